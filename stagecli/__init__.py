@@ -1,0 +1,3 @@
+"""Stage-aware training of audio diffusion models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,316 @@
+"""The command line: flags -> plain function calls. The only Typer file; torch is imported inside commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stagecli import __version__, recipe as recipes
+from stagecli.console import Console, inspect, make_view, progress
+from stagecli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, StageError
+
+app = typer.Typer(
+    name="stagecli",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train audio diffusion models stage-aware: text-to-audio (t2a) and super-resolution (sr).",
+)
+recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, copy and check recipes.")
+app.add_typer(recipes_app, name="recipes")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key (repeatable).")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where runs lie.")]
+Checkpoint = Annotated[str, typer.Option("--checkpoint", help="latest, best, or a step.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the sampling noise.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Sampler steps; default: the recipe's.")]
+Guidance = Annotated[float | None, typer.Option("--guidance", min=0, help="Guidance weight; 1: none.")]
+Sampler = Annotated[str | None, typer.Option("--sampler", help="euler, heun or ab2.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        sys.stdout.write(f"stagecli {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Examples:  stagecli train quickstart   |   stagecli train my.toml --set train.lr=1e-4 --name low-lr")
+def train(
+    recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the recipe's.")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    sets: Sets = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")] = False,
+    prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Check data and fill the caches, then stop.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew; the old run is moved aside.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")] = False,
+) -> None:
+    """Train a recipe; the same command again resumes it."""
+    loaded = recipes.load(recipe, sets or [])
+    out = Console()
+    if dry_run:
+        from stagecli.plan import dry_run as plan
+
+        plan(loaded, out)
+        return
+    view = make_view(quiet)
+    if prepare_only:
+        from stagecli.trainer import prepare_only as prepare
+
+        done = prepare(loaded, view.progress)
+        view.close("prepared", f"{len(done.train)} training and {len(done.valid)} validation clips are ready")
+        _report_skipped(done.source, out)
+        return
+    from stagecli.trainer import train as run_training
+
+    folder = runs_dir / (name or loaded.about.name or Path(recipe).stem)
+    status = run_training(loaded, folder, view, argv=sys.argv[1:], overrides=sets or [], restart=restart)
+    if status == "interrupted":
+        out.note(f"interrupted; resume with:  stagecli {' '.join(a for a in sys.argv[1:] if a != '--restart')}")
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        out.note(f"run: {folder}   samples: {folder / 'samples'}")
+        out.note(f"next:  stagecli evaluate {folder}   |   stagecli inspect-regime {folder}")
+
+
+def _report_skipped(source: Any, out: Console) -> None:
+    if source.skipped:
+        out.warn(f"{len(source.skipped)} clips left out:")
+        for problem in source.skipped:
+            out.note(f"  {problem.where}  {problem.what}")
+
+
+@app.command(epilog="Examples:  stagecli evaluate runs/quickstart   |   stagecli evaluate --task sr --json")
+def evaluate(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Runs; default: the newest finished one of --task.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="t2a or sr.")] = None,
+    split: Annotated[str, typer.Option("--split", help="train, valid or test.")] = "test",
+    checkpoint: Checkpoint = "latest",
+    samples: Annotated[int | None, typer.Option("--samples", min=2, help="Clips to score at most.")] = None,
+    cutoff: Annotated[list[float] | None, typer.Option("--cutoff", help="Test cutoff in Hz (sr, repeatable).")] = None,
+    reference: Annotated[Path | None, typer.Option("--reference", help="Folder of real audio.")] = None,
+    generated: Annotated[Path | None, typer.Option("--generated", help="Folder of audio to score.")] = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: Sampler = None,
+    runs_dir: RunsDir = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Score runs on real clips, or one folder of audio against another."""
+    from stagecli.plan import show_scores
+
+    out = Console(as_json)
+    _one_of("--task", task, ("t2a", "sr"), optional=not (reference or generated))
+    _one_of("--split", split, ("train", "valid", "test"))
+    _one_of("--sampler", sampler, ("euler", "heun", "ab2"), optional=True)
+    if reference or generated:
+        if not (reference and generated):
+            raise StageError("--reference and --generated belong together")
+        from stagecli.evaluate import evaluate_folders
+
+        assert task is not None
+        documents = [evaluate_folders(reference, generated, task, cutoff=cutoff[0] if cutoff else None)]
+    else:
+        from stagecli.run import newest
+
+        if not runs:
+            runs = [newest(runs_dir, task)]
+            out.note(f"scoring {runs[0]}")
+        from stagecli.evaluate import evaluate_run
+
+        changes = {"steps": steps, "guidance": guidance, "sampler": sampler}
+        options: dict[str, Any] = {"split": split, "checkpoint": checkpoint, "samples": samples, "seed": seed}
+        documents = []
+        for run in runs:
+            with _bars() as report:
+                documents.append(
+                    evaluate_run(run, task=task, cutoffs=cutoff or (), progress=report, **options, **changes)
+                )
+    out.result(documents if len(documents) > 1 else documents[0], lambda: show_scores(documents, out))
+
+
+class _bars:  # noqa: N801
+    """One bar on stderr per thing that is counted."""
+
+    def __enter__(self) -> Any:
+        self.open: tuple[str, Any, Any, int] | None = None
+        return self
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.open is None or self.open[0] != what:
+            self.__exit__()
+            manager = progress(what, total)
+            self.open = (what, manager, manager.__enter__(), 0)
+        name, manager, advance, before = self.open
+        advance(done - before)
+        self.open = (name, manager, advance, done)
+
+    def __exit__(self, *_: object) -> None:
+        if self.open is not None:
+            self.open[1].__exit__(None, None, None)
+            self.open = None
+
+
+def _one_of(flag: str, value: str | None, allowed: tuple[str, ...], optional: bool = False) -> None:
+    if value in allowed or (optional and value is None):
+        return
+    what = f"{flag} is needed" if value is None else f"{flag} {value!r} is not known"
+    raise StageError(what, hint=f"one of: {', '.join(allowed)}")
+
+
+@app.command("inspect-regime", epilog="Examples:  stagecli inspect-regime runs/quickstart   |   ... --html report.html")
+def inspect_regime(
+    runs: Annotated[list[Path], typer.Argument(help="One or more run directories.")],
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the curves to FILE.png or FILE.svg.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write one self-contained page.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where training is: loss by noise bin, speed, events, and a plain reading."""
+    from stagecli import report
+
+    out = Console(as_json)
+    read = [report.read_run(run) for run in runs]
+    for one in read:
+        for damage in one.damage:
+            out.warn(damage)
+    if plot or html:
+        from stagecli import report_html
+        from stagecli.run import write_atomic
+
+        if plot:
+            out.note(f"wrote {report_html.plot(read, plot)}")
+        if html:
+            write_atomic(html, report_html.html(read))
+            out.note(f"wrote {html}")
+    summaries = [report.summary(one) for one in read]
+    out.result(summaries if len(summaries) > 1 else summaries[0], lambda: inspect(summaries, out))
+
+
+@app.command(
+    epilog='Examples:  stagecli sample runs/quickstart --prompt "a loud bell"   |   stagecli sample runs/sr --input old.wav'
+)
+def sample(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to sound (t2a, repeatable).")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="File with a prompt a line, or JSONL (t2a).")] = None,
+    source: Annotated[Path | None, typer.Option("--input", "-i", help="Audio file or folder to restore (sr).")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder, or FILE.wav for a single result.")] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", min=0.05, help="Length (t2a).")] = None,
+    cutoff: Annotated[float | None, typer.Option("--cutoff", min=1, help="Hz up to which the input is kept (sr).")] = None,
+    checkpoint: Checkpoint = "latest",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.")] = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: Sampler = None,
+    as_json: AsJson = False,
+) -> None:
+    """Generate audio from prompts, or restore the high band of files."""
+    out = Console(as_json)
+    _one_of("--sampler", sampler, ("euler", "heun", "ab2"), optional=True)
+    if bool(prompt or prompts) == bool(source):
+        raise StageError("give either prompts or --input", hint='--prompt "TEXT", --prompts FILE, or --input FILE_OR_DIR')
+    from stagecli import sample as sampling
+
+    shared: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "steps": steps, "guidance": guidance, "sampler": sampler}
+    with _bars() as report:
+        if source:
+            rows = sampling.restore_files(
+                run, source, output, cutoff=cutoff, warn=out.warn, progress=lambda d, n: report("files", d, n), **shared
+            )
+        else:
+            texts = [*(prompt or []), *(sampling.read_prompts(prompts) if prompts else [])]
+            rows = sampling.sample_prompts(
+                run, texts, output, seconds=seconds, progress=lambda d, n: report("clips", d, n), **shared
+            )
+    columns = ("file", "prompt") if "prompt" in rows[0] else ("file", "input", "cutoff")
+    out.result(rows, lambda: out.table("", columns, [[row[c] for c in columns] for row in rows]))
+
+
+@recipes_app.command("list")
+def recipes_list(as_json: AsJson = False) -> None:
+    """List the shipped recipes."""
+    out = Console(as_json)
+    rows = [{"name": name, **recipes.about(path)} for name, path in recipes.shipped().items()]
+    columns = ("name", "summary", "needs")
+    out.result(rows, lambda: out.table("", columns, [[row[c] for c in columns] for row in rows]))
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: str, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Print a recipe with every default written out."""
+    loaded = recipes.load(recipe, sets or [])
+    Console(as_json).result(loaded.model_dump(mode="json"), lambda: print(recipes.annotated(loaded)))  # noqa: T201
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    recipe: str,
+    destination: Path,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Copy a shipped recipe to a file of your own."""
+    source = recipes.find(recipe)
+    target = destination / source.name if destination.is_dir() else destination
+    if target.exists() and not force:
+        raise StageError(f"{target} exists", hint="choose another name, or --force")
+    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    Console().note(f"wrote {target};  train it with:  stagecli train {target}")
+
+
+@recipes_app.command("check")
+def recipes_check(recipe: str, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Check a recipe; exit 1 where it has problems."""
+    out = Console(as_json)
+    try:
+        loaded = recipes.load(recipe, sets or [])
+    except StageError as error:
+        if as_json:
+            problems = [{"where": p.where, "what": p.what} for p in error.problems]
+            out.result({"ok": False, "message": error.message, "problems": problems})
+        else:
+            out.error(error)
+        raise typer.Exit(EXIT_FAILED) from None
+    out.result({"ok": True, "name": loaded.about.name, "signature": recipes.signature(loaded)})
+
+
+@app.command()
+def doctor(runs_dir: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
+    """Check that this machine can train."""
+    from stagecli.doctor import examine, show
+
+    out = Console(as_json)
+    document = examine(runs_dir)
+    out.result(document, lambda: show(document, out))
+    if not document["ok"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def main() -> None:
+    """Entry point: StageError -> message and exit code, no traceback unless STAGECLI_DEBUG=1."""
+    try:
+        app(standalone_mode=True)
+    except StageError as error:
+        if os.environ.get("STAGECLI_DEBUG") == "1":
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            Console().error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(EXIT_USAGE)

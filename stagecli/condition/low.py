@@ -1,0 +1,31 @@
+"""The low-resolution condition of super-resolution: its level, and the band that is kept from it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEVEL = 0.1  # root mean square that the input is brought to (-20 dBFS)
+QUIETEST = 1e-4  # below this (-80 dBFS) an input counts as silence and is not lifted further
+KEPT = 1.0  # share of the cutoff below which the band is kept from the input
+
+
+def level_gain(low_N: np.ndarray) -> float:
+    """Gain that brings the low-resolution input to LEVEL; its inverse restores the loudness.
+
+    It reads the input alone, never the target, so that sampling can do the same.
+    """
+    rms = float(np.sqrt(np.mean(np.square(low_N, dtype=np.float64)))) if low_N.size else 0.0
+    return LEVEL / max(rms, QUIETEST)
+
+
+def kept_band(channel_hz_C: Tensor, cutoff_B: Tensor, sample_rate: int) -> Tensor:
+    """True [B, C] for the channels that are kept from the input; cutoff is a share of Nyquist."""
+    edge_B = KEPT * cutoff_B * sample_rate / 2
+    return channel_hz_C[None, :].to(cutoff_B.device) < edge_B[:, None]
+
+
+def band_weight(band_BC: Tensor) -> Tensor:
+    """Loss weight [B, 1, C]: what is kept from the input is not learnt."""
+    return (~band_BC).to(torch.float32)[:, None, :]

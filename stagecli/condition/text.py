@@ -1,0 +1,114 @@
+"""Text encoders: captions -> tokens [B, L, D] and their mask [B, L].
+
+`ByteEncoder` is a part of the network and trained along; `PretrainedText` is frozen, so its
+embeddings are computed once and cached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stagecli.errors import EXIT_USAGE, Problem, StageError
+from stagecli.model.dit import Attention, rotary_table
+
+PAD, BEGIN, OFFSET = 0, 1, 2  # byte b has the id b + OFFSET
+
+
+def byte_ids(captions: Sequence[str], max_length: int) -> Tensor:
+    """UTF-8 bytes of each caption -> ids [B, L], begun by BEGIN and padded by PAD.
+
+    The empty caption is BEGIN alone: it is what a dropped caption becomes.
+    """
+    rows = [[BEGIN, *(b + OFFSET for b in caption.encode("utf-8")[: max_length - 1])] for caption in captions]
+    length = max(len(row) for row in rows)
+    return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
+
+
+class ByteEncoder(nn.Module):
+    """A small bidirectional transformer over bytes."""
+
+    def __init__(self, width: int, depth: int, out: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Embedding(256 + OFFSET, width)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "norm1": nn.LayerNorm(width),
+                    "attention": Attention(width, heads),
+                    "norm2": nn.LayerNorm(width),
+                    "fc1": nn.Linear(width, 4 * width),
+                    "fc2": nn.Linear(4 * width, width),
+                }
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, out)
+        nn.init.normal_(self.embed.weight, std=0.5)
+
+    def forward(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """ids [B, L] -> tokens [B, L, out] and mask [B, L], True where there is a byte."""
+        mask_BL = ids_BL != PAD
+        x = self.embed(ids_BL)
+        table = rotary_table(x.shape[1], x.shape[2] // self.heads, x.device)
+        for layer in self.layers:
+            assert isinstance(layer, nn.ModuleDict)
+            x = x + layer["attention"](layer["norm1"](x), mask_BL=mask_BL, table=table)
+            x = x + layer["fc2"](F.gelu(layer["fc1"](layer["norm2"](x))))
+        return self.out(self.norm(x)), mask_BL
+
+
+class PretrainedText:
+    """A frozen `transformers` text encoder (T5 encoder, CLAP text, any AutoModel) and its tokenizer.
+
+    Raises StageError where the model cannot be loaded, naming the local-folder way.
+    """
+
+    def __init__(self, model: str, max_length: int) -> None:
+        from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+
+        self.model_id, self.max_length = model, max_length
+        try:
+            kind = AutoConfig.from_pretrained(model).model_type
+            loader = T5EncoderModel if kind in ("t5", "umt5", "mt5") else AutoModel
+            network = loader.from_pretrained(model)
+            self.tokenizer = AutoTokenizer.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise StageError(
+                f"cannot load the text encoder {model!r}",
+                problems=[Problem("condition.model", str(error).splitlines()[0])],
+                hint="give a local folder written by save_pretrained, with its tokenizer",
+                exit_code=EXIT_USAGE,
+            ) from error
+        if kind == "clap":
+            network = network.text_model
+        elif getattr(network.config, "is_encoder_decoder", False) and hasattr(network, "get_encoder"):
+            network = network.get_encoder()
+        self.network = network.eval().requires_grad_(False)
+        config = getattr(network.config, "text_config", network.config)
+        self.width = int(getattr(config, "hidden_size", None) or config.d_model)
+
+    def fingerprint(self) -> str:
+        """Hash of the weights, for the cache key."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def embed(self, captions: Sequence[str]) -> list[Tensor]:
+        """Captions -> one float32 tensor [L_i, D] each, without padding."""
+        device = next(self.network.parameters()).device
+        tokens = self.tokenizer(
+            list(captions), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(device)
+        states = self.network(**tokens).last_hidden_state.float().cpu()
+        lengths = tokens["attention_mask"].sum(1).tolist()
+        return [state[: max(int(n), 1)] for state, n in zip(states, lengths, strict=True)]

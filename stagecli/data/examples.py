@@ -1,0 +1,217 @@
+"""What is trained at which step: order, crops, padding masks, low-pass filters, dropped captions and noise.
+
+Everything is a function of (seed, global sample index), so that neither loader workers nor the
+number of processes nor a resume change what is trained.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from stagecli.condition.low import level_gain
+from stagecli.condition.text import byte_ids
+from stagecli.data.cache import FeatureCache
+from stagecli.data.degrade import degrade, draw_low_pass
+from stagecli.data.source import Clip, Source
+from stagecli.schema import Recipe
+
+# Independent random streams per (seed, sample); a new use gets a new number.
+ORDER, CROP, DROP, NOISE, LOW_PASS, TIME, VALID = range(7)
+
+
+def stream(seed: int, name: int, *index: int) -> np.random.Generator:
+    """The generator of one stream at one index: a pure function of its arguments."""
+    return np.random.default_rng([seed, name, *index])
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, clips: int, epoch: int) -> np.ndarray:
+    return stream(seed, ORDER, epoch).permutation(clips)
+
+
+def clip_at(seed: int, clips: int, sample: int) -> int:
+    """Which clip the global sample `sample` is: a fresh permutation for each pass over the data."""
+    epoch, position = divmod(sample, clips)
+    return int(_permutation(seed, clips, epoch)[position])
+
+
+def stratified(seed: int, step: int, batch_size: int) -> Tensor:
+    """Uniform numbers [batch_size] in (0, 1), one in each of batch_size strata, in random order."""
+    rng = stream(seed, TIME, step)
+    u = (rng.permutation(batch_size) + rng.random(batch_size)) / batch_size
+    return torch.from_numpy(np.clip(u, 1e-5, 1 - 1e-5).astype(np.float32))
+
+
+class Memory:
+    """Decoded audio, least recently used out first, up to a number of megabytes."""
+
+    def __init__(self, source: Source, megabytes: int) -> None:
+        self.source, self.budget, self.used = source, megabytes * 2**20, 0
+        self.held: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def read(self, clip: Clip) -> np.ndarray:
+        audio = self.held.pop(clip.key, None)
+        if audio is None:
+            audio = self.source.read(clip)
+            self.used += audio.nbytes
+        self.held[clip.key] = audio
+        while self.used > self.budget and len(self.held) > 1:
+            self.used -= self.held.popitem(last=False)[1].nbytes
+        return audio
+
+
+def crop(audio_N: np.ndarray, samples: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """A random crop of exactly `samples` samples, zero-padded at the end, and how many are real."""
+    start = int(rng.integers(0, max(0, len(audio_N) - samples) + 1))
+    part = audio_N[start : start + samples]
+    return np.pad(part, (0, samples - len(part))).astype(np.float32), len(part)
+
+
+class Examples(Dataset):
+    """Global sample index -> one example, as named tensors.
+
+    audio [N] (or raw frames [T, C] from the feature cache), noise [T, C], mask [T] where padding is masked
+    out; `caption` (str) or `text` [L, D]; low [N] and cutoff (share of Nyquist) for sr.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Source,
+        clips: Sequence[Clip],
+        *,
+        shape: tuple[int, int],
+        samples: int,
+        hop: int,
+        frames_cache: FeatureCache | None = None,
+        text_cache: FeatureCache | None = None,
+    ) -> None:
+        self.recipe, self.clips, self.shape, self.samples, self.hop = recipe, list(clips), shape, samples, hop
+        self.seed = recipe.train.seed
+        self.frames_cache, self.text_cache = frames_cache, text_cache
+        self.source = source
+        self.memory = Memory(source, recipe.data.memory_mb)
+
+    def __getitem__(self, sample: int) -> dict[str, Any]:
+        clip = self.clips[clip_at(self.seed, len(self.clips), sample)]
+        noise = stream(self.seed, NOISE, sample).standard_normal(self.shape, dtype=np.float32)
+        dropped = stream(self.seed, DROP, sample).random() < self.recipe.condition.dropout
+        return {"sample": sample, "noise": torch.from_numpy(noise), **self.content(clip, (CROP, sample), dropped)}
+
+    def valid_item(self, index: int) -> dict[str, Any]:
+        """The validation example of clip `index`: the same crop and filter every time, caption kept."""
+        return self.content(self.clips[index], (VALID, index), False)
+
+    def content(self, clip: Clip, key: tuple[int, int], dropped: bool) -> dict[str, Any]:
+        rng = stream(self.seed, *key)
+        item: dict[str, Any] = {}
+        if self.frames_cache is not None:
+            number = int(rng.integers(self.recipe.data.crops))
+            stack = self.frames_cache.get(self.source.content_hash(clip))
+            if stack is None:
+                raise RuntimeError(f"{clip.key} left the feature cache while training; start again to refill it")
+            item["raw"] = torch.from_numpy(np.array(stack[number]))
+            real = min(round(clip.seconds * self.recipe.data.sample_rate), self.samples)
+        else:
+            audio, real = crop(self.memory.read(clip), self.samples, rng)
+            if self.recipe.task.kind == "sr":
+                condition = self.recipe.condition
+                assert condition.cutoff is not None
+                low_pass = draw_low_pass(rng, condition.cutoff, condition.filters, condition.orders)
+                low = degrade(audio, self.recipe.data.sample_rate, low_pass)
+                gain = level_gain(low)
+                item["low"] = torch.from_numpy((low * gain).astype(np.float32))
+                item["cutoff"] = torch.tensor(2 * low_pass.cutoff / self.recipe.data.sample_rate)
+                audio = (audio * gain).astype(np.float32)
+            item["audio"] = torch.from_numpy(audio)
+        if self.recipe.data.padding == "mask":
+            item["mask"] = torch.arange(self.shape[0]) * self.hop < real
+        if self.recipe.condition.text == "bytes":
+            item["caption"] = "" if dropped else clip.caption
+        elif self.text_cache is not None:
+            item["text"] = torch.from_numpy(np.array(self.text_cache.get("" if dropped else clip.caption)))
+        return item
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+
+class Collate:
+    """List of examples -> batch of tensors [B, ...]; texts are padded to the longest."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        batch: dict[str, Tensor] = {}
+        for name in items[0]:
+            values = [item[name] for item in items]
+            if name == "caption":
+                batch["text_ids"] = byte_ids(values, self.max_length)
+            elif name == "text":
+                batch["text"], batch["text_mask"] = pad_texts(values)
+            elif name == "sample":
+                batch["sample"] = torch.tensor(values)
+            else:
+                batch[name] = torch.stack(values)
+        return batch
+
+
+def pad_texts(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Embeddings [L_i, D] -> [B, L, D] padded with zeros, and their mask [B, L]."""
+    length = max(text.shape[0] for text in texts)
+    mask = torch.stack([torch.arange(length) < text.shape[0] for text in texts])
+    return torch.stack([torch.nn.functional.pad(t, (0, 0, 0, length - t.shape[0])) for t in texts]), mask
+
+
+class MicroBatches:
+    """Sample indices of every micro-batch of one process, from a step on.
+
+    Step s holds the global samples [s B, (s + 1) B); process r of W takes rows r, r + 1, ... of each
+    micro-batch, so that the union over processes is the same for any W and any accumulation.
+    """
+
+    def __init__(self, batch_size: int, accumulate: int, rank: int, world: int, start: int, stop: int) -> None:
+        self.batch_size, self.accumulate, self.rank, self.world = batch_size, accumulate, rank, world
+        self.start, self.stop = start, stop
+        self.size = batch_size // (accumulate * world)
+
+    def rows(self, micro: int) -> slice:
+        """Rows of the global batch that this process trains in micro-batch `micro`."""
+        first = (micro * self.world + self.rank) * self.size
+        return slice(first, first + self.size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.stop):
+            for micro in range(self.accumulate):
+                rows = self.rows(micro)
+                yield list(range(step * self.batch_size + rows.start, step * self.batch_size + rows.stop))
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.accumulate
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> DataLoader:
+    """The micro-batches in order, from `data.workers` processes."""
+    workers = examples.recipe.data.workers
+    return DataLoader(
+        examples,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=Collate(examples.recipe.condition.max_length),
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+    )

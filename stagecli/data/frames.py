@@ -1,0 +1,39 @@
+"""A batch of audio -> a batch of frames, on the device: what the objective and the network read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stagecli.codec.base import Codec
+from stagecli.condition.low import band_weight, kept_band
+
+
+@torch.no_grad()
+def to_frames(batch: Mapping[str, Tensor], codec: Codec) -> dict[str, Tensor]:
+    """Replace `audio` [B, N] (or cached `raw` frames) by `x0` [B, T, C], `low` [B, N] by its frames; add `weight`.
+
+    weight, broadcastable to x0, is 0 on padding and on the band kept from the input.
+    """
+    frames = {name: value for name, value in batch.items() if name not in ("audio", "raw", "low")}
+    if "audio" in batch:
+        frames["x0"] = codec.encode(batch["audio"])
+    elif "raw" in batch:
+        frames["x0"] = codec.normalise(batch["raw"])
+    weight = None
+    if "low" in batch:
+        frames["low"] = codec.encode(batch["low"])
+        band = kept_band(codec.channel_hz, batch["cutoff"], codec.sample_rate)  # type: ignore[arg-type]
+        weight = band_weight(band)
+    if "mask" in batch:
+        mask = batch["mask"][..., None].float()
+        weight = mask if weight is None else weight * mask
+    if weight is not None:
+        frames["weight"] = weight
+    return frames
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

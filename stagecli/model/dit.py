@@ -1,0 +1,236 @@
+"""The diffusion transformer over frames; this file reads top to bottom.
+
+Axes: B batch, T frames, C codec channels, P tokens (T / patch), D width, H heads, L text tokens.
+Sources: DiT with adaLN-zero (Peebles and Xie 2023, arXiv 2212.09748), rotary positions (Su et al.
+2021, arXiv 2104.09864), QK normalisation (Dehghani et al. 2023, arXiv 2302.05442).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass
+class Conditioning:
+    """What the network is told besides x_t and t. Absent parts are None.
+
+    text_BLD, text_mask_BL: text tokens, True where there is one; pooled_BD: their mean;
+    low_BTC: frames of the low-resolution input; cutoff_B: its cutoff as a share of the Nyquist
+    frequency; mask_BT: True where a frame is real, False where it is padding.
+    """
+
+    text_BLD: Tensor | None = None
+    text_mask_BL: Tensor | None = None
+    low_BTC: Tensor | None = None
+    cutoff_B: Tensor | None = None
+    mask_BT: Tensor | None = None
+
+
+@dataclass
+class Output:
+    """velocity_BTC: the predicted eps - x0; hidden: block number (from 1) -> its output [B, P, D]."""
+
+    velocity_BTC: Tensor
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+
+
+def sinusoid(value_B: Tensor, width: int, scale: float = 1000.0) -> Tensor:
+    """Numbers in [0, 1] -> [B, width] sines and cosines of geometric frequencies."""
+    half = width // 2
+    rate = torch.exp(
+        -math.log(10_000.0) * torch.arange(half, device=value_B.device, dtype=torch.float32) / half
+    )
+    angle = value_B.float()[:, None] * scale * rate
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def rotary_table(length: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, width / 2] of rotary position angles."""
+    rate = 10_000.0 ** (-torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * rate
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_BHPK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn pairs of channels by the angle of their position."""
+    cos, sin = (part.to(x_BHPK.dtype) for part in table)
+    a, b = x_BHPK.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def modulate(x_BPD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
+    return x_BPD * (1 + scale_BD[:, None]) + shift_BD[:, None]
+
+
+class HeadNorm(nn.Module):
+    """Root-mean-square norm over a head's channels, in fp32 whatever the autocast type."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x_BHPK: Tensor) -> Tensor:
+        return F.rms_norm(x_BHPK.float(), (x_BHPK.shape[-1],), self.weight).to(x_BHPK.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with normalised queries and keys; self (rotary) or cross."""
+
+    def __init__(self, width: int, heads: int, context: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width, bias=False)
+        self.k = nn.Linear(context or width, width, bias=False)
+        self.v = nn.Linear(context or width, width, bias=False)
+        self.o = nn.Linear(width, width)
+        self.q_norm = HeadNorm(width // heads)
+        self.k_norm = HeadNorm(width // heads)
+
+    def forward(
+        self,
+        x_BPD: Tensor,
+        context_BLD: Tensor | None = None,
+        mask_BL: Tensor | None = None,
+        table: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        source = x_BPD if context_BLD is None else context_BLD
+
+        def split(y: Tensor) -> Tensor:
+            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        q, k, v = split(self.q(x_BPD)), split(self.k(source)), split(self.v(source))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if table is not None:
+            q, k = rotate(q, table), rotate(k, table)
+        mask = None if mask_BL is None else mask_BL[:, None, None, :]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to text, feed-forward; scale, shift and gate from the condition."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, text: bool) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(width, heads)
+        self.norm_text = nn.LayerNorm(width, eps=1e-6) if text else None
+        self.cross = Attention(width, heads, context=width) if text else None
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(
+        self,
+        x_BPD: Tensor,
+        c_BD: Tensor,
+        table: tuple[Tensor, Tensor],
+        mask_BP: Tensor | None,
+        text_BLD: Tensor | None,
+        text_mask_BL: Tensor | None,
+    ) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c_BD)).chunk(6, dim=-1)
+        h = self.attention(modulate(self.norm1(x_BPD), shift1, scale1), mask_BL=mask_BP, table=table)
+        x_BPD = x_BPD + gate1[:, None] * h
+        if self.cross is not None and self.norm_text is not None and text_BLD is not None:
+            x_BPD = x_BPD + self.cross(self.norm_text(x_BPD), text_BLD, text_mask_BL)
+        h = self.fc2(F.gelu(self.fc1(modulate(self.norm2(x_BPD), shift2, scale2)), approximate="tanh"))
+        return x_BPD + gate2[:, None] * h
+
+
+class DiT(nn.Module):
+    """Predicts the velocity eps - x0 of frames x_t [B, T, C] at time t (1 is noise).
+
+    channels: C; low: True adds the low-resolution frames and the cutoff as inputs (sr);
+    text: True adds cross-attention to text tokens of this width.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        patch: int = 1,
+        mlp_ratio: float = 4.0,
+        low: bool = False,
+        text: bool = False,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels, self.width, self.heads, self.patch = channels, width, heads, patch
+        self.activation_checkpointing = activation_checkpointing
+        self.input = nn.Linear(channels * patch * (2 if low else 1), width)
+        self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.cutoff = (
+            nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width)) if low else None
+        )
+        self.pooled = nn.Linear(width, width) if text else None
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, text) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, channels * patch)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """adaLN-zero: every block, and the output, starts as the identity (zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        zero = [self.modulation, self.output]
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            zero += [block.modulation] + ([block.cross.o] if block.cross is not None else [])
+        for module in zero:
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def tokens(self, frames_BTC: Tensor) -> Tensor:
+        """[B, T, C] -> [B, P, patch * C]; T is padded to whole patches."""
+        extra = -frames_BTC.shape[1] % self.patch
+        padded = F.pad(frames_BTC, (0, 0, 0, extra)) if extra else frames_BTC
+        return padded.unflatten(1, (-1, self.patch)).flatten(2)
+
+    def forward(
+        self, x_BTC: Tensor, t_B: Tensor, condition: Conditioning, return_hidden: Collection[int] = ()
+    ) -> Output:
+        frames = x_BTC.shape[1]
+        inputs = [self.tokens(x_BTC)]
+        c_BD = self.time(sinusoid(t_B, 256).to(x_BTC.dtype))
+        if self.cutoff is not None:
+            assert condition.low_BTC is not None and condition.cutoff_B is not None
+            inputs.append(self.tokens(condition.low_BTC))
+            c_BD = c_BD + self.cutoff(sinusoid(condition.cutoff_B, 256).to(x_BTC.dtype))
+        if self.pooled is not None:
+            assert condition.text_BLD is not None and condition.text_mask_BL is not None
+            weight = condition.text_mask_BL[..., None].to(condition.text_BLD.dtype)
+            c_BD = c_BD + self.pooled((condition.text_BLD * weight).sum(1) / weight.sum(1).clamp_min(1))
+        x_BPD = self.input(torch.cat(inputs, dim=-1))
+        mask_BP = None
+        if condition.mask_BT is not None:
+            mask_BP = self.tokens(condition.mask_BT[..., None]).any(-1)
+        table = rotary_table(x_BPD.shape[1], self.width // self.heads, x_BPD.device)
+        hidden: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks, 1):
+            args = (x_BPD, c_BD, table, mask_BP, condition.text_BLD, condition.text_mask_BL)
+            if self.activation_checkpointing and self.training:
+                x_BPD = checkpoint(block, *args, use_reentrant=False)
+            else:
+                x_BPD = block(*args)
+            if number in return_hidden:
+                hidden[number] = x_BPD
+        shift, scale = self.modulation(F.silu(c_BD)).chunk(2, dim=-1)
+        v_BPK = self.output(modulate(self.norm(x_BPD), shift, scale))
+        return Output(v_BPK.unflatten(-1, (self.patch, self.channels)).flatten(1, 2)[:, :frames], hidden)

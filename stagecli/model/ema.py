@@ -1,0 +1,45 @@
+"""Exponential moving average of the weights, in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """avg <- d avg + (1 - d) w after each step, d = min(decay, (1 + n) / (10 + n)) so that it starts short."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.average = {n: p.detach().float().clone() for n, p in network.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        weights = [p.detach().float() for p in network.parameters()]
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Inside, the network holds the average; afterwards its own weights, to the bit."""
+        own = {n: p.detach().clone() for n, p in network.named_parameters()}
+        self._copy(network, self.average)
+        try:
+            yield
+        finally:
+            self._copy(network, own)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in network.named_parameters():
+            parameter.copy_(weights[name])
+
+    def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
+        self.updates = updates
+        for name, value in self.average.items():
+            value.copy_(weights[name])

@@ -1,0 +1,204 @@
+"""A trained network with its codec and encoders: prompts -> audio, low-resolution audio -> full band."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stagecli import checkpoint, recipe as recipes, sampler
+from stagecli.codec import make_codec
+from stagecli.codec.base import Codec
+from stagecli.condition.low import kept_band, level_gain
+from stagecli.condition.text import PretrainedText, byte_ids
+from stagecli.data.examples import pad_texts, stream
+from stagecli.errors import Problem, StageError
+from stagecli.model.dit import Conditioning
+from stagecli.model.network import Network
+from stagecli.run import read_info
+from stagecli.schema import Evaluate, Recipe
+
+SAMPLE = 100  # random stream of sampling noise, apart from the training streams
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample; defaults come from the recipe's `[evaluate]` table."""
+
+    sampler: str
+    steps: int
+    guidance: float
+    interval: tuple[float, float]
+    batch_size: int
+
+    @classmethod
+    def of(cls, table: Evaluate, **changes: Any) -> Settings:
+        given = {name: value for name, value in changes.items() if value is not None}
+        base = {
+            "sampler": table.sampler,
+            "steps": table.steps,
+            "guidance": table.guidance,
+            "interval": table.guidance_interval,
+            "batch_size": table.batch_size,
+        }
+        return cls(**{**base, **given})
+
+
+class Pipeline:
+    """Codec, network and text encoder of a run, on one device, for generation only."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        codec: Codec,
+        network: Network,
+        text: PretrainedText | None,
+        device: torch.device,
+        autocast: Callable[[], Any] = nullcontext,
+    ) -> None:
+        self.recipe, self.codec, self.network, self.text = recipe, codec, network, text
+        self.device, self.autocast = device, autocast
+        self.sample_rate = recipe.data.sample_rate
+        self.samples = round(recipe.data.seconds * recipe.data.sample_rate)
+
+    def conditioning(self, captions: Sequence[str]) -> Conditioning:
+        """Encoded captions, one row each; recipes without text get an empty condition."""
+        if self.recipe.condition.text == "none":
+            return Conditioning()
+        if self.text is not None:
+            text, mask = pad_texts(self.text.embed(captions))
+            return self.network.condition({"text": text.to(self.device), "text_mask": mask.to(self.device)})
+        ids = byte_ids(captions, self.recipe.condition.max_length)
+        return self.network.condition({"text_ids": ids.to(self.device)})
+
+    def noise(self, shape: tuple[int, int], seed: int, index: int) -> Tensor:
+        """[T, C] from (seed, index) alone: the same sample in any batch."""
+        drawn = stream(seed, SAMPLE, index).standard_normal(shape, dtype=np.float32)
+        return torch.from_numpy(drawn).to(self.device)
+
+    def _solve(self, velocity: sampler.Velocity, x_BTC: Tensor, settings: Settings) -> Tensor:
+        return sampler.SAMPLERS[settings.sampler](velocity, x_BTC, sampler.times(settings.steps))
+
+    def _velocity(self, condition: Conditioning, x_BTC: Tensor, t: float) -> Tensor:
+        t_B = torch.full((x_BTC.shape[0],), t, device=x_BTC.device)
+        with self.autocast():
+            return self.network(x_BTC, t_B, condition).velocity_BTC.float()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int,
+        settings: Settings,
+        seconds: float | None = None,
+        progress: Progress | None = None,
+    ) -> list[np.ndarray]:
+        """One clip [N] per prompt; sample i depends on (seed, i) and its prompt, not on the batch."""
+        samples = self.samples if seconds is None else round(seconds * self.sample_rate)
+        shape = (self.codec.frames(samples), self.codec.channels)
+        done: list[np.ndarray] = []
+        self.network.eval()
+        for first in range(0, len(prompts), settings.batch_size):
+            part = prompts[first : first + settings.batch_size]
+            known, empty = self.conditioning(part), self.conditioning([""] * len(part))
+            velocity = sampler.guided(
+                lambda x, t, c=known: self._velocity(c, x, t),
+                lambda x, t, c=empty: self._velocity(c, x, t),
+                settings.guidance,
+                settings.interval,
+            )
+            noise = torch.stack([self.noise(shape, seed, first + i) for i in range(len(part))])
+            frames = self._solve(velocity, noise, settings)
+            done += list(self.codec.decode(frames, samples).float().cpu().numpy())
+            if progress:
+                progress(len(done), len(prompts))
+        return done
+
+    @torch.no_grad()
+    def restore(
+        self, low_N: np.ndarray, cutoff: float, *, seed: int, settings: Settings, index: int = 0, prompt: str = ""
+    ) -> np.ndarray:
+        """Audio [N] at the model's rate, empty above `cutoff` Hz -> full band [N], same level and length.
+
+        Any length: windows of the training length overlap by half and share one state. The band
+        below the cutoff is the input's.
+        """
+        gain = level_gain(low_N)
+        scaled = torch.from_numpy((low_N * gain).astype(np.float32))[None].to(self.device)
+        low_1TC = self.codec.encode(scaled)
+        share = 2 * cutoff / self.sample_rate
+        window = self.codec.frames(self.samples)
+        hop = max(1, window // 2)
+        frames = low_1TC.shape[1]
+        low_WTC = sampler.windows(low_1TC, sampler.window_starts(frames, window, hop), window)
+        text = self.conditioning([prompt])
+
+        def part(x_BTC: Tensor, t: float, which: slice) -> Tensor:
+            count = x_BTC.shape[0]
+            cutoff_B = torch.full((count,), share, device=self.device)
+            condition = Conditioning(low_BTC=low_WTC[which], cutoff_B=cutoff_B)
+            if text.text_BLD is not None and text.text_mask_BL is not None:
+                condition.text_BLD = text.text_BLD.expand(count, -1, -1)
+                condition.text_mask_BL = text.text_mask_BL.expand(count, -1)
+            return self._velocity(condition, x_BTC, t)
+
+        self.network.eval()
+        band = kept_band(self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate)
+        velocity = sampler.windowed(part, frames, window, hop, settings.batch_size)
+        velocity = sampler.keep_band(velocity, low_1TC, band)
+        noise = self.noise((frames, self.codec.channels), seed, index)[None]
+        frames_1TC = self._solve(velocity, noise, settings)
+        return self.codec.decode(frames_1TC, len(low_N))[0].float().cpu().numpy() / gain
+
+
+def text_encoder(recipe: Recipe, device: torch.device) -> PretrainedText | None:
+    if recipe.condition.text != "transformers":
+        return None
+    encoder = PretrainedText(recipe.condition.model, recipe.condition.max_length)
+    encoder.network.to(device)
+    return encoder
+
+
+def default_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_codec_state(codec: Codec, path: Path) -> None:
+    """Statistics (and buffers) of the training set, as the run saved them."""
+    if not path.exists():
+        raise StageError("the run has no codec statistics", problems=[Problem(str(path), "is missing")])
+    state = load_file(path)
+    codec.mean_C.copy_(state["mean_C"])
+    codec.std_C.copy_(state["std_C"])
+
+
+def load_pipeline(run_dir: Path, which: str = "latest", *, weights: str = "ema") -> tuple[Pipeline, Path]:
+    """A run's pipeline from one of its checkpoints (EMA weights by default), and the checkpoint's path.
+
+    `which`: latest, best, or a step. Raises StageError.
+    """
+    info = read_info(run_dir)
+    recipe = recipes.load(run_dir / "recipe.toml")
+    if which == "best":
+        if not info.get("best"):
+            raise StageError(f"{run_dir} has no best checkpoint yet", hint="use --checkpoint latest")
+        which = str(info["best"]["step"])
+    path = checkpoint.find(run_dir / "checkpoints", which)
+    device = default_device()
+    codec = make_codec(recipe).to(device).eval()
+    load_codec_state(codec, run_dir / "codec.safetensors")
+    text = text_encoder(recipe, device)
+    network = Network(recipe, channels=codec.channels, text_width=text.width if text else None).to(device)
+    network.load_state_dict(checkpoint.load_weights(path, weights))
+    return Pipeline(recipe, codec, network.eval(), text, device), path

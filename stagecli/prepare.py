@@ -1,0 +1,165 @@
+"""Everything that happens once, before the first step: data checked, codec fitted, what is frozen cached."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stagecli.codec import make_codec
+from stagecli.codec.base import Codec
+from stagecli.condition.text import PretrainedText
+from stagecli.data.cache import FeatureCache
+from stagecli.data.examples import CROP, Examples, crop, stream
+from stagecli.data.source import Clip, Source, open_source
+from stagecli.pipeline import load_codec_state, text_encoder
+from stagecli.schema import Recipe
+
+STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are read from
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Prepared:
+    """What the trainer works with: checked clips, a fitted codec, filled caches."""
+
+    recipe: Recipe
+    source: Source
+    train: list[Clip]
+    valid: list[Clip]
+    codec: Codec
+    text: PretrainedText | None
+    frames_cache: FeatureCache | None
+    text_cache: FeatureCache | None
+
+    @property
+    def samples(self) -> int:
+        """Samples per crop."""
+        return round(self.recipe.data.seconds * self.recipe.data.sample_rate)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(T, C) of one crop."""
+        return self.codec.frames(self.samples), self.codec.channels
+
+    def examples(self, clips: Sequence[Clip]) -> Examples:
+        return Examples(
+            self.recipe,
+            self.source,
+            clips,
+            shape=self.shape,
+            samples=self.samples,
+            hop=self.codec.hop,
+            frames_cache=self.frames_cache,
+            text_cache=self.text_cache,
+        )
+
+
+def evenly(clips: Sequence[Clip], count: int) -> list[Clip]:
+    """At most `count` clips, evenly spaced, so that a sorted manifest gives all its labels."""
+    if len(clips) <= count:
+        return list(clips)
+    return [clips[i * len(clips) // count] for i in range(count)]
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Hash of a module's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def prepare(recipe: Recipe, run_dir: Path | None, device: torch.device, progress: Progress) -> Prepared:
+    """Check the data, make and fit the codec, fill the caches.
+
+    run_dir: where the codec's statistics are kept; a resume reads them instead of fitting anew.
+    Raises StageError listing every problem of the data.
+    """
+    source = open_source(
+        recipe.data,
+        need_captions=recipe.condition.text != "none",
+        base=Path.cwd(),
+        splits=("train", "valid"),
+        seed=recipe.train.seed,
+        progress=lambda done, total: progress("checking audio", done, total),
+    )
+    train, valid = source.clips("train"), source.clips("valid")
+    codec = make_codec(recipe).to(device).eval()
+    text = text_encoder(recipe, device)
+    prepared = Prepared(recipe, source, train, valid, codec, text, None, None)
+    if codec.is_network:
+        prepared.frames_cache = _cache_frames(prepared, device, progress)
+    if text is not None:
+        prepared.text_cache = _cache_texts(prepared, text, progress)
+    statistics = run_dir / "codec.safetensors" if run_dir else None
+    if statistics and statistics.exists():
+        load_codec_state(codec, statistics)
+    else:
+        _fit(prepared, device, progress)
+        if statistics:
+            partial = statistics.with_suffix(".partial")
+            save_file({"mean_C": codec.mean_C.cpu(), "std_C": codec.std_C.cpu()}, partial)
+            partial.replace(statistics)
+    return prepared
+
+
+def _fit(prepared: Prepared, device: torch.device, progress: Progress) -> None:
+    """Per-channel statistics over crops of evenly spaced training clips."""
+    examples = prepared.examples(evenly(prepared.train, STATISTICS_CLIPS))
+
+    def audio() -> Iterable[Tensor]:
+        for i in range(len(examples)):
+            item = examples.valid_item(i)
+            yield (item["raw"] if "raw" in item else item["audio"])[None].to(device)
+            progress("codec statistics", i + 1, len(examples))
+
+    prepared.codec.fit(audio(), raw=prepared.frames_cache is not None)
+
+
+def _cache_frames(prepared: Prepared, device: torch.device, progress: Progress) -> FeatureCache:
+    """Raw frames [crops, T, C] of every training and validation clip through a codec that is a network."""
+    recipe, codec, source = prepared.recipe, prepared.codec, prepared.source
+    config = {
+        "codec": recipe.codec.model_dump(mode="json"),
+        "weights": fingerprint(codec),
+        "sample_rate": recipe.data.sample_rate,
+        "seconds": recipe.data.seconds,
+        "crops": recipe.data.crops,
+        "seed": recipe.train.seed,
+    }
+    cache = FeatureCache(Path(recipe.data.cache_dir), "frames", config)
+    clips = {source.content_hash(clip): clip for clip in [*prepared.train, *prepared.valid]}
+
+    @torch.no_grad()
+    def compute(keys: list[str]) -> Iterable[np.ndarray]:
+        for key in keys:
+            audio = source.read(clips[key])
+            streams = [stream(recipe.train.seed, CROP, k) for k in range(recipe.data.crops)]
+            crops = [crop(audio, prepared.samples, rng)[0] for rng in streams]
+            yield codec.analyse(torch.from_numpy(np.stack(crops)).to(device)).float().cpu().numpy()
+
+    cache.fill(list(clips), compute, batch=1, progress=lambda done, total: progress("filling cache", done, total))
+    return cache
+
+
+def _cache_texts(prepared: Prepared, text: PretrainedText, progress: Progress) -> FeatureCache:
+    """Embeddings [L, D] of every caption, and of the empty one that a dropped caption becomes."""
+    config = {"text": prepared.recipe.condition.model_dump(include={"max_length"}), "weights": text.fingerprint()}
+    cache = FeatureCache(Path(prepared.recipe.data.cache_dir), "text", config)
+    captions = sorted({"", *(clip.caption for clip in [*prepared.train, *prepared.valid])})
+    cache.fill(
+        captions,
+        lambda keys: [embedding.numpy() for embedding in text.embed(keys)],
+        batch=32,
+        progress=lambda done, total: progress("embedding captions", done, total),
+    )
+    return cache
+
+

@@ -1,0 +1,322 @@
+"""TOML -> typed recipe: `--set`, every problem at once with its line, TOML out, signature.
+
+Precedence: defaults < recipe < `--set`. No environment overrides; `${VAR}` stands for itself only
+in the path-like keys of `PATH_KEYS`, and an unset one is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from stagecli import schema
+from stagecli.errors import Problem, StageError
+from stagecli.schema import Recipe
+from stagecli.tomlpos import Position, positions, split_key
+
+PATH_KEYS = (
+    ("data", "path"),
+    ("data", "cache_dir"),
+    ("codec", "model"),
+    ("codec", "vocoder"),
+    ("condition", "model"),
+)
+# Keys that change how a run is watched or where things lie, not what is trained.
+UNSIGNED = {
+    "about": None,
+    "evaluate": None,
+    "data": {"workers", "memory_mb", "cache_dir"},
+    "train": {
+        *("steps", "log_every", "checkpoint_every", "keep", "sample_every", "samples"),
+        *("validate_every", "validate_clips", "validate_t"),
+    },
+}
+Key = tuple[str, ...]
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> path of every recipe that ships with the package."""
+    inside = Path(__file__).parent / "_recipes"  # in a wheel
+    folder = inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find(reference: str) -> Path:
+    """A path, or the name of a shipped recipe -> path. Raises StageError with the nearest name."""
+    path = Path(reference)
+    if path.is_file():
+        return path
+    names = shipped()
+    if reference in names:
+        return names[reference]
+    near = difflib.get_close_matches(path.stem, names, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else "`stagecli recipes list` shows the shipped ones"
+    what = (
+        "no such recipe file" if path.suffix == ".toml" else "no such file and no shipped recipe of that name"
+    )
+    raise StageError(f"recipe not found: {reference}", problems=[Problem(reference, what)], hint=hint)
+
+
+def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe. Raises one StageError that lists every problem."""
+    path = find(str(reference))
+    try:
+        source = path.read_text(encoding="utf-8")
+        tree = tomllib.loads(source)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StageError(f"cannot read recipe {path}", problems=[Problem(str(path), str(error))]) from error
+    except tomllib.TOMLDecodeError as error:
+        where, what = _syntax(path, str(error))
+        raise StageError(f"{path} is not valid TOML", problems=[Problem(where, what)]) from error
+    return _check(tree, path, positions(source), overrides)
+
+
+def _syntax(path: Path, message: str) -> tuple[str, str]:
+    match = re.search(r"^(.*) \(at line (\d+), column (\d+)\)$", message)
+    return (f"{path}:{match[2]}:{match[3]}", match[1]) if match else (str(path), message)
+
+
+def _parse_override(text: str) -> tuple[Key, Any]:
+    """`train.lr=1e-4` -> (("train", "lr"), 1e-4); a bare word is a string."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError("needs the form key=VALUE")
+    path = split_key(key.strip())
+    try:
+        return path, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, value.strip()
+
+
+def _check(tree: dict[str, Any], path: Path, where: dict[Key, Position], overrides: Sequence[str]) -> Recipe:
+    problems: list[Problem] = []
+    flags: dict[Key, str] = {}
+    for text in overrides:
+        try:
+            key, value = _parse_override(text)
+        except ValueError as error:
+            problems.append(Problem(f"--set {text}", str(error)))
+            continue
+        flags[key] = text
+        node = tree
+        for part in key[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                problems.append(Problem(f"--set {text}", f"`{part}` is not a table"))
+                break
+        else:
+            node[key[-1]] = value
+
+    def place(key: Key) -> tuple[str, str | None]:
+        for length in range(len(key), 0, -1):
+            if key[:length] in flags:
+                return f"--set {flags[key[:length]]}", None
+            if key[:length] in where:
+                position = where[key[:length]]
+                return f"{path}:{position.line}:{position.column}", position.text
+        return f"{path}:1:1", None
+
+    def report(key: Key, what: str) -> None:
+        spot, excerpt = place(key)
+        problems.append(Problem(spot, f"{'.'.join(key)}: {what}", excerpt))
+
+    for key, what in _expand_paths(tree):
+        report(key, what)
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        for key, what in _explain(error):
+            report(key, what)
+        # What stands without the refused keys is checked too, so that all problems come at once.
+        recipe = _without(tree, [tuple(map(str, e["loc"])) for e in error.errors()])
+    if recipe is not None:
+        for key, what in _contradictions(recipe):
+            report(key, what)
+    if problems:
+        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        raise StageError(
+            f"{path} has {count}", problems=problems, hint=f"`stagecli recipes check {path}` checks it alone"
+        )
+    assert recipe is not None
+    return recipe
+
+
+def _expand_paths(tree: dict[str, Any]) -> Iterator[tuple[Key, str]]:
+    for table, name in PATH_KEYS:
+        value = tree.get(table, {}).get(name) if isinstance(tree.get(table), dict) else None
+        if not isinstance(value, str):
+            continue
+        for variable in re.findall(r"\$\{(\w+)\}", value):
+            if variable in os.environ:
+                value = value.replace(f"${{{variable}}}", os.environ[variable])
+            else:
+                yield (table, name), f"environment variable {variable} is not set"
+        tree[table][name] = value
+
+
+def _table_fields(key: Key) -> list[str]:
+    """Field names of the table that holds `key`."""
+    model: type[BaseModel] = Recipe
+    for part in key[:-1]:
+        field = model.model_fields.get(part)
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError) -> Iterator[tuple[Key, str]]:
+    for item in error.errors():
+        key = tuple(str(part) for part in item["loc"])
+        kind, message = item["type"], item["msg"]
+        if kind == "extra_forbidden":
+            near = difflib.get_close_matches(key[-1], _table_fields(key), n=1, cutoff=0.5)
+            yield key, "unknown key" + (f"; did you mean `{near[0]}`?" if near else "")
+        elif kind == "missing":
+            yield key, "required, and missing"
+        else:
+            text = message.removeprefix("Value error, ")
+            text = text[:1].lower() + text[1:]
+            given = item["input"]
+            if kind == "literal_error" and isinstance(given, str):
+                options = re.findall(r"'([^']+)'", message)
+                near = difflib.get_close_matches(given, options, n=1)
+                text += f"; did you mean `{near[0]}`?" if near else ""
+            yield key, text if isinstance(given, dict) else f"{text}, got {given!r}"
+
+
+def _without(tree: dict[str, Any], refused: list[Key]) -> Recipe | None:
+    tree = json.loads(json.dumps(tree, default=str))
+    for key in refused:
+        node: Any = tree
+        for part in key[:-1]:
+            node = node.get(part, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):
+            node.pop(key[-1], None)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError:
+        return None
+
+
+def _contradictions(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    """What no single field can see."""
+    task, data, codec, condition, train = (
+        recipe.task,
+        recipe.data,
+        recipe.codec,
+        recipe.condition,
+        recipe.train,
+    )
+    nyquist = data.sample_rate / 2
+    if task.kind == "sr":
+        if condition.cutoff is None:
+            yield ("condition", "cutoff"), "required for sr: the range of low-pass cutoffs in Hz"
+        elif not condition.cutoff[0] <= condition.cutoff[1] < nyquist:
+            yield ("condition", "cutoff"), f"must rise and stay below half the sample rate ({nyquist:g} Hz)"
+        if codec.kind not in ("mdct", "stft"):
+            yield ("codec", "kind"), f"sr needs a lossless codec (mdct or stft), got {codec.kind!r}"
+        for cutoff in recipe.evaluate.cutoffs:
+            if cutoff >= nyquist:
+                yield (
+                    ("evaluate", "cutoffs"),
+                    f"{cutoff:g} Hz is not below half the sample rate ({nyquist:g} Hz)",
+                )
+        if condition.orders[0] > condition.orders[1]:
+            yield ("condition", "orders"), "must rise"
+    else:
+        if condition.text == "none":
+            yield ("condition", "text"), "t2a needs a text encoder: `bytes` or `transformers`"
+        if condition.cutoff is not None:
+            yield ("condition", "cutoff"), "is for sr only"
+    if condition.text == "transformers" and not condition.model:
+        yield ("condition", "model"), "required: hub id or folder of the text encoder"
+    if codec.kind in ("dac", "encodec") and not codec.model:
+        yield ("codec", "model"), f"required for {codec.kind}: hub id or folder"
+    if data.source != "synth" and not data.path:
+        yield ("data", "path"), f"required for source {data.source!r}"
+    if codec.f_max is not None and codec.f_max > nyquist:
+        yield ("codec", "f_max"), f"is above half the sample rate ({nyquist:g} Hz)"
+    if codec.kind in ("mel", "stft") and codec.n_fft < codec.hop:
+        yield ("codec", "n_fft"), f"must be at least the hop ({codec.hop})"
+    if train.batch_size % train.accumulate:
+        yield ("train", "batch_size"), f"must be a multiple of accumulate ({train.accumulate})"
+    low, high = recipe.evaluate.guidance_interval
+    if low > high:
+        yield ("evaluate", "guidance_interval"), "must rise"
+    if recipe.stage:
+        from stagecli.stage import registry
+
+        yield from registry.check(recipe.stage)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_literal(v) for v in value) + "]"
+    return repr(value)
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as TOML, every default written out; itself a valid recipe."""
+    lines: list[str] = []
+    for table, body in recipe.model_dump().items():
+        groups = (
+            {f"stage.{name}": options for name, options in body.items()}
+            if table == "stage"
+            else {table: body}
+        )
+        for name, values in groups.items():
+            lines += [f"[{name}]", *(f"{k} = {_literal(v)}" for k, v in values.items() if v is not None), ""]
+    return "\n".join(lines)
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """`{"train.lr": 5e-4, ...}`"""
+
+    def walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, value)
+        else:
+            yield prefix, node
+
+    return dict(walk("", recipe.model_dump(mode="json")))
+
+
+def signed(recipe: Recipe) -> dict[str, Any]:
+    """The keys that decide what is trained."""
+    kept = {}
+    for key, value in flat(recipe).items():
+        table, _, name = key.partition(".")
+        skip = UNSIGNED.get(table, set())
+        if skip is None or name in skip:
+            continue
+        kept[key] = value
+    return kept
+
+
+def signature(recipe: Recipe) -> str:
+    """Hash of `signed`: two recipes with the same signature train the same thing."""
+    return hashlib.sha256(json.dumps(signed(recipe), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe(table: str) -> dict[str, str]:
+    """Field -> documentation of one table, for `recipes show`."""
+    model = getattr(schema, table.capitalize())
+    return {name: field.description or "" for name, field in model.model_fields.items()}

@@ -1,0 +1,232 @@
+"""What a recipe may say: one pydantic model per table, every default written once, here.
+
+No torch. The docstring under a field is its documentation: `stagecli recipes show` prints it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+PositiveReal = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Hertz = Annotated[float, Field(gt=0)]
+
+FilterFamily = Literal["cheby1", "butter", "bessel", "ellip"]
+SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads (DiT paper, table 1, from S up)
+    "tiny": (192, 6, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class About(Table):
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    """Name of the recipe and, unless `--name` says otherwise, of the run."""
+    summary: str = ""
+    """One line that `recipes list` shows."""
+    needs: str = ""
+    """What it takes: machine, data, time."""
+
+
+class Task(Table):
+    kind: Literal["t2a", "sr"]
+    """`t2a`: text to audio. `sr`: audio super-resolution."""
+
+
+class Data(Table):
+    source: Literal["synth", "manifest", "folder", "huggingface"] = "synth"
+    """Where clips come from; `synth` needs no download."""
+    path: str = ""
+    """Manifest file, folder, or data set id; `${VAR}` is replaced from the environment."""
+    sample_rate: Positive
+    """Hz. Files above it are resampled down; a file below it is an error."""
+    seconds: PositiveReal
+    """Length of a training crop, and of a t2a sample."""
+    padding: Literal["silence", "mask"] = "silence"
+    """A clip shorter than the crop: its padding is silence to be learnt, or is masked out."""
+    on_bad_file: Literal["error", "skip"] = "error"
+    """A file that cannot be used stops the run before it starts, or is left out and reported."""
+    caption_column: str = "caption"
+    """Column (or JSON key) that holds the caption."""
+    audio_column: str = "audio"
+    """Column that holds the audio of a Hugging Face data set."""
+    train_split: str = "train"
+    valid_split: str = "valid"
+    test_split: str = "test"
+    clips: Positive = 2000
+    """Number of training clips of `synth`; valid and test have a tenth each (at least 16)."""
+    workers: Natural = 1
+    """Loader processes; the result does not depend on it."""
+    memory_mb: Natural = 1024
+    """Decoded audio each loader process may keep in memory."""
+    crops: Positive = 4
+    """Crops per clip in the feature cache (only where the codec is a network)."""
+    cache_dir: str = "runs/.cache"
+    """Feature cache: what is frozen is computed once."""
+
+
+class Codec(Table):
+    kind: Literal["mel", "mdct", "stft", "dac", "encodec"]
+    """Audio <-> frames. `mel` for t2a without weights; `mdct`/`stft` are lossless; `dac`/`encodec` are networks."""
+    hop: Positive = 256
+    """Samples per frame (mel, mdct, stft)."""
+    n_fft: Positive = 1024
+    """Window in samples (mel, stft)."""
+    n_mels: Positive = 80
+    f_min: Annotated[float, Field(ge=0)] = 0.0
+    f_max: PositiveReal | None = None
+    """Hz; default: half the sample rate."""
+    floor: PositiveReal = 1e-5
+    """Mel magnitudes are clamped here before the logarithm."""
+    iterations: Positive = 64
+    """Griffin-Lim iterations (mel without a vocoder)."""
+    vocoder: str = ""
+    """`transformers` vocoder (SpeechT5HifiGan) for mel: hub id or folder."""
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Power-law companding of spectral values (mdct, stft)."""
+    model: str = ""
+    """Hub id or folder of a `transformers` DAC or EnCodec model."""
+
+
+class Condition(Table):
+    text: Literal["none", "bytes", "transformers"] = "none"
+    """`bytes`: a small transformer trained along. `transformers`: a frozen encoder, embeddings cached."""
+    model: str = ""
+    """Hub id or folder of the text encoder (T5, CLAP or any AutoModel)."""
+    max_length: Positive = 64
+    """Bytes or tokens kept of a caption."""
+    width: Positive = 128
+    """Width of the `bytes` encoder."""
+    depth: Positive = 2
+    """Layers of the `bytes` encoder."""
+    dropout: Fraction = 0.1
+    """Share of captions dropped in training, so that sampling can use guidance."""
+    cutoff: tuple[Hertz, Hertz] | None = None
+    """Range of the low-pass cutoff in Hz (sr)."""
+    filters: tuple[FilterFamily, ...] = ("cheby1", "butter", "bessel", "ellip")
+    """Low-pass families the low-resolution input is made with (sr)."""
+    orders: tuple[Positive, Positive] = (2, 10)
+    """Range of the filter order (sr)."""
+
+
+class Model(Table):
+    size: Literal["tiny", "S", "B", "L", "XL"] = "tiny"
+    """Named size; `width`, `depth`, `heads` override its numbers."""
+    width: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | None = None
+    patch: Positive = 1
+    """Frames per token."""
+    mlp_ratio: PositiveReal = 4.0
+
+    @model_validator(mode="after")
+    def numbers(self) -> Model:
+        width, _, heads = self.resolved()
+        if width % heads or (width // heads) % 2:
+            raise ValueError(f"width {width} must be an even multiple of heads {heads}")
+        return self
+
+    def resolved(self) -> tuple[int, int, int]:
+        """(width, depth, heads) with the named size filled in."""
+        width, depth, heads = SIZES[self.size]
+        return self.width or width, self.depth or depth, self.heads or heads
+
+
+class Objective(Table):
+    kind: Literal["rectified-flow"] = "rectified-flow"
+    timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    """Density that t is drawn from, where no mechanism says otherwise."""
+    mean: float = 0.0
+    """Mean of logit t (logit-normal)."""
+    std: PositiveReal = 1.0
+    """Standard deviation of logit t (logit-normal)."""
+
+
+class Train(Table):
+    steps: Positive
+    """Optimiser steps."""
+    batch_size: Positive = 32
+    """Clips per optimiser step, over all processes and accumulation steps."""
+    accumulate: Positive = 1
+    """Backward passes per optimiser step."""
+    lr: PositiveReal = 5e-4
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """After warm-up: cosine to `lr_end`, constant, or stable with a linear decay in the last fifth."""
+    warmup_steps: Natural = 100
+    lr_end: Fraction = 0.05
+    """Share of `lr` at the end of `cosine` and `wsd`."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    clip: PositiveReal = 1.0
+    """Largest gradient norm."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the weight average that is sampled and evaluated."""
+    compile: bool = False
+    activation_checkpointing: bool = False
+    seed: Natural = 0
+    log_every: Positive = 20
+    bins: Positive = 10
+    """Noise bins that the loss is reported by."""
+    validate_every: Natural = 250
+    """Steps between validation losses; 0: never."""
+    validate_clips: Positive = 64
+    """Clips of the valid split that the validation loss reads."""
+    validate_t: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """Fixed grid of t that the validation loss is the mean over."""
+    sample_every: Natural = 1000
+    """Steps between sets of samples; 0: only at the end."""
+    samples: Natural = 4
+    """Samples per set."""
+    checkpoint_every: Positive = 1000
+    keep: Positive = 2
+    """Checkpoints kept; the best one is kept besides."""
+
+
+class Evaluate(Table):
+    sampler: Literal["euler", "heun", "ab2"] = "euler"
+    """`ab2`: second-order Adams-Bashforth, one network call a step."""
+    steps: Positive = 50
+    """Sampler steps."""
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Classifier-free guidance weight; 1: none."""
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Range of t in which guidance acts."""
+    samples: Positive = 200
+    """Clips that `evaluate` scores at most."""
+    batch_size: Positive = 16
+    seed: Natural = 0
+    cutoffs: tuple[Hertz, ...] = (4000.0,)
+    """Test cutoffs in Hz (sr)."""
+    filter: FilterFamily = "cheby1"
+    """Test low-pass family (sr)."""
+    order: Positive = 8
+    """Test filter order (sr)."""
+    preset: Literal["nuwave", "ssr_eval"] = "nuwave"
+    """LSD convention (sr)."""
+
+
+class Recipe(Table):
+    """A run, completely."""
+
+    about: About = About()
+    task: Task
+    data: Data
+    codec: Codec
+    condition: Condition = Condition()
+    model: Model = Model()
+    objective: Objective = Objective()
+    train: Train
+    stage: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """One table per mechanism, in declared order; none: plain training."""
+    evaluate: Evaluate = Evaluate()

@@ -1,0 +1,118 @@
+"""The stage interface: what the next step will do (Plan), what was seen (Signals), who decides (Mechanism).
+
+The trainer knows this file and the controller, and no mechanism by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stagecli.objective import Result
+
+
+class Density(Protocol):
+    """A density of t on (0, 1)."""
+
+    def sample(self, u_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Uniform numbers u in (0, 1) [B] -> t [B] and per-sample loss weights [B] with mean 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """t = u."""
+
+    def sample(self, u_B: Tensor) -> tuple[Tensor, Tensor]:
+        return u_B, torch.ones_like(u_B)
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """logit t ~ N(mean, std^2) (SD3, arXiv 2403.03206, eq. 19)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def sample(self, u_B: Tensor) -> tuple[Tensor, Tensor]:
+        normal = math.sqrt(2.0) * torch.erfinv(2 * u_B - 1)
+        return torch.sigmoid(self.mean + self.std * normal), torch.ones_like(u_B)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the next step does; the defaults are plain training."""
+
+    density: Density = field(default_factory=Uniform)
+    loss_weight: Callable[[Tensor], Tensor] | None = None  # t [B] -> [B]
+    hidden: tuple[int, ...] = ()  # blocks whose output the network returns
+    active: tuple[str, ...] = ()  # names of the mechanisms that add a loss
+
+
+@dataclass(frozen=True)
+class Event:
+    """A stage changed: never without a reason."""
+
+    mechanism: str
+    before: str
+    after: str
+    reason: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def row(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "mechanism": self.mechanism,
+            "from": self.before,
+            "to": self.after,
+            "reason": self.reason,
+            "evidence": dict(self.evidence),
+        }
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What one step showed, gathered over all processes, so that all of them decide alike.
+
+    step: steps done; t_B, loss_B: of the global batch, unweighted; grad_norm before clipping;
+    lr: the step's learning rate.
+    """
+
+    step: int
+    t_B: Tensor
+    loss_B: Tensor
+    grad_norm: float
+    lr: float
+
+
+class Mechanism:
+    """One thing that acts on training. Every method has a default that does nothing."""
+
+    name = "mechanism"
+
+    def plan(self, step: int, plan: Plan) -> Plan:
+        """The plan with this mechanism's part replaced; pure."""
+        return plan
+
+    def loss(self, result: Result) -> Tensor | None:
+        """A term to add to the loss, or None."""
+        return None
+
+    def observe(self, signals: Signals) -> list[Event]:
+        """Take in what a step showed; the events it led to."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resume needs: numbers, strings, lists, dicts and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for the next row of metrics, without prefix."""
+        return {}

@@ -1,0 +1,370 @@
+"""The training loop; the only file that knows Accelerate.
+
+It knows no mechanism by name: each step asks the stages for a plan, adds the loss they return, and
+tells them what was seen.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from stagecli import checkpoint
+from stagecli.data.examples import MicroBatches, clip_at, loader, stratified
+from stagecli.data.frames import to_device, to_frames
+from stagecli.errors import EXIT_FAILED, Problem, StageError
+from stagecli.interval import Interval
+from stagecli.model.ema import EMA
+from stagecli.model.network import Network, count_parameters
+from stagecli.objective import Result, flow_loss
+from stagecli.pipeline import Pipeline
+from stagecli.prepare import Prepared, prepare
+from stagecli.run import Run, command_line, open_run
+from stagecli.schedule import learning_rate
+from stagecli.schema import Recipe
+from stagecli.stage.base import Event, Plan, Signals
+from stagecli.stage.controller import Stages
+from stagecli.validation import draw_samples, validate
+
+
+class View(Protocol):
+    """What a person sees of training; the console has the implementations."""
+
+    def start(self, info: dict[str, Any]) -> None: ...
+    def progress(self, what: str, done: int, total: int) -> None: ...
+    def step(self, step: int) -> None: ...
+    def row(self, row: dict[str, Any]) -> None: ...
+    def bins(self, row: dict[str, Any]) -> None: ...
+    def event(self, row: dict[str, Any]) -> None: ...
+    def close(self, status: str, message: str) -> None: ...
+
+
+class Trainer:
+    """One run from recipe to last checkpoint: `Trainer(...).fit()`."""
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, run_dir: Path, run: Run | None, view: View) -> None:
+        """run: the open run directory, None on all but the main process. Raises StageError before any step."""
+        self.recipe, self.run_dir, self.run, self.view, self.table = recipe, run_dir, run, view, recipe.train
+        self.accelerator, self.device = accelerator, accelerator.device
+        with accelerator.main_process_first():
+            self.prepared: Prepared = prepare(recipe, run_dir, self.device, view.progress)
+        self.codec = self.prepared.codec
+        torch.manual_seed(self.table.seed)
+        text = self.prepared.text
+        self.network = Network(recipe, channels=self.codec.channels, text_width=text.width if text else None)
+        self.network.to(self.device)
+        if self.table.compile:
+            self.network.dit.compile()
+        self.ema = EMA(self.network, self.table.ema)
+        optimizer = torch.optim.AdamW(
+            self.network.parameter_groups(self.table.weight_decay),
+            lr=self.table.lr,
+            betas=self.table.betas,
+            fused=self.device.type in ("cuda", "cpu"),
+        )
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+        self.stages = Stages.of(recipe)
+        self.interval = Interval(self.table.bins)
+        self.step, self.seconds, self.validated = 0, 0.0, -1
+        self.interrupted: str | None = None
+        autocast = self.accelerator.autocast
+        self.pipeline = Pipeline(recipe, self.codec, self.network, text, self.device, autocast)
+
+    def fit(self) -> str:
+        """Train to the last step. Returns "finished" or "interrupted"; raises StageError on a non-finite loss."""
+        self._resume()
+        table, world = self.table, self.accelerator.num_processes
+        micro = MicroBatches(
+            table.batch_size, table.accumulate, self.accelerator.process_index, world, self.step, table.steps
+        )
+        with ExitStack() as stack:
+            stack.callback(_restore_signals, self._catch_signals())
+            data: Iterator[dict[str, Tensor]] = iter(loader(self.prepared.examples(self.prepared.train), micro))
+            self.interval.began = time.monotonic()
+            while self.step < table.steps and not self._stop():
+                began = time.monotonic()
+                plan = self.stages.plan(self.step)
+                u = stratified(table.seed, self.step, table.batch_size)
+                torch.manual_seed(hash((table.seed, self.step, self.accelerator.process_index)) % 2**63)
+                self.wrapped.train()
+                rate = learning_rate(self.step, table)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                seen_t, seen_loss, loss = [], [], torch.zeros((), device=self.device)
+                for part in range(table.accumulate):
+                    batch = to_frames(to_device(next(data), self.device), self.codec)
+                    t_B, weight_B = plan.density.sample(u[micro.rows(part)].to(self.device))
+                    last = part == table.accumulate - 1
+                    with ExitStack() as sync:
+                        if not last:
+                            sync.enter_context(self.accelerator.no_sync(self.wrapped))
+                        result = self._loss(plan, batch, t_B)
+                        total = self._total(plan, result, weight_B) / table.accumulate
+                        self.accelerator.backward(total)
+                    loss += total.detach()
+                    seen_t.append(t_B)
+                    seen_loss.append(result.loss_B.detach())
+                mean_loss = float(self.accelerator.reduce(loss, "mean"))
+                if not math.isfinite(mean_loss):
+                    self._fail(batch)
+                grad_norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), table.clip))
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                if not self.accelerator.optimizer_step_was_skipped:
+                    self.ema.update(self.network)
+                self.step += 1
+                t_B = self.accelerator.gather(torch.cat(seen_t)).cpu()
+                loss_B = self.accelerator.gather(torch.cat(seen_loss)).cpu()
+                self.interval.add(t_B, loss_B, mean_loss, grad_norm)
+                for event in self.stages.observe(Signals(self.step, t_B, loss_B, grad_norm, rate)):
+                    self._event(event)
+                self.seconds += time.monotonic() - began
+                self._after_step(rate)
+            return self._finish()
+
+    def _loss(self, plan: Plan, batch: dict[str, Tensor], t_B: Tensor) -> Result:
+        with self.accelerator.autocast():
+            return flow_loss(
+                self.wrapped,
+                batch["x0"],
+                batch["noise"],
+                t_B,
+                batch,
+                weight_BTC=batch.get("weight"),
+                return_hidden=plan.hidden,
+            )
+
+    def _total(self, plan: Plan, result: Result, weight_B: Tensor) -> Tensor:
+        """Weighted mean loss plus what the active mechanisms add."""
+        if plan.loss_weight is not None:
+            weight_B = weight_B * plan.loss_weight(result.t_B)
+        total = (weight_B * result.loss_B).mean()
+        extra = self.stages.loss(plan, result)
+        return total if extra is None else total + extra
+
+    def _after_step(self, rate: float) -> None:
+        """Rows, validation, samples and checkpoints that are due at this step."""
+        table, step, last = self.table, self.step, self.step == self.table.steps
+        self.view.step(step)
+        if step % table.log_every == 0 or last:
+            self._log(rate)
+        if (table.validate_every and step % table.validate_every == 0) or last:
+            self._validate()
+        if step % table.checkpoint_every == 0 or last:
+            self.save()
+        if table.samples and ((table.sample_every and step % table.sample_every == 0) or last):
+            self._sample()
+
+    def _log(self, rate: float) -> None:
+        if self.run and self.interval.steps:
+            numbers = {**self.interval.metrics(self.table.batch_size), "optim/lr": rate, **self.stages.metrics()}
+            row = {"step": self.step, "samples": self.step * self.table.batch_size, **numbers}
+            self.view.row(self.run.append("metrics", row))
+            self.view.bins(self.run.append("bins", {"step": self.step, **self.interval.by_bin()}))
+        self.interval.clear()
+
+    def _validate(self) -> None:
+        """Loss of the EMA weights on the fixed grid of t; remembered as the figure of this step."""
+        pause = time.monotonic()
+        with self.ema.applied(self.network):
+            losses = validate(self.prepared, self.wrapped, self.codec, self.accelerator)
+        self.validated = self.step
+        self.valid_loss = losses["valid/loss"]
+        if self.run:
+            self.view.row(self.run.append("metrics", {"step": self.step, **losses}))
+        self.interval.leave_out(time.monotonic() - pause)
+
+    def save(self) -> None:
+        """Write a checkpoint; the one with the lowest validation loss is kept besides the newest."""
+        if self.prepared.valid and self.table.validate_every and self.validated != self.step:
+            self._validate()
+        pause = time.monotonic()
+        if self.run:
+            best = self.run.info["best"]
+            if self.validated == self.step and (best is None or self.valid_loss <= best["value"]):
+                best = {"step": self.step, "metric": "valid/loss", "value": self.valid_loss}
+            checkpoint.save(
+                self.run.checkpoints,
+                self.step,
+                model=self.network.state_dict(),
+                ema=self.ema.average,
+                trainer=self._state(),
+                state={
+                    "samples": self.step * self.table.batch_size,
+                    "best": best,
+                    "model": self.recipe.model.model_dump(),
+                },
+            )
+            self.run.save_info(best=best)
+            checkpoint.rotate(self.run.checkpoints, self.table.keep, best["step"] if best else None)
+        self.accelerator.wait_for_everyone()
+        self.interval.leave_out(time.monotonic() - pause)
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "ema_updates": self.ema.updates,
+            "interval": self.interval.state_dict(),
+            "stages": self.stages.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "seconds": self.seconds,
+        }
+
+    def _resume(self) -> None:
+        """Continue from the newest checkpoint, if there is one, and open a new attempt."""
+        folder = self.run_dir / "checkpoints"
+        if checkpoint.steps(folder):
+            path = checkpoint.find(folder)
+            state, trainer = checkpoint.load_state(path)
+            self.network.load_state_dict(checkpoint.load_weights(path, "model"))
+            self.ema.load(checkpoint.load_weights(path, "ema"), trainer["ema_updates"])
+            self.optimizer.load_state_dict(trainer["optimizer"])
+            self.interval.load_state_dict(trainer["interval"])
+            self.stages.load_state_dict(trainer["stages"])
+            if self.accelerator.scaler is not None and trainer["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(trainer["scaler"])
+            self.step, self.seconds = state["step"], trainer["seconds"]
+        if self.run:
+            resumed = bool(self.run.info["attempts"])
+            self.run.begin_attempt(self.step, command_line())
+            self.run.save_info(parameters=count_parameters(self.network))
+            self.view.start(self._facts())
+            if resumed:
+                self._event(Event("trainer", "stopped", "training", f"resumed from step {self.step}"))
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "name": self.run_dir.name,
+            "task": self.recipe.task.kind,
+            "steps": self.table.steps,
+            "step": self.step,
+            "parameters": count_parameters(self.network),
+            "device": str(self.device),
+            "precision": self.table.precision,
+            "batch_size": self.table.batch_size,
+            "run_dir": str(self.run_dir),
+        }
+
+    def _event(self, event: Event) -> None:
+        if self.run:
+            self.view.event(self.run.append("events", event.row(self.step)))
+
+    def _sample(self) -> None:
+        """Audio from the EMA weights, beside its samples.jsonl."""
+        pause = time.monotonic()
+        if self.run:
+            folder = self.run_dir / "samples" / checkpoint.name_of(self.step)
+            with self.ema.applied(self.network):
+                draw_samples(self.pipeline, self.prepared, folder, self.table.samples, self.step)
+        self.accelerator.wait_for_everyone()
+        self.interval.leave_out(time.monotonic() - pause)
+
+    def _fail(self, batch: dict[str, Tensor]) -> None:
+        """A loss that is no number: keep the state before it, and say which clips it came from."""
+        self.save()
+        train, seed = self.prepared.train, self.table.seed
+        keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["sample"].tolist()]
+        finite_input = all(bool(torch.isfinite(v).all()) for v in batch.values() if v.is_floating_point())
+        self._event(Event("trainer", "training", "failed", "the loss is not finite", {"clips": keys}))
+        cause = "the network" if finite_input else "the batch itself, which holds values that are not finite"
+        shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+        raise StageError(
+            f"the loss is not finite at step {self.step + 1}",
+            problems=[Problem("cause", cause), Problem("last batch", shown)],
+            hint=f"the state before it is saved (step {self.step}); lower train.lr or train.clip, or use precision "
+            "fp32, under another --name",
+            exit_code=EXIT_FAILED,
+        )
+
+    def _finish(self) -> str:
+        if self.step >= self.table.steps:
+            return "finished"
+        if not self.run or self.step not in checkpoint.steps(self.run.checkpoints):
+            self.save()
+        return "interrupted"
+
+    def _stop(self) -> bool:
+        """True where any process was asked to stop: all of them then stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.interrupted is not None
+        flag = torch.tensor([float(self.interrupted is not None)], device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _catch_signals(self) -> dict[signal.Signals, Any]:
+        """First Ctrl-C or SIGTERM: finish the step, save, stop. The second one stops at once."""
+
+        def handle(number: int, _: Any) -> None:
+            self.interrupted = signal.Signals(number).name
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+        return {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+
+
+def _restore_signals(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Raises StageError where the precision or the batch does not fit the machine."""
+    table = recipe.train
+    precision = "no" if table.precision == "fp32" else table.precision
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise StageError(
+            "fp16 needs a GPU", problems=[Problem("train.precision", "fp16")], hint="use --set train.precision=bf16"
+        )
+    accelerator = Accelerator(mixed_precision=precision)
+    share = accelerator.num_processes * table.accumulate
+    if table.batch_size % share:
+        raise StageError(
+            f"train.batch_size {table.batch_size} does not divide by {accelerator.num_processes} processes x "
+            f"accumulate {table.accumulate}",
+            hint=f"choose a multiple of {share}",
+        )
+    return accelerator
+
+
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    view: View,
+    *,
+    argv: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    restart: bool = False,
+) -> str:
+    """Train a recipe in `run_dir`, or resume it there. Returns the status; raises StageError."""
+    accelerator = make_accelerator(recipe)
+    run = None
+    if accelerator.is_main_process:
+        run = open_run(recipe, run_dir, argv=argv, overrides=overrides, restart=restart)
+    accelerator.wait_for_everyone()
+    status, message = "failed", ""
+    try:
+        status = Trainer(recipe, accelerator, run_dir, run, view).fit()
+    except StageError as error:
+        message = error.message
+        raise
+    except KeyboardInterrupt:
+        status, message = "interrupted", "stopped at once"
+        raise
+    finally:
+        if run and run.info["attempts"] and run.info["attempts"][-1]["ended"] is None:
+            run.end_attempt(status, message or None)
+        view.close(status, message)
+    return status
+
+
+def prepare_only(recipe: Recipe, progress: Callable[[str, int, int], None]) -> Prepared:
+    """Check the data and fill the caches, and train nothing."""
+    return prepare(recipe, None, make_accelerator(recipe).device, progress)

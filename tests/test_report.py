@@ -1,0 +1,302 @@
+"""Reading run directories: whole, in training, damaged, foreign; and what is said and drawn of them."""
+
+from __future__ import annotations
+
+import html.parser
+import importlib.util
+import json
+import math
+import re
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stagecli import report_html
+from stagecli.curves import duration, level_change, number, sparkline, theil_sen, thin, trend
+from stagecli.errors import StageError
+from stagecli.report import read_run, summary
+
+EDGES = [0.0, 0.25, 0.5, 0.75, 1.0]
+T0 = 1_760_000_000.0
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def metrics_row(step: int, attempt: int = 1, /, **extra: Any) -> dict[str, Any]:
+    loss = 0.1 + math.exp(-step / 200) + 0.002 * ((step * 7919) % 13 - 6)
+    return {
+        "step": step, "time": T0 + 0.5 * step, "attempt": attempt, "samples": 32 * step, "train/loss": loss,
+        "train/grad_norm": 1.0, "optim/lr": 1e-4, "speed/samples_per_s": 64.0, "speed/step_s": 0.5, **extra,
+    }  # fmt: skip
+
+
+def make_run(path: Path, *, steps: int = 1000, status: str = "finished", **info: Any) -> Path:
+    """A run of `steps` steps with a row every 10, a validation every 50 and bins every 20."""
+    path.mkdir(parents=True)
+    rows = []
+    for step in range(10, steps + 1, 10):
+        loss = 0.1 + math.exp(-step / 200)
+        rows.append(metrics_row(step, **({"valid/loss": loss, "valid/loss_t0.30": loss / 2} if step % 50 == 0 else {})))
+    bins = [
+        {"step": s, "time": T0, "attempt": 1, "edges": EDGES, "count": [10, 20, 20, 0],
+         "loss": [0.1 + math.exp(-s / 100), 0.2, 0.9, None]}
+        for s in range(20, steps + 1, 20)
+    ]  # fmt: skip
+    events = [{"step": 0, "time": T0, "attempt": 1, "mechanism": "trainer", "from": None, "to": "running",
+               "reason": "begun <b>here</b>", "evidence": {}}]  # fmt: skip
+    write_rows(path / "metrics.jsonl", rows)
+    write_rows(path / "bins.jsonl", bins)
+    write_rows(path / "events.jsonl", events)
+    attempt = {"attempt": 1, "from_step": 0, "started": "2025-10-09T08:53:20+00:00", "ended": None, "status": status}
+    document = {
+        "schema": 1, "id": "a1", "name": path.name, "task": "t2a", "status": status, "steps": steps,
+        "parameters": 4_000_000, "version": "0.1.0", "signature": "s", "created": "2025-10-09T08:53:20+00:00",
+        "attempts": [attempt], "best": None, "message": None, **info,
+    }  # fmt: skip
+    (path / "run.json").write_text(json.dumps(document))
+    return path
+
+
+def test_whole_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo")
+    (run / "checkpoints" / "step_00001000").mkdir(parents=True)
+    (run / "checkpoints" / "latest").write_text("step_00001000\n")
+    (run / "samples" / "step_00001000").mkdir(parents=True)
+    write_rows(run / "samples" / "step_00001000" / "samples.jsonl", [{"path": "a.wav"}, {"path": "b.wav"}])
+    (run / "evals").mkdir()
+    (run / "evals" / "one.json").write_text('{"fad": NaN}')
+    report = read_run(run)
+    said = summary(report)
+    assert report.damage == []
+    assert report.checkpoints == [{"name": "step_00001000", "step": 1000, "latest": True}]
+    assert report.samples == [{"path": "samples/step_00001000", "count": 2}]
+    assert said["evals"] == [{"file": "evals/one.json", "document": {"fad": None}}]
+    assert (said["name"], said["status"], said["step"], said["steps"]) == ("demo", "finished", 1000, 1000)
+    assert said["validation"]["best_step"] == 1000
+    assert said["validation"]["by_t"]["0.30"]["last"] == pytest.approx(said["validation"]["last"] / 2)
+    assert said["speed"]["samples_per_s"] == 64.0
+    assert said["time"]["spent_s"] == pytest.approx(500, abs=1)
+    assert said["loss"]["first"] == pytest.approx(metrics_row(10)["train/loss"])
+    shares = [b["share"] for b in said["bins"]]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[3] == 0
+    assert said["bins"][3]["last"] is None
+    assert said["bins"][0]["change"] < -0.8
+
+
+def test_summary_is_json_without_nan(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo")
+    with (run / "events.jsonl").open("a") as file:
+        file.write('{"step": 5, "attempt": 1, "mechanism": "x", "from": "a", "to": "b", "evidence": {"v": 1e999}}\n')
+    said = summary(read_run(run))
+    assert json.loads(json.dumps(said, allow_nan=False)) == said
+    assert said["events"][1]["evidence"] == {"v": None}
+
+
+@pytest.mark.parametrize("with_info", [True, False])
+def test_superseded_rows_are_dropped(tmp_path: Path, with_info: bool) -> None:
+    run = make_run(tmp_path / "demo", steps=500)
+    rows = [metrics_row(s) for s in range(10, 501, 10)] + [metrics_row(s, 2) for s in range(310, 401, 10)]
+    write_rows(run / "metrics.jsonl", rows)
+    attempts = [{"attempt": a, "from_step": f} for a, f in ((1, 0), (2, 300))]
+    (run / "run.json").write_text(json.dumps({"schema": 1, "steps": 500, "attempts": attempts}))
+    if not with_info:
+        (run / "run.json").unlink()
+    report = read_run(run)
+    assert [row["step"] for row in report.metrics] == list(range(10, 401, 10))
+    assert report.superseded == 20
+    assert all(row["step"] <= 300 for row in report.bins)
+    assert report.last_seen[1] == T0 + 250
+    assert any("trained again" in sentence for sentence in summary(report)["reading"])
+
+
+def test_a_resume_that_wrote_nothing_still_supersedes(tmp_path: Path) -> None:
+    attempts = [{"attempt": a, "from_step": f} for a, f in ((1, 0), (2, 600), (3, 400))]
+    report = read_run(make_run(tmp_path / "demo", attempts=attempts))
+    assert report.metrics[-1]["step"] == 400
+
+
+def test_line_cut_off_at_the_end(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo", status="running")
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text[:-40])
+    report = read_run(run)
+    assert report.metrics[-1]["step"] == 990
+    assert report.damage == ["metrics.jsonl:100: cut off in the middle of a line; read up to there"]
+
+
+def test_damage_in_the_middle_names_lines_and_goes_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[4] = lines[4][:20] + lines[5]
+    lines[7] = '{"no": "step"}'
+    (run / "metrics.jsonl").write_bytes(("\n".join(lines) + "\n").encode() + b"\xff\x00\xfe\n")
+    report = read_run(run)
+    assert len(report.metrics) == 98
+    assert [d.split(": ")[0] for d in report.damage] == ["metrics.jsonl:5", "metrics.jsonl:8", "metrics.jsonl:101"]
+
+
+def test_other_schema_reads_what_it_can(tmp_path: Path) -> None:
+    report = read_run(make_run(tmp_path / "demo", schema=7))
+    assert report.damage == ["run.json: schema 7, this version reads 1; showing what it can"]
+    assert summary(report)["step"] == 1000
+
+
+def test_files_missing_or_broken(tmp_path: Path) -> None:
+    run = tmp_path / "demo"
+    run.mkdir()
+    (run / "run.json").write_text('{"schema": 1, \n broken')
+    report = read_run(run)
+    assert any(line.startswith("run.json:2: not readable") for line in report.damage)
+    assert "metrics.jsonl: missing" in report.damage
+    said = summary(report)
+    assert (said["name"], said["status"], said["step"]) == ("demo", "unknown", 0)
+    assert json.dumps(said, allow_nan=False)
+    assert report_html.html([report])
+
+
+def test_not_a_run_directory(tmp_path: Path) -> None:
+    make_run(tmp_path / "demo")
+    with pytest.raises(StageError, match="not a run directory") as caught:
+        read_run(tmp_path)
+    assert str(tmp_path / "demo") in (caught.value.hint or "")
+    with pytest.raises(StageError, match="does not exist") as caught:
+        read_run(tmp_path / "demoo")
+    assert str(tmp_path / "demo") in (caught.value.hint or "")
+    assert caught.value.exit_code == 2
+
+
+def reading(run: Path, rows: list[dict[str, Any]], **options: Any) -> str:
+    write_rows(run / "metrics.jsonl", rows)
+    return "\n".join(summary(read_run(run), **options)["reading"])
+
+
+def test_reading_follows_the_numbers(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo")
+    rows = [metrics_row(s, **{"valid/loss": 1 - s / 1000 if s <= 600 else 0.4 + s / 5000}) for s in range(10, 1001, 10)]
+    text = reading(run, rows)
+    assert "best validation loss 0.4 at step 600; not improved for 400 steps, now 50 % above it" in text
+    assert "validation loss rose" in text
+    assert "speed" not in text
+    text = reading(run, [{**row, "speed/samples_per_s": 64.0 if row["step"] < 500 else 30.0} for row in rows])
+    assert "speed fell from 64 to 30 samples/s around step 495" in text
+    text = reading(run, [{**row, "train/loss": None if row["step"] == 700 else row["train/loss"]} for row in rows])
+    assert "not finite in 1 row, first at step 700" in text
+    noisy = [{**row, "train/loss": 0.5 + 0.01 * math.sin(row["step"] ** 2)} for row in rows]
+    assert "training loss shows no trend beyond its noise" in reading(run, noisy)
+
+
+def test_running_tells_time_left_or_death(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo", status="running")
+    rows = [metrics_row(s) for s in range(10, 401, 10)]
+    assert "running, step 400 of 1,000 (40 %), about 5m 00s left" in reading(run, rows, now=T0 + 201)
+    assert "may have been killed" in reading(run, rows, now=T0 + 9000)
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags close in order and collects attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += attrs
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_html_is_one_sound_page_that_loads_nothing(tmp_path: Path) -> None:
+    reports = [read_run(make_run(tmp_path / name, name=f"{name} <&>")) for name in ("one", "two")]
+    page = report_html.html(reports)
+    parser = Page()
+    parser.feed(page)
+    assert parser.open == []
+    assert not {name for name, _ in parser.attributes} & {"src", "href", "xlink:href", "srcset", "onclick"}
+    assert "http" not in page
+    assert "url(" not in page
+    assert "<script" not in page
+    assert "<b>here" not in page
+    assert "one &lt;&amp;&gt;" in page
+    assert page.count("<polyline") == 2 * 4 + 2 * 3
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S).lower().replace("mechanism", "")
+
+
+def test_plot_writes_svg_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = read_run(make_run(tmp_path / "demo"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    root = xml.etree.ElementTree.parse(report_html.plot([report], tmp_path / "out" / "curves.svg")).getroot()
+    assert root.tag.endswith("svg")
+    with pytest.raises(StageError) as caught:
+        report_html.plot([report], tmp_path / "curves.png")
+    assert "pip install 'stagecli[plot]'" in (caught.value.hint or "")
+    with pytest.raises(StageError, match="cannot plot"):
+        report_html.plot([report], tmp_path / "curves.bmp")
+
+
+def test_plot_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report = read_run(make_run(tmp_path / "demo"))
+    assert report_html.plot([report], tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sparkline() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8, ascii_only=True) == "_.-~=+*#"
+    assert sparkline([1, None, 2], 3) == "▁ █"
+    assert sparkline([1, 10, 100], 3, log=True) == "▁▅█"
+    assert sparkline([5, 5], 4) == "▄▄"
+    assert sparkline([], 4) == sparkline([None, math.nan], 4) == ""
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.none() | st.floats(), max_size=40), st.integers(0, 20), st.booleans())
+def test_sparkline_fits_and_never_fails(values: list[float | None], width: int, log: bool) -> None:
+    drawn = sparkline(values, width, ascii_only=True, log=log)
+    assert len(drawn) <= width
+    assert drawn.isascii()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(1e-9, 1e9), st.floats(1.001, 1e6), st.booleans())
+def test_ticks_lie_inside(low: float, factor: float, log: bool) -> None:
+    found = report_html.ticks(low, low * factor, log)
+    assert 1 <= len(found) <= 16
+    assert all(low * (1 - 1e-6) <= t <= low * factor * (1 + 1e-6) for t in found)
+
+
+def test_trends_resist_outliers_and_ask_for_evidence() -> None:
+    steps = list(range(100))
+    line = [2.0 - 0.01 * s for s in steps]
+    line[50] = 1e6
+    assert theil_sen(steps, line)[0] == pytest.approx(-0.01)
+    flat = trend(steps, [1 + 0.01 * math.sin(s * s) for s in steps], 1.0)
+    assert flat is not None
+    assert flat["direction"] == "flat"
+    falling = trend(steps, [math.exp(-0.01 * s) for s in steps], 1.0)
+    assert falling is not None
+    assert falling["direction"] == "falling"
+    assert falling["change"] == pytest.approx(math.expm1(-0.99), rel=1e-3)
+    assert trend(steps[:5], line[:5], 1.0) is None
+    assert level_change(steps, [100.0] * 60 + [40.0] * 40) == {"step": 60, "before": 100, "after": 40, "held": 1}
+    assert level_change(steps, [100.0 + s % 7 for s in steps]) is None
+
+
+def test_small_helpers() -> None:
+    assert [duration(s) for s in (None, 0.4, 61, 7500, 400_000)] == ["-", "0s", "1m 01s", "2h 05m", "4d 15h"]
+    assert [number(v) for v in (1, 2.5, True, "3", None, math.inf)] == [1.0, 2.5, None, None, None, None]
+    assert thin([1, 2, 3, 4], [1.0, 3.0, 5.0, 9.0], 2) == [(1.5, 2.0, 1.0, 3.0), (3.5, 7.0, 5.0, 9.0)]
+    assert thin([], [], 5) == []
