@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON, written whole or not at all; no pickle.
 
-    checkpoints/step_00010000/  model.safetensors  ema.safetensors  trainer.safetensors  state.json
-    checkpoints/latest          name of the newest one
+checkpoints/step_00010000/  model.safetensors  ema.safetensors  trainer.safetensors  state.json
+checkpoints/latest          name of the newest one
 """
 
 from __future__ import annotations

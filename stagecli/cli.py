@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stagecli import __version__, recipe as recipes
-from stagecli.console import Console, inspect, make_view, progress
+from stagecli import __version__
+from stagecli.console import Console, inspect, make_view, progress, scores
 from stagecli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, StageError
 
 app = typer.Typer(
@@ -26,7 +26,9 @@ recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Lis
 app.add_typer(recipes_app, name="recipes")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key (repeatable).")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key (repeatable).")
+]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where runs lie.")]
 Checkpoint = Annotated[str, typer.Option("--checkpoint", help="latest, best, or a step.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the sampling noise.")]
@@ -43,23 +45,31 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 
 
-@app.command(epilog="Examples:  stagecli train quickstart   |   stagecli train my.toml --set train.lr=1e-4 --name low-lr")
+@app.command(
+    epilog="Examples:  stagecli train quickstart   |   stagecli train my.toml --set train.lr=1e-4 --name low-lr"
+)
 def train(
     recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the recipe's.")] = None,
     runs_dir: RunsDir = Path("runs"),
     sets: Sets = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")] = False,
-    prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Check data and fill the caches, then stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, print the plan, write nothing.")] = False,
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Check data, fill the caches, and stop.")
+    ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew; the old run is moved aside.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")] = False,
 ) -> None:
     """Train a recipe; the same command again resumes it."""
+    from stagecli import recipe as recipes
+
     loaded = recipes.load(recipe, sets or [])
     out = Console()
     if dry_run:
@@ -112,8 +122,6 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score runs on real clips, or one folder of audio against another."""
-    from stagecli.plan import show_scores
-
     out = Console(as_json)
     _one_of("--task", task, ("t2a", "sr"), optional=not (reference or generated))
     _one_of("--split", split, ("train", "valid", "test"))
@@ -133,7 +141,7 @@ def evaluate(
             out.note(f"scoring {runs[0]}")
         from stagecli.evaluate import evaluate_run
 
-        changes = {"steps": steps, "guidance": guidance, "sampler": sampler}
+        changes: dict[str, Any] = {"steps": steps, "guidance": guidance, "sampler": sampler}
         options: dict[str, Any] = {"split": split, "checkpoint": checkpoint, "samples": samples, "seed": seed}
         documents = []
         for run in runs:
@@ -141,10 +149,10 @@ def evaluate(
                 documents.append(
                     evaluate_run(run, task=task, cutoffs=cutoff or (), progress=report, **options, **changes)
                 )
-    out.result(documents if len(documents) > 1 else documents[0], lambda: show_scores(documents, out))
+    out.result(documents if len(documents) > 1 else documents[0], lambda: scores(documents, out))
 
 
-class _bars:  # noqa: N801
+class _bars:
     """One bar on stderr per thing that is counted."""
 
     def __enter__(self) -> Any:
@@ -202,16 +210,16 @@ def inspect_regime(
 
 
 @app.command(
-    epilog='Examples:  stagecli sample runs/quickstart --prompt "a loud bell"   |   stagecli sample runs/sr --input old.wav'
+    epilog='Examples:  stagecli sample runs/quickstart -p "a loud bell"   |   stagecli sample runs/sr --input a.wav'
 )
 def sample(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to sound (t2a, repeatable).")] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", help="File with a prompt a line, or JSONL (t2a).")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to sound (t2a).")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="File of prompts, text or JSONL (t2a).")] = None,
     source: Annotated[Path | None, typer.Option("--input", "-i", help="Audio file or folder to restore (sr).")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder, or FILE.wav for a single result.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder, or FILE.wav for one result.")] = None,
     seconds: Annotated[float | None, typer.Option("--seconds", min=0.05, help="Length (t2a).")] = None,
-    cutoff: Annotated[float | None, typer.Option("--cutoff", min=1, help="Hz up to which the input is kept (sr).")] = None,
+    cutoff: Annotated[float | None, typer.Option("--cutoff", min=1, help="Hz; the band below is kept (sr).")] = None,
     checkpoint: Checkpoint = "latest",
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.")] = 0,
     steps: Steps = None,
@@ -223,10 +231,18 @@ def sample(
     out = Console(as_json)
     _one_of("--sampler", sampler, ("euler", "heun", "ab2"), optional=True)
     if bool(prompt or prompts) == bool(source):
-        raise StageError("give either prompts or --input", hint='--prompt "TEXT", --prompts FILE, or --input FILE_OR_DIR')
+        raise StageError(
+            "give either prompts or --input", hint='--prompt "TEXT", --prompts FILE, or --input FILE_OR_DIR'
+        )
     from stagecli import sample as sampling
 
-    shared: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "steps": steps, "guidance": guidance, "sampler": sampler}
+    shared: dict[str, Any] = {
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": sampler,
+    }
     with _bars() as report:
         if source:
             rows = sampling.restore_files(
@@ -244,6 +260,8 @@ def sample(
 @recipes_app.command("list")
 def recipes_list(as_json: AsJson = False) -> None:
     """List the shipped recipes."""
+    from stagecli import recipe as recipes
+
     out = Console(as_json)
     rows = [{"name": name, **recipes.about(path)} for name, path in recipes.shipped().items()]
     columns = ("name", "summary", "needs")
@@ -253,8 +271,10 @@ def recipes_list(as_json: AsJson = False) -> None:
 @recipes_app.command("show")
 def recipes_show(recipe: str, sets: Sets = None, as_json: AsJson = False) -> None:
     """Print a recipe with every default written out."""
+    from stagecli import recipe as recipes
+
     loaded = recipes.load(recipe, sets or [])
-    Console(as_json).result(loaded.model_dump(mode="json"), lambda: print(recipes.annotated(loaded)))  # noqa: T201
+    Console(as_json).result(loaded.model_dump(mode="json"), lambda: print(recipes.annotated(loaded)))
 
 
 @recipes_app.command("copy")
@@ -264,6 +284,8 @@ def recipes_copy(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Copy a shipped recipe to a file of your own."""
+    from stagecli import recipe as recipes
+
     source = recipes.find(recipe)
     target = destination / source.name if destination.is_dir() else destination
     if target.exists() and not force:
@@ -275,6 +297,8 @@ def recipes_copy(
 @recipes_app.command("check")
 def recipes_check(recipe: str, sets: Sets = None, as_json: AsJson = False) -> None:
     """Check a recipe; exit 1 where it has problems."""
+    from stagecli import recipe as recipes
+
     out = Console(as_json)
     try:
         loaded = recipes.load(recipe, sets or [])

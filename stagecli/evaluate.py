@@ -176,7 +176,9 @@ def score_t2a(
         "codec round trip of the reference": _round_trip(pipeline, reference, progress),
     }
     embedded = embed(reference, rate)
-    rows = [{"system": name, "n": len(audio), **_frechet(embedded, embed(audio, rate))} for name, audio in systems.items()]
+    rows = [
+        {"system": name, "n": len(audio), **_frechet(embedded, embed(audio, rate))} for name, audio in systems.items()
+    ]
     return rows, {"fd_log_mel": METRICS["fd_log_mel"].convention}
 
 
@@ -222,7 +224,9 @@ def evaluate_folders(reference: Path, generated: Path, task: str, *, cutoff: flo
             continue
         scores.append(score_pair(target, audio, rate, cutoff, "nuwave"))
     if problems:
-        raise StageError("lengths differ", problems=problems, hint="trim both to the same length; nothing is cut silently")
+        raise StageError(
+            "lengths differ", problems=problems, hint="trim both to the same length; nothing is cut silently"
+        )
     facts = {"task": task, "reference": str(reference), "generated": str(generated), "sample_rate": rate}
     conventions = {name: METRICS[name].convention for name in SR_METRICS}
     row = {"system": generated.name, "cutoff": cutoff, **summarise(scores, 0)}
@@ -233,7 +237,10 @@ def _paired(reference: Path, generated: Path) -> list[tuple[Path, Path]]:
     """Files of the same name (without suffix) on both sides. Raises StageError naming those without a partner."""
     left = {p.relative_to(reference).with_suffix(""): p for p in find_audio(reference)}
     right = {p.relative_to(generated).with_suffix(""): p for p in find_audio(generated)}
-    alone = [Problem(str((left | right)[k]), "has no partner in the other folder") for k in sorted(left.keys() ^ right.keys())]
+    alone = [
+        Problem(str((left | right)[k]), "has no partner in the other folder")
+        for k in sorted(left.keys() ^ right.keys())
+    ]
     if alone:
         raise StageError("the folders do not hold the same files", problems=alone)
     return [(left[k], right[k]) for k in sorted(left)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stagecli import checkpoint, recipe as recipes, sampler
+from stagecli import checkpoint, sampler
+from stagecli import recipe as recipes
 from stagecli.codec import make_codec
 from stagecli.codec.base import Codec
 from stagecli.condition.low import kept_band, level_gain
@@ -108,15 +110,12 @@ class Pipeline:
         done: list[np.ndarray] = []
         self.network.eval()
         for first in range(0, len(prompts), settings.batch_size):
-            part = prompts[first : first + settings.batch_size]
-            known, empty = self.conditioning(part), self.conditioning([""] * len(part))
+            texts = prompts[first : first + settings.batch_size]
+            known, empty = self.conditioning(texts), self.conditioning([""] * len(texts))
             velocity = sampler.guided(
-                lambda x, t, c=known: self._velocity(c, x, t),
-                lambda x, t, c=empty: self._velocity(c, x, t),
-                settings.guidance,
-                settings.interval,
+                partial(self._velocity, known), partial(self._velocity, empty), settings.guidance, settings.interval
             )
-            noise = torch.stack([self.noise(shape, seed, first + i) for i in range(len(part))])
+            noise = torch.stack([self.noise(shape, seed, first + i) for i in range(len(texts))])
             frames = self._solve(velocity, noise, settings)
             done += list(self.codec.decode(frames, samples).float().cpu().numpy())
             if progress:
@@ -152,6 +151,7 @@ class Pipeline:
             return self._velocity(condition, x_BTC, t)
 
         self.network.eval()
+        assert isinstance(self.codec.channel_hz, Tensor)
         band = kept_band(self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate)
         velocity = sampler.windowed(part, frames, window, hop, settings.batch_size)
         velocity = sampler.keep_band(velocity, low_1TC, band)

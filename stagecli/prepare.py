@@ -161,5 +161,3 @@ def _cache_texts(prepared: Prepared, text: PretrainedText, progress: Progress) -
         progress=lambda done, total: progress("embedding captions", done, total),
     )
     return cache
-
-

@@ -18,7 +18,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stagecli import schema
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Recipe
 from stagecli.tomlpos import Position, positions, split_key
@@ -60,9 +59,7 @@ def find(reference: str) -> Path:
         return names[reference]
     near = difflib.get_close_matches(path.stem, names, n=1)
     hint = f"did you mean `{near[0]}`?" if near else "`stagecli recipes list` shows the shipped ones"
-    what = (
-        "no such recipe file" if path.suffix == ".toml" else "no such file and no shipped recipe of that name"
-    )
+    what = "no such recipe file" if path.suffix == ".toml" else "no such file and no shipped recipe of that name"
     raise StageError(f"recipe not found: {reference}", problems=[Problem(reference, what)], hint=hint)
 
 
@@ -169,9 +166,7 @@ def _table_fields(key: Key) -> list[str]:
     model: type[BaseModel] = Recipe
     for part in key[:-1]:
         field = model.model_fields.get(part)
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             return []
         model = field.annotation
     return list(model.model_fields)
@@ -276,11 +271,7 @@ def dump(recipe: Recipe) -> str:
     """The resolved recipe as TOML, every default written out; itself a valid recipe."""
     lines: list[str] = []
     for table, body in recipe.model_dump().items():
-        groups = (
-            {f"stage.{name}": options for name, options in body.items()}
-            if table == "stage"
-            else {table: body}
-        )
+        groups = {f"stage.{name}": options for name, options in body.items()} if table == "stage" else {table: body}
         for name, values in groups.items():
             lines += [f"[{name}]", *(f"{k} = {_literal(v)}" for k, v in values.items() if v is not None), ""]
     return "\n".join(lines)
@@ -318,5 +309,27 @@ def signature(recipe: Recipe) -> str:
 
 def describe(table: str) -> dict[str, str]:
     """Field -> documentation of one table, for `recipes show`."""
-    model = getattr(schema, table.capitalize())
+    model = Recipe.model_fields[table].annotation
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return {}
     return {name: field.description or "" for name, field in model.model_fields.items()}
+
+
+def about(path: Path) -> dict[str, str]:
+    """The `[about]` table of a recipe file, unchecked."""
+    table = tomllib.loads(path.read_text(encoding="utf-8")).get("about", {})
+    return {"summary": table.get("summary", ""), "needs": table.get("needs", ""), "path": str(path)}
+
+
+def annotated(recipe: Recipe) -> str:
+    """`dump` with each field's documentation above it."""
+    lines: list[str] = []
+    fields: dict[str, str] = {}
+    for line in dump(recipe).splitlines():
+        if line.startswith("[") and line.strip("[]") in Recipe.model_fields:
+            fields = describe(line.strip("[]"))
+        key = line.split(" = ")[0]
+        if " = " in line and fields.get(key):
+            lines.append(f"# {' '.join(fields[key].split())}")
+        lines.append(line)
+    return "\n".join(lines)

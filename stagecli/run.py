@@ -58,7 +58,7 @@ def finite(value: Any) -> Any:
 
 def environment() -> dict[str, Any]:
     """Python, machine and package versions; the same content as `doctor --json`."""
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in (
         "torch",
         "torchaudio",
@@ -171,9 +171,7 @@ def open_run(
     """
     info_path = folder / "run.json"
     if restart and info_path.exists():
-        aside = next(
-            p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists()
-        )
+        aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists())
         folder.rename(aside)
     if info_path.exists():
         info = read_info(folder)

@@ -42,7 +42,9 @@ def read_prompts(path: Path) -> list[str]:
         except (ValueError, KeyError, AttributeError):
             problems.append(Problem(f"{path}:{number}", "needs a JSON object with `prompt` or `caption`"))
     if problems or not prompts:
-        raise StageError(f"{path} holds no usable prompts" if not problems else f"bad lines in {path}", problems=problems)
+        raise StageError(
+            f"{path} holds no usable prompts" if not problems else f"bad lines in {path}", problems=problems
+        )
     return prompts
 
 
@@ -201,4 +203,3 @@ def _restore(
     # The channels share one noise, so that what is made anew sits where the stereo image is.
     made = [pipeline.restore(c, used, seed=seed, settings=settings) if np.any(c) else c for c in channels]
     return np.stack(made, axis=1), used
-

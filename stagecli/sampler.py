@@ -59,9 +59,7 @@ def ab2(velocity: Velocity, x_BTC: Tensor, grid: list[float], callback: Callback
 SAMPLERS: dict[str, Callable[..., Tensor]] = {"euler": euler, "heun": heun, "ab2": ab2}
 
 
-def guided(
-    conditional: Velocity, unconditional: Velocity, weight: float, interval: tuple[float, float]
-) -> Velocity:
+def guided(conditional: Velocity, unconditional: Velocity, weight: float, interval: tuple[float, float]) -> Velocity:
     """Classifier-free guidance (Ho and Salimans 2022) inside an interval of t (Kynkaanniemi et al. 2024).
 
     weight 1 is no guidance, and then the unconditional velocity is not called.

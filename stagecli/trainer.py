@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -34,18 +34,7 @@ from stagecli.schema import Recipe
 from stagecli.stage.base import Event, Plan, Signals
 from stagecli.stage.controller import Stages
 from stagecli.validation import draw_samples, validate
-
-
-class View(Protocol):
-    """What a person sees of training; the console has the implementations."""
-
-    def start(self, info: dict[str, Any]) -> None: ...
-    def progress(self, what: str, done: int, total: int) -> None: ...
-    def step(self, step: int) -> None: ...
-    def row(self, row: dict[str, Any]) -> None: ...
-    def bins(self, row: dict[str, Any]) -> None: ...
-    def event(self, row: dict[str, Any]) -> None: ...
-    def close(self, status: str, message: str) -> None: ...
+from stagecli.views import View
 
 
 class Trainer:

@@ -78,9 +78,7 @@ def test_the_cutoff_may_be_any_real_number() -> None:
     family=st.sampled_from(FAMILIES),
     order=st.integers(1, 11),
 )
-def test_length_is_the_inputs(
-    samples: int, rate: int, share: float, family: FilterFamily, order: int
-) -> None:
+def test_length_is_the_inputs(samples: int, rate: int, share: float, family: FilterFamily, order: int) -> None:
     audio_N = noise(samples)
     before_N = audio_N.copy()
     low_N = degrade(audio_N, rate, LowPass(family, order, share * rate / 2))
@@ -97,9 +95,7 @@ def test_no_delay_and_quiet_ends() -> None:
         error_N = degrade(tone_N, RATE, LowPass(family, 8, 4000.0)) - tone_N
         assert np.abs(error_N[2000:-2000]).max() < 0.015
         assert np.abs(error_N).max() < 0.1
-    assert (
-        np.abs(degrade(np.full(9000, 0.5, np.float32), RATE, LowPass("butter", 4, 300.0)) - 0.5).max() < 1e-4
-    )
+    assert np.abs(degrade(np.full(9000, 0.5, np.float32), RATE, LowPass("butter", 4, 300.0)) - 0.5).max() < 1e-4
 
 
 def test_same_input_same_output() -> None:

@@ -42,9 +42,7 @@ def low_pass(audio_N: Tensor, sample_rate: int, cutoff_hz: float) -> Tensor:
 
 def published_lsd(reference: np.ndarray, estimate: np.ndarray, sample_rate: int, preset: str) -> float:
     """The published formulas once more, frame by frame in numpy."""
-    n_fft, hop = (
-        (2048, 512) if preset == "nuwave" else (int(2048 / (44100 / sample_rate)), int(sample_rate / 100))
-    )
+    n_fft, hop = (2048, 512) if preset == "nuwave" else (int(2048 / (44100 / sample_rate)), int(sample_rate / 100))
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
     mode: Literal["reflect", "constant"] = "reflect" if preset == "nuwave" else "constant"
     distances = []
@@ -115,9 +113,7 @@ def test_bands_are_consistent_with_the_whole(preset: str) -> None:
     high = 1 - low
     assert bands["lsd"] == float(lsd(x, y, RATE, preset))
     # Per frame the squares add up by their share of bins; over frames this bounds the mean from both sides.
-    assert (
-        bands["lsd"] >= math.hypot(math.sqrt(high) * bands["lsd_hf"], math.sqrt(low) * bands["lsd_lf"]) - 1e-9
-    )
+    assert bands["lsd"] >= math.hypot(math.sqrt(high) * bands["lsd_hf"], math.sqrt(low) * bands["lsd_lf"]) - 1e-9
     assert bands["lsd"] <= math.sqrt(high) * bands["lsd_hf"] + math.sqrt(low) * bands["lsd_lf"]
     gained = lsd_bands(x, 0.5 * x, RATE, 4000, preset)
     assert all(float(value) == pytest.approx(0.60206, abs=1e-3) for value in gained.values())
@@ -197,9 +193,7 @@ def test_waveform_laws(gain: float, offset: float, seed: int) -> None:
     x = noise(500, seed=seed).double()
     y = x + noise(500, seed=seed + 1, level=0.03)
     assert float(si_sdr(x, gain * y)) == pytest.approx(float(si_sdr(x, y)), abs=1e-6)
-    assert float(si_sdr(x, y + offset, zero_mean=True)) == pytest.approx(
-        float(si_sdr(x, y, zero_mean=True)), abs=1e-6
-    )
+    assert float(si_sdr(x, y + offset, zero_mean=True)) == pytest.approx(float(si_sdr(x, y, zero_mean=True)), abs=1e-6)
     assert float(snr(x, (1 + gain) * x)) == pytest.approx(-20 * math.log10(gain), abs=1e-6)
 
 
@@ -223,15 +217,11 @@ def test_frechet_vector() -> None:
     result = frechet_distance(x, y)
     assert result.value == pytest.approx(6.0759942272, abs=1e-9)
     assert (result.n, result.m, result.dim, result.biased) == (500, 400, 16, False)
-    assert frechet_distance(torch.from_numpy(y), torch.from_numpy(x)).value == pytest.approx(
-        result.value, rel=1e-10
-    )
+    assert frechet_distance(torch.from_numpy(y), torch.from_numpy(x)).value == pytest.approx(result.value, rel=1e-10)
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    dim=st.integers(1, 12), extra=st.integers(2, 60), scale=st.floats(0.1, 10), seed=st.integers(0, 2**31 - 1)
-)
+@given(dim=st.integers(1, 12), extra=st.integers(2, 60), scale=st.floats(0.1, 10), seed=st.integers(0, 2**31 - 1))
 def test_frechet_against_a_general_matrix_root(dim: int, extra: int, scale: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(dim + extra, dim)) @ rng.normal(size=(dim, dim))
@@ -247,10 +237,7 @@ def test_frechet_against_a_general_matrix_root(dim: int, extra: int, scale: floa
 
 def test_frechet_of_equal_distributions_falls_with_n() -> None:
     rng = np.random.default_rng(0)
-    results = [
-        frechet_distance(rng.normal(size=(n, 32)), rng.normal(size=(n, 32)))
-        for n in (32, 64, 256, 1024, 4096)
-    ]
+    results = [frechet_distance(rng.normal(size=(n, 32)), rng.normal(size=(n, 32))) for n in (32, 64, 256, 1024, 4096)]
     values = [result.value for result in results]
     assert values == sorted(values, reverse=True) and values[-1] < 0.05 * values[0]
     assert [result.biased for result in results] == [True, False, False, False, False]

@@ -280,10 +280,7 @@ def test_folder_with_split_folders(tmp_path: Path) -> None:
     assert clips["train/b.flac"].labels == {"label": "cat"}
     assert source.clips("valid")[0].labels == {"label": "cow"}
     save(tmp_path / "stray.wav")
-    assert (
-        "lies in no folder named"
-        in refused(tmp_path, source="folder", path=".", need_captions=False)["stray.wav"]
-    )
+    assert "lies in no folder named" in refused(tmp_path, source="folder", path=".", need_captions=False)["stray.wav"]
     cut(tmp_path / "stray.wav").rename(tmp_path / "test" / "e.wav")
     problems = refused(tmp_path, source="folder", path=".", need_captions=False)
     assert problems["test/e.wav"].startswith("is truncated")
@@ -305,9 +302,7 @@ def test_folder_without_split_folders_is_split_by_hash(tmp_path: Path) -> None:
         opened(tmp_path, source="folder", path="nowhere")
 
 
-def test_without_datasets_the_hint_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_datasets_the_hint_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(StageError, match="datasets") as caught:
         opened(tmp_path, source="huggingface", path="owner/name")
@@ -337,9 +332,7 @@ def test_huggingface_rows(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_path = {"audio": {"bytes": None, "path": str(good / "audio/a.wav")}, "caption": "a", "label": 2}
     damaged = {"audio": {"bytes": content[:3000], "path": None}, "caption": "b", "label": 3}
     tables = {"train": Table([row, by_path]), "validation": Table([row])}
-    fake = types.SimpleNamespace(
-        Audio=lambda decode: f"Audio(decode={decode})", load_dataset=lambda name: tables
-    )
+    fake = types.SimpleNamespace(Audio=lambda decode: f"Audio(decode={decode})", load_dataset=lambda name: tables)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     keys: dict[str, Any] = {"source": "huggingface", "path": "owner/name", "splits": ("train", "valid")}
     assert "it has train, validation" in refused(good, **keys)["owner/name"]

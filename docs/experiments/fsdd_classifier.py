@@ -3,10 +3,10 @@
 The judge of the FSDD recipes: it never hears generated audio before it scores some.
 
     STAGECLI_DATA=... python docs/experiments/fsdd_classifier.py --weights judge.pt
-    STAGECLI_DATA=... python docs/experiments/fsdd_classifier.py --weights judge.pt --codec --hop 64
+    STAGECLI_DATA=... python docs/experiments/fsdd_classifier.py --weights judge.pt --codec --hop 128
     STAGECLI_DATA=... python docs/experiments/fsdd_classifier.py --weights judge.pt --samples DIR
 
-The weights file is made at the first call (2 minutes on one core) and reused after that. A folder of
+The weights file is made at the first call (3 minutes on one core) and reused after that. A folder of
 samples holds `samples.jsonl`: rows with `path`, relative to the folder, and `prompt`, "george says zero".
 """
 
@@ -219,9 +219,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     codec = parser.add_argument_group("real test clips through the log-mel codec")
     codec.add_argument("--codec", action="store_true")
-    for name, default in (("n-fft", 512), ("hop", 64), ("n-mels", 64), ("iterations", 64)):
+    for name, default in (("n-fft", 512), ("hop", 128), ("n-mels", 48), ("iterations", 32)):
         codec.add_argument(f"--{name}", type=int, default=default)
     codec.add_argument("--power", type=float, default=1.0)
+    codec.add_argument("--floor", type=float, default=1e-4)
     args = parser.parse_args()
     if "STAGECLI_DATA" not in os.environ:
         parser.error("set STAGECLI_DATA to the folder that holds fsdd/manifest.jsonl")
@@ -233,7 +234,7 @@ def main() -> None:
     if args.codec:
         mel = MelCodec(
             sample_rate=RATE, n_fft=args.n_fft, hop=args.hop, n_mels=args.n_mels, power=args.power,
-            iterations=args.iterations,
+            floor=args.floor, iterations=args.iterations,
         )  # fmt: skip
         rows["real test clips, codec"] = score(judges, through_codec(mel, audio_BN), *labels)
     for folder in args.samples:

@@ -181,9 +181,7 @@ class MelCodec(Codec):
 
     def _stft(self, padded_BN: Tensor) -> Tensor:
         """[B, n_fft + (T - 1) hop] -> complex [B, F, T]."""
-        return torch.stft(
-            padded_BN, self.n_fft, self.hop, window=self.window, center=False, return_complex=True
-        )
+        return torch.stft(padded_BN, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
 
     def _istft(self, spectrum_BFT: Tensor) -> Tensor:
         """Complex [B, F, T] -> [B, n_fft + (T - 1) hop]: least squares (Griffin and Lim, 1984)."""

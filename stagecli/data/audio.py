@@ -143,9 +143,7 @@ def examine(audio: Path | bytes) -> tuple[AudioInfo | None, str | None]:
     return info, None
 
 
-def write_wav(
-    path: Path, audio: np.ndarray, sample_rate: int, subtype: Literal["FLOAT", "PCM_16"] = "FLOAT"
-) -> None:
+def write_wav(path: Path, audio: np.ndarray, sample_rate: int, subtype: Literal["FLOAT", "PCM_16"] = "FLOAT") -> None:
     """Write audio [N] or [N, channels] as WAV, atomically; the same audio gives the same bytes.
 
     FLOAT keeps float32 values as they are, also above 1. PCM_16 raises StageError rather than clip

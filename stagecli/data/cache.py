@@ -244,6 +244,4 @@ def _remove_same(path: Path, seen: os.stat_result) -> None:
 
 def _unusable(path: Path, error: OSError) -> StageError:
     problem = Problem(str(path), error.strerror or str(error))
-    return StageError(
-        "the cache cannot be used", problems=[problem], hint="set data.cache_dir to another folder"
-    )
+    return StageError("the cache cannot be used", problems=[problem], hint="set data.cache_dir to another folder")

@@ -208,7 +208,7 @@ def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> D
     workers = examples.recipe.data.workers
     return DataLoader(
         examples,
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=Collate(examples.recipe.condition.max_length),
         pin_memory=pin,

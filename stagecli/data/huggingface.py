@@ -39,11 +39,7 @@ class HuggingFaceSource(FileSource):
 
     def content_hash(self, clip: Clip) -> str:
         audio = self._audio(clip)
-        return (
-            hashlib.sha256(audio).hexdigest()
-            if isinstance(audio, bytes)
-            else content_hash(audio, self._hashes)
-        )
+        return hashlib.sha256(audio).hexdigest() if isinstance(audio, bytes) else content_hash(audio, self._hashes)
 
     @staticmethod
     def _table(datasets: Any, loaded: Any, data: Data, name: str) -> Any:
@@ -53,9 +49,7 @@ class HuggingFaceSource(FileSource):
             raise StageError("the data set lacks a split", problems=[problem], hint=hint)
         table = loaded[name]
         if data.audio_column not in table.column_names:
-            problem = Problem(
-                data.path, f"no column {data.audio_column!r}; it has {', '.join(table.column_names)}"
-            )
+            problem = Problem(data.path, f"no column {data.audio_column!r}; it has {', '.join(table.column_names)}")
             raise StageError("the data set lacks its audio", problems=[problem], hint="set data.audio_column")
         return table.cast_column(data.audio_column, datasets.Audio(decode=False))
 

@@ -101,9 +101,7 @@ def _csv(path: Path) -> Iterator[Record]:
     reader = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:
         if "path" not in (reader.fieldnames or ()):
-            raise StageError(
-                "the manifest has no column `path`", problems=[Problem(f"{path}:1", "is its header")]
-            )
+            raise StageError("the manifest has no column `path`", problems=[Problem(f"{path}:1", "is its header")])
         for entry in reader:
             number = reader.line_num
             if None in entry:
@@ -148,9 +146,7 @@ def manifest_rows(data: Data, path: Path, need_captions: bool) -> Iterator[Row]:
 
 
 def _split_of(name: Any, data: Data) -> Split | None:
-    return next(
-        (split for split, known in zip(SPLITS, split_names(data), strict=True) if name == known), None
-    )
+    return next((split for split, known in zip(SPLITS, split_names(data), strict=True) if name == known), None)
 
 
 def _unknown_split(name: Any, data: Data) -> str:
@@ -172,9 +168,7 @@ def _walk(root: Path) -> Iterator[Path]:
 def folder_rows(data: Data, root: Path, need_captions: bool) -> Iterator[Row]:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "is missing"
-        raise StageError(
-            "cannot read the folder", problems=[Problem(str(root), what)], hint="check data.path"
-        )
+        raise StageError("cannot read the folder", problems=[Problem(str(root), what)], hint="check data.path")
     files = list(_walk(root))
     if not files:
         raise StageError(f"{root}: no audio files", hint=f"known endings: {' '.join(sorted(SUFFIXES))}")

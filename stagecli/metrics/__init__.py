@@ -90,9 +90,7 @@ def _lsd_metrics(preset: LSDPreset, prefix: str) -> list[Metric]:
     split = "split at bin int(bins * input rate / rate), the input's Nyquist"
     bands = {"": "all bins", "_hf": f"bins from the {split}, up", "_lf": f"bins below the {split}"}
     return [
-        Metric(
-            prefix + band, "lower", "log10 power", f"{preset.describe()}; {text}", "sr", "lsd", preset.name
-        )
+        Metric(prefix + band, "lower", "log10 power", f"{preset.describe()}; {text}", "sr", "lsd", preset.name)
         for band, text in bands.items()
     ]
 

@@ -22,9 +22,7 @@ def bootstrap_interval(
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or sample.size < 2:
-        raise ValueError(
-            f"a bootstrap interval needs at least two values in a list, got shape {sample.shape}"
-        )
+        raise ValueError(f"a bootstrap interval needs at least two values in a list, got shape {sample.shape}")
     if not np.isfinite(sample).all():
         raise ValueError("the values contain NaN or infinity; leave them out and say how many")
     if not 0 < level < 1 or draws < 1:

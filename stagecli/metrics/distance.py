@@ -74,9 +74,7 @@ def _mel_filters(sample_rate: int, n_fft: int, bands: int) -> Tensor:
     edges = 700 * (10 ** (torch.linspace(0, top_mel, bands + 2, dtype=torch.float64) / 2595) - 1)
     bins_F1 = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    filters_FC = torch.minimum(
-        (bins_F1 - low) / (centre - low), (high - bins_F1) / (high - centre)
-    ).clamp_min(0)
+    filters_FC = torch.minimum((bins_F1 - low) / (centre - low), (high - bins_F1) / (high - centre)).clamp_min(0)
     total_C = filters_FC.sum(0)
     if bool((total_C == 0).any()):
         raise ValueError(f"{bands} mel bands are too many at {sample_rate} Hz: some hold no frequency bin")

@@ -44,9 +44,7 @@ class Output:
 def sinusoid(value_B: Tensor, width: int, scale: float = 1000.0) -> Tensor:
     """Numbers in [0, 1] -> [B, width] sines and cosines of geometric frequencies."""
     half = width // 2
-    rate = torch.exp(
-        -math.log(10_000.0) * torch.arange(half, device=value_B.device, dtype=torch.float32) / half
-    )
+    rate = torch.exp(-math.log(10_000.0) * torch.arange(half, device=value_B.device, dtype=torch.float32) / half)
     angle = value_B.float()[:, None] * scale * rate
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
@@ -172,9 +170,7 @@ class DiT(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.input = nn.Linear(channels * patch * (2 if low else 1), width)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-        self.cutoff = (
-            nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width)) if low else None
-        )
+        self.cutoff = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width)) if low else None
         self.pooled = nn.Linear(width, width) if text else None
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, text) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)

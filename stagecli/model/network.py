@@ -25,9 +25,7 @@ class Network(nn.Module):
         super().__init__()
         width, depth, heads = recipe.model.resolved()
         condition = recipe.condition
-        self.bytes = (
-            ByteEncoder(condition.width, condition.depth, width) if condition.text == "bytes" else None
-        )
+        self.bytes = ByteEncoder(condition.width, condition.depth, width) if condition.text == "bytes" else None
         self.project = nn.Linear(text_width, width) if text_width is not None else None
         self.dit = DiT(
             channels=channels,
@@ -43,9 +41,7 @@ class Network(nn.Module):
 
     def condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
         """Encode the conditions of a batch; once per batch, not once per sampler step."""
-        result = Conditioning(
-            low_BTC=batch.get("low"), cutoff_B=batch.get("cutoff"), mask_BT=batch.get("mask")
-        )
+        result = Conditioning(low_BTC=batch.get("low"), cutoff_B=batch.get("cutoff"), mask_BT=batch.get("mask"))
         if self.bytes is not None:
             tokens, mask = self.bytes(batch["text_ids"])
             return replace(result, text_BLD=tokens, text_mask_BL=mask)

@@ -24,9 +24,7 @@ class Stages:
     @classmethod
     def of(cls, recipe: Recipe) -> Stages:
         chosen = [name for name in registry.MECHANISMS if name in recipe.stage]
-        mechanisms = {
-            name: registry.load(name)(registry.load(name).Options(**recipe.stage[name])) for name in chosen
-        }
+        mechanisms = {name: registry.load(name)(registry.load(name).Options(**recipe.stage[name])) for name in chosen}
         return cls(mechanisms, base_plan(recipe))
 
     def plan(self, step: int) -> Plan:
