@@ -77,7 +77,8 @@ def train(
 
         plan(loaded, out)
         return
-    view = make_view(quiet)
+    main_process = os.environ.get("RANK", "0") == "0"
+    view = make_view(quiet or not main_process)
     if prepare_only:
         from stagecli.trainer import prepare_only as prepare
 
@@ -90,9 +91,11 @@ def train(
     folder = runs_dir / (name or loaded.about.name or Path(recipe).stem)
     status = run_training(loaded, folder, view, argv=sys.argv[1:], overrides=sets or [], restart=restart)
     if status == "interrupted":
+        if not main_process:
+            raise typer.Exit(EXIT_INTERRUPTED)
         out.note(f"interrupted; resume with:  stagecli {' '.join(a for a in sys.argv[1:] if a != '--restart')}")
         raise typer.Exit(EXIT_INTERRUPTED)
-    if not quiet and os.environ.get("RANK", "0") == "0":
+    if not quiet and main_process:
         out.note(f"run: {folder}   samples: {folder / 'samples'}")
         out.note(f"next:  stagecli evaluate {folder}   |   stagecli inspect-regime {folder}")
 

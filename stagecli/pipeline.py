@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -140,19 +141,23 @@ class Pipeline:
         frames = low_1TC.shape[1]
         low_WTC = sampler.windows(low_1TC, sampler.window_starts(frames, window, hop), window)
         text = self.conditioning([prompt])
+        assert isinstance(self.codec.channel_hz, Tensor)
+        band = kept_band(self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate)
 
         def part(x_BTC: Tensor, t: float, which: slice) -> Tensor:
             count = x_BTC.shape[0]
-            cutoff_B = torch.full((count,), share, device=self.device)
-            condition = Conditioning(low_BTC=low_WTC[which], cutoff_B=cutoff_B)
+            condition = Conditioning(
+                low_BTC=low_WTC[which],
+                cutoff_B=torch.full((count,), share, device=self.device),
+                level_B=torch.full((count,), math.log10(gain), device=self.device),
+                band_BC=band.expand(count, -1),
+            )
             if text.text_BLD is not None and text.text_mask_BL is not None:
                 condition.text_BLD = text.text_BLD.expand(count, -1, -1)
                 condition.text_mask_BL = text.text_mask_BL.expand(count, -1)
             return self._velocity(condition, x_BTC, t)
 
         self.network.eval()
-        assert isinstance(self.codec.channel_hz, Tensor)
-        band = kept_band(self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate)
         velocity = sampler.windowed(part, frames, window, hop, settings.batch_size)
         velocity = sampler.keep_band(velocity, low_1TC, band)
         noise = self.noise((frames, self.codec.channels), seed, index)[None]

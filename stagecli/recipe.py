@@ -120,6 +120,9 @@ def _check(tree: dict[str, Any], path: Path, where: dict[Key, Position], overrid
             if key[:length] in where:
                 position = where[key[:length]]
                 return f"{path}:{position.line}:{position.column}", position.text
+        for flag, text in flags.items():  # a table that only a flag mentions
+            if flag[: len(key)] == key:
+                return f"--set {text}", None
         return f"{path}:1:1", None
 
     def report(key: Key, what: str) -> None:
@@ -196,10 +199,12 @@ def _without(tree: dict[str, Any], refused: list[Key]) -> Recipe | None:
     tree = json.loads(json.dumps(tree, default=str))
     for key in refused:
         node: Any = tree
-        for part in key[:-1]:
-            node = node.get(part, {}) if isinstance(node, dict) else {}
-        if isinstance(node, dict):
-            node.pop(key[-1], None)
+        for part, nxt in zip(key, (*key[1:], ""), strict=True):
+            inner = node.get(part)
+            if not nxt or not isinstance(inner, dict):  # an item of a list takes its key along
+                node.pop(part, None)
+                break
+            node = inner
     try:
         return Recipe.model_validate(tree)
     except ValidationError:
@@ -261,7 +266,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON allows it bare, TOML doesn't
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_literal(v) for v in value) + "]"
     return repr(value)
@@ -325,7 +330,7 @@ def annotated(recipe: Recipe) -> str:
     """`dump` with each field's documentation above it."""
     lines: list[str] = []
     fields: dict[str, str] = {}
-    for line in dump(recipe).splitlines():
+    for line in dump(recipe).split("\n"):  # splitlines would also break at what a string may hold
         if line.startswith("[") and line.strip("[]") in Recipe.model_fields:
             fields = describe(line.strip("[]"))
         key = line.split(" = ")[0]

@@ -171,6 +171,7 @@ def open_run(
     """
     info_path = folder / "run.json"
     if restart and info_path.exists():
+        _nobody_writes(folder, read_info(folder))  # it would write its next checkpoint into the new run
         aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists())
         folder.rename(aside)
     if info_path.exists():
@@ -178,17 +179,18 @@ def open_run(
         _same_recipe(recipe, folder, info)
         _nobody_writes(folder, info)
         info["steps"] = recipe.train.steps
-        run = Run(folder, info)
-        write_atomic(folder / "recipe.toml", recipes.dump(recipe))
-        return run
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.is_dir() and any(path.is_file() for path in folder.rglob("*")):
         raise StageError(
             f"{folder} exists and is no run",
             hint="choose another directory with --name or --runs-dir; nothing is ever deleted",
         )
+    else:
+        info = _new_info(recipe, folder, argv, overrides)
+    run = Run(folder, info)
     try:
         for name in ("checkpoints", "samples", "evals", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        run.save_info()  # first, as it makes the directory a run: a kill in between leaves nothing in the way
         write_atomic(folder / "recipe.toml", recipes.dump(recipe))
     except OSError as error:
         raise StageError(
@@ -196,7 +198,11 @@ def open_run(
             problems=[Problem(str(folder), error.strerror or str(error))],
             hint="choose a writable place with --runs-dir",
         ) from error
-    info = {
+    return run
+
+
+def _new_info(recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    return {
         "schema": SCHEMA,
         "id": uuid.uuid4().hex[:12],
         "name": folder.name,
@@ -214,9 +220,6 @@ def open_run(
         "best": None,
         "message": None,
     }
-    run = Run(folder, info)
-    run.save_info()
-    return run
 
 
 def _same_recipe(recipe: Recipe, folder: Path, info: dict[str, Any]) -> None:

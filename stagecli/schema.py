@@ -87,7 +87,7 @@ class Codec(Table):
     f_max: PositiveReal | None = None
     """Hz; default: half the sample rate."""
     floor: PositiveReal = 1e-5
-    """Mel magnitudes are clamped here before the logarithm."""
+    """Mel magnitudes are clamped here before the logarithm; spectral companding is linear below it."""
     iterations: Positive = 64
     """Griffin-Lim iterations (mel without a vocoder)."""
     vocoder: str = ""
@@ -128,6 +128,8 @@ class Model(Table):
     patch: Positive = 1
     """Frames per token."""
     mlp_ratio: PositiveReal = 4.0
+    output: Literal["plain", "gated"] = "plain"
+    """`gated` lets x_t pass around the trunk, channel by channel: for codecs with more channels than `width`."""
 
     @model_validator(mode="after")
     def numbers(self) -> Model:

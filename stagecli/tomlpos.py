@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 _KEY_PART = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
+_HEADER = re.compile(r"""\[\[?((?:"[^"]*"|'[^']*'|[^]"'#])*)\]""")
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,13 @@ def _open_after(text: str, depth: int, fence: str) -> tuple[int, str]:
     i = 0
     while i < len(text):
         if fence:
-            end = text.find(fence, i)
-            if end < 0:
-                return depth, fence
-            i, fence = end + 3, ""
+            if text.startswith(fence, i):
+                i += 3
+                while text[i : i + 1] == fence[0]:  # its last characters may be quotes too
+                    i += 1
+                fence = ""
+            else:
+                i += 2 if text[i] == "\\" and fence == '"""' else 1
             continue
         if text.startswith(('"""', "'''"), i):
             fence, i = text[i : i + 3], i + 3
@@ -80,19 +84,22 @@ def positions(source: str) -> dict[tuple[str, ...], Position]:
     found: dict[tuple[str, ...], Position] = {}
     table: tuple[str, ...] = ()
     depth, fence = 0, ""
-    for number, line in enumerate(source.splitlines(), 1):
+    for number, line in enumerate(
+        source.replace("\r\n", "\n").split("\n"), 1
+    ):  # no other character ends a line in TOML
         if depth or fence:
             depth, fence = _open_after(line, depth, fence)
             continue
         stripped = line.strip()
         column = len(line) - len(line.lstrip()) + 1
         if stripped.startswith("["):
-            inner = stripped.split("#")[0].strip().strip("[]").strip()
+            header = _HEADER.match(stripped)
             try:
-                table = split_key(inner)
+                table = split_key(header[1] if header else "")
             except ValueError:
                 continue
-            found.setdefault(table, Position(number, column, line))
+            for length in range(1, len(table) + 1):
+                found.setdefault(table[:length], Position(number, column, line))
             continue
         equals = _equals_sign(line)
         if equals < 0:

@@ -307,7 +307,8 @@ class PlainView:
         loss = number(row.get("train/loss"))
         steps = board.info.get("steps")
         parts = [f"step {row['step']}" + (f"/{steps}" if steps else "")]
-        parts.append("loss not finite" if loss is None else f"loss {loss:.4g}")
+        if "train/loss" in row:
+            parts.append("loss not finite" if loss is None else f"loss {loss:.4g}")
         for key, label in (("valid/loss", "valid"), ("optim/lr", "lr"), ("train/grad_norm", "grad"),
                            ("speed/samples_per_s", "samples/s")):  # fmt: skip
             if (value := number(row.get(key))) is not None:

@@ -40,6 +40,7 @@ class Judge(nn.Module):
     """CNN on 40-band log-mel of 1 s at 8 kHz: audio [B, 8000] -> logits [B, classes]."""
 
     filters_FC: Tensor
+    window: Tensor
 
     def __init__(self, classes: int, width: int = 16) -> None:
         super().__init__()

@@ -29,11 +29,13 @@ def make_codec(recipe: Recipe) -> Codec:
     if table.kind == "mdct":
         from stagecli.codec.spectral import MDCTCodec
 
-        return MDCTCodec(sample_rate=sample_rate, hop=table.hop, alpha=table.alpha)
+        return MDCTCodec(sample_rate=sample_rate, hop=table.hop, alpha=table.alpha, floor=table.floor)
     if table.kind == "stft":
         from stagecli.codec.spectral import STFTCodec
 
-        return STFTCodec(sample_rate=sample_rate, n_fft=table.n_fft, hop=table.hop, alpha=table.alpha)
+        return STFTCodec(
+            sample_rate=sample_rate, n_fft=table.n_fft, hop=table.hop, alpha=table.alpha, floor=table.floor
+        )
     from stagecli.codec.neural import NeuralCodec
 
     return NeuralCodec(table.model, sample_rate=sample_rate)

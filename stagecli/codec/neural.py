@@ -134,7 +134,7 @@ class NeuralCodec(Codec):
             sample_rate=rate, hop=int(config.hop_length), channels=int(config.hidden_size), is_network=True
         )
         self.source = str(source)
-        self.model = _load_model(name, local, config).requires_grad_(False)
+        self.model: Any = _load_model(name, local, config).requires_grad_(False)
         self.train(False)
 
     def train(self, mode: bool = True) -> NeuralCodec:

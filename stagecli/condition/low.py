@@ -8,7 +8,7 @@ from torch import Tensor
 
 LEVEL = 0.1  # root mean square that the input is brought to (-20 dBFS)
 QUIETEST = 1e-4  # below this (-80 dBFS) an input counts as silence and is not lifted further
-KEPT = 1.0  # share of the cutoff below which the band is kept from the input
+KEPT = 0.97  # share of the cutoff below which the band is kept: above it the input is already attenuated
 
 
 def level_gain(low_N: np.ndarray) -> float:

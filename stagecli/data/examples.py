@@ -6,6 +6,7 @@ number of processes nor a resume change what is trained.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -129,6 +130,7 @@ class Examples(Dataset):
                 low = degrade(audio, self.recipe.data.sample_rate, low_pass)
                 gain = level_gain(low)
                 item["low"] = torch.from_numpy((low * gain).astype(np.float32))
+                item["level"] = torch.tensor(math.log10(gain))
                 item["cutoff"] = torch.tensor(2 * low_pass.cutoff / self.recipe.data.sample_rate)
                 audio = (audio * gain).astype(np.float32)
             item["audio"] = torch.from_numpy(audio)

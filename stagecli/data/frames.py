@@ -26,6 +26,7 @@ def to_frames(batch: Mapping[str, Tensor], codec: Codec) -> dict[str, Tensor]:
     if "low" in batch:
         frames["low"] = codec.encode(batch["low"])
         band = kept_band(codec.channel_hz, batch["cutoff"], codec.sample_rate)  # type: ignore[arg-type]
+        frames["band"] = band
         weight = band_weight(band)
     if "mask" in batch:
         mask = batch["mask"][..., None].float()

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+MIN_T = 0.3  # the gated output divides by t no smaller than this, or small t would rule the gradient
+
 
 @dataclass
 class Conditioning:
@@ -23,13 +25,16 @@ class Conditioning:
 
     text_BLD, text_mask_BL: text tokens, True where there is one; pooled_BD: their mean;
     low_BTC: frames of the low-resolution input; cutoff_B: its cutoff as a share of the Nyquist
-    frequency; mask_BT: True where a frame is real, False where it is padding.
+    frequency; level_B: log10 of the gain that brought it to a common level; band_BC: True where a
+    channel is kept from it; mask_BT: True where a frame is real, False where it is padding.
     """
 
     text_BLD: Tensor | None = None
     text_mask_BL: Tensor | None = None
     low_BTC: Tensor | None = None
     cutoff_B: Tensor | None = None
+    level_B: Tensor | None = None
+    band_BC: Tensor | None = None
     mask_BT: Tensor | None = None
 
 
@@ -148,8 +153,11 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """Predicts the velocity eps - x0 of frames x_t [B, T, C] at time t (1 is noise).
 
-    channels: C; low: True adds the low-resolution frames and the cutoff as inputs (sr);
+    channels: C; low: True adds the low-resolution frames, their cutoff and level as inputs (sr);
     text: True adds cross-attention to text tokens of this width.
+    gated: the output is b(h) + a(h) x_t per channel instead of b(h). The velocity holds the noise of
+    every channel, which a narrow trunk cannot carry (C > width); the gate lets it pass around. For
+    independent Gaussian channels the exact velocity has this form with b = 0.
     """
 
     def __init__(
@@ -163,6 +171,7 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,
         low: bool = False,
         text: bool = False,
+        gated: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -170,12 +179,13 @@ class DiT(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.input = nn.Linear(channels * patch * (2 if low else 1), width)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-        self.cutoff = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width)) if low else None
+        self.cutoff = nn.Sequential(nn.Linear(512, width), nn.SiLU(), nn.Linear(width, width)) if low else None
         self.pooled = nn.Linear(width, width) if text else None
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, text) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, channels * patch)
+        self.gated = gated
+        self.output = nn.Linear(width, channels * patch * (2 if gated else 1))
         self.initialise()
 
     def initialise(self) -> None:
@@ -203,12 +213,12 @@ class DiT(nn.Module):
         self, x_BTC: Tensor, t_B: Tensor, condition: Conditioning, return_hidden: Collection[int] = ()
     ) -> Output:
         frames = x_BTC.shape[1]
-        inputs = [self.tokens(x_BTC)]
         c_BD = self.time(sinusoid(t_B, 256).to(x_BTC.dtype))
-        if self.cutoff is not None:
-            assert condition.low_BTC is not None and condition.cutoff_B is not None
-            inputs.append(self.tokens(condition.low_BTC))
-            c_BD = c_BD + self.cutoff(sinusoid(condition.cutoff_B, 256).to(x_BTC.dtype))
+        if self.cutoff is None:
+            inputs = [self.tokens(x_BTC)]
+        else:
+            inputs = [self.tokens(part) for part in self.known_and_unknown(x_BTC, condition)]
+            c_BD = c_BD + self.cutoff(self.describe_low(condition).to(x_BTC.dtype))
         if self.pooled is not None:
             assert condition.text_BLD is not None and condition.text_mask_BL is not None
             weight = condition.text_mask_BL[..., None].to(condition.text_BLD.dtype)
@@ -228,5 +238,33 @@ class DiT(nn.Module):
             if number in return_hidden:
                 hidden[number] = x_BPD
         shift, scale = self.modulation(F.silu(c_BD)).chunk(2, dim=-1)
-        v_BPK = self.output(modulate(self.norm(x_BPD), shift, scale))
-        return Output(v_BPK.unflatten(-1, (self.patch, self.channels)).flatten(1, 2)[:, :frames], hidden)
+        out_BPK = self.output(modulate(self.norm(x_BPD), shift, scale))
+        out_BTK = out_BPK.unflatten(-1, (self.patch, -1)).flatten(1, 2)[:, :frames]
+        return Output(self.gate(out_BTK, x_BTC, t_B) if self.gated else out_BTK, hidden)
+
+    @staticmethod
+    def known_and_unknown(x_BTC: Tensor, condition: Conditioning) -> tuple[Tensor, Tensor]:
+        """x_t without the band that is known, and the low-resolution frames within it alone."""
+        low_BTC, band_BC = condition.low_BTC, condition.band_BC
+        assert low_BTC is not None
+        assert band_BC is not None
+        return x_BTC.masked_fill(band_BC[:, None], 0.0), low_BTC.masked_fill(~band_BC[:, None], 0.0)
+
+    @staticmethod
+    def describe_low(condition: Conditioning) -> Tensor:
+        """[B, 512] of the cutoff (in octaves below Nyquist) and the level, both brought to about [0, 1]."""
+        assert condition.cutoff_B is not None
+        assert condition.level_B is not None
+        octaves_B = -torch.log2(condition.cutoff_B.clamp(2**-8, 1.0)) / 8
+        return torch.cat([sinusoid(octaves_B, 256), sinusoid((condition.level_B + 1) / 4, 256)], dim=-1)
+
+    @staticmethod
+    def gate(out_BTK: Tensor, x_BTC: Tensor, t_B: Tensor) -> Tensor:
+        """Velocity from (a, b): that of unit-variance Gaussian channels, less (a x_t + b) / t.
+
+        Dividing by t makes a x_t + b a correction of x0_hat, whose size does not depend on t.
+        """
+        t = t_B.float()[:, None, None]
+        prior = (2 * t - 1) / ((1 - t).square() + t.square())
+        gate_BTC, bias_BTC = out_BTK.float().chunk(2, dim=-1)
+        return prior * x_BTC - (gate_BTC * x_BTC + bias_BTC) / t.clamp_min(MIN_T)

@@ -17,8 +17,8 @@ class Network(nn.Module):
     """x_t, t and a batch of conditions -> velocity.
 
     A batch holds tensors by name: `text_ids` [B, L] (bytes) or `text` [B, L, D'] with `text_mask`
-    [B, L] (cached embeddings); `low` [B, T, C] and `cutoff` [B] (sr); `mask` [B, T] where padding
-    is masked out.
+    [B, L] (cached embeddings); `low` [B, T, C], `cutoff`, `level` [B] and `band` [B, C] (sr); `mask`
+    [B, T] where padding is masked out.
     """
 
     def __init__(self, recipe: Recipe, *, channels: int, text_width: int | None = None) -> None:
@@ -36,12 +36,19 @@ class Network(nn.Module):
             mlp_ratio=recipe.model.mlp_ratio,
             low=recipe.task.kind == "sr",
             text=condition.text != "none",
+            gated=recipe.model.output == "gated",
             activation_checkpointing=recipe.train.activation_checkpointing,
         )
 
     def condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
         """Encode the conditions of a batch; once per batch, not once per sampler step."""
-        result = Conditioning(low_BTC=batch.get("low"), cutoff_B=batch.get("cutoff"), mask_BT=batch.get("mask"))
+        result = Conditioning(
+            low_BTC=batch.get("low"),
+            cutoff_B=batch.get("cutoff"),
+            level_B=batch.get("level"),
+            band_BC=batch.get("band"),
+            mask_BT=batch.get("mask"),
+        )
         if self.bytes is not None:
             tokens, mask = self.bytes(batch["text_ids"])
             return replace(result, text_BLD=tokens, text_mask_BL=mask)

@@ -1,0 +1,220 @@
+"""What several test files share: a command line in this process, tiny recipes, trained runs, processes to kill."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+TERMINAL = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+NOISY = ("FORCE_COLOR", "STAGECLI_NO_PROGRESS", "STAGECLI_DEBUG", "TTY_COMPATIBLE", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+# Small enough that a run of a dozen steps takes less than a second.
+T2A: dict[str, Any] = {
+    "task.kind": "t2a",
+    "data.sample_rate": 8000,
+    "data.seconds": 0.4,
+    "data.clips": 24,
+    "data.workers": 0,
+    "codec.kind": "mel",
+    "codec.n_fft": 256,
+    "codec.hop": 80,
+    "codec.n_mels": 16,
+    "codec.iterations": 4,
+    "condition.text": "bytes",
+    "condition.max_length": 32,
+    "condition.width": 32,
+    "condition.depth": 1,
+    "model.width": 32,
+    "model.depth": 2,
+    "model.heads": 2,
+    "train.steps": 10,
+    "train.batch_size": 4,
+    "train.lr": 1e-3,
+    "train.warmup_steps": 2,
+    "train.ema": 0.9,
+    "train.log_every": 1,
+    "train.validate_every": 0,
+    "train.validate_clips": 6,
+    "train.sample_every": 0,
+    "train.samples": 1,
+    "train.checkpoint_every": 4,
+    "evaluate.samples": 4,
+    "evaluate.steps": 2,
+}
+SR: dict[str, Any] = {
+    **{k: v for k, v in T2A.items() if not k.startswith(("condition.", "codec."))},
+    "task.kind": "sr",
+    "data.sample_rate": 16000,
+    "data.seconds": 0.2,
+    "codec.kind": "mdct",
+    "codec.hop": 64,
+    "condition.cutoff": [1500, 6000],
+    "evaluate.cutoffs": [2000, 4000],
+}
+BASE = {"t2a": T2A, "sr": SR}
+
+
+class Result(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+def write_recipe(path: Path, kind: str = "t2a", **changes: Any) -> Path:
+    """The tiny recipe of a task as TOML; changes: `train__steps=6` for `train.steps = 6`, None leaves a key out."""
+    keys = {**BASE[kind], **{name.replace("__", "."): value for name, value in changes.items()}}
+    tables: dict[str, list[str]] = {}
+    for key, value in keys.items():
+        table, _, name = key.rpartition(".")
+        if value is not None:
+            tables.setdefault(table, []).append(f"{name} = {json.dumps(value)}")
+    path.write_text("\n".join(f"[{table}]\n" + "\n".join(lines) + "\n" for table, lines in tables.items()))
+    return path
+
+
+def fresh_accelerate() -> None:
+    """Accelerate keeps its state per process and refuses another precision; here many runs share a process."""
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run_cli(*args: object, cwd: Path, env: dict[str, str] | None = None) -> Result:
+    """`stagecli ARGS` as `stagecli.cli.main` runs it, in this process and in the folder `cwd`."""
+    from stagecli import cli
+
+    fresh_accelerate()
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NOISY:
+            patch.delenv(name, raising=False)
+        for name, value in {**TERMINAL, **(env or {})}.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["stagecli", *map(str, args)])
+        patch.chdir(cwd)
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                cli.main()
+            except SystemExit as end:
+                code = end.code
+    return Result(int(code or 0), out.getvalue(), err.getvalue())
+
+
+def forked(work: Callable[[], object]) -> multiprocessing.Process:
+    """`work` in a forked process (no second import of torch), to be killed; its output is dropped."""
+
+    def body() -> None:
+        import torch
+
+        torch.set_num_threads(1)  # a forked process has none of its parent's threads
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            work()
+
+    process = multiprocessing.get_context("fork").Process(target=body)
+    process.start()
+    return process  # type: ignore[return-value]
+
+
+def die_at(owner: Any, name: str, when: Callable[..., bool], before: Callable[..., object] | None = None) -> None:
+    """Make `owner.name` kill this process with SIGKILL on the first call for which `when(*args)` holds."""
+    original = getattr(owner, name)
+
+    def wrapped(*args: Any, **keys: Any) -> Any:
+        if when(*args, **keys):
+            if before:
+                before(*args, **keys)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **keys)
+
+    setattr(owner, name, wrapped)
+
+
+def read_rows(run: Path, stream: str = "metrics") -> list[dict[str, Any]]:
+    """Whole rows of a JSONL stream; a torn line is left out."""
+    rows = []
+    for line in (run / f"{stream}.jsonl").read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file under a folder with its hash."""
+    return {str(p.relative_to(folder)): sha(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """Real audio for the tests that want it: the folder that STAGECLI_DATA names."""
+    folder = os.environ.get("STAGECLI_DATA")
+    if not folder:
+        pytest.skip("STAGECLI_DATA is not set: no folder of real audio to test with")
+    assert Path(folder).is_dir(), f"STAGECLI_DATA names {folder}, which is no folder"
+    return Path(folder)
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Callable[..., Result]:
+    """`cli("train", recipe) -> Result(code, stdout, stderr)`, in tmp_path."""
+
+    def call(*args: object, env: dict[str, str] | None = None) -> Result:
+        return run_cli(*args, cwd=tmp_path, env=env)
+
+    return call
+
+
+@pytest.fixture
+def t2a_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """`t2a_recipe(name="t2a", train__steps=6) -> path` of a tiny text-to-audio recipe."""
+    return lambda name="t2a", **changes: write_recipe(tmp_path / f"{name}.toml", "t2a", **changes)
+
+
+@pytest.fixture
+def sr_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """The same for super-resolution."""
+    return lambda name="sr", **changes: write_recipe(tmp_path / f"{name}.toml", "sr", **changes)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the finished runs runs/t2a and runs/sr; copy what is to be changed (`runs`)."""
+    folder = tmp_path_factory.mktemp("trained")
+    for kind in ("t2a", "sr"):
+        result = run_cli("train", write_recipe(folder / f"{kind}.toml", kind), cwd=folder)
+        assert result.code == 0, result.stderr
+    return folder
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained runs at runs/ of the folder that `cli` works in."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums of several threads differ in the last bit from machine to machine, and tests share few cores."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+    yield

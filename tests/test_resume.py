@@ -1,0 +1,321 @@
+"""Resume is exact: killed anywhere, the same command gives the same losses and the same weights to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result, die_at, forked, fresh_accelerate, read_rows, run_cli, sha, write_recipe
+
+STEPS = 10
+TIMED = ("time", "attempt", "speed/samples_per_s", "speed/step_s")
+
+
+def facts(run: Path, stream: str = "metrics") -> dict[tuple[int, str], Any]:
+    """(step, name) -> value without what depends on the clock.
+
+    A step that was trained twice, before a kill and after the resume, must have given the same twice.
+    """
+    seen: dict[tuple[int, str], Any] = {}
+    for row in read_rows(run, stream):
+        for name, value in row.items():
+            if name not in TIMED:
+                key = (row["step"], name)
+                assert seen.setdefault(key, value) == value, f"{key}: another value when trained again"
+    return seen
+
+
+def weights(run: Path, step: int = STEPS) -> tuple[str, str]:
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    return sha(folder / "model.safetensors"), sha(folder / "ema.safetensors")
+
+
+def same(run: Path, reference: Path) -> None:
+    assert facts(run) == facts(reference)
+    assert facts(run, "bins") == facts(reference, "bins")
+    assert weights(run) == weights(reference)
+    info = json.loads((run / "run.json").read_text())
+    assert info["status"] == "finished"
+    assert info["best"] == json.loads((reference / "run.json").read_text())["best"]
+
+
+def attempts(run: Path) -> list[int]:
+    return [attempt["from_step"] for attempt in json.loads((run / "run.json").read_text())["attempts"]]
+
+
+def killed(cwd: Path, *args: object, arrange: Callable[[], object]) -> None:
+    """Run the command in a process that `arrange` has made to kill itself with SIGKILL."""
+
+    def work() -> None:
+        arrange()
+        run_cli(*args, cwd=cwd)
+
+    process = forked(work)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def at_row(step: int) -> Callable[[], None]:
+    """Die instead of writing the row of `step`, so that rows up to step - 1 are on disk."""
+
+    def arrange() -> None:
+        from stagecli.run import Run
+
+        die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == step)
+
+    return arrange
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/t2a and runs/sr, trained without interruption; validation and samples in between."""
+    folder = tmp_path_factory.mktemp("whole")
+    for kind in ("t2a", "sr"):
+        recipe = write_recipe(folder / f"{kind}.toml", kind, train__validate_every=3, train__sample_every=5)
+        assert run_cli("train", recipe, cwd=folder).code == 0
+    return folder
+
+
+@pytest.fixture
+def again(whole: Path, tmp_path: Path) -> Callable[..., Result]:
+    """The same command as the uninterrupted run's, in a folder of its own."""
+    return lambda kind, *more: run_cli("train", whole / f"{kind}.toml", *more, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["t2a", "sr"])
+def test_kill_9_from_outside_at_a_random_step(kind: str, whole: Path, again: Any, tmp_path: Path) -> None:
+    step = random.SystemRandom().randrange(1, STEPS)
+    rows = tmp_path / "runs" / kind / "metrics.jsonl"
+
+    def slowly() -> None:
+        from stagecli.run import Run
+
+        append = Run.append
+
+        def slow(run: Any, stream: str, row: Any) -> Any:  # leave the other process time to see the step
+            result = append(run, stream, row)
+            time.sleep(0.03)
+            return result
+
+        Run.append = slow  # type: ignore[method-assign]
+        again(kind)
+
+    process = forked(slowly)
+    while process.is_alive() and (not rows.exists() or f'"step": {step},' not in rows.read_text()):
+        time.sleep(0.002)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL, f"step {step}"
+    result = again(kind)
+    assert result.code == 0, f"step {step}: {result.stderr}"
+    assert len(attempts(tmp_path / "runs" / kind)) == 2
+    same(tmp_path / "runs" / kind, whole / "runs" / kind)
+
+
+@pytest.mark.parametrize("kind", ["t2a", "sr"])
+@pytest.mark.parametrize(("step", "resumed"), [(1, 0), (7, 4), (9, 8)])
+def test_kill_9_at_a_step(kind: str, step: int, resumed: int, whole: Path, again: Any, tmp_path: Path) -> None:
+    killed(tmp_path, "train", whole / f"{kind}.toml", arrange=at_row(step))
+    assert again(kind).code == 0
+    assert attempts(tmp_path / "runs" / kind) == [0, resumed]
+    same(tmp_path / "runs" / kind, whole / "runs" / kind)
+
+
+def test_two_kills_and_other_loader_workers(whole: Path, again: Any, tmp_path: Path) -> None:
+    killed(tmp_path, "train", whole / "t2a.toml", arrange=at_row(6))
+    killed(tmp_path, "train", whole / "t2a.toml", "--set", "data.workers=2", arrange=at_row(10))
+    assert again("t2a", "--set", "data.workers=1").code == 0
+    assert attempts(tmp_path / "runs" / "t2a") == [0, 4, 8]
+    same(tmp_path / "runs" / "t2a", whole / "runs" / "t2a")
+
+
+def test_sr_with_loader_workers_trains_the_same(whole: Path, again: Any, tmp_path: Path) -> None:
+    assert again("sr", "--set", "data.workers=2").code == 0
+    same(tmp_path / "runs" / "sr", whole / "runs" / "sr")
+
+
+@pytest.mark.parametrize("moment", ["before the weights", "before the rename", "before the pointer"])
+def test_kill_9_while_a_checkpoint_is_written(moment: str, whole: Path, again: Any, tmp_path: Path) -> None:
+    """Step 8 is being written when the process dies: its checkpoint counts whole or not at all."""
+
+    def arrange() -> None:
+        from stagecli import checkpoint
+
+        if moment == "before the weights":
+            die_at(checkpoint, "save_file", lambda tensors, path: "step_00000008" in str(path))
+        elif moment == "before the rename":
+            die_at(checkpoint.os, "replace", lambda a, b: str(b).endswith("checkpoints/step_00000008"))
+        else:
+            die_at(checkpoint, "write_atomic", lambda path, text: path.name == "latest" and "8" in text)
+
+    killed(tmp_path, "train", whole / "t2a.toml", arrange=arrange)
+    result = again("t2a")
+    assert result.code == 0, result.stderr
+    assert attempts(tmp_path / "runs" / "t2a") == [0, 4]
+    same(tmp_path / "runs" / "t2a", whole / "runs" / "t2a")
+    left = {p.name for p in (tmp_path / "runs" / "t2a" / "checkpoints").iterdir()}
+    assert not {name for name in left if name.startswith(".")}, "leavings of the killed process"
+
+
+def test_a_torn_row_is_ended_and_hurts_no_other(whole: Path, again: Any, tmp_path: Path) -> None:
+    def half(run: Any, stream: str, row: Any) -> None:
+        with (run.path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 7, "train/lo')
+
+    def arrange() -> None:
+        from stagecli.run import Run
+
+        die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == 7, half)
+
+    killed(tmp_path, "train", whole / "t2a.toml", arrange=arrange)
+    assert again("t2a").code == 0
+    same(tmp_path / "runs" / "t2a", whole / "runs" / "t2a")
+    shown = run_cli("inspect-regime", "runs/t2a", "--json", cwd=tmp_path)
+    assert shown.code == 0
+    assert json.loads(shown.stdout)["step"] == STEPS
+
+
+@pytest.mark.parametrize("kind", ["t2a", "sr"])
+def test_rows_of_an_interval_that_a_checkpoint_cuts(kind: str, tmp_path: Path) -> None:
+    """Rows every 3 steps, checkpoints every 4: the checkpoint carries the sums of the interval begun."""
+    recipe = write_recipe(tmp_path / f"{kind}.toml", kind, train__log_every=3)
+    assert run_cli("train", recipe, "--name", "whole", cwd=tmp_path).code == 0
+    killed(tmp_path, "train", recipe, "--name", "cut", arrange=at_row(6))  # has step 4 and the row of step 3
+    assert run_cli("train", recipe, "--name", "cut", cwd=tmp_path).code == 0
+    assert attempts(tmp_path / "runs" / "cut") == [0, 4]
+    same(tmp_path / "runs" / "cut", tmp_path / "runs" / "whole")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_the_step_and_saves_it(
+    sent: signal.Signals, whole: Path, again: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stagecli.views import PlainView
+
+    row, handlers = PlainView.row, [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+    def interrupting(view: PlainView, values: dict[str, Any]) -> None:
+        row(view, values)
+        if values["step"] == 6 and "train/loss" in values:
+            os.kill(os.getpid(), sent)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainView, "row", interrupting)
+        result = again("t2a", "--restart")
+    run = tmp_path / "runs" / "t2a"
+    assert result.code == 130
+    assert f"resume with:  stagecli train {whole / 't2a.toml'}\n" in result.stderr  # without --restart
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert (run / "checkpoints" / "latest").read_text().strip() == "step_00000006"
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert again("t2a").code == 0
+    assert attempts(run) == [0, 6]
+    # The checkpoint of step 6 comes with a validation loss that the uninterrupted run has anyway.
+    same(run, whole / "runs" / "t2a")
+
+
+def test_ctrl_c_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted while the data are prepared: exit 130, no traceback, and the same command trains."""
+    from stagecli.views import PlainView
+
+    def interrupting(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    recipe = write_recipe(tmp_path / "t2a.toml")
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainView, "progress", interrupting)
+        result = run_cli("train", recipe, cwd=tmp_path)
+    assert result.code == 130
+    assert "Traceback" not in result.stderr
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "t2a.toml", train__steps=4)
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    before = weights(tmp_path / "runs" / "t2a", 4)
+    changed = ("train", recipe, "--set", "train.lr=2e-3", "--set", "model.depth=1")
+    refused = run_cli(*changed, cwd=tmp_path)
+    assert refused.code == 2
+    for word in ("train.lr", "0.001 in the run, 0.002 now", "model.depth", "--name", "--restart"):
+        assert word in refused.stderr
+    assert weights(tmp_path / "runs" / "t2a", 4) == before
+    # What is not trained by may change.
+    assert run_cli("train", recipe, "--set", "train.log_every=2", cwd=tmp_path).code == 0
+    assert run_cli(*changed, "--restart", cwd=tmp_path).code == 0
+    assert weights(tmp_path / "runs" / "t2a.old-1", 4) == before
+    assert attempts(tmp_path / "runs" / "t2a") == [0]
+    assert weights(tmp_path / "runs" / "t2a", 4) != before
+
+
+def test_more_steps_continue_a_finished_run(tmp_path: Path) -> None:
+    """With a schedule that does not depend on the number of steps, extending equals having asked for more."""
+    recipe = write_recipe(tmp_path / "t2a.toml", train__schedule="constant", train__steps=6)
+    longer = ("train", recipe, "--set", "train.steps=10")
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    assert run_cli(*longer, cwd=tmp_path).code == 0
+    assert attempts(tmp_path / "runs" / "t2a") == [0, 6]
+    assert json.loads((tmp_path / "runs" / "t2a" / "run.json").read_text())["steps"] == 10
+    assert run_cli(*longer, "--name", "whole", cwd=tmp_path).code == 0
+    assert weights(tmp_path / "runs" / "t2a") == weights(tmp_path / "runs" / "whole")
+    extended, asked = (facts(tmp_path / "runs" / name) for name in ("t2a", "whole"))
+    assert {k: v for k, v in extended.items() if k[1].startswith("train/")} == {
+        k: v for k, v in asked.items() if k[1].startswith("train/")
+    }
+
+
+def losses(run: Path) -> list[float]:
+    return [row["train/loss"] for row in read_rows(run) if "train/loss" in row]
+
+
+@pytest.mark.parametrize("kind", ["t2a", "sr"])
+def test_accumulation_trains_the_same_batches(kind: str, whole: Path, again: Any, tmp_path: Path) -> None:
+    """Only the order of summation differs: equal to 1e-4, and not to the bit."""
+    assert again(kind, "--set", "train.accumulate=2").code == 0
+    assert losses(tmp_path / "runs" / kind) == pytest.approx(losses(whole / "runs" / kind), rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "accumulate"), [("t2a", 1), ("sr", 2)])
+def test_two_processes_train_the_same_batches(
+    kind: str, accumulate: int, whole: Path, again: Any, tmp_path: Path
+) -> None:
+    """Two processes over gloo, with the variables that a launcher sets; 5 clips to validate, so 3 and 2."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    sets = ("--set", f"train.accumulate={accumulate}", "--set", "train.validate_clips=5")
+
+    def process(rank: int) -> Callable[[], None]:
+        env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+        def work() -> None:
+            result = run_cli("train", whole / f"{kind}.toml", *sets, cwd=tmp_path, env=env)
+            (tmp_path / f"rank{rank}.txt").write_text(result.stderr)
+            os._exit(result.code)
+
+        return work
+
+    fresh_accelerate()
+    processes = [forked(process(rank)) for rank in range(2)]
+    for one in processes:
+        one.join(120)
+    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert [one.exitcode for one in processes] == [0, 0], said
+    assert "finished" in said[0] and said[1] == "", "only the main process speaks"
+    run = tmp_path / "runs" / kind
+    assert losses(run) == pytest.approx(losses(whole / "runs" / kind), rel=1e-4)
+    alone = run_cli("train", whole / f"{kind}.toml", *sets, "--name", "alone", cwd=tmp_path)
+    assert alone.code == 0
+    valid, expected = ([r["valid/loss"] for r in read_rows(p) if "valid/loss" in r] for p in (run, run.parent / "alone"))
+    assert valid == pytest.approx(expected, rel=1e-4)
