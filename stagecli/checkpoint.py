@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and JSON, written whole or not at all; no pickle.
 
-checkpoints/step_00010000/  model.safetensors  ema.safetensors  trainer.safetensors  state.json
+checkpoints/step_00010000/  model.safetensors  ema.safetensors  codec.safetensors  recipe.toml
+                            trainer.safetensors  state.json
 checkpoints/latest          name of the newest one
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +32,8 @@ def pack(tree: Any, path: str = "", tensors: dict[str, Tensor] | None = None) ->
     tensors = {} if tensors is None else tensors
     if isinstance(tree, Tensor):
         key = path or "tensor"
+        while key in tensors:  # {"a/b": x, "a": {"b": y}} or {1: x, "1": y}
+            key += "'"
         tensors[key] = tree.detach().cpu().contiguous().clone()
         return {"$tensor": key}, tensors
     if isinstance(tree, Mapping):
@@ -56,24 +60,30 @@ def save(
     ema: Mapping[str, Tensor],
     trainer: Any,
     state: Mapping[str, Any],
+    codec: Mapping[str, Tensor] | None = None,
+    recipe: str = "",
 ) -> Path:
     """Write checkpoint `step` under `folder` and point `latest` at it.
 
+    codec: its statistics; recipe: TOML text. With these a checkpoint can be used apart from its run.
     Raises StageError (exit 1) where it cannot be written; what was there before stays as it was.
     """
-    final, partial = folder / name_of(step), folder / f".{name_of(step)}.partial"
+    final = folder / name_of(step)
+    partial, stale = (folder / f".{final.name}.{kind}" for kind in ("partial", "stale"))
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         tree, tensors = pack(trainer)
         save_file(_plain(model), partial / "model.safetensors")
         save_file(_plain(ema), partial / "ema.safetensors")
+        save_file(_plain(codec or {}), partial / "codec.safetensors")
+        (partial / "recipe.toml").write_text(recipe, encoding="utf-8")
         save_file(tensors or {"empty": torch.zeros(1)}, partial / "trainer.safetensors")
         write_atomic(partial / "state.json", json.dumps({"step": step, **finite(dict(state)), "trainer": tree}))
         for file in partial.iterdir():
             _sync(file)
-        stale = folder / f".{final.name}.stale"
-        if final.exists():  # a step trained again after a kill: never a moment without it
+        shutil.rmtree(stale, ignore_errors=True)
+        if final.exists():  # a step trained again after a kill: moved aside until the new one is in place
             os.replace(final, stale)
         os.replace(partial, final)
         _sync(folder)
@@ -81,6 +91,8 @@ def save(
         shutil.rmtree(stale, ignore_errors=True)
     except Exception as error:  # safetensors reports a full disk by an error type of its own
         shutil.rmtree(partial, ignore_errors=True)
+        if stale.exists() and not final.exists():
+            stale.rename(final)
         raise StageError(
             f"cannot write the checkpoint of step {step}",
             problems=[Problem(str(final), str(error))],
@@ -104,7 +116,8 @@ def _sync(path: Path) -> None:
 
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints that are whole, in order."""
-    return sorted(int(path.parent.name.removeprefix("step_")) for path in folder.glob("step_*/state.json"))
+    names = (path.parent.name for path in folder.glob("step_*/state.json"))
+    return sorted(int(name[5:]) for name in names if re.fullmatch("step_[0-9]{8,}", name))
 
 
 def find(folder: Path, which: str = "latest") -> Path:
@@ -116,7 +129,7 @@ def find(folder: Path, which: str = "latest") -> Path:
         path = folder / named
         return path if named and (path / "state.json").exists() else folder / name_of(there[-1])
     digits = which.removeprefix("step_")
-    if digits.isdigit() and int(digits) in there:
+    if digits.isdecimal() and int(digits) in there:
         return folder / name_of(int(digits))
     raise StageError(
         f"no checkpoint {which!r} under {folder}",
@@ -149,4 +162,6 @@ def rotate(folder: Path, keep: int, best_step: int | None) -> None:
     there = steps(folder)
     for step in there[:-keep]:
         if step != best_step:
-            shutil.rmtree(folder / name_of(step))
+            path = folder / name_of(step)
+            (path / "state.json").unlink()  # first: what a kill leaves of it is then no checkpoint
+            shutil.rmtree(path)

@@ -82,7 +82,7 @@ def _read_all(report: RunReport) -> None:
     path = report.path
     report.info = _read_info(path / "run.json", report.damage)
     for name in ("metrics", "bins", "events", "probes"):
-        expected = name in ("metrics", "bins", "events")
+        expected = name in ("metrics", "bins")
         setattr(report, name, _read_rows(path / f"{name}.jsonl", report.damage, expected=expected))
     first: dict[int, int] = {}
     for row in report.metrics:

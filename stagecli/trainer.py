@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stagecli import checkpoint
+from stagecli import recipe as recipes
 from stagecli.data.examples import MicroBatches, clip_at, loader, stratified
 from stagecli.data.frames import to_device, to_frames
 from stagecli.errors import EXIT_FAILED, Problem, StageError
@@ -186,12 +187,10 @@ class Trainer:
                 self.step,
                 model=self.network.state_dict(),
                 ema=self.ema.average,
+                codec={"mean_C": self.codec.mean_C, "std_C": self.codec.std_C},
+                recipe=recipes.dump(self.recipe),
                 trainer=self._state(),
-                state={
-                    "samples": self.step * self.table.batch_size,
-                    "best": best,
-                    "model": self.recipe.model.model_dump(),
-                },
+                state={"samples": self.step * self.table.batch_size, "best": best},
             )
             self.run.save_info(best=best)
             checkpoint.rotate(self.run.checkpoints, self.table.keep, best["step"] if best else None)

@@ -134,7 +134,7 @@ def test_optimizer_state_goes_on_to_the_bit(tmp_path: Path) -> None:
     other.load_state_dict(checkpoint.load_weights(path, "model"))
     fresh.load_state_dict(trainer["optimizer"])
     assert trained(other, fresh, 3) == expected
-    assert same(optimizer.state_dict(), json.loads("null") or checkpoint.unpack(*checkpoint.pack(fresh.state_dict())))
+    assert same(optimizer.state_dict(), checkpoint.unpack(*checkpoint.pack(fresh.state_dict())))
     assert found == {"step": 3, "x": 1}
 
 
@@ -201,7 +201,7 @@ def test_a_failed_save_leaves_everything_as_it_was(
     before = listing(tmp_path)
     target = os if name == "replace" else checkpoint
     if name == "replace":
-        number = 3 if same_step else 2  # state.json is renamed first, then a stale step, then the new one
+        number = 3 if same_step else 2  # first state.json is renamed, then the old directory of the step, if any
     with monkeypatch.context() as patch:
         patch.setattr(target, name, fail_at(number, getattr(target, name), half=name == "save_file"))
         with pytest.raises(StageError, match="cannot write the checkpoint of step") as caught:

@@ -82,8 +82,8 @@ def draw_low_pass(
     """A random filter: family and order (both ends included) uniform, cutoff uniform in log frequency.
 
     The published recipes draw it uniform in Hz, which gives the range 2 to 4 kHz a seventh of the
-    draws of 2 to 16 kHz; per octave, every input rate that people have is trained alike. Three draws from `rng` each time, whatever
-    the ranges, so that streams stay aligned.
+    draws of 2 to 16 kHz; per octave, every input rate that people have is trained alike.
+    Three draws from `rng` each time, whatever the ranges, so that streams stay aligned.
     """
     family = families[min(int(rng.random() * len(families)), len(families) - 1)]
     order = min(orders[0] + int(rng.random() * (orders[1] - orders[0] + 1)), orders[1])

@@ -7,6 +7,7 @@ number of processes nor a resume change what is trained.
 from __future__ import annotations
 
 import math
+import signal
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -201,8 +202,11 @@ class MicroBatches:
         return (self.stop - self.start) * self.accumulate
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
+    """One thread each; Ctrl-C reaches the whole process group, and it is the trainer that answers it."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> DataLoader:
@@ -215,5 +219,5 @@ def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> D
         collate_fn=Collate(examples.recipe.condition.max_length),
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
