@@ -19,7 +19,7 @@ from stagecli import checkpoint, sampler
 from stagecli import recipe as recipes
 from stagecli.codec import make_codec
 from stagecli.codec.base import Codec
-from stagecli.condition.low import kept_band, level_gain
+from stagecli.condition.low import kept_band, level_gain, splice
 from stagecli.condition.text import PretrainedText, byte_ids
 from stagecli.data.examples import pad_texts, stream
 from stagecli.errors import Problem, StageError
@@ -162,7 +162,8 @@ class Pipeline:
         velocity = sampler.keep_band(velocity, low_1TC, band)
         noise = self.noise((frames, self.codec.channels), seed, index)[None]
         frames_1TC = self._solve(velocity, noise, settings)
-        return self.codec.decode(frames_1TC, len(low_N))[0].float().cpu().numpy() / gain
+        made_N = self.codec.decode(frames_1TC, len(low_N))[0].float().cpu().numpy() / gain
+        return splice(low_N, made_N, cutoff, self.sample_rate)
 
 
 def text_encoder(recipe: Recipe, device: torch.device) -> PretrainedText | None:

@@ -153,6 +153,11 @@ def read_rows(run: Path, stream: str = "metrics") -> list[dict[str, Any]]:
     return rows
 
 
+def losses_of(run: Path) -> list[float]:
+    """train/loss of every row, in the order written."""
+    return [row["train/loss"] for row in read_rows(run) if "train/loss" in row]
+
+
 def sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -145,7 +145,17 @@ def test_model_and_ema_are_kept_apart(tmp_path: Path) -> None:
     assert same(checkpoint.load_weights(path), average)
     assert same(checkpoint.load_weights(path, "model"), {k: v.detach() for k, v in weights.items()})
     assert checkpoint.load_state(path) == ({"step": 1}, None)
+    assert checkpoint.load_weights(path, "codec") == {}
     assert not [p.name for p in path.iterdir() if p.suffix in (".pt", ".pkl", ".bin")]
+
+
+def test_a_checkpoint_carries_what_it_is_used_with(tmp_path: Path) -> None:
+    statistics = {"mean_C": torch.ones(3), "std_C": torch.zeros(3)}
+    path = checkpoint.save(
+        tmp_path, 1, model={}, ema={}, trainer={}, state={}, codec=statistics, recipe='[task]\nkind = "ü"\n'
+    )
+    assert same(checkpoint.load_weights(path, "codec"), statistics)
+    assert (path / "recipe.toml").read_text(encoding="utf-8") == '[task]\nkind = "ü"\n'
 
 
 def test_state_json_is_strict_json(tmp_path: Path) -> None:
@@ -191,7 +201,7 @@ def fail_at(number: int, real: Callable[..., Any], half: bool = False) -> Callab
 @pytest.mark.parametrize("same_step", [False, True])
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("save_file", 1), ("save_file", 2), ("save_file", 3), ("write_atomic", 1), ("_sync", 3), ("replace", 1)],
+    [("save_file", 1), ("save_file", 2), ("save_file", 4), ("write_atomic", 1), ("_sync", 3), ("replace", 1)],
 )
 def test_a_failed_save_leaves_everything_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, same_step: bool

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, die_at, forked, fresh_accelerate, read_rows, run_cli, sha, write_recipe
+from conftest import Result, die_at, forked, fresh_accelerate, losses_of, read_rows, run_cli, sha, write_recipe
 
 STEPS = 10
 TIMED = ("time", "attempt", "speed/samples_per_s", "speed/step_s")
@@ -274,15 +274,11 @@ def test_more_steps_continue_a_finished_run(tmp_path: Path) -> None:
     }
 
 
-def losses(run: Path) -> list[float]:
-    return [row["train/loss"] for row in read_rows(run) if "train/loss" in row]
-
-
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
 def test_accumulation_trains_the_same_batches(kind: str, whole: Path, again: Any, tmp_path: Path) -> None:
     """Only the order of summation differs: equal to 1e-4, and not to the bit."""
     assert again(kind, "--set", "train.accumulate=2").code == 0
-    assert losses(tmp_path / "runs" / kind) == pytest.approx(losses(whole / "runs" / kind), rel=1e-4)
+    assert losses_of(tmp_path / "runs" / kind) == pytest.approx(losses_of(whole / "runs" / kind), rel=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "accumulate"), [("t2a", 1), ("sr", 2)])
@@ -314,7 +310,7 @@ def test_two_processes_train_the_same_batches(
     assert [one.exitcode for one in processes] == [0, 0], said
     assert "finished" in said[0] and said[1] == "", "only the main process speaks"
     run = tmp_path / "runs" / kind
-    assert losses(run) == pytest.approx(losses(whole / "runs" / kind), rel=1e-4)
+    assert losses_of(run) == pytest.approx(losses_of(whole / "runs" / kind), rel=1e-4)
     alone = run_cli("train", whole / f"{kind}.toml", *sets, "--name", "alone", cwd=tmp_path)
     assert alone.code == 0
     valid, expected = ([r["valid/loss"] for r in read_rows(p) if "valid/loss" in r] for p in (run, run.parent / "alone"))

@@ -8,6 +8,8 @@ from torch import Tensor
 
 LEVEL = 0.1  # root mean square that the input is brought to (-20 dBFS)
 QUIETEST = 1e-4  # below this (-80 dBFS) an input counts as silence and is not lifted further
+SPLICE = 0.04  # width, as a share of the cutoff, of the crossfade between the input and what is made anew
+SPLICE_DB = 90.0  # how far what is made anew is pushed down in the kept band
 KEPT = 0.97  # share of the cutoff below which the band is kept: above it the input is already attenuated
 
 
@@ -18,6 +20,21 @@ def level_gain(low_N: np.ndarray) -> float:
     """
     rms = float(np.sqrt(np.mean(np.square(low_N, dtype=np.float64)))) if low_N.size else 0.0
     return LEVEL / max(rms, QUIETEST)
+
+
+def splice(low_N: np.ndarray, made_N: np.ndarray, cutoff: float, sample_rate: int) -> np.ndarray:
+    """The input below KEPT x cutoff (Hz) and `made_N` above it, both [N], joined by a linear-phase filter.
+
+    Frames of a redundant transform that were made anew do not agree with each other to the last bit,
+    and on decoding leak into the band that is to be kept; here that band becomes the input's again.
+    """
+    from scipy.signal import firwin, kaiserord, oaconvolve
+
+    width = SPLICE * cutoff
+    taps, beta = kaiserord(SPLICE_DB, width / (sample_rate / 2))
+    high_pass = firwin(taps | 1, KEPT * cutoff, window=("kaiser", beta), pass_zero=False, fs=sample_rate)
+    change = made_N.astype(np.float64) - low_N
+    return (low_N + oaconvolve(change, high_pass, mode="full")[taps // 2 :][: len(low_N)]).astype(np.float32)
 
 
 def kept_band(channel_hz_C: Tensor, cutoff_B: Tensor, sample_rate: int) -> Tensor:
