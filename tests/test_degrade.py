@@ -57,7 +57,8 @@ def test_bessel_attenuates_like_butter_at_the_cutoff() -> None:
         for order in (2, 6, 10):
             low_N = degrade(audio_N, RATE, LowPass(family, order, 4000.0))
             assert -5.5 < gain_db(audio_N, low_N, 0.75 * 4000, 0.8 * 4000) <= 0.05
-            assert gain_db(audio_N, low_N, 0.95 * 4000, 4000) < -15
+            # Both families are 3 dB down at the cutoff, and the filter is applied twice.
+            assert -8 < gain_db(audio_N, low_N, 0.95 * 4000, 4000) < -3.5
 
 
 def test_the_cutoff_may_be_any_real_number() -> None:
@@ -67,7 +68,7 @@ def test_the_cutoff_may_be_any_real_number() -> None:
         spectrum_F = np.abs(np.fft.rfft(low_N * np.blackman(len(low_N)))) ** 2
         cumulated_F = np.cumsum(spectrum_F[::-1])[::-1] / spectrum_F.sum()
         edge = np.fft.rfftfreq(len(low_N), 1 / RATE)[np.argmax(cumulated_F < 1e-3)]
-        assert edge / cutoff == pytest.approx(0.946, abs=0.004)
+        assert edge / cutoff == pytest.approx(0.988, abs=0.002)
 
 
 @settings(max_examples=60, deadline=None)
@@ -124,7 +125,7 @@ def test_drawn_filters_cover_their_ranges_and_repeat() -> None:
     cutoffs = np.array([d.cutoff for d in drawn])
     assert 2000 <= cutoffs.min() < 2050
     assert 15950 < cutoffs.max() <= 16000
-    assert np.median(cutoffs) == pytest.approx(9000, rel=0.05)
+    assert np.median(cutoffs) == pytest.approx(np.sqrt(2000 * 16000), rel=0.05)
     again = np.random.default_rng(3)
     assert drawn[:20] == [draw_low_pass(again, (2000.0, 16000.0), families, (2, 10)) for _ in range(20)]
     one, other = np.random.default_rng(5), np.random.default_rng(5)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stagecli import recipe as recipes
-from stagecli.condition.low import LEVEL, band_weight, kept_band, level_gain
+from stagecli.condition.low import KEPT, LEVEL, band_weight, kept_band, level_gain
 from stagecli.condition.text import BEGIN, OFFSET, PAD
 from stagecli.data.cache import FeatureCache
 from stagecli.data.examples import (
@@ -87,7 +87,8 @@ def test_passes_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_streams_are_independent() -> None:
-    drawn = {float(stream(*key).random()) for key in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (0, 1), (0, 1, 2, 0), (0, 1, 3))}
+    keys = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 1, 0), (0, 1, 3), (0, 1, 2, 1)]
+    drawn = {float(stream(*key).random()) for key in keys}
     assert len(drawn) == 6
     assert stream(3, 4, 5).random() == stream(3, 4, 5).random()
 
@@ -98,7 +99,7 @@ def test_one_u_in_each_stratum(seed: int, step: int, size: int) -> None:
     u = stratified(seed, step, size)
     assert u.dtype == torch.float32
     assert u.equal(stratified(seed, step, size))
-    assert 0 < float(u.min())
+    assert float(u.min()) > 0
     assert float(u.max()) < 1
     place = u.double().sort().values * size - torch.arange(size)
     assert float(place.min()) >= -1e-4  # fp32 rounds at the edges
@@ -250,24 +251,24 @@ def test_memory_reads_once_and_stays_in_its_budget() -> None:
 
 def test_the_low_input_is_empty_above_its_cutoff_and_level() -> None:
     data = examples("quickstart-sr")
-    cutoffs = set()
+    cutoffs, clear = set(), 0
     for i in range(8):
         item = data[i]
         low, audio, share = item["low"].double(), item["audio"].double(), float(item["cutoff"])
         cutoffs.add(share)
         assert 1000 <= share * RATE / 2 <= 3000
-        # `degrade` is a filter of the extended clip: cut to the clip, its ends leak, so a window tapers them
-        spectrum = torch.fft.rfft(low * torch.hann_window(len(low), periodic=True, dtype=torch.float64)).abs()
+        taper = torch.hann_window(len(low), dtype=torch.float64)  # the clip's ends are no part of the filter
         above = torch.fft.rfftfreq(len(low), 1 / RATE) > share * RATE / 2 + 40
-        assert float(spectrum[above].max()) < 1e-3 * float(spectrum.max())
+        left = [float(torch.fft.rfft(x * taper)[above].abs().max()) for x in (low, audio)]
+        assert left[0] < 2e-3 * LEVEL * len(low) ** 0.5
+        clear += left[1] > 20 * left[0]
         assert float(low.square().mean().sqrt()) == pytest.approx(LEVEL, rel=1e-4)
         clip = data.clips[clip_at(data.seed, CLIPS, i)]
-        gain = level_gain((low / LEVEL).numpy() * 1.0)
-        assert gain == pytest.approx(LEVEL, rel=1e-3)
         original = data.source.read(clip)
         ratio = float(np.dot(audio.numpy(), original) / np.dot(original, original))
         np.testing.assert_allclose(audio.numpy() / ratio, original, atol=1e-5)  # one gain for both restores it
     assert len(cutoffs) == 8
+    assert clear > 4  # most targets do have something up there
 
 
 def test_level_gain_reads_the_input_alone_and_leaves_silence() -> None:
@@ -280,7 +281,8 @@ def test_level_gain_reads_the_input_alone_and_leaves_silence() -> None:
 
 
 def test_the_kept_band_is_below_the_cutoff() -> None:
-    band = kept_band(torch.tensor([0.0, 999.0, 1000.0, 3000.0]), torch.tensor([0.25, 1.0]), 8000)
+    edge = KEPT * 1000.0
+    band = kept_band(torch.tensor([0.0, edge - 1, edge, 3000.0]), torch.tensor([0.25, 1.0]), 8000)
     assert band.tolist() == [[True, True, False, False], [True, True, True, True]]
     assert band_weight(band).tolist() == [[[0.0, 0.0, 1.0, 1.0]], [[0.0, 0.0, 0.0, 0.0]]]
 

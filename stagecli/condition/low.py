@@ -8,9 +8,9 @@ from torch import Tensor
 
 LEVEL = 0.1  # root mean square that the input is brought to (-20 dBFS)
 QUIETEST = 1e-4  # below this (-80 dBFS) an input counts as silence and is not lifted further
-SPLICE = 0.04  # width, as a share of the cutoff, of the crossfade between the input and what is made anew
+SPLICE = 0.015  # width, as a share of the cutoff, of the crossfade between the input and what is made anew
 SPLICE_DB = 90.0  # how far what is made anew is pushed down in the kept band
-KEPT = 0.97  # share of the cutoff below which the band is kept: above it the input is already attenuated
+KEPT = 0.99  # share of the cutoff below which the band is kept: above it the input is already attenuated
 
 
 def level_gain(low_N: np.ndarray) -> float:

@@ -19,8 +19,8 @@ from stagecli.schema import Evaluate, FilterFamily
 
 RIPPLE = 0.05  # dB in the pass band of cheby1 and ellip, per pass (NU-Wave 2's test filter)
 ATTENUATION = 60.0  # dB in the stop band of ellip, per pass (as in ssr_eval)
-FLAT = 0.95  # share of the cutoff up to which the resampling filter is flat; it is 0 from the cutoff on
-EXTENSION = 32  # cycles of the cutoff that the audio is extended by at both ends while it is filtered
+FLAT = 0.98  # share of the cutoff up to which the resampling filter is flat; it is 0 from the cutoff on
+EXTENSION = 64  # cycles of the cutoff that the audio is extended by at both ends while it is filtered
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def degrade(audio_N: np.ndarray, sample_rate: int, low_pass: LowPass) -> np.ndar
 
     After the IIR filter, which alone would leave content above the cutoff, the audio is resampled to
     exactly 2 * cutoff and back by band-limited (sinc) interpolation, with a raised-cosine filter from
-    0.95 of the cutoff to the cutoff. By the sampling theorem the two steps are that filter, so it is
+    0.98 of the cutoff to the cutoff. By the sampling theorem the two steps are that filter, so it is
     applied once, as a spectrum: any real cutoff is exact and there is no rounding of rates or lengths.
     Ends are extended by odd reflection. ValueError if the cutoff is not below half the sample rate.
     """
