@@ -88,7 +88,7 @@ def test_every_mistake_is_reported_at_once_with_its_place(tmp_path: Path) -> Non
     assert len(found) == 5
     excerpts = {p.where: p.excerpt for p in error.problems}
     assert excerpts[f"{path}:16:3"] == "  lrr = 1"
-    assert str(path) in (error.hint or "")
+    assert "recipes show" in (error.hint or "")
 
 
 def test_syntax_error_has_line_and_column(tmp_path: Path) -> None:
