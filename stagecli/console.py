@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from stagecli.curves import duration, number, sparkline
 from stagecli.errors import Problem, StageError
-from stagecli.views import Board, PlainView, QuietView, Throttle, View, line
+from stagecli.views import Board, Notes, PlainView, QuietView, Throttle, View, line
 
 __all__ = [
     "Console",
@@ -295,7 +295,7 @@ def _inspect_bins(summaries: Sequence[Row], out: Console) -> None:
 # -- progress and the live view --------------------------------------------------------------------
 
 
-class LiveView:
+class LiveView(Notes):
     """One panel on a terminal, redrawn in place by Rich's own thread; training only sets fields."""
 
     def __init__(self) -> None:

@@ -174,12 +174,14 @@ def open_run(
         _nobody_writes(folder, read_info(folder))  # it would write its next checkpoint into the new run
         aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists())
         folder.rename(aside)
-    if info_path.exists():
+    # A start that failed before its first step (bad data, say) is not in the way of a corrected recipe.
+    began = info_path.exists() and not _failed_to_start(read_info(folder))
+    if began:
         info = read_info(folder)
         _same_recipe(recipe, folder, info)
         _nobody_writes(folder, info)
         info["steps"] = recipe.train.steps
-    elif folder.is_dir() and any(path.is_file() for path in folder.rglob("*")):
+    elif not info_path.exists() and folder.is_dir() and any(path.is_file() for path in folder.rglob("*")):
         raise StageError(
             f"{folder} exists and is no run",
             hint="choose another directory with --name or --runs-dir; nothing is ever deleted",
@@ -190,6 +192,8 @@ def open_run(
     try:
         for name in ("checkpoints", "samples", "evals", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        if not began:
+            (folder / "codec.safetensors").unlink(missing_ok=True)  # statistics of a start that led nowhere
         run.save_info()  # first, as it makes the directory a run: a kill in between leaves nothing in the way
         write_atomic(folder / "recipe.toml", recipes.dump(recipe))
     except OSError as error:
@@ -199,6 +203,10 @@ def open_run(
             hint="choose a writable place with --runs-dir",
         ) from error
     return run
+
+
+def _failed_to_start(info: dict[str, Any]) -> bool:
+    return not info["attempts"] and info["status"] in ("failed", "interrupted")
 
 
 def _new_info(recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:

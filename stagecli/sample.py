@@ -190,15 +190,16 @@ def _restore(
     if rate > target:
         warn(f"{file}: {rate} Hz is above the model's {target} Hz; the result has {target} Hz")
     channels = [resample(channel, rate, target) for channel in audio_NC.T]
-    used = cutoff or min(rate / 2, max(bandwidth(channel, rate) for channel in audio_NC.T))
-    if used >= FULL_BAND * target / 2:
+    heard = [channel for channel in audio_NC.T if np.any(channel)]  # a silent channel says nothing about the band
+    used = cutoff or min(rate / 2, max((bandwidth(channel, rate) for channel in heard), default=rate / 2))
+    if heard and used >= FULL_BAND * target / 2:
         raise StageError(
             f"{file} has content up to {used:.0f} Hz: nothing to restore at {target} Hz",
             hint="say with --cutoff HZ above which frequency the band is to be made anew",
         )
     assert condition.cutoff is not None
     low, high = condition.cutoff
-    if not 0.95 * low <= used <= 1.05 * high:
+    if heard and not 0.95 * low <= used <= 1.05 * high:
         warn(f"{file}: cutoff {used:.0f} Hz is outside what the model was trained on ({low:g} to {high:g} Hz)")
     # The channels share one noise, so that what is made anew sits where the stereo image is.
     made = [pipeline.restore(c, used, seed=seed, settings=settings) if np.any(c) else c for c in channels]

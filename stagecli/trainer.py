@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from stagecli.stage.base import Event, Plan, Signals
 from stagecli.stage.controller import Stages
 from stagecli.validation import draw_samples, validate
 from stagecli.views import View
+
+SHOWN = 20  # clips that are left out, named on the screen
 
 
 class Trainer:
@@ -105,8 +107,10 @@ class Trainer:
                     seen_loss.append(result.loss_B.detach())
                 mean_loss = float(self.accelerator.reduce(loss, "mean"))
                 if not math.isfinite(mean_loss):
-                    self._fail(batch)
+                    self._fail(batch, "loss")
                 grad_norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), table.clip))
+                if not math.isfinite(grad_norm) and self.accelerator.scaler is None:  # a scaler skips such a step
+                    self._fail(batch, "gradient")
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 if not self.accelerator.optimizer_step_was_skipped:
@@ -180,7 +184,8 @@ class Trainer:
         pause = time.monotonic()
         if self.run:
             best = self.run.info["best"]
-            if self.validated == self.step and (best is None or self.valid_loss <= best["value"]):
+            measured = self.validated == self.step and math.isfinite(self.valid_loss)
+            if measured and (best is None or self.valid_loss <= best["value"]):
                 best = {"step": self.step, "metric": "valid/loss", "value": self.valid_loss}
             checkpoint.save(
                 self.run.checkpoints,
@@ -227,8 +232,21 @@ class Trainer:
             self.run.begin_attempt(self.step, command_line())
             self.run.save_info(parameters=count_parameters(self.network))
             self.view.start(self._facts())
+            self._tell_skipped()
             if resumed:
                 self._event(Event("trainer", "stopped", "training", f"resumed from step {self.step}"))
+
+    def _tell_skipped(self) -> None:
+        """Clips that `data.on_bad_file = "skip"` leaves out: named on the screen, all of them in the events."""
+        skipped = self.prepared.source.skipped
+        if not skipped:
+            return
+        clips = [f"{problem.where}: {problem.what}" for problem in skipped]
+        for text in clips[:SHOWN]:
+            self.view.note(f"left out: {text}")
+        if len(clips) > SHOWN:
+            self.view.note(f"left out: and {len(clips) - SHOWN} more, all in {self.run_dir / 'events.jsonl'}")
+        self._event(Event("data", "found", "left out", f"{len(clips)} clips left out", {"clips": clips}))
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -257,17 +275,17 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.interval.leave_out(time.monotonic() - pause)
 
-    def _fail(self, batch: dict[str, Tensor]) -> None:
-        """A loss that is no number: keep the state before it, and say which clips it came from."""
+    def _fail(self, batch: dict[str, Tensor], what: str) -> None:
+        """A loss or gradient that is no number: keep the state before it, and say which clips it came from."""
         self.save()
         train, seed = self.prepared.train, self.table.seed
         keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["sample"].tolist()]
         finite_input = all(bool(torch.isfinite(v).all()) for v in batch.values() if v.is_floating_point())
-        self._event(Event("trainer", "training", "failed", "the loss is not finite", {"clips": keys}))
+        self._event(Event("trainer", "training", "failed", f"the {what} is not finite", {"clips": keys}))
         cause = "the network" if finite_input else "the batch itself, which holds values that are not finite"
         shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         raise StageError(
-            f"the loss is not finite at step {self.step + 1}",
+            f"the {what} is not finite at step {self.step + 1}",
             problems=[Problem("cause", cause), Problem("last batch", shown)],
             hint=f"the state before it is saved (step {self.step}); lower train.lr or train.clip, or use precision "
             "fp32, under another --name",
@@ -343,12 +361,24 @@ def train(
     except StageError as error:
         message = error.message
         raise
+    except OSError as error:
+        message = f"cannot write the run: {error.strerror or error}"
+        raise StageError(
+            message,
+            problems=[Problem(str(error.filename or run_dir), str(error))],
+            hint="free some space and run the same command again: it resumes from the last checkpoint",
+            exit_code=EXIT_FAILED,
+        ) from error
     except KeyboardInterrupt:
         status, message = "interrupted", "stopped at once"
         raise
     finally:
         if run and run.info["attempts"] and run.info["attempts"][-1]["ended"] is None:
-            run.end_attempt(status, message or None)
+            with suppress(OSError):  # a full disk is not to hide what it led to
+                run.end_attempt(status, message or None)
+        elif run and not run.info["attempts"]:
+            with suppress(OSError):
+                run.save_info(status=status, message=message or None)
         view.close(status, message)
     return status
 

@@ -240,6 +240,9 @@ class View(Protocol):
     def event(self, row: Row) -> None:
         """A row of events.jsonl."""
 
+    def note(self, message: str) -> None:
+        """Something to know about before training, such as a clip that is left out."""
+
     def close(self, status: str, message: str) -> None:
         """The end; may be called twice."""
 
@@ -253,6 +256,7 @@ class QuietView:
     def row(self, row: Row) -> None: ...
     def bins(self, row: Row) -> None: ...
     def event(self, row: Row) -> None: ...
+    def note(self, message: str) -> None: ...
 
     def close(self, status: str, message: str) -> None:
         if status != "finished" and message:
@@ -281,7 +285,14 @@ class Throttle:
             line(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))
 
 
-class PlainView:
+class Notes:
+    """What a view that speaks says line by line; the live view's panel stays below."""
+
+    def note(self, message: str) -> None:
+        line(message)
+
+
+class PlainView(Notes):
     """One line per log interval and per event, for logs and pipes."""
 
     def __init__(self) -> None:

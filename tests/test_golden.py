@@ -82,7 +82,7 @@ def test_without_mechanisms_training_is_the_plain_loop(kind: str, timesteps: str
         optimizer.step()
         optimizer.zero_grad()
         ema.update(network)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
 
     assert run_cli("train", path, cwd=tmp_path).code == 0
     assert losses_of(tmp_path / "runs" / kind) == losses

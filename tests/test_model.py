@@ -21,6 +21,7 @@ from stagecli.schema import SIZES
 
 SMALL = ["model.width=16", "model.depth=2", "model.heads=2", "condition.width=8", "condition.depth=1"]
 B, T, C, L, D = 2, 7, 3, 5, 16
+BAND = torch.tensor([[True, False, False], [True, True, False]])
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -46,7 +47,13 @@ def text(seed: int = 3) -> Conditioning:
 
 
 def low(condition: Conditioning, frames: int = T) -> Conditioning:
-    return replace(condition, low_BTC=normal(B, frames, C, seed=4), cutoff_B=torch.tensor([0.2, 0.6]))
+    return replace(
+        condition,
+        low_BTC=normal(B, frames, C, seed=4),
+        cutoff_B=torch.tensor([0.2, 0.6]),
+        level_B=torch.tensor([0.0, 1.5]),
+        band_BC=BAND,
+    )
 
 
 TIMES = torch.tensor([0.2, 0.9])
@@ -109,10 +116,30 @@ def test_every_input_matters() -> None:
         velocity(c=replace(condition, text_BLD=bumped(condition.text_BLD))),
         velocity(c=replace(condition, low_BTC=bumped(condition.low_BTC))),
         velocity(c=replace(condition, cutoff_B=bumped(condition.cutoff_B))),
+        velocity(c=replace(condition, level_B=bumped(condition.level_B))),
+        velocity(c=replace(condition, band_BC=BAND & torch.tensor([[True], [False]]))),
     ]
     for changed in changes:
         torch.testing.assert_close(changed[0], base[0], atol=1e-5, rtol=1e-5)
-        assert float((changed[1] - base[1]).abs().max()) > 1e-4
+        assert (changed[1] - base[1]).abs().max().item() > 1e-4
+
+
+def test_the_band_that_is_known_is_read_from_the_low_input_alone() -> None:
+    network = stirred(dit(low=True, text=False))
+    x, condition = normal(B, T, C), low(Conditioning())
+    noisier = torch.where(BAND[:, None], x + 10, x)
+    other_low = torch.where(BAND[:, None], condition.low_BTC, condition.low_BTC + 10)
+    base = network(x, TIMES, condition).velocity_BTC
+    assert network(noisier, TIMES, replace(condition, low_BTC=other_low)).velocity_BTC.equal(base)
+
+
+def test_a_gated_network_starts_as_the_best_guess_for_unit_gaussians() -> None:
+    network = dit(gated=True)
+    x, t = normal(B, T, C), torch.tensor([0.0, 0.7])
+    # E[eps - x0 | x_t] where x0 ~ N(0, 1): the regression of one Gaussian on another
+    slope = (t - (1 - t)) / (t.square() + (1 - t).square())
+    torch.testing.assert_close(network(x, t, text()).velocity_BTC, slope[:, None, None] * x)
+    assert torch.isfinite(stirred(network)(x, t, text()).velocity_BTC).all()
 
 
 # --- masks ----------------------------------------------------------------------------------------
@@ -130,9 +157,9 @@ def test_padded_frames_do_not_reach_real_ones(patch: int, real: int) -> None:
     base = network(x, TIMES, condition).velocity_BTC
     changed = network(other, TIMES, replace(condition, low_BTC=other_low)).velocity_BTC
     torch.testing.assert_close(changed[:, :real], base[:, :real], atol=1e-5, rtol=1e-5)
-    assert float((changed[:, real:] - base[:, real:]).abs().max()) > 1e-2
+    assert (changed[:, real:] - base[:, real:]).abs().max().item() > 1e-2
     unmasked = [network(v, TIMES, replace(condition, mask_BT=None)).velocity_BTC for v in (x, other)]
-    assert float((unmasked[0] - unmasked[1])[:, :real].abs().max()) > 1e-3
+    assert (unmasked[0] - unmasked[1])[:, :real].abs().max().item() > 1e-3
 
 
 def test_a_masked_tail_is_the_same_as_none() -> None:
@@ -154,7 +181,7 @@ def test_padded_text_does_not_count() -> None:
     cut = Conditioning(text_BLD=condition.text_BLD[:, :3], text_mask_BL=torch.ones(B, 3, dtype=torch.bool))
     torch.testing.assert_close(network(x, TIMES, cut).velocity_BTC, base, atol=1e-5, rtol=1e-5)
     condition.text_mask_BL = torch.ones(B, L, dtype=torch.bool)
-    assert float((network(x, TIMES, condition).velocity_BTC - base).abs().max()) > 1e-3
+    assert (network(x, TIMES, condition).velocity_BTC - base).abs().max().item() > 1e-3
 
 
 # --- positions ------------------------------------------------------------------------------------
@@ -196,7 +223,13 @@ def small(name: str, *sets: str) -> Network:
 def batch(name: str) -> dict[str, Tensor]:
     if name == "quickstart":
         return {"text_ids": byte_ids(["rain", "a deep bell"], 16)}
-    return {"low": normal(B, T, C, seed=4), "cutoff": torch.tensor([0.2, 0.6])}
+    condition = low(Conditioning())
+    return {
+        "low": condition.low_BTC,
+        "cutoff": condition.cutoff_B,
+        "level": condition.level_B,
+        "band": condition.band_BC,
+    }
 
 
 def loss_of(network: Network, name: str) -> Tensor:
@@ -245,12 +278,13 @@ def test_bf16_autocast_is_close_to_fp32(name: str) -> None:
     exact.backward()
     gradients = {n: p.grad.clone() for n, p in network.named_parameters()}
     network.zero_grad()
+    types: list[torch.dtype] = []
+    network.dit.blocks[1].fc1.register_forward_hook(lambda module, args, out: types.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = network(normal(B, T, C), TIMES, batch(name))
-        assert out.velocity_BTC.dtype == torch.bfloat16
         loss = loss_of(network, name)
+    assert types == [torch.bfloat16]
     loss.backward()
-    assert float(loss) == pytest.approx(float(exact), rel=0.02)
+    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
     for key, parameter in network.named_parameters():
         assert parameter.grad.dtype == torch.float32
         error = (parameter.grad - gradients[key]).norm() / gradients[key].norm().clamp_min(1e-4)
@@ -367,7 +401,7 @@ def test_the_empty_caption_and_padding_in_the_byte_encoder() -> None:
         assert full.all()
         torch.testing.assert_close(tokens[i, : alone.shape[1]], alone[0], atol=1e-5, rtol=1e-5)
     swapped, _ = encoder(byte_ids(["niar"], 32))
-    assert float((swapped[0].mean(0) - tokens[0, :5].mean(0)).abs().max()) > 1e-3  # order matters
+    assert (swapped[0].mean(0) - tokens[0, :5].mean(0)).abs().max().item() > 1e-3  # order matters
 
 
 WORDS = ["<pad>", "</s>", "<s>", "[UNK]", "rain", "on", "a", "roof", "bell"]
@@ -465,7 +499,7 @@ def test_pretrained_text(tmp_path: Path, save: Callable[[Path], int]) -> None:
     (alone,) = encoder.embed(["rain on"])  # padding in a batch changes nothing
     torch.testing.assert_close(alone, rain, atol=1e-5, rtol=1e-5)
     (other,) = encoder.embed(["bell on"])
-    assert float((other - rain).abs().max()) > 1e-3
+    assert (other - rain).abs().max().item() > 1e-3
     again = PretrainedText(str(tmp_path), max_length=4)
     assert again.fingerprint() == encoder.fingerprint()
     stirred(again.network)

@@ -170,9 +170,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def score(
-    judges: tuple[Judge, Judge], audio_BN: Tensor, digits_B: Tensor, speakers_B: Tensor
-) -> dict[str, float]:
+def score(judges: tuple[Judge, Judge], audio_BN: Tensor, digits_B: Tensor, speakers_B: Tensor) -> dict[str, float]:
     """Digit and speaker accuracy of audio [B, 8000] with their intervals, as one flat row."""
     row: dict[str, float] = {"n": len(audio_BN)}
     labels = (digits_B, speakers_B)
@@ -210,9 +208,7 @@ def through_codec(codec: MelCodec, audio_BN: Tensor) -> Tensor:
 
 def main() -> None:
     """Command line: one line per row on stdout."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=Path("fsdd_judge.pt"))
     parser.add_argument("--samples", type=Path, action="append", default=[], help="folder with samples.jsonl")
     parser.add_argument("--epochs", type=int, default=18)
@@ -244,9 +240,7 @@ def main() -> None:
         if args.json:
             print(json.dumps({"clips": name, **row}))
             continue
-        parts = [
-            f"{k} {row[k]:.1%} [{row[k + '_low']:.1%}, {row[k + '_high']:.1%}]" for k in ("digit", "speaker")
-        ]
+        parts = [f"{k} {row[k]:.1%} [{row[k + '_low']:.1%}, {row[k + '_high']:.1%}]" for k in ("digit", "speaker")]
         print(f"{name}: n {row['n']}, {', '.join(parts)}")
 
 

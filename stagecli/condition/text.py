@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,12 @@ class ByteEncoder(nn.Module):
         return self.out(self.norm(x)), mask_BL
 
 
+def _has_tokenizer(folder: Path) -> None:
+    """OSError for a local folder without one: `transformers` then makes an empty one, which knows no word."""
+    if folder.is_dir() and not any(any(folder.glob(p)) for p in ("tokenizer*", "vocab*", "*.model")):
+        raise OSError(f"{folder} holds no tokenizer")
+
+
 class PretrainedText:
     """A frozen `transformers` text encoder (T5 encoder, CLAP text, any AutoModel) and its tokenizer.
 
@@ -78,8 +85,9 @@ class PretrainedText:
             kind = AutoConfig.from_pretrained(model).model_type
             loader = T5EncoderModel if kind in ("t5", "umt5", "mt5") else AutoModel
             network = loader.from_pretrained(model)
-            self.tokenizer = AutoTokenizer.from_pretrained(model)
-        except (OSError, ValueError) as error:
+            self.tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right")  # `embed` cuts the end off
+            _has_tokenizer(Path(model))
+        except (OSError, ValueError, ImportError) as error:
             raise StageError(
                 f"cannot load the text encoder {model!r}",
                 problems=[Problem("condition.model", str(error).splitlines()[0])],

@@ -1,0 +1,192 @@
+"""The rules that keep the code readable: who may import whom, how long things may be, what starts fast."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import stagecli
+from stagecli.stage import registry
+
+ROOT = Path(stagecli.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in FILES}
+WITHOUT_TORCH = ["recipe", "run", "report", "console", "errors", "schema", "cli", "curves", "views"]
+
+
+def imports(node: ast.AST, at_module_level: bool = False) -> Iterator[str]:
+    """Full names of what is imported; at module level leaves out functions and `if TYPE_CHECKING:`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute"
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        elif not (at_module_level and runs_later(child)):
+            yield from imports(child, at_module_level)
+
+
+def runs_later(node: ast.AST) -> bool:
+    """A function, or what only a type checker reads."""
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.unparse(node.test)
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+
+
+@cache
+def imported(module: str, at_module_level: bool = False) -> set[str]:
+    return set(imports(ast.parse(SOURCES[module].read_text(encoding="utf-8")), at_module_level))
+
+
+def under(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def outside(module: str) -> set[str]:
+    """Top-level packages a file imports, apart from the standard library and itself."""
+    return {name.partition(".")[0] for name in imported(module)} - set(sys.stdlib_module_names) - {"stagecli"}
+
+
+def test_the_reader_of_imports_reads_imports() -> None:
+    """A guard that sees nothing would pass everything."""
+    tree = ast.parse(
+        "import a.b\nif TYPE_CHECKING:\n    import c\ndef f():\n    from d import e\nclass X:\n    import g\n"
+    )
+    assert set(imports(tree)) == {"a.b", "c", "d.e", "g"}
+    assert set(imports(tree, at_module_level=True)) == {"a.b", "g"}
+    assert {"torch", "accelerate.Accelerator", "stagecli.checkpoint"} <= imported("trainer")
+    assert len(SOURCES) > 40
+
+
+# --- who may import whom --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if name.startswith("stage.")])
+def test_stages_know_neither_trainer_nor_data_nor_each_other(module: str) -> None:
+    mechanisms = {target.partition(":")[0] for target in registry.MECHANISMS.values()}
+    for name in imported(module):
+        assert not under(name, "stagecli.trainer", "stagecli.data", "stagecli.prepare", "stagecli.pipeline"), name
+        other = next((m for m in mechanisms if under(name, m)), None)
+        assert other is None or other == f"stagecli.{module}", f"{module} imports the mechanism {name}"
+
+
+@pytest.mark.parametrize(
+    ("module", "packages", "own"),
+    [
+        ("objective", {"torch"}, ()),
+        ("sampler", {"torch"}, ()),
+        *(
+            (name, {"torch", "numpy", "scipy"}, ("stagecli.metrics",))
+            for name in SOURCES
+            if name.startswith("metrics.")
+        ),
+    ],
+)
+def test_pure_parts_import_torch_only(module: str, packages: set[str], own: tuple[str, ...]) -> None:
+    assert outside(module) <= packages
+    assert [name for name in imported(module) if under(name, "stagecli") and not under(name, *own)] == []
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [("typer", {"cli"}), ("rich", {"console"}), ("accelerate", {"trainer"})],
+)
+def test_one_file_per_framework(package: str, allowed: set[str]) -> None:
+    level = package == "accelerate"  # doctor asks for its state inside a function; types name it
+    users = {module for module in SOURCES if any(under(n, package) for n in imported(module, level))}
+    assert users == allowed
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_no_torch_at_module_level(module: str) -> None:
+    heavy = ("torch", "torchaudio", "transformers", "safetensors", "accelerate", "scipy", "datasets")
+    assert [name for name in imported(module, at_module_level=True) if under(name, *heavy)] == []
+
+
+def test_nothing_imports_the_command_line() -> None:
+    users = {m for m in SOURCES if any(under(n, "stagecli.cli") for n in imported(m))}
+    assert users <= {"__main__"}
+
+
+def test_lower_layers_do_not_import_the_trainer() -> None:
+    users = {m for m in SOURCES if any(under(n, "stagecli.trainer") for n in imported(m))}
+    assert users == {"cli"}
+
+
+def test_no_pickle() -> None:
+    for module, path in SOURCES.items():
+        text = path.read_text(encoding="utf-8")
+        assert not any(under(n, "pickle", "joblib", "dill") for n in imported(module)), module
+        assert "torch.load(" not in text and "torch.save(" not in text, module
+
+
+# --- what starts fast -----------------------------------------------------------------------------
+
+PROBE = """
+import importlib, sys
+for name in {modules!r}:
+    importlib.import_module("stagecli." + name)
+sys.argv = ["stagecli", *{arguments!r}]
+try:
+    if {arguments!r}:
+        sys.modules["stagecli.cli"].main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {{"torch", "transformers", "accelerate", "safetensors", "scipy"}} & set(sys.modules)
+sys.exit(f"imported: {{heavy}}" if heavy else 0)
+"""
+
+
+def run(modules: list[str], arguments: list[str]) -> str:
+    code = PROBE.format(modules=modules, arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_light_modules_do_not_import_torch_by_way_of_others() -> None:
+    run(WITHOUT_TORCH, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [(["--help"], "inspect-regime"), (["train", "--help"], "--dry-run"), (["recipes", "list"], "quickstart")],
+)
+def test_help_does_not_import_torch(arguments: list[str], shown: str) -> None:
+    assert shown in run(["cli"], arguments)
+
+
+# --- how long things may be -----------------------------------------------------------------------
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno is not None
+            yield node.name, node.end_lineno - node.lineno + 1
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_length(module: str) -> None:
+    path = SOURCES[module]
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    loop = ("fit",) if module == "trainer" else ()  # the training loop reads in one sitting: 100 lines
+    assert [(name, lines) for name, lines in functions(path) if lines > (100 if name in loop else 80)] == []
+
+
+def test_the_training_loop_is_where_it_is_looked_for() -> None:
+    assert "fit" in dict(functions(SOURCES["trainer"]))
+
+
+@pytest.mark.parametrize("module", ["trainer", "stage.controller"])
+def test_the_trainer_names_no_mechanism(module: str) -> None:
+    text = SOURCES[module].read_text(encoding="utf-8").lower()
+    if module == "stage.controller":  # the base density comes from the recipe's objective
+        text = text.replace("objective.timesteps", "")
+    assert [word for word in ("guidance", "timesteps", "structure", "regime") if word in text] == []
