@@ -293,7 +293,10 @@ def recipes_copy(
     target = destination / source.name if destination.is_dir() else destination
     if target.exists() and not force:
         raise StageError(f"{target} exists", hint="choose another name, or --force")
-    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    try:
+        target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise StageError(f"cannot write {target}: {error.strerror}", hint="choose another DESTINATION") from error
     Console().note(f"wrote {target};  train it with:  stagecli train {target}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from stagecli.data.audio import examine, read_channels, resample, write_wav
+from stagecli.data.audio import absent, examine, read_channels, resample, write_wav
 from stagecli.errors import Problem, StageError
 from stagecli.pipeline import Pipeline, Settings, load_pipeline
 from stagecli.run import write_atomic
@@ -114,7 +114,10 @@ def find_audio(source: Path) -> list[Path]:
         files = [source]
     problems = []
     for path in files:
-        info, reason = examine(path)
+        try:
+            info, reason = examine(path)
+        except OSError as error:
+            info, reason = None, absent(error)
         if reason is not None and not (reason.startswith("is silent") and info is not None):
             problems.append(Problem(str(path), reason))
     if problems:
@@ -126,7 +129,10 @@ def bandwidth(audio_N: np.ndarray, sample_rate: int) -> float:
     """Hz up to which the audio has content: the highest bin within EMPTY_DB of the loudest one, on average."""
     size = min(4096, max(256, 2 ** int(math.log2(max(len(audio_N), 256)))))
     window = np.hanning(size)
-    frames = np.lib.stride_tricks.sliding_window_view(np.pad(audio_N, (0, size)), size)[:: size // 2]
+    if len(audio_N) < size:
+        audio_N = np.pad(audio_N * np.hanning(len(audio_N)), (0, size - len(audio_N)))
+    # Whole frames only: one that reaches past a sound cut off in the middle would show a step, which has every band.
+    frames = np.lib.stride_tricks.sliding_window_view(audio_N, size)[:: size // 2]
     power = np.mean(np.abs(np.fft.rfft(frames * window, axis=1)) ** 2, axis=0)
     if power.max() <= 0:
         return sample_rate / 2

@@ -19,6 +19,7 @@ from stagecli.data.audio import resample, write_wav
 from stagecli.errors import StageError
 
 Cli = Callable[..., Result]
+KEPT_DB = 75  # of the band below the cutoff: 84 and more are measured, 48 to 61 where only the frames are kept
 
 
 def noise(seconds: float, rate: int, seed: int = 0) -> np.ndarray:
@@ -46,7 +47,7 @@ def low_passed(audio: np.ndarray, rate: int, cutoff: float) -> np.ndarray:
         (["recipes", "check", "nowhere.toml"], 1, ["nowhere.toml"]),
         (["inspect-regime", "runs/t2a"], 0, []),
         (["tarin"], 2, ["tarin"]),
-        (["train"], 2, ["RECIPE"]),
+        (["train"], 2, ["Missing argument"]),
         (["train", "good.toml", "--stepz", "3"], 2, ["--stepz"]),
         (["train", "bad.toml"], 2, ["bad.toml:", "hint:"]),
         (["train", "quikstart"], 2, ["quikstart", "did you mean `quickstart`?"]),
@@ -122,9 +123,18 @@ def test_every_mistake_of_a_recipe_at_once_each_with_its_place(cli: Cli, tmp_pat
 # --- help and start -------------------------------------------------------------------------------
 
 OPTIONS = {
-    "train": ["--name", "--runs-dir", "--set", "--dry-run", "--prepare-only", "--restart", "--quiet", "RECIPE"],
+    "train": [
+        "--name",
+        "--runs-dir",
+        "--set",
+        "--dry-run",
+        "--prepare-only",
+        "--restart",
+        "--quiet",
+        "Path of a recipe",
+    ],
     "evaluate": ["--task", "--split", "--checkpoint", "--samples", "--cutoff", "--reference", "--generated", "--json"],
-    "inspect-regime": ["--plot", "--html", "--json", "RUNS"],
+    "inspect-regime": ["--plot", "--html", "--json", "run directories"],
     "sample": ["--prompt", "--prompts", "--input", "--output", "--seconds", "--cutoff", "--seed", "--json"],
     "recipes": ["list", "show", "copy", "check"],
     "recipes show": ["--set", "--json"],
@@ -141,7 +151,7 @@ def test_help_mentions_every_option(command: str, cli: Cli) -> None:
     assert result.code == 0
     assert result.stderr == ""
     for option in OPTIONS[command]:
-        assert option in result.stdout
+        assert option in " ".join(result.stdout.split())
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
@@ -281,9 +291,9 @@ def test_evaluate_without_a_run_takes_the_newest_finished_one_and_says_which(cli
     systems = {(row["system"], row["cutoff"]) for row in found["rows"]}
     assert systems == {(s, 2000) for s in ("unprocessed", "copy-up", "model")}
     metrics = {row["system"]: row["metrics"] for row in found["rows"]}
-    # The band below the cutoff is the input's: the model leaves it as it is, up to the channel at the edge.
+    # The band below the cutoff is the input's, up to what a network of ten steps spills over the edge.
     low = [metrics[system]["lsd_lf"]["value"] for system in ("unprocessed", "model")]
-    assert low[1] < low[0] + 0.2
+    assert low[1] < low[0] + 0.5 < metrics["model"]["lsd_hf"]["value"]
     assert set(metrics["model"]) == {"lsd", "lsd_hf", "lsd_lf", "si_sdr"}
 
 
@@ -323,7 +333,7 @@ def test_inspect_regime_one_and_several(cli: Cli, runs: Path, tmp_path: Path) ->
     shown = cli("inspect-regime", "runs/t2a", "runs/sr")
     assert shown.code == 0 and "t2a" in shown.stdout and "sr" in shown.stdout
     page = cli("inspect-regime", "runs/t2a", "--html", "page.html", "--json")
-    assert document(page) == one
+    assert {**document(page), "time": None} == {**one, "time": None}
     assert "page.html" in page.stderr and "</html>" in (tmp_path / "page.html").read_text()
 
 
@@ -434,7 +444,7 @@ def test_the_low_band_of_a_file_at_another_rate_is_kept(
     assert len(made) == len(up)
     assert json.loads(result.stdout)[0]["cutoff"] == pytest.approx(rate / 2, rel=0.01)
     edge = 0.85 * rate / 2
-    assert snr(band(up, 16000, 50, edge), band(made, 16000, 50, edge)) > 30
+    assert snr(band(up, 16000, 50, edge), band(made, 16000, 50, edge)) > KEPT_DB
     assert np.std(band(made, 16000, 1.1 * rate / 2, 8000)) > 1e-3 * level, "nothing was made above the cutoff"
 
 
@@ -442,7 +452,7 @@ def test_a_band_limited_file_at_the_rate_of_the_model(cli: Cli, runs: Path, tmp_
     audio = low_passed(noise(1.0, 16000), 16000, 3000)
     (made,), result = restored(cli, tmp_path, audio, 16000)
     assert json.loads(result.stdout)[0]["cutoff"] == pytest.approx(3000, rel=0.05)
-    assert snr(band(audio, 16000, 50, 2500), band(made, 16000, 50, 2500)) > 30
+    assert snr(band(audio, 16000, 50, 2500), band(made, 16000, 50, 2500)) > KEPT_DB
 
 
 def test_a_full_band_file_is_refused_unless_a_cutoff_is_given(cli: Cli, runs: Path, tmp_path: Path) -> None:
@@ -459,7 +469,7 @@ def test_stereo_keeps_its_channels_and_their_levels(cli: Cli, runs: Path, tmp_pa
     assert made.shape == (2, 9600)
     for before, after in ((left, made[0]), (right, made[1])):
         up = resample(before, 8000, 16000)
-        assert snr(band(up, 16000, 50, 3400), band(after, 16000, 50, 3400)) > 30
+        assert snr(band(up, 16000, 50, 3400), band(after, 16000, 50, 3400)) > KEPT_DB
 
 
 def test_a_silent_channel_stays_silent_and_says_nothing_about_the_band(cli: Cli, runs: Path, tmp_path: Path) -> None:

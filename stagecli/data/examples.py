@@ -26,7 +26,7 @@ from stagecli.data.source import Clip, Source
 from stagecli.schema import Recipe
 
 # Independent random streams per (seed, sample); a new use gets a new number.
-ORDER, CROP, DROP, NOISE, LOW_PASS, TIME, VALID = range(7)
+ORDER, CROP, DROP, NOISE, VALID_NOISE, TIME, VALID = range(7)
 
 
 def stream(seed: int, name: int, *index: int) -> np.random.Generator:

@@ -105,7 +105,7 @@ _METRICS = (
         "lower",
         "nat^2",
         "Frechet distance on log-mel statistics (mean and std over time of 64 HTK mel bands, ln of band "
-        "power, floor 1e-10), no trained encoder; covariance ddof=1; biased by the number of clips",
+        "power, floor 1e-8), no trained encoder; covariance ddof=1; biased by the number of clips",
         "both",
         "frechet",
     ),

@@ -62,10 +62,10 @@ def rotary_table(length: int, width: int, device: torch.device) -> tuple[Tensor,
 
 
 def rotate(x_BHPK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn pairs of channels by the angle of their position."""
-    cos, sin = (part.to(x_BHPK.dtype) for part in table)
-    a, b = x_BHPK.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    """Turn pairs of channels by the angle of their position, in fp32: bf16 angles blur far positions."""
+    cos, sin = table
+    a, b = x_BHPK.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BHPK.dtype)
 
 
 def modulate(x_BPD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
@@ -213,6 +213,8 @@ class DiT(nn.Module):
         self, x_BTC: Tensor, t_B: Tensor, condition: Conditioning, return_hidden: Collection[int] = ()
     ) -> Output:
         frames = x_BTC.shape[1]
+        if condition.mask_BT is not None:  # a token of several frames may hold padding beside real frames
+            x_BTC = x_BTC * condition.mask_BT[..., None]
         c_BD = self.time(sinusoid(t_B, 256).to(x_BTC.dtype))
         if self.cutoff is None:
             inputs = [self.tokens(x_BTC)]
