@@ -16,6 +16,7 @@ from stagecli.data.audio import absent, examine, read_channels, resample, write_
 from stagecli.errors import Problem, StageError
 from stagecli.pipeline import Pipeline, Settings, load_pipeline
 from stagecli.run import write_atomic
+from stagecli.schema import Recipe
 
 AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".oga", ".opus"}
 FULL_BAND = 0.95  # a cutoff above this share of Nyquist leaves nothing to restore
@@ -162,15 +163,15 @@ def restore_files(
     if single and source.is_dir():
         raise StageError("a folder of inputs does not fit one file", hint="give --output a folder")
     folder = _folder(output.parent if output and single else output, run_dir, path, "restored")
+    cutoffs = _cutoffs(files, cutoff, pipeline.recipe, warn)
     rows = []
-    for i, file in enumerate(files):
+    for i, (file, used) in enumerate(zip(files, cutoffs, strict=True)):
         name = output.name if output and single else str(_relative(file, source).with_suffix(".wav"))
         target = folder / name
         if target.resolve() == file.resolve():
             raise StageError(f"{file} would be overwritten by its own result", hint="choose another --output")
         target.parent.mkdir(parents=True, exist_ok=True)
-        restored, used = _restore(pipeline, file, cutoff, seed, settings, warn)
-        write_wav(target, restored, pipeline.sample_rate)
+        write_wav(target, _restore(pipeline, file, used, seed, settings), pipeline.sample_rate)
         rows.append({"path": name, "input": str(file), "cutoff": used, **_facts(settings, seed, run_dir, path)})
         if progress:
             progress(i + 1, len(files))
@@ -182,31 +183,33 @@ def _relative(file: Path, source: Path) -> Path:
     return file.relative_to(source) if source.is_dir() else Path(file.name)
 
 
-def _restore(
-    pipeline: Pipeline,
-    file: Path,
-    cutoff: float | None,
-    seed: int,
-    settings: Settings,
-    warn: Callable[[str], None],
-) -> tuple[np.ndarray, float]:
-    """(audio [N, channels] at the model's rate, the cutoff used in Hz)."""
+def _cutoffs(files: Sequence[Path], asked: float | None, recipe: Recipe, warn: Callable[[str], None]) -> list[float]:
+    """The cutoff of each file in Hz: `asked`, or where its content ends. Raises StageError listing full-band files."""
+    target, known = recipe.data.sample_rate, recipe.condition.cutoff
+    assert known is not None
+    cutoffs, problems = [], []
+    for file in files:
+        audio_NC, rate = read_channels(file)
+        heard = [channel for channel in audio_NC.T if np.any(channel)]  # a silent channel says nothing about the band
+        cutoff = asked or min(rate / 2, max((bandwidth(channel, rate) for channel in heard), default=rate / 2))
+        cutoffs.append(cutoff)
+        if heard and cutoff >= FULL_BAND * target / 2:
+            problems.append(Problem(str(file), f"has content up to {cutoff:.0f} Hz: nothing to restore at {target} Hz"))
+        elif heard and not 0.95 * known[0] <= cutoff <= 1.05 * known[1]:
+            trained = f"{known[0]:g} to {known[1]:g} Hz"
+            warn(f"{file}: cutoff {cutoff:.0f} Hz is outside what the model was trained on ({trained})")
+        if rate > target:
+            warn(f"{file}: {rate} Hz is above the model's {target} Hz; the result has {target} Hz")
+    if problems:
+        hint = "say with --cutoff HZ above which frequency the band is to be made anew"
+        raise StageError(f"{len(problems)} of {len(files)} input files are full-band", problems=problems, hint=hint)
+    return cutoffs
+
+
+def _restore(pipeline: Pipeline, file: Path, cutoff: float, seed: int, settings: Settings) -> np.ndarray:
+    """Audio [N, channels] at the model's rate."""
     audio_NC, rate = read_channels(file)
-    target, condition = pipeline.sample_rate, pipeline.recipe.condition
-    if rate > target:
-        warn(f"{file}: {rate} Hz is above the model's {target} Hz; the result has {target} Hz")
-    channels = [resample(channel, rate, target) for channel in audio_NC.T]
-    heard = [channel for channel in audio_NC.T if np.any(channel)]  # a silent channel says nothing about the band
-    used = cutoff or min(rate / 2, max((bandwidth(channel, rate) for channel in heard), default=rate / 2))
-    if heard and used >= FULL_BAND * target / 2:
-        raise StageError(
-            f"{file} has content up to {used:.0f} Hz: nothing to restore at {target} Hz",
-            hint="say with --cutoff HZ above which frequency the band is to be made anew",
-        )
-    assert condition.cutoff is not None
-    low, high = condition.cutoff
-    if heard and not 0.95 * low <= used <= 1.05 * high:
-        warn(f"{file}: cutoff {used:.0f} Hz is outside what the model was trained on ({low:g} to {high:g} Hz)")
+    channels = [resample(channel, rate, pipeline.sample_rate) for channel in audio_NC.T]
     # The channels share one noise, so that what is made anew sits where the stereo image is.
-    made = [pipeline.restore(c, used, seed=seed, settings=settings) if np.any(c) else c for c in channels]
-    return np.stack(made, axis=1), used
+    made = [pipeline.restore(c, cutoff, seed=seed, settings=settings) if np.any(c) else c for c in channels]
+    return np.stack(made, axis=1)

@@ -294,6 +294,8 @@ class Trainer:
 
     def _finish(self) -> str:
         if self.step >= self.table.steps:
+            if self.table.samples and not (self.run_dir / "samples" / checkpoint.name_of(self.step)).is_dir():
+                self._sample()  # a kill between the last checkpoint and the last samples
             return "finished"
         if not self.run or self.step not in checkpoint.steps(self.run.checkpoints):
             self.save()
@@ -379,7 +381,7 @@ def train(
         elif run and not run.info["attempts"]:
             with suppress(OSError):
                 run.save_info(status=status, message=message or None)
-        view.close(status, message)
+        view.close(status, "" if status == "failed" else message)  # the error itself is printed by the caller
     return status
 
 

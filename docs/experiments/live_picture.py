@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ def main(run: str, step: int, out: str) -> None:
     recipe = recipes.load(Path(run) / "recipe.toml")
     view = LiveView()
     view._plain = False
-    view._console = RichConsole(record=True, width=100, height=30, file=Path("/dev/null").open("w"))
+    view._console = RichConsole(record=True, width=100, height=30, file=io.StringIO())
     board = view._board
     board.info = {
         "name": report.name,

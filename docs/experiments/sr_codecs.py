@@ -60,11 +60,9 @@ def main() -> None:
             document = json.loads(run(["evaluate", str(options.runs_dir / label), *scored]))
             for row in document["rows"]:
                 values = {k: v["value"] for k, v in row["metrics"].items()}
-                print(
-                    f"{name:26} seed {seed}  {row['cutoff']:>6.0f} Hz  {row['system']:12}"
-                    f"  LSD {values['lsd']:.3f}  HF {values['lsd_hf']:.3f}  LF {values['lsd_lf']:.3f}  train {seconds:.0f} s",
-                    flush=True,
-                )
+                shown = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
+                where = f"{name:26} seed {seed}  {row['cutoff']:>6.0f} Hz  {row['system']:12}"
+                print(f"{where}  {shown}  train {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
