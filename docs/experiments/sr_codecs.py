@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 SETTINGS: dict[str, list[str]] = {
-    "stft 2048/1024 a.2": [],
-    "stft 1024/512 a.2": ["codec.n_fft=1024", "codec.hop=512"],
-    "mdct 1024 a.2": ['codec.kind="mdct"', "codec.hop=1024"],
-    "mdct 512 a.2": ['codec.kind="mdct"', "codec.hop=512"],
-    "stft 2048/1024 a.3": ["codec.alpha=0.3"],
-    "stft 2048/1024 a.2 plain": ['model.output="plain"'],
+    "stft 2048/1024": [],
+    "stft 1024/512": ["codec.n_fft=1024", "codec.hop=512"],
+    "mdct 1024": ['codec.kind="mdct"', "codec.hop=1024"],
+    "mdct 512": ['codec.kind="mdct"', "codec.hop=512"],
+    "stft, alpha 0.2": ["codec.alpha=0.2"],
+    "stft, plain output": ['model.output="plain"'],
 }
 
 
@@ -40,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     for seed in options.seeds:
         for name in options.only:
-            label = name.replace(" ", "_").replace("/", "-") + f"_s{seed}"
+            label = re.sub(r"\W+", "-", name) + f"_s{seed}"
             keys = [f"train.steps={options.steps}", f"train.seed={seed}", "train.samples=0", *SETTINGS[name]]
             flags = [flag for key in keys for flag in ("--set", key)]
             began = time.monotonic()

@@ -1,0 +1,63 @@
+"""The README says what is true: its tree is that of the disk, its commands and recipes exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from stagecli import recipe as recipes
+from stagecli.cli import app
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(heading: str) -> list[list[str]]:
+    """Code blocks under a second-level heading, as lines."""
+    section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return [block.strip("\n").splitlines()[1:] for block in section.split("```")[1::2]]
+
+
+def test_quick_start_is_two_lines() -> None:
+    lines = blocks("Quick start")[0]
+    assert len(lines) == 2
+    assert "stagecli train quickstart" in lines[0]
+    assert lines[1].endswith("-m pytest")
+
+
+def test_the_tree_is_that_of_the_disk() -> None:
+    tree = [line for line in blocks("What is where")[0] if line.strip()]
+    named = {re.split(r"\s{2,}", line.strip())[0] for line in tree if line.startswith("  ")}
+    there = {p.name for p in (ROOT / "stagecli").glob("*.py")} - {"__init__.py"}
+    there |= {f"{p.name}/" for p in (ROOT / "stagecli").iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert named == there
+    for line in tree:
+        if not line.startswith(" "):
+            assert (ROOT / line.split("/")[0]).is_dir()
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+
+
+def test_recipes_named_are_the_recipes_shipped() -> None:
+    table = [line for line in TEXT.splitlines() if line.startswith("| `")]
+    named = {name for line in table for name in re.findall(r"`([\w-]+)`", line.split("|")[1])}
+    assert named == set(recipes.shipped())
+
+
+@pytest.mark.parametrize("line", [line.split("  #")[0] for line in blocks("Commands")[0]])
+def test_commands_have_the_flags_shown(line: str) -> None:
+    words = shlex.split(line)
+    assert words[0] == "stagecli"
+    command, rest = get_command(app), words[1:]
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command, rest = command.commands[rest[0]], rest[1:]
+    assert not hasattr(command, "commands"), f"no such command: {line}"
+    flags = {flag for parameter in command.params for flag in parameter.opts}
+    assert {word for word in rest if word.startswith("-")} <= flags
