@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from stagecli.codec import make_codec
 from stagecli.codec.base import Codec
@@ -18,6 +17,7 @@ from stagecli.condition.text import PretrainedText
 from stagecli.data.cache import FeatureCache
 from stagecli.data.examples import CROP, Examples, crop, stream
 from stagecli.data.source import Clip, Source, open_source
+from stagecli.hub import weights_hash
 from stagecli.pipeline import load_codec_state, text_encoder
 from stagecli.schema import Recipe
 
@@ -66,14 +66,6 @@ def evenly(clips: Sequence[Clip], count: int) -> list[Clip]:
     if len(clips) <= count:
         return list(clips)
     return [clips[i * len(clips) // count] for i in range(count)]
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Hash of a module's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def prepare(recipe: Recipe, run_dir: Path | None, device: torch.device, progress: Progress) -> Prepared:
@@ -128,7 +120,7 @@ def _cache_frames(prepared: Prepared, device: torch.device, progress: Progress) 
     recipe, codec, source = prepared.recipe, prepared.codec, prepared.source
     config = {
         "codec": recipe.codec.model_dump(mode="json"),
-        "weights": fingerprint(codec),
+        "weights": weights_hash(codec),
         "sample_rate": recipe.data.sample_rate,
         "seconds": recipe.data.seconds,
         "crops": recipe.data.crops,
@@ -151,7 +143,10 @@ def _cache_frames(prepared: Prepared, device: torch.device, progress: Progress) 
 
 def _cache_texts(prepared: Prepared, text: PretrainedText, progress: Progress) -> FeatureCache:
     """Embeddings [L, D] of every caption, and of the empty one that a dropped caption becomes."""
-    config = {"text": prepared.recipe.condition.model_dump(include={"max_length"}), "weights": text.fingerprint()}
+    config = {
+        "text": prepared.recipe.condition.model_dump(include={"max_length"}),
+        "weights": weights_hash(text.network),
+    }
     cache = FeatureCache(Path(prepared.recipe.data.cache_dir), "text", config)
     captions = sorted({"", *(clip.caption for clip in [*prepared.train, *prepared.valid])})
     cache.fill(

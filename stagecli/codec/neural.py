@@ -10,98 +10,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from stagecli import hub
 from stagecli.codec.base import Codec
 from stagecli.errors import StageError
 
 _CLASSES = {"dac": "DacModel", "encodec": "EncodecModel"}  # model_type in config.json -> transformers class
-_LOCAL_HINT = (
-    "name a local folder with config.json and model.safetensors (made by save_pretrained, or by "
-    "`hf download ID --local-dir FOLDER` on a machine with access)"
-)
 
 
-def _looks_local(source: str) -> bool:
-    """Whether a name that does not exist on disk was meant as a path: a hub id is `name` or `owner/name`."""
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/")
-
-
-def _locate(source: str) -> tuple[str, bool]:
-    """Name in the recipe -> (name for transformers, is it a folder).
-
-    Raises StageError where a folder is missing or has no config.json.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise StageError(f"codec folder {source} has no config.json", hint=_LOCAL_HINT)
-        return str(folder), True
-    if folder.exists():
-        raise StageError(f"codec {source} is a file, not a folder", hint=_LOCAL_HINT)
-    if _looks_local(source):
-        raise StageError(f"codec folder {source} does not exist", hint=_LOCAL_HINT)
-    return source, False
-
-
-def _reason(error: Exception) -> str:
-    """First line of an error of the hub client or of transformers."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _load_config(source: str, local: bool) -> Any:
+def _load_config(folder: Path, source: str) -> Any:
     """Config of a checkpoint; StageError where it cannot be read or is no codec we know."""
-    from transformers import PretrainedConfig
-
-    try:
-        # Only the plain dictionary: an unknown architecture then gets our message, and no remote
-        # code can come into play.
-        plain, _ = PretrainedConfig.get_config_dict(source, local_files_only=local)
-    except Exception as error:  # the hub client raises a different class for each way to be unreachable
-        what = "config.json cannot be read" if local else "cannot be fetched from the model hub"
-        raise StageError(f"codec {source}: {what} ({_reason(error)})", hint=_LOCAL_HINT) from error
-    model_type = plain.get("model_type") if plain else None
-    if not plain:
-        raise StageError(f"codec {source} cannot be fetched from the model hub", hint=_LOCAL_HINT)
+    plain = hub.read_config(folder, source, "codec")
+    model_type = plain.get("model_type")
     if model_type not in _CLASSES:
         raise StageError(
             f"codec {source} is a model of type {model_type!r}, which is not supported",
             hint="use a DAC or an EnCodec checkpoint (model_type dac or encodec), or a spectral codec",
         )
+    return hub.make_config(_model_class(model_type), plain, source, "codec")
+
+
+def _model_class(model_type: str) -> Any:
     import transformers
 
-    try:
-        return getattr(transformers, _CLASSES[model_type]).config_class.from_dict(plain)
-    except Exception as error:  # config validation has its own exception classes
-        raise StageError(f"codec {source}: config.json is not valid ({_reason(error)})") from error
-
-
-def _load_model(source: str, local: bool, config: Any) -> nn.Module:
-    """Weights of a checkpoint in float32; StageError where they are missing or do not fit the config."""
-    import transformers
-
-    model_class = getattr(transformers, _CLASSES[config.model_type])
-    try:
-        model, info = model_class.from_pretrained(
-            source,
-            config=config,
-            local_files_only=local,
-            use_safetensors=True,  # the other format is a pickle
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # see `_load_config`; mismatched shapes are a RuntimeError
-        raise StageError(
-            f"codec {source}: the weights cannot be loaded ({_reason(error)})", hint=_LOCAL_HINT
-        ) from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise StageError(
-            f"codec {source}: the checkpoint lacks {len(missing)} tensors, first {missing[0]}",
-            hint="download or save the checkpoint again; a random codec would train without a warning",
-        )
-    return model
+    return getattr(transformers, _CLASSES[model_type])
 
 
 class NeuralCodec(Codec):
@@ -116,8 +49,8 @@ class NeuralCodec(Codec):
     """
 
     def __init__(self, source: str, *, sample_rate: int) -> None:
-        name, local = _locate(str(source))
-        config = _load_config(name, local)
+        folder = hub.fetch(str(source), "codec")
+        config = _load_config(folder, str(source))
         rate = int(config.sampling_rate)
         if rate != sample_rate:
             raise StageError(
@@ -134,7 +67,8 @@ class NeuralCodec(Codec):
             sample_rate=rate, hop=int(config.hop_length), channels=int(config.hidden_size), is_network=True
         )
         self.source = str(source)
-        self.model: Any = _load_model(name, local, config).requires_grad_(False)
+        model = hub.load_weights(_model_class(config.model_type), config, folder, str(source), "codec")
+        self.model: Any = model.requires_grad_(False)
         self.train(False)
 
     def train(self, mode: bool = True) -> NeuralCodec:

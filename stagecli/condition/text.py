@@ -7,6 +7,7 @@ embeddings are computed once and cached.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,13 +103,10 @@ class PretrainedText:
         config = getattr(network.config, "text_config", network.config)
         self.width = int(getattr(config, "hidden_size", None) or config.d_model)
 
-    def fingerprint(self) -> str:
-        """Hash of the weights, for the cache key."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+    def vocabulary(self) -> str:
+        """Hash of the tokenizer's words: with the weights, what embeddings depend on."""
+        words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> list[Tensor]:
