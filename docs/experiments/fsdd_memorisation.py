@@ -1,0 +1,61 @@
+"""Are the digits copies? Distance of each clip to its nearest training clip, generated against real test clips.
+
+    STAGECLI_DATA=... python docs/experiments/fsdd_memorisation.py SAMPLES_DIR
+
+Distance: root mean square difference of log-mel frames (512/160, 48 bands, floor 1e-4) over 0.8 s, the smaller of the
+shifts of up to 3 frames. Copies would stand far nearer to the training set than real test clips do. Test clips are
+sent through the codec first, as samples have been.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stagecli.codec.mel import MelCodec
+from stagecli.data.audio import read_mono
+
+SAMPLES, SHIFT = 6400, 3
+
+
+def frames(codec: MelCodec, paths: list[Path]) -> Tensor:
+    """Log-mel frames [n, T, C]."""
+    audio = np.stack([np.pad(a := read_mono(p, 8000)[:SAMPLES], (0, SAMPLES - len(a))) for p in paths])
+    return codec.analyse(torch.from_numpy(audio))
+
+
+def nearest(clips_NTC: Tensor, train_MTC: Tensor) -> Tensor:
+    """Smallest distance [n] of each clip to any training clip."""
+    best = torch.full((len(clips_NTC),), float("inf"))
+    for shift in range(-SHIFT, SHIFT + 1):
+        moved = train_MTC.roll(shift, dims=1).flatten(1)
+        best = torch.minimum(best, torch.cdist(clips_NTC.flatten(1), moved).min(1).values)
+    return best / clips_NTC[0].numel() ** 0.5
+
+
+def main() -> None:
+    codec = MelCodec(sample_rate=8000, n_fft=512, hop=160, n_mels=48, floor=1e-4, iterations=32)
+    root = Path(os.environ["STAGECLI_DATA"]) / "fsdd"
+    rows = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
+    train = frames(codec, [root / row["path"] for row in rows if row["split"] == "train"])
+    test = frames(codec, [root / row["path"] for row in rows if row["split"] == "test"])
+    folder = Path(sys.argv[1])
+    samples = [json.loads(line)["path"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    with torch.no_grad():
+        decoded = codec.analyse(codec.decode(test, SAMPLES))
+        for name, clips in (("real test clips", decoded), ("samples", frames(codec, [folder / p for p in samples]))):
+            distance = nearest(clips, train)
+            low, middle, high = np.quantile(distance.numpy(), [0.05, 0.5, 0.95])
+            print(
+                f"{name:16} n {len(distance)}  nearest training clip: 5 % {low:.3f}  median {middle:.3f}  95 % {high:.3f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
