@@ -19,18 +19,7 @@ from stagecli.curves import duration, number, sparkline
 from stagecli.errors import Problem, StageError
 from stagecli.views import Board, Notes, PlainView, QuietView, Throttle, View, line
 
-__all__ = [
-    "Console",
-    "LiveView",
-    "PlainView",
-    "QuietView",
-    "View",
-    "ascii_only",
-    "inspect",
-    "make_view",
-    "progress",
-    "scores",
-]
+__all__ = ["Console", "LiveView", "PlainView", "QuietView", "View", "inspect", "make_view", "progress", "scores"]
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -178,8 +167,11 @@ def scores(documents: Sequence[Row], out: Console) -> None:
         for row in document["rows"]:
             first = [f"{row['cutoff']:g}"] if cutoffs else []
             rows.append([*first, row["system"], row["n"], *(_score(row["metrics"][name]) for name in names)])
-        out.table(f"{head}  ({', '.join(detail)})", [*(["cutoff Hz"] if cutoffs else []), "system", "n", *names], rows)
+        out.text(f"{head}  ({', '.join(detail)})", style="bold")
+        out.table("", [*(["cutoff Hz"] if cutoffs else []), "system", "n", *names], rows)
         out.text()
+        if any(m.get("low") is not None for row in document["rows"] for m in row["metrics"].values()):
+            out.text("+-: half of the bootstrap 95 % interval of the mean over clips")
         for name, convention in document["conventions"].items():
             out.text(f"{name}: {convention}")
         if any(m.get("biased") for row in document["rows"] for m in row["metrics"].values()):
@@ -189,10 +181,10 @@ def scores(documents: Sequence[Row], out: Console) -> None:
 
 
 def _score(metric: Row) -> str:
-    """`1.234 (1.2 to 1.3)` with the interval where there is one; * marks a biased figure."""
+    """`1.234 +-0.05` with half the interval where there is one; * marks a biased figure."""
     text = cell(metric["value"]) + ("*" if metric.get("biased") else "")
     if metric.get("low") is not None:
-        text += f" ({metric['low']:.3g} to {metric['high']:.3g})"
+        text += f" +-{(metric['high'] - metric['low']) / 2:.2g}"
     return text + (f" [{metric['left_out']} left out]" if metric.get("left_out") else "")
 
 
