@@ -52,9 +52,8 @@ def main() -> None:
         for name, clips in (("real test clips", decoded), ("samples", frames(codec, [folder / p for p in samples]))):
             distance = nearest(clips, train)
             low, middle, high = np.quantile(distance.numpy(), [0.05, 0.5, 0.95])
-            print(
-                f"{name:16} n {len(distance)}  nearest training clip: 5 % {low:.3f}  median {middle:.3f}  95 % {high:.3f}"
-            )
+            spread = f"5 % {low:.3f}  median {middle:.3f}  95 % {high:.3f}"
+            print(f"{name:16} n {len(distance)}  nearest training clip: {spread}")
 
 
 if __name__ == "__main__":
