@@ -1,6 +1,6 @@
 """Which lossless codec for super-resolution? The same short training per setting, scored on the valid split.
 
-    STAGECLI_DATA=... python docs/experiments/sr_codecs.py --steps 400 --seeds 0 1 --runs-dir /tmp/sr_codecs
+    STAGECLI_DATA=... python docs/experiments/sr_codecs.py --steps 400 --seeds 0 1
 
 Every run is the esc10-sr recipe with a few keys changed; the crop is 1.486 s for all, so that a codec with half
 the hop has twice the frames and costs about twice the time a step.
