@@ -7,7 +7,6 @@ tells them what was seen.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -23,6 +22,7 @@ from stagecli import recipe as recipes
 from stagecli.data.examples import MicroBatches, clip_at, loader, stratified
 from stagecli.data.frames import to_device, to_frames
 from stagecli.errors import EXIT_FAILED, Problem, StageError
+from stagecli.interrupt import Interrupt
 from stagecli.interval import Interval
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters
@@ -67,7 +67,7 @@ class Trainer:
         self.stages = Stages.of(recipe)
         self.interval = Interval(self.table.bins)
         self.step, self.seconds, self.validated = 0, 0.0, -1
-        self.interrupted: str | None = None
+        self.interrupt = Interrupt()
         autocast = self.accelerator.autocast
         self.pipeline = Pipeline(recipe, self.codec, self.network, text, self.device, autocast)
 
@@ -79,7 +79,7 @@ class Trainer:
             table.batch_size, table.accumulate, self.accelerator.process_index, world, self.step, table.steps
         )
         with ExitStack() as stack:
-            stack.callback(_restore_signals, self._catch_signals())
+            stack.enter_context(self.interrupt)
             data: Iterator[dict[str, Tensor]] = iter(loader(self.prepared.examples(self.prepared.train), micro))
             self.interval.began = time.monotonic()
             while self.step < table.steps and not self._stop():
@@ -304,23 +304,9 @@ class Trainer:
     def _stop(self) -> bool:
         """True where any process was asked to stop: all of them then stop at the same step."""
         if self.accelerator.num_processes == 1:
-            return self.interrupted is not None
-        flag = torch.tensor([float(self.interrupted is not None)], device=self.device)
+            return self.interrupt.asked
+        flag = torch.tensor([float(self.interrupt.asked)], device=self.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
-
-    def _catch_signals(self) -> dict[signal.Signals, Any]:
-        """First Ctrl-C or SIGTERM: finish the step, save, stop. The second one stops at once."""
-
-        def handle(number: int, _: Any) -> None:
-            self.interrupted = signal.Signals(number).name
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-        return {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-
-
-def _restore_signals(handlers: dict[signal.Signals, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
