@@ -7,19 +7,20 @@ Rich is imported inside functions, so that `--help` does not pay for it.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
-from stagecli.curves import duration, number, sparkline
+from stagecli.curves import number
 from stagecli.errors import Problem, StageError
 from stagecli.views import Board, Notes, PlainView, QuietView, Throttle, View, line
 
-__all__ = ["Console", "LiveView", "PlainView", "QuietView", "View", "inspect", "make_view", "progress", "scores"]
+__all__ = ["Console", "LiveView", "PlainView", "QuietView", "View", "make_view", "progress", "scores"]
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -58,6 +59,21 @@ def percent(change: object) -> str:
     return "-" if value is None else f"{100 * value:+.1f} %" if abs(value) < 0.1 else f"{100 * value:+.0f} %"
 
 
+class _Copy(io.StringIO):
+    """Takes what is meant for a stream and answers what that stream would."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
 class Console:
     """Output of one command. as_json: stdout carries exactly one JSON document, from `result`."""
 
@@ -69,6 +85,11 @@ class Console:
         """Whether stdout can take ASCII only."""
         return ascii_only(sys.stdout)
 
+    @property
+    def width(self) -> int:
+        """Columns of stdout."""
+        return _rich(sys.stdout).width
+
     def result(self, document: Any, render: Callable[[], None] | None = None) -> None:
         """The command's answer: `document` with --json, else `render()` (or one line per key)."""
         if self.as_json:
@@ -79,6 +100,17 @@ class Console:
         else:
             for key, value in document.items() if isinstance(document, dict) else [("", document)]:
                 self.text(f"{key}  {cell(value)}".strip())
+
+    def line(self, document: Any) -> None:
+        """`document` as one line of JSON on stdout: one of several answers, as they come."""
+        sys.stdout.write(json.dumps(document, ensure_ascii=self.ascii_only) + "\n")
+        sys.stdout.flush()
+
+    @contextmanager
+    def captured(self) -> Iterator[io.StringIO]:
+        """What is printed inside, as it would look on stdout."""
+        with redirect_stdout(_Copy(sys.stdout)) as copy:
+            yield copy
 
     def text(self, line: str = "", style: str = "") -> None:
         """One line of data on stdout; nothing with --json."""
@@ -188,102 +220,6 @@ def _score(metric: Row) -> str:
     return text + (f" [{metric['left_out']} left out]" if metric.get("left_out") else "")
 
 
-# -- inspect-regime --------------------------------------------------------------------------------
-
-CURVES = {
-    "train/loss": "train loss", "valid/loss": "valid loss", "train/grad_norm": "gradient norm",
-    "optim/lr": "learning rate", "speed/samples_per_s": "samples/s",
-}  # fmt: skip
-
-
-def inspect(summaries: Sequence[Row], out: Console) -> None:
-    """The terminal view of `inspect-regime`: one run in full, several side by side."""
-    if out.as_json:
-        out.result(summaries[0] if len(summaries) == 1 else list(summaries))
-        return
-    names = [s["name"] for s in summaries]
-    several = len(summaries) > 1
-    if several:
-        fields = [_header(s) for s in summaries]
-        out.table("Runs", ["", *names], [[key, *(f[key] for f in fields)] for key in fields[0]])
-    else:
-        out.text(names[0], style="bold")
-        for key, value in _header(summaries[0]).items():
-            out.text(f"  {key:<12}{value}")
-    out.text()
-    _inspect_bins(summaries, out)
-    rows = []
-    for key, label in CURVES.items():
-        curves = [s["series"].get(key) for s in summaries]
-        if any(curves):
-            rows.append([label, *(part for c in curves for part in _curve_cells(c, key, several, out))])
-    columns = names if several else ["first", "lowest", "highest", "last", "over time"]
-    if rows:
-        out.table("Curves", ["", *columns], rows)
-        out.text()
-    events = [_event_cells(s["name"] if several else None, e) for s in summaries for e in s["events"]]
-    if events:
-        columns = [*(["run"] if several else []), "step", "mechanism", "change", "reason"]
-        out.table("Events", columns, events)
-        out.text()
-    for s in summaries:
-        for title, lines in (("Reading", s["reading"]), ("Not readable", s["damage"])):
-            if lines:
-                out.text(f"{title}, {s['name']}" if several else title, style="bold")
-                for line in lines:
-                    out.text(f"  - {line}")
-
-
-def _event_cells(name: str | None, event: Row) -> list[object]:
-    change = f"{event.get('from') or '-'} -> {event.get('to')}"
-    cells = [event["step"], event.get("mechanism"), change, event.get("reason") or ""]
-    return [name, *cells] if name is not None else cells
-
-
-def _header(s: Row) -> dict[str, str]:
-    steps = f"{s['step']:,}" + (f" of {s['steps']:,}" if s["steps"] else "")
-    parameters, attempts = number(s["parameters"]), len(s["attempts"])
-    speed = s["speed"]["samples_per_s"]
-    return {
-        "task": cell(s["task"]), "status": s["status"], "step": steps,
-        "parameters": "-" if parameters is None else f"{parameters / 1e6:.3g} M",
-        "trained for": duration(s["time"]["spent_s"]) + (f" in {attempts} attempts" if attempts > 1 else ""),
-        "speed": "-" if speed is None else f"{speed:.4g} samples/s",
-        "checkpoints": str(len(s["checkpoints"])), "directory": s["path"],
-    }  # fmt: skip
-
-
-def _curve_cells(curve: Row | None, key: str, several: bool, out: Console) -> list[str]:
-    if curve is None:
-        return ["-"] * (1 if several else 5)
-    line = sparkline(curve["value"], 16 if several else 24, ascii_only=out.ascii_only, log="loss" in key)
-    if several:
-        return [f"{curve['last']:.4g} {line}"]
-    return [*(f"{curve[k]:.4g}" for k in ("first", "lowest", "highest", "last")), line]
-
-
-def _inspect_bins(summaries: Sequence[Row], out: Console) -> None:
-    def span(b: Row) -> str:
-        return f"{b['t_low']:.2f}-{b['t_high']:.2f}"
-
-    shown = [s for s in summaries if s["bins"]]
-    title = "Loss by noise level t (1 is noise)"
-    if len(shown) > 1 and all([span(b) for b in s["bins"]] == [span(b) for b in shown[0]["bins"]] for s in shown):
-        columns = ["t", *(f"{s['name']}{suffix}" for s in shown for suffix in ("", " change"))]
-        rows = [[span(b), *(v for s in shown for v in (s["bins"][k]["last"], percent(s["bins"][k]["change"])))]
-                for k, b in enumerate(shown[0]["bins"])]  # fmt: skip
-        out.table(title, columns, rows)
-        out.text()
-        return
-    for s in shown:
-        rows = [[span(b), b["first"], b["last"], percent(b["change"]),
-                 "-" if b["share"] is None else f"{100 * b['share']:.0f} %",
-                 sparkline(b["series"], 24, ascii_only=out.ascii_only, log=True)] for b in s["bins"]]  # fmt: skip
-        out.table(title + (f", {s['name']}" if len(summaries) > 1 else ""),
-                  ["t", "first", "last", "change", "share", "over time"], rows)  # fmt: skip
-        out.text()
-
-
 # -- progress and the live view --------------------------------------------------------------------
 
 
@@ -347,8 +283,11 @@ class LiveView(Notes):
     def bins(self, row: Row) -> None:
         self._board.add_bins(row)
 
+    def probe(self, row: Row) -> None:
+        self._board.regime.add(row)
+
     def event(self, row: Row) -> None:
-        self._board.event = row
+        self._board.add_event(row)
 
     def close(self, status: str, message: str) -> None:
         """Leaves the last frame on the screen, with how the run ended."""

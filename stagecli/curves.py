@@ -1,14 +1,16 @@
-"""Small numerics of training curves: thinning, robust trends, sparklines, durations. No dependencies."""
+"""Small numerics of training curves: thinning, robust trends, sparklines, bars, durations. No dependencies."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 Row = dict[str, Any]
 LARGEST = 1e100  # beyond it sums overflow
+HISTORY = 512  # points kept per growing curve; older ones are merged in pairs
 
 
 def number(value: object) -> float | None:
@@ -34,10 +36,18 @@ def thin(steps: Sequence[int], values: Sequence[float], points: int) -> list[tup
     return out
 
 
-def sparkline(values: Sequence[float | None], width: int, *, ascii_only: bool = False, log: bool = False) -> str:
+def sparkline(
+    values: Sequence[float | None],
+    width: int,
+    *,
+    ascii_only: bool = False,
+    log: bool = False,
+    bounds: tuple[float, float] | None = None,
+) -> str:
     """`values` as one line of at most `width` characters, higher is taller; a gap is a space.
 
     log: draw the logarithm (losses fall steeply at first); ignored if any value is not above 0.
+    bounds: values of the lowest and the highest character instead of the smallest and the largest of the means.
     """
     levels = "_.-~=+*#" if ascii_only else "▁▂▃▄▅▆▇█"
     clean = [number(v) for v in values]
@@ -51,10 +61,40 @@ def sparkline(values: Sequence[float | None], width: int, *, ascii_only: bool = 
     parts = [[v for v in clean[a:b] if v is not None] for a, b in zip(cuts, cuts[1:], strict=False)]
     means = [sum(part) / len(part) if part else None for part in parts]
     known = [v for v in means if v is not None]
-    low, span = min(known), max(known) - min(known)
+    low, span = (bounds[0], bounds[1] - bounds[0]) if bounds else (min(known), max(known) - min(known))
     if span <= 1e-9 * max(abs(low), 1e-300):
         return "".join(" " if v is None else levels[3] for v in means)
-    return "".join(" " if v is None else levels[min(7, int(8 * (v - low) / span))] for v in means)
+    return "".join(" " if v is None else levels[max(0, min(7, int(8 * (v - low) / span)))] for v in means)
+
+
+def bar(share: float, width: int, ascii_only: bool, track: bool = True) -> str:
+    """A bar filled to `share` (0 to 1) of `width` characters; track: show the unfilled rest."""
+    share = min(1.0, max(0.0, share))
+    if ascii_only:
+        return ("#" * round(share * width)).ljust(width, "." if track else " ")
+    eighths = round(share * width * 8)
+    part = " ▏▎▍▌▋▊▉"[eighths % 8]
+    filled = "█" * (eighths // 8) + (part if eighths % 8 and not track else "")
+    return filled.ljust(width, "░" if track else " ")
+
+
+@dataclass
+class Curve:
+    """A growing curve in bounded memory."""
+
+    values: list[float] = field(default_factory=list)
+    _every: int = 1
+    _pending: list[float] = field(default_factory=list)
+
+    def add(self, value: float) -> None:
+        self._pending.append(value)
+        if len(self._pending) < self._every:
+            return
+        self.values.append(sum(self._pending) / len(self._pending))
+        self._pending = []
+        if len(self.values) > HISTORY:
+            pairs = zip(self.values[::2], self.values[1::2], strict=False)
+            self.values, self._every = [(a + b) / 2 for a, b in pairs], 2 * self._every
 
 
 def theil_sen(steps: Sequence[float], values: Sequence[float]) -> tuple[float, float]:

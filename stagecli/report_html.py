@@ -5,97 +5,19 @@ from __future__ import annotations
 import html as escaping
 import importlib.util
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stagecli.curves import duration, number, series, thin
+from stagecli import report_regime
+from stagecli.curves import duration, number
 from stagecli.errors import StageError
-from stagecli.report import RunReport, summary
+from stagecli.report import RunReport
+from stagecli.report_panels import Line, Panel, event_text, lanes, panels
+from stagecli.report_summary import summary
 
-METRICS = (
-    ("train/loss", "Training loss", True),
-    ("valid/loss", "Validation loss", True),
-    ("optim/lr", "Learning rate", False),
-    ("speed/samples_per_s", "Throughput, samples per second", False),
-)
-POINTS = 180  # per curve; the band behind it keeps what the means hide
 WIDTH, HEIGHT = 560, 270  # of a panel, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 62, 22, 34, 34
-RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d1f", "#56b4e9", "#7a4fbf", "#999999")
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 4", "1 2", "8 2 2 2")
-
-
-@dataclass
-class Line:
-    """One curve: points are (step, mean, lowest, highest) of a thinned stretch."""
-
-    label: str
-    points: list[tuple[float, float, float, float]]
-    colour: str
-    dash: str = ""
-    band: bool = True
-
-
-@dataclass
-class Panel:
-    """One drawing: curves over the step, and marks (step, text) where something happened."""
-
-    title: str
-    lines: list[Line]
-    log: bool = False
-    marks: list[tuple[float, str]] = field(default_factory=list)
-
-
-def panels(reports: Sequence[RunReport]) -> list[Panel]:
-    """What is drawn: each metric with all runs in it, then the loss by noise bin of each run."""
-    out = []
-    several = len(reports) > 1
-    for key, title, log in METRICS:
-        lines = []
-        for k, report in enumerate(reports):
-            points = thin(*series(report.metrics, key), POINTS)
-            colour = RUN_COLOURS[k % len(RUN_COLOURS)]
-            if points:
-                lines.append(Line(report.name, points, colour, DASHES[k % len(DASHES)]))
-        marks = [mark for report in reports for mark in _marks(report, several)]
-        if lines:
-            out.append(Panel(title, lines, log, marks))
-    for report in reports:
-        lines = _bin_lines(report)
-        if lines:
-            title = "Loss by noise level t (1 is noise)" + (f", {report.name}" if several else "")
-            out.append(Panel(title, lines, True, _marks(report, several)))
-    return out
-
-
-def _marks(report: RunReport, several: bool) -> list[tuple[float, str]]:
-    name = f"{report.name}: " if several else ""
-    return [(e["step"], f"{name}step {e['step']:,}, {_event_text(e)}") for e in report.events]
-
-
-def _event_text(event: dict[str, Any]) -> str:
-    change = f"{event.get('mechanism')}: {event.get('from') or '-'} -> {event.get('to')}"
-    return change + (f" ({event['reason']})" if event.get("reason") else "")
-
-
-def _bin_lines(report: RunReport) -> list[Line]:
-    edges = report.bins[-1].get("edges") if report.bins else None
-    if not isinstance(edges, list) or len(edges) < 2 or any(number(e) is None for e in edges):
-        return []
-    size = len(edges) - 1
-    rows = [r for r in report.bins if r.get("edges") == edges and isinstance(r.get("loss"), list)]
-    rows = [r for r in rows if len(r["loss"]) == size]
-    lines = []
-    for k in range(size):
-        pairs = [(r["step"], v) for r in rows if (v := number(r["loss"][k])) is not None]
-        points = thin([s for s, _ in pairs], [v for _, v in pairs], POINTS // 2)
-        share = k / max(1, size - 1)
-        colour = f"hsl({250 - 225 * share:.0f}, 62%, {50 + 4 * math.sin(math.pi * share):.0f}%)"
-        if points:
-            lines.append(Line(f"{edges[k]:.2f}-{edges[k + 1]:.2f}", points, colour, band=False))
-    return lines
 
 
 # -- SVG -------------------------------------------------------------------------------------------
@@ -129,7 +51,7 @@ def svg(panel: Panel, x: float = 0, y: float = 0) -> str:
     points = [p for line in panel.lines for p in line.points]
     log = panel.log and min(p[2] for p in points) > 0
     x_low = min(0.0, min(p[0] for p in points))
-    x_high = max(x_low + 1, *(p[0] for p in points), *(step for step, _ in panel.marks))
+    x_high = max(x_low + 1, *(p[0] for p in points), *(mark.step for mark in panel.marks))
     y_low, y_high = min(p[1] for p in points), max(p[1] for p in points)
     if not log:  # from zero where zero is near, so that heights compare
         y_low = min(0.0, y_low) if y_low < 0.5 * y_high else y_low
@@ -138,6 +60,7 @@ def svg(panel: Panel, x: float = 0, y: float = 0) -> str:
         y_low, y_high = y_low - around, y_high + around
     pad = (y_high / y_low) ** 0.06 if log else 0.06 * (y_high - y_low)
     y_low, y_high = (y_low / pad, y_high * pad) if log else (y_low if y_low == 0 else y_low - pad, y_high + pad)
+    y_low, y_high = panel.bounds or (y_low, y_high)
 
     def px(step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (step - x_low) / ((x_high - x_low) or 1.0)
@@ -159,12 +82,31 @@ def svg(panel: Panel, x: float = 0, y: float = 0) -> str:
             f'<text class="tick" x="{px(value):.1f}" y="{HEIGHT - 16}" text-anchor="middle">{_short(value)}</text>'
         )
     out.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">step</text>')
-    for step, text in panel.marks[:200]:
-        place = f'x1="{px(step):.1f}" x2="{px(step):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
-        out.append(f'<line class="mark" {place}><title>{escaping.escape(text)}</title></line>')
+    out.extend(_marks(panel, px))
     for line in panel.lines:
         out.extend(_draw(line, px, py))
+    out.extend(_labels(panel, px))
     return "\n".join([*out, "</svg>"])
+
+
+def _marks(panel: Panel, px: Callable[[float], float]) -> list[str]:
+    """Upright lines where something happened."""
+    out = []
+    for mark in panel.marks:
+        place = f'x1="{px(mark.step):.1f}" x2="{px(mark.step):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
+        out.append(f'<line class="mark" {place}><title>{escaping.escape(mark.text)}</title></line>')
+    return out
+
+
+def _labels(panel: Panel, px: Callable[[float], float]) -> list[str]:
+    """The words beside the marks, over the curves."""
+    out = []
+    placed = lanes([(px(mark.step), mark.label) for mark in panel.marks], WIDTH - RIGHT, 6.2)
+    for x, right, lane, label in placed:
+        at = f'x="{x - 4 if right else x + 4:.1f}" y="{TOP + 11 + 13 * lane}"'
+        at += f' text-anchor="{"end" if right else "start"}"'
+        out.append(f'<text class="label" {at}>{escaping.escape(label)}</text>')
+    return out
 
 
 def _draw(line: Line, px: Any, py: Any) -> list[str]:
@@ -208,9 +150,12 @@ def legend(panel: Panel, x: float = 0, y: float = 0) -> str:
 # -- HTML ------------------------------------------------------------------------------------------
 
 _SVG_STYLE = """text { font: 11px system-ui, sans-serif } .title { font-size: 13px; font-weight: 600 }
-.mark { stroke-width: 1.4; stroke-dasharray: 3 3 }"""
-_LIGHT = "text { fill: #333 } .tick { fill: #666 } .grid { stroke: #e4e4e4 } .mark { stroke: #999 }"
-_DARK = "text { fill: #ddd } .tick { fill: #aaa } .grid { stroke: #3a3a3a } .mark { stroke: #888 }"
+.mark { stroke-width: 1.4; stroke-dasharray: 3 3 }
+.label { font-size: 10px; paint-order: stroke; stroke-width: 3px; stroke-linejoin: round }"""
+_LIGHT = """text { fill: #333 } .tick { fill: #666 } .label { stroke: #fff }
+.grid { stroke: #e4e4e4 } .mark { stroke: #999 }"""
+_DARK = """text { fill: #ddd } .tick { fill: #aaa } .label { stroke: #181818 }
+.grid { stroke: #3a3a3a } .mark { stroke: #888 }"""
 _PAGE_STYLE = """:root { color-scheme: light dark; --ink: #222; --paper: #fff; --soft: #666; --rule: #ddd }
 @media (prefers-color-scheme: dark) { :root { --ink: #ddd; --paper: #181818; --soft: #aaa; --rule: #3a3a3a } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
@@ -236,6 +181,7 @@ def html(reports: Sequence[RunReport]) -> str:
     names = ", ".join(report.name for report in reports)
     style = f"{_PAGE_STYLE}\n{_SVG_STYLE}\n{_LIGHT}\n@media (prefers-color-scheme: dark) {{ {_DARK} }}"
     body = [f"<h1>{escaping.escape(names)}</h1>", _table(["", *(s["name"] for s in summaries)], _facts(summaries))]
+    body.extend(_regime(summaries))
     for s in summaries:
         for title, lines in (("Reading", s["reading"]), ("Not readable", s["damage"])):
             if lines:
@@ -249,9 +195,9 @@ def html(reports: Sequence[RunReport]) -> str:
             keys = legend(p) if len(p.lines) > 1 else ""
             figures.append(f'<figure aria-label="{escaping.escape(p.title)}">{svg(p)}{keys}</figure>')
         body.append(f'<h2>Curves</h2><div class="panels">{"".join(figures)}</div>')
-    events = [[s["name"], f"{e['step']:,}", _event_text(e)] for s in summaries for e in s["events"]]
+    events = _events(summaries)
     if events:
-        body.append("<h2>Events</h2>" + _table(["run", "step", "what"], events))
+        body.append("<h2>Events</h2>" + _table(["run", "step", "what", "evidence"], events))
     bins = [_bin_cells(s["name"], b) for s in summaries for b in s["bins"]]
     if bins:
         columns = ["run", "t", "first tenth", "last tenth", "change", "share of the loss"]
@@ -260,6 +206,32 @@ def html(reports: Sequence[RunReport]) -> str:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{style}</style>'
     head += f"<title>{escaping.escape(names)}</title>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+
+
+def _regime(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """The regime's facts, one column per run, and how to turn it on where there is none."""
+    out = []
+    if any(s["regime"] for s in summaries):
+        facts = [report_regime.facts(s["regime"]) for s in summaries]
+        rows = [[key, *(f[key] for f in facts)] for key in facts[0]]
+        out.append("<h2>Regime</h2>" + _table(["", *(s["name"] for s in summaries)], rows))
+    for s in summaries:
+        if s["regime_note"]:
+            out.append(f"<p>{escaping.escape(s['name'])}: {escaping.escape(s['regime_note'])}</p>")
+    return out
+
+
+def _events(summaries: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """run, step, what, evidence: of every event; repeats of the regime's that change nothing are one row."""
+    rows = []
+    for s in summaries:
+        found = [(e["step"], event_text(e), report_regime.evidence(e.get("evidence")))
+                 for e in s["events"] if e.get("mechanism") != "regime"]  # fmt: skip
+        for e in report_regime.timeline([e for e in s["events"] if e.get("mechanism") == "regime"]):
+            reason = f" ({e['reason']})" if e["reason"] else ""
+            found.append((e["step"], f"regime: {e['change']}{reason}", e["evidence"]))
+        rows += [[s["name"], f"{step:,}", what, why] for step, what, why in sorted(found, key=lambda e: e[0])]
+    return rows
 
 
 def _bin_cells(name: str, b: dict[str, Any]) -> list[str]:
@@ -355,10 +327,13 @@ def _matplotlib(drawn: Sequence[Panel], path: Path) -> None:
             axis.plot(steps, means, color=colour, linestyle=style, linewidth=1.4, label=line.label)
             if line.band and len(steps) > 2:
                 axis.fill_between(steps, lows, highs, color=colour, alpha=0.18, linewidth=0)
-        for step, _ in panel.marks[:200]:
-            axis.axvline(step, color="0.6", linewidth=0.9, linestyle=":")
+        for mark in panel.marks:
+            axis.axvline(mark.step, color="0.6", linewidth=0.9, linestyle=":")
         log = panel.log and all(p[2] > 0 for line in panel.lines for p in line.points)
         axis.set_yscale("log" if log else "linear")
+        if panel.bounds:
+            axis.set_ylim(*panel.bounds)
+        _label_marks(axis, panel)
         low, high = axis.get_ylim()
         axis.set_yticks(ticks(low, high, log))
         axis.minorticks_off()
@@ -371,3 +346,15 @@ def _matplotlib(drawn: Sequence[Panel], path: Path) -> None:
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
     figure.savefig(path, dpi=130)
+
+
+def _label_marks(axis: Any, panel: Panel) -> None:
+    left, right = axis.get_xlim()
+    scale = 500 / (right - left)  # points; a figure is two panels wide
+    placed = lanes([((mark.step - left) * scale, mark.label) for mark in panel.marks], 500, 6.0)
+    for x, at_right, lane, label in placed:
+        axis.annotate(
+            label, (left + x / scale, 0.975 - 0.075 * lane), xycoords=axis.get_xaxis_transform(), fontsize=7.5,
+            xytext=(-3 if at_right else 3, 0), textcoords="offset points", va="top",
+            ha="right" if at_right else "left", bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8},
+        )  # fmt: skip

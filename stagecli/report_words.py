@@ -13,7 +13,8 @@ Row = dict[str, Any]
 def sentences(summary: Row, speed: tuple[Sequence[int], Sequence[float]]) -> list[str]:
     """What the numbers of `report.summary` say, most general first; speed: steps and samples per second."""
     s = summary
-    return [*_say_state(s), *_say_loss(s), *_say_bins(s), *_say_speed(s, speed)]
+    regime = s["regime"]["reading"] if s["regime"] else []
+    return [*_say_state(s), *regime, *_say_loss(s), *_say_bins(s), *_say_speed(s, speed)]
 
 
 def _say_state(s: Row) -> list[str]:

@@ -10,42 +10,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stagecli.curves import duration, number, sparkline
+from stagecli.curves import Curve, bar, duration, number, sparkline
+from stagecli.views_regime import RegimeBoard, probe_text
 
 Row = dict[str, Any]
 Line = list[tuple[str, str]]  # (text, style) pieces; a style is never the only carrier of a meaning
-HISTORY = 512  # points kept per curve; older ones are merged in pairs
+LEAST_BINS = 3  # lines kept for the noise bins where lines are few
 PLAIN_SECONDS = 10.0  # a line of preparation at most this often where there is no terminal
-
-
-def bar(share: float, width: int, ascii_only: bool, track: bool = True) -> str:
-    """A bar filled to `share` (0 to 1) of `width` characters; track: show the unfilled rest."""
-    share = min(1.0, max(0.0, share))
-    if ascii_only:
-        return ("#" * round(share * width)).ljust(width, "." if track else " ")
-    eighths = round(share * width * 8)
-    part = " ▏▎▍▌▋▊▉"[eighths % 8]
-    filled = "█" * (eighths // 8) + (part if eighths % 8 and not track else "")
-    return filled.ljust(width, "░" if track else " ")
-
-
-@dataclass
-class Curve:
-    """A growing curve in bounded memory."""
-
-    values: list[float] = field(default_factory=list)
-    _every: int = 1
-    _pending: list[float] = field(default_factory=list)
-
-    def add(self, value: float) -> None:
-        self._pending.append(value)
-        if len(self._pending) < self._every:
-            return
-        self.values.append(sum(self._pending) / len(self._pending))
-        self._pending = []
-        if len(self.values) > HISTORY:
-            pairs = zip(self.values[::2], self.values[1::2], strict=False)
-            self.values, self._every = [(a + b) / 2 for a, b in pairs], 2 * self._every
 
 
 @dataclass
@@ -61,6 +32,7 @@ class Board:
     bins_first: Row | None = None
     bins_last: Row | None = None
     event: Row | None = None
+    regime: RegimeBoard = field(default_factory=RegimeBoard)
     work: dict[str, list[float]] = field(default_factory=dict)  # what -> [done, total, began, newest]
     current: str | None = None
     closing: str | None = None
@@ -90,6 +62,12 @@ class Board:
         self.bins_first = self.bins_first or row
         self.bins_last = row
 
+    def add_event(self, row: Row) -> None:
+        if row.get("mechanism") == "regime":
+            self.regime.event = row
+        else:
+            self.event = row
+
     def left(self) -> float | None:
         """Seconds to the last step at the pace of the last rows, which includes validation."""
         steps = self.info.get("steps")
@@ -107,6 +85,10 @@ class Board:
         out += [[], *self._metrics(width, plain)]
         foot = self._foot()
         room = height - len(out) - len(foot) - 1
+        least = LEAST_BINS if room > 2 * LEAST_BINS else 0
+        regime = self.regime.lines(width, room - least, plain, self.info.get("steps"))
+        out += [[], *regime] if regime else []
+        room -= len(regime) + 1 if regime else 0
         bins = self._bins(width, room, plain) if room >= 2 else []
         out += [[], *bins] if bins else []
         return (out + foot)[:height]
@@ -201,8 +183,8 @@ class Board:
 
     def _foot(self) -> list[Line]:
         out: list[Line] = []
-        if self.event:
-            e = self.event
+        e = self.event or (self.regime.event if self.regime.last is None else None)
+        if e:
             change = f"{e.get('from') or '-'} -> {e.get('to')}"
             text = f"step {e['step']:,}  {e.get('mechanism')}  {change}"
             out = [[], [("last event  ", "dim"), (text + (f": {e['reason']}" if e.get("reason") else ""), "bold")]]
@@ -237,6 +219,9 @@ class View(Protocol):
     def bins(self, row: Row) -> None:
         """A row of bins.jsonl."""
 
+    def probe(self, row: Row) -> None:
+        """A row of probes.jsonl."""
+
     def event(self, row: Row) -> None:
         """A row of events.jsonl."""
 
@@ -255,6 +240,7 @@ class QuietView:
     def step(self, step: int) -> None: ...
     def row(self, row: Row) -> None: ...
     def bins(self, row: Row) -> None: ...
+    def probe(self, row: Row) -> None: ...
     def event(self, row: Row) -> None: ...
     def note(self, message: str) -> None: ...
 
@@ -293,12 +279,13 @@ class Notes:
 
 
 class PlainView(Notes):
-    """One line per log interval and per event, for logs and pipes."""
+    """One line per log interval and per event, for logs and pipes; the line carries the newest probe."""
 
     def __init__(self) -> None:
         self._board = Board()
         self._throttle = Throttle()
         self._closed = False
+        self._probe: Row | None = None  # not said yet
 
     def start(self, info: Row) -> None:
         self._board.info = info
@@ -324,10 +311,16 @@ class PlainView(Notes):
                            ("speed/samples_per_s", "samples/s")):  # fmt: skip
             if (value := number(row.get(key))) is not None:
                 parts.append(f"{label} {value:.4g}")
+        if self._probe is not None:
+            parts.append(probe_text(self._probe, at=row["step"]))
+            self._probe = None
         left = board.left()
         line("  ".join([*parts, *([f"left {duration(left)}"] if left is not None else [])]))
 
     def bins(self, row: Row) -> None: ...
+
+    def probe(self, row: Row) -> None:
+        self._probe = row
 
     def event(self, row: Row) -> None:
         change = f"{row.get('from') or '-'} -> {row.get('to')}"
@@ -335,5 +328,8 @@ class PlainView(Notes):
 
     def close(self, status: str, message: str) -> None:
         if not self._closed:
+            if self._probe is not None:
+                line(f"step {self._probe['step']}  {probe_text(self._probe, at=self._probe['step'])}")
+                self._probe = None
             line(f"{status}: {message}" if message else status)
         self._closed = True

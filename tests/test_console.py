@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from test_report import make_run
 
-from stagecli import console
+from stagecli import console, report_text
 from stagecli.console import Console, LiveView, PlainView, QuietView
+from stagecli.curves import Curve, bar
 from stagecli.errors import Problem, StageError
-from stagecli.report import read_run, summary
-from stagecli.views import Board, Curve, bar
+from stagecli.report import read_run
+from stagecli.report_summary import summary
+from stagecli.views import Board
 
 INFO = {
     "name": "demo", "task": "t2a", "steps": 100, "step": 0, "parameters": 4_100_000, "device": "cpu",
@@ -26,6 +28,13 @@ INFO = {
 ROW = {
     "step": 10, "time": 0.0, "attempt": 1, "train/loss": 0.5, "train/grad_norm": 1.25, "optim/lr": 1e-4,
     "speed/samples_per_s": 80.0, "speed/step_s": 0.1,
+}  # fmt: skip
+PROBE = {
+    "step": 10, "time": 0.0, "attempt": 1, "D": 0.334, "D_t0.30": 0.25, "D_t0.50": 0.34, "D_t0.70": 0.41, "Dn": 0.412,
+    "Dn_t0.30": 0.31, "Dn_t0.50": 0.42, "Dn_t0.70": 0.51, "tau": 9.0, "slope": -0.002, "slope_se": 0.0001, "q": 0.4,
+    "q_se": 0.05, "target": 0.5, "r": 0.12, "frozen": False, "failsafe": False, "stage": "acquisition",
+    "clock_step": 5, "source": "measured", "seconds": 1.25, "seconds_total": 190.0, "share": 0.021,
+    "monitor": "bundled judge",
 }  # fmt: skip
 EVENT = {"step": 10, "mechanism": "trainer", "from": None, "to": "running", "reason": "begun [bold]", "evidence": {}}
 
@@ -96,7 +105,7 @@ def test_json_is_alone_on_stdout(capsys: pytest.CaptureFixture[str], tmp_path: P
     out.warn("careful")
     out.text("not data")
     out.table("nothing", ["a"], [[1]])
-    console.inspect([summary(read_run(make_run(tmp_path / "demo")))], out)
+    report_text.inspect([summary(read_run(make_run(tmp_path / "demo")))], out)
     stdout, stderr = capsys.readouterr()
     assert json.loads(stdout)["name"] == "demo"
     assert stderr == "working\nwarning: careful\n"
@@ -114,7 +123,7 @@ def test_result_and_table(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("several", [False, True])
 def test_inspect_reads_without_colour(capsys: pytest.CaptureFixture[str], tmp_path: Path, several: bool) -> None:
     names = ["one", "two"] if several else ["one"]
-    console.inspect([summary(read_run(make_run(tmp_path / name))) for name in names], Console())
+    report_text.inspect([summary(read_run(make_run(tmp_path / name))) for name in names], Console())
     out, err = capsys.readouterr()
     assert err == ""
     assert "\x1b[3" not in out
@@ -129,7 +138,7 @@ def test_dumb_terminal_is_ascii(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    console.inspect([summary(read_run(make_run(tmp_path / "demo")))], Console())
+    report_text.inspect([summary(read_run(make_run(tmp_path / "demo")))], Console())
     out = capsys.readouterr().out
     assert out.isascii()
     assert "\x1b" not in out
@@ -147,7 +156,7 @@ def test_latin_stdout_does_not_fail() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import stagecli.console, stagecli.report, stagecli.report_html, sys; print(sorted(sys.modules))"
+    code = "import stagecli.console, stagecli.follow, stagecli.report_html, sys; print(sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     assert not {"'rich'", "'torch'", "'numpy'", "'matplotlib'"} & set(re.findall(r"'\w+'", modules))
 
@@ -179,10 +188,31 @@ def test_plain_view_one_line_per_interval(capsys: pytest.CaptureFixture[str]) ->
     assert lines[15] == "finished: next: inspect"
 
 
+def test_plain_view_carries_the_newest_probe(capsys: pytest.CaptureFixture[str]) -> None:
+    """At most one line per log interval, however many probes there are."""
+    view = PlainView()
+    view.start(INFO)
+    view.probe({**PROBE, "step": 8})
+    view.probe(PROBE)
+    view.row(ROW)
+    view.row({**ROW, "step": 20})
+    view.probe({**PROBE, "step": 25, "Dn": None})
+    view.row({**ROW, "step": 30})
+    view.probe({**PROBE, "step": 35})
+    view.close("finished", "")
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert len(lines) == 5
+    assert "  Dn 0.412  r 0.120" in lines[0]
+    assert "Dn" not in lines[1]
+    assert "  Dn has no number (step 25)  r 0.120" in lines[2]
+    assert lines[3:] == ["step 35  Dn 0.412  r 0.120", "finished"]
+
+
 def test_quiet_view_only_says_how_it_failed(capsys: pytest.CaptureFixture[str]) -> None:
     view = QuietView()
     view.start(INFO)
     view.row(ROW)
+    view.probe(PROBE)
     view.close("finished", "done")
     assert capsys.readouterr() == ("", "")
     view.close("interrupted", "resume with ...")
@@ -215,6 +245,7 @@ def test_live_view_leaves_a_final_panel(monkeypatch: pytest.MonkeyPatch, encodin
     view.row({**ROW, "valid/loss": 0.45})
     view.bins(bins_row(10))
     view.progress("validation", 1, 4)
+    view.probe(PROBE)
     view.event(EVENT)
     view.close("interrupted", "to go on: train demo")
     view.close("interrupted", "again")
@@ -223,7 +254,7 @@ def test_live_view_leaves_a_final_panel(monkeypatch: pytest.MonkeyPatch, encodin
     final = text[text.rindex("train demo: interrupted") :]
     for expected in ("10/100", "10.0 %", "train loss  0.5", "best 0.45 at step 10", "80 samples/s", "begun [bold]"):
         assert expected in final
-    assert "0.10-0.20" in final
+    assert "regime  acquisition   r 0.120" in final
     assert final.rstrip().endswith("to go on: train demo")
     assert "again" not in text
 
@@ -244,6 +275,42 @@ def test_board_fits(width: int, height: int) -> None:
     if width >= 76:
         assert all(sum(len(text) for text, _ in line) <= width for line in lines)
         assert any("0.8" in text for line in lines for text, _ in line)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(("width", "height"), [(36, 13), (56, 16), (76, 21), (116, 42)])
+def test_board_shows_the_regime_from_the_first_probe_on(width: int, height: int, plain: bool) -> None:
+    board = Board(info=INFO, at=10)
+    board.add_row({**ROW, "valid/loss": 0.4})
+    board.add_bins(bins_row(10))
+    regime = {**EVENT, "mechanism": "regime", "from": "waiting", "to": "acquisition", "reason": "Dn is under 0.9"}
+    board.add_event(EVENT)
+    board.add_event(regime)
+    before = shown(board, width, height, plain)
+    assert "regime " not in before
+    assert "trainer" in before
+    for step in range(1, 30):
+        board.regime.add({**PROBE, "step": step, "Dn": 1 / step, "tau": 0.9 * step})
+    text = shown(board, width, height, plain)
+    assert len(text.splitlines()) <= height
+    assert "acquisition" in text
+    assert text.isascii() or not plain
+    if width >= 56:
+        assert all(len(line) <= width for line in text.splitlines() if line.startswith(("regime", "Dn", "D ", "   ")))
+        assert "r 0.120" in text
+    if width >= 76:
+        assert re.search(r"noise t +loss", text)
+        for part in ("t 0.30", "0.310", "0.334", "##" if plain else "██", "per 10 steps", "q 0.40", "Dn is under 0.9",
+                     "3m 10s, 2.1 % of training", "last event  step 10  trainer"):  # fmt: skip
+            assert part in text
+    board.regime.add({**PROBE, "step": 30, "Dn": None, "D": None, "r": None, "frozen": True, "source": "replay"})
+    text = shown(board, 116, 42, plain)
+    for part in ("0.034", "gave no number", "r not known", "frozen: D is rising", "r is replayed"):
+        assert part in text
+
+
+def shown(board: Board, width: int, height: int, plain: bool) -> str:
+    return "\n".join("".join(text for text, _ in line) for line in board.lines(width, height, plain))
 
 
 def test_board_parts() -> None:

@@ -14,17 +14,18 @@ Row = Mapping[str, Any]
 EARLY = 0.25  # of the steps seen: a curve that had 90 % of its fall by then saturated early
 
 
-def reading(probes: Sequence[Row], *, steps: int | None = None) -> list[str]:
+def reading(probes: Sequence[Row], *, steps: int | None = None, reference: str = "another clip") -> list[str]:
     """Sentences without full stop, most important first; each is said only if its numbers are there.
 
-    probes: rows with "step" and what `Regime.row` gives, oldest first; steps: the budget, for what is left of it.
+    probes: rows with "step" and what `Regime.row` gives, oldest first; steps: the budget, for what is left of it;
+    reference: what Dn = 1 stands for.
     """
     rows = [row for row in probes if number(row.get("step")) is not None]
     good = [row for row in rows if number(row.get("Dn")) is not None]
     if not good:
         return ["no probe has a number yet"] if not rows else [f"none of the {len(rows)} probes has a number"]
     return [
-        *_progress(good),
+        *_progress(good, reference),
         *_stage(rows),
         *_gain(good, steps),
         *_saturation(good),
@@ -32,17 +33,19 @@ def reading(probes: Sequence[Row], *, steps: int | None = None) -> list[str]:
     ]
 
 
-def _progress(good: Sequence[Row]) -> list[str]:
+def _progress(good: Sequence[Row], reference: str) -> list[str]:
     last = good[-1]
     level = statistics.median(row["Dn"] for row in good[-3:])
     if last.get("clock_step") is None:
-        against = "no better than another clip's" if level >= 1 else "hardly better than another clip's"
+        against = f"{'no' if level >= 1 else 'hardly'} nearer to the target than {reference}"
         what = against if level >= 0.9 else "too few probes under it to count progress from"
-        return [f"Dn is {level:.3f} (1: another clip, 0: the codec's ceiling), {what}: the clock has not started"]
+        return [f"Dn is {level:.3f} (1: {reference}, 0: the codec's ceiling), {what}: the clock has not started"]
     q, error = number(last.get("q")), number(last.get("q_se"))
     since = f"since step {last['clock_step']:,}"
     if q is None:
         return [f"Dn is {level:.3f}; progress is counted {since}, too few probes for a slope yet"]
+    if error is not None and error > 0.5:  # two of them are more than the average itself
+        return [f"how fast semantic progress is, against its average {since}, cannot be told yet; Dn is {level:.3f}"]
     give = "" if error is None else f" (± {200 * error:.0f})"
     if error is not None and q + 2 * error < 0:
         return [f"semantic progress is negative: Dn, now {level:.3f}, moves away from the target"]

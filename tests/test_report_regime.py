@@ -1,0 +1,473 @@
+"""The regime as read from a run's probes: numbers, curves, words, pictures; whole, damaged, large, side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_report import EDGES, T0, Page, make_run, metrics_row, write_rows
+
+from stagecli import follow, report_html, report_regime, report_text
+from stagecli.console import Console
+from stagecli.report import read_run
+from stagecli.report_panels import lanes, panels
+from stagecli.report_summary import summary
+from stagecli.stage.slope import Regime, Settings
+from stagecli.views_regime import RegimeBoard, probe_text
+
+LEVELS = {"0.30": 0.70, "0.50": 1.05, "0.70": 1.25}  # Dn at t over the mean Dn
+MONITOR = "stagecli/bundled-judge, layer 4"
+
+
+def two_stages(share: float) -> float:
+    """Dn at a share of the budget: from noise to sound, a steady fall, and from 0.35 on almost none."""
+    fall = share / 0.35 if share < 0.35 else 1 + 0.12 * (share - 0.35)
+    return 0.9 * math.exp(-share / 0.012) + math.exp(-0.05 - 1.2 * fall)
+
+
+def probe_rows(steps: int, count: int, seed: int = 0, noise: float = 0.01) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Rows of probes.jsonl and events.jsonl as a run writes them; AR(1) noise of correlation 0.5."""
+    draw, regime = random.Random(seed), Regime(Settings(steps=steps, failsafe=None))
+    rows, events, error, spent = [], [], 0.0, 0.0
+    for k in range(1, count + 1):
+        step = k * steps // count
+        error = 0.5 * error + math.sqrt(0.75) * draw.gauss(0, noise)
+        Dn, spent = two_stages(step / steps) * math.exp(error), spent + 1.2
+        stamp = {"step": step, "time": T0 + 0.5 * step, "attempt": 1}
+        for event in regime.observe(step, 0.9 * step, Dn):
+            row = {"mechanism": "regime", "from": event.before, "to": event.after, "reason": event.reason}
+            events.append({**stamp, **row, "evidence": dict(event.evidence)})
+        at = {f"Dn_t{t}": factor * Dn for t, factor in LEVELS.items()}
+        at |= {f"D_t{t}": 0.07 + 0.64 * factor * Dn for t, factor in LEVELS.items()}
+        rows.append({**stamp, "D": 0.07 + 0.64 * Dn, **at, "d_ceiling": 0.07, "d_ref": 0.71, **regime.row(),
+                     "seconds": 1.2, "seconds_total": spent, "share": spent / (0.5 * step),
+                     "monitor": MONITOR})  # fmt: skip
+    return rows, events
+
+
+def regime_run(path: Path, *, steps: int = 20_000, count: int = 200, seed: int = 0, **info: Any) -> Path:
+    """A run with `count` probes, and 500 rows of metrics and of bins."""
+    make_run(path, steps=steps, **info)
+    rows, events = probe_rows(steps, count, seed)
+    write_rows(path / "probes.jsonl", rows)
+    began = json.loads((path / "events.jsonl").read_text())
+    write_rows(path / "events.jsonl", [began, *events])
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+def told(run: Path) -> dict[str, Any]:
+    return summary(read_run(run))
+
+
+def printed(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> str:
+    report_text.inspect([told(run) for run in runs], Console())
+    return capsys.readouterr().out
+
+
+def section(text: str, title: str) -> str:
+    """The lines under a title, up to the next empty line."""
+    return text.split(f"{title}", 1)[1].split("\n\n", 1)[0]
+
+
+# --- a whole run ----------------------------------------------------------------------------------
+
+
+def test_summary_says_what_the_probes_say(tmp_path: Path) -> None:
+    run = regime_run(tmp_path / "demo")
+    rows, events = probe_rows(20_000, 200)
+    g = told(run)["regime"]
+    assert (g["probes"], g["without_number"], g["every"], g["last_step"]) == (200, 0, 100, 20_000)
+    for key in ("D", "Dn", "slope", "slope_se", "q", "q_se", "target", "r", "stage", "clock_step", "source", "monitor"):
+        assert g[key] == rows[-1][key], key
+    assert list(g["by_t"]) == ["0.30", "0.50", "0.70"]
+    assert g["by_t"]["0.70"] == {"D": rows[-1]["D_t0.70"], "Dn": rows[-1]["Dn_t0.70"]}
+    assert [span["stage"] for span in g["stages"]] == ["waiting", "acquisition", "refinement"]
+    assert g["stages"][1]["from_step"] == g["clock_step"] == 1000
+    assert g["stages"][2]["from_step"] == events[1]["step"]
+    assert g["events"] == [*events]
+    assert g["rows"] == read_run(run).probes == rows
+    assert g["seconds"] == pytest.approx(240) and g["share"] == pytest.approx(0.024)
+    assert g["series"]["r"]["last"] == rows[-1]["r"]
+    assert len(g["series"]["Dn_t0.50"]["value"]) == len(g["series"]["Dn_t0.50"]["step"]) == 60
+    assert told(run)["regime_note"] is None
+    for sentence in g["reading"]:
+        assert sentence in told(run)["reading"]
+    assert json.loads(json.dumps(told(run), allow_nan=False))["regime"] == g
+
+
+def test_slope_reads_as_change_of_dn_per_steps() -> None:
+    rows = [{"step": 100 * k, "tau": 50.0 * k, "slope": -2e-4, "slope_se": 1e-5} for k in range(1, 11)]
+    found = report_regime.rate(rows, 1000)
+    assert found is not None
+    assert found["change"] == pytest.approx(math.expm1(-0.1))  # tau moves half as fast as the step
+    assert found["error"] == pytest.approx(math.exp(-0.1) * 0.01, rel=1e-3)
+    assert report_regime.rate_text(found) == "-9.5 % ± 0.9 per 1,000 steps"
+    only = report_regime.rate(rows[-1:], 1000)
+    assert only is not None and only["change"] == found["change"]  # one probe: its average pace
+    assert report_regime.rate([{**rows[-1], "slope": None}], 1000) is None
+    assert report_regime.rate([], 1000) is None
+    assert [report_regime.unit(steps, 40) for steps in (None, 300, 1000, 5000, 20_000)] == [1, 10, 100, 1000, 1000]
+
+
+def test_terminal_shows_the_regime(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed([regime_run(tmp_path / "demo")], capsys)
+    facts = section(text, "\nRegime\n")
+    for expected in ("refinement since step", "started at step 1,000", "measured", MONITOR, "200, every 100 steps",
+                     "ceiling 0.07, reference 0.71", "4m 00s, 2.4 % of training", "per 1,000 steps"):  # fmt: skip
+        assert expected in facts
+    curves = section(text, "\nDiscrepancy and r over steps 100 to 20,000").splitlines()
+    assert [line.split("  ")[0] for line in curves[3:]] == [
+        *("Dn", "Dn at t 0.30", "Dn at t 0.50", "Dn at t 0.70", "D", "r")
+    ]  # fmt: skip
+    assert curves[3].rstrip().endswith("▁▁▁") and curves[-1].rstrip().endswith("███")
+    timeline = section(text, "\nRegime events\n")
+    for expected in ("step 1,000  waiting -> acquisition", "Dn is under 0.9", "acquisition -> refinement", "q 0.", "±"):
+        assert expected in timeline
+    assert "regime" not in section(text, "\nEvents").lower()  # said once
+    bins = section(text, "\nLoss by noise level")
+    assert "over time" in bins and "█▁" in bins
+    assert "semantic progress is at" in text.split("\nReading\n")[1]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_terminal_without_colour_or_unicode_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.chdir(tmp_path)
+    runs = [regime_run(Path("one")), regime_run(Path("two"), steps=5000, count=50), make_run(Path("plain"))]
+    for chosen in ([runs[0]], runs[:2], runs):
+        text = printed(chosen, capsys)
+        assert text.isascii() and "\x1b" not in text
+        tables = text.split("Reading")[0].replace("plain: no regime", "\nplain").splitlines()
+        assert max(len(line.rstrip()) for line in tables if not line.startswith("plain")) <= width
+
+
+def test_side_by_side_has_a_column_per_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [regime_run(tmp_path / "one"), regime_run(tmp_path / "two", steps=10_000, count=100)]
+    text = printed([*runs, make_run(tmp_path / "plain")], capsys)
+    facts = section(text, "\nRegime").splitlines()
+    assert facts[1].split() == ["one", "two", "plain"]
+    clock = next(line for line in facts if line.startswith("clock"))
+    assert re.fullmatch(r"clock\s+started at step 1,000\s+started at step \d00\s+-\s*", clock)
+    assert "plain: no regime: this run has no probes; a [stage.regime] table" in text
+    assert text.count("Regime events, ") == 2
+    bins = section(text, "\nLoss by noise level").splitlines()
+    assert bins[1].count("over time") == 3  # of each run, not the last rows only
+    assert bins[3].count("▁") > 20
+
+
+# --- none, few, and controls ----------------------------------------------------------------------
+
+
+def test_a_run_without_probes_says_how_to_turn_them_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "demo")
+    said = told(run)
+    assert said["regime"] is None
+    assert said["regime_note"].startswith("no regime") and "[stage.regime]" in said["regime_note"]
+    text = printed([run], capsys)
+    assert text.count("[stage.regime]") == 1
+    assert "Loss by noise level" in text and "train loss" in text
+    assert said["regime_note"] in report_html.html([read_run(run)])
+    (run / "recipe.toml").write_text("[stage.regime]\nevery = 100\n")
+    assert told(run)["regime_note"] == "no regime: the recipe asks for it ([stage.regime]), but the run holds no probe"
+    (run / "run.json").write_text((run / "run.json").read_text().replace("finished", "running"))
+    assert told(run)["regime_note"].startswith("no probe yet")
+    (run / "recipe.toml").write_text("not TOML [")
+    assert told(run)["regime_note"].startswith("no regime")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 13])
+def test_few_probes(tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int) -> None:
+    run = make_run(tmp_path / "demo", steps=20_000, status="running")
+    write_rows(run / "probes.jsonl", probe_rows(20_000, 200)[0][:count])
+    text = printed([run], capsys)
+    facts = section(text, "\nRegime\n")
+    assert f"  probes       {count}" in facts
+    assert re.search(r"slope of Dn +-\n", facts + "\n")
+    assert "not started" in facts if count < 10 else "started at step 1,000" in facts
+    assert report_html.html([read_run(run)]).count("<polyline") == 4 + 3 + (4 + 1)
+
+
+def test_alarm_fail_safe_and_controls_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = regime_run(tmp_path / "demo")
+    rows, _ = probe_rows(20_000, 200)
+    write_rows(run / "probes.jsonl", [{**row, "frozen": True, "failsafe": True, "source": "linear"} for row in rows])
+    facts = section(printed([run], capsys), "\nRegime\n")
+    assert "frozen: D is rising, on the fail-safe" in facts
+    assert "linear" in facts
+
+
+def test_probes_without_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = regime_run(tmp_path / "demo")
+    rows, _ = probe_rows(20_000, 200)
+    gone = ("D", "Dn", *(f"{d}_t{t}" for d in ("D", "Dn") for t in LEVELS))
+    rows = [{**row, **dict.fromkeys(gone, None)} if k > 196 else row for k, row in enumerate(rows)]
+    write_rows(run / "probes.jsonl", rows)
+    repeat = {"attempt": 1, "mechanism": "regime", "from": "refinement", "to": "refinement", "evidence": {"Dn": "nan"}}
+    with (run / "events.jsonl").open("a") as file:
+        file.write("".join(json.dumps({**repeat, "step": s, "reason": f"the probe is nan: r {s}"}) + "\n"
+                           for s in (19_800, 19_900, 20_000)))  # fmt: skip
+    g = told(run)["regime"]
+    assert (g["without_number"], g["last_step_with_number"], g["Dn"]) == (3, 19_700, rows[196]["Dn"])
+    text = printed([run], capsys)
+    assert "at step 19,700; later probes have no number" in text
+    assert "step 19,800  refinement stays (3 times, the last at step 20,000)" in text
+    assert "3 of 200 probes gave no number" in text
+    write_rows(run / "probes.jsonl", [{**row, **dict.fromkeys(gone, None)} for row in rows])
+    assert "none of the 200 probes has a number" in printed([run], capsys)
+    assert report_html.html([read_run(run)])
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def test_a_row_cut_off_while_it_is_written(tmp_path: Path) -> None:
+    run = regime_run(tmp_path / "demo", status="running")
+    text = (run / "probes.jsonl").read_text()
+    (run / "probes.jsonl").write_text(text[:-100])
+    report = read_run(run)
+    assert len(report.probes) == 199
+    assert report.damage == ["probes.jsonl:200: cut off in the middle of a line; read up to there"]
+
+
+def test_after_a_kill_the_later_attempt_counts(tmp_path: Path) -> None:
+    """The first attempt was killed at 1,500, the second resumed at 1,000 and probed 1,100 again; no run.json."""
+    run = regime_run(tmp_path / "demo")
+    rows = [{"step": s, "attempt": 1, "Dn": 0.5, "r": 0.1, "tau": s} for s in range(100, 1501, 100)]
+    rows += [{"step": s, "attempt": 2, "Dn": 0.4, "r": 0.2, "tau": s} for s in (1100, 1200)]
+    write_rows(run / "probes.jsonl", rows)
+    for with_info in (True, False):
+        report = read_run(run)
+        assert [row["step"] for row in report.probes] == list(range(100, 1201, 100)), with_info
+        assert [row["attempt"] for row in report.probes[-3:]] == [1, 2, 2]
+        assert report.damage == ([] if with_info else ["run.json: missing; name, budget and status are unknown"])
+        (run / "run.json").unlink(missing_ok=True)
+
+
+def test_rows_out_of_order_are_left_out_and_said(tmp_path: Path) -> None:
+    run = regime_run(tmp_path / "demo")
+    rows, _ = probe_rows(20_000, 200)
+    stray = [{**rows[50], "step": 3}, {**rows[50], "step": 999_999}]
+    write_rows(run / "probes.jsonl", [*rows[:51], stray[0], *rows[51:100], stray[1], *rows[100:]])
+    report = read_run(run)
+    assert [row["step"] for row in report.probes] == [row["step"] for row in rows]
+    assert report.damage == [
+        "probes.jsonl: 2 rows out of order (the step goes backwards within an attempt); left out",
+    ]
+
+
+def test_garbage_rows_and_another_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = regime_run(tmp_path / "demo", schema=2)
+    lines = (run / "probes.jsonl").read_text().splitlines()
+    lines[10] = "\x00" * 40
+    lines[20] = '{"step": true, "Dn": 1}'
+    lines[30] = '{"step": 1' + "0" * 400 + "}"
+    lines[40] = "[" * 5000
+    row = json.loads(lines[199])
+    lines[199] = json.dumps({**row, "r": "high", "stage": 7, "monitor": ["x"], "tau": None, "share": {}, "new": [1]})
+    (run / "probes.jsonl").write_text("\n".join(lines) + "\n")
+    report = read_run(run)
+    assert len(report.probes) == 196
+    assert report.damage[0].startswith("run.json: schema 2")
+    named = [*(f"probes.jsonl:{k}: not a readable row; skipped" for k in (11, 21, 31))]
+    assert report.damage[1:] == [*named, "probes.jsonl: 4 damaged lines in all"]
+    assert report.probes[-1]["new"] == [1]
+    text = printed([run], capsys)
+    assert "unknown since step 20,000" in text
+    assert report_html.html([report])
+
+
+VALUES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+)
+KEYS = st.sampled_from([*report_regime.NUMBERS, *report_regime.TEXTS, "Dn_t0.30", "Dn_tx", "D_t0.5", "clock_step",
+                        "frozen", "failsafe", "mechanism", "from", "to", "reason", "evidence"])  # fmt: skip
+ROWS = st.lists(
+    st.fixed_dictionaries({"step": st.integers(-5, 400), "attempt": st.integers(1, 3)}).flatmap(
+        lambda row: st.dictionaries(KEYS, VALUES, max_size=12).map(lambda more: {**more, **row})
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, ROWS)
+def test_no_row_makes_reading_fail(tmp_path_factory: pytest.TempPathFactory, rows: Any, events: Any) -> None:
+    run = make_run(tmp_path_factory.mktemp("runs") / "demo", steps=100)
+    write_rows(run / "probes.jsonl", rows)
+    write_rows(run / "events.jsonl", [{**row, "mechanism": "regime"} for row in events])
+    report = read_run(run)
+    said = summary(report)
+    assert json.loads(json.dumps(said, allow_nan=False)) == said
+    assert "</html>" in report_html.html([report, report])
+    with Console().captured() as text:
+        report_text.inspect([said, said], Console())
+        report_text.inspect([said], Console())
+    assert "demo" in text.getvalue()
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS)
+def test_no_row_makes_the_live_view_fail(rows: Any) -> None:
+    board = RegimeBoard()
+    for row in rows:
+        board.add(row)
+        for room in (0, 1, 3, 9):
+            assert len(board.lines(76, room, False, 100)) <= room
+        assert probe_text(row, at=10)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def test_html_has_the_regime(tmp_path: Path) -> None:
+    reports = [read_run(regime_run(tmp_path / name)) for name in ("one", "two")]
+    for chosen, curves in ((reports[:1], 4 + 3 + 4 + 2), (reports, 2 * (4 + 3 + 4 + 1))):
+        page = report_html.html(chosen)
+        parser = Page()
+        parser.feed(page)
+        assert parser.open == []
+        assert page.count("<polyline") == curves
+        assert page.count("clock: acquisition</text>") == 2
+        for expected in ("<h2>Regime</h2>", "refinement since step", "semantic progress", "target 0.", MONITOR):
+            assert expected in page
+        assert "http" not in page and "<script" not in page
+
+
+def test_marks_come_from_the_probes_where_events_are_lost(tmp_path: Path) -> None:
+    run = regime_run(tmp_path / "demo")
+    whole = [mark.label for panel in panels([read_run(run)]) for mark in panel.marks if mark.label]
+    assert whole == ["clock: acquisition", "refinement"] * 2
+    (run / "events.jsonl").unlink()
+    drawn = {panel.title: panel for panel in panels([read_run(run)])}
+    marks = next(panel.marks for title, panel in drawn.items() if title.startswith("Discrepancy"))
+    assert [mark.label for mark in marks] == ["acquisition", "refinement"]
+    assert marks[0].step == 1000
+    assert next(panel.bounds for title, panel in drawn.items() if "variable r" in title) == (0.0, 1.15)
+
+
+def test_labels_do_not_lie_over_each_other() -> None:
+    placed = lanes([(0, "one"), (5, "two"), (60, "three"), (98, "four"), (99, "")], 100, 6)
+    assert [flipped for _, flipped, _, _ in placed] == [False, False, False, True]
+    spans: dict[int, list[tuple[float, float]]] = {}
+    for x, flipped, lane, label in placed:
+        size = 6 * len(label) + 8
+        start = x - size if flipped else x
+        assert all(start >= end for _, end in spans.get(lane, []))
+        spans.setdefault(lane, []).append((start, start + size))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_plots(tmp_path: Path, several: bool) -> None:
+    pytest.importorskip("matplotlib")
+    reports = [read_run(regime_run(tmp_path / name)) for name in (("one", "two") if several else ("one",))]
+    text = report_html.plot(reports, tmp_path / "a.svg").read_text()
+    assert xml.etree.ElementTree.fromstring(text).tag.endswith("svg")
+    assert "Regime variable r" in text and "clock: acquisition" in text
+    assert report_html.plot(reports, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- following, size, and what is imported --------------------------------------------------------
+
+
+def test_follow_says_news_and_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = regime_run(tmp_path / "demo", steps=2000, status="running")
+    info, probes = (run / "run.json").read_text(), (run / "probes.jsonl").read_text()
+    looks = []
+
+    def read() -> list[dict[str, Any]]:
+        looks.append(told(run))
+        if len(looks) == 1:  # what a training process does between two looks
+            with (run / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(metrics_row(2010)) + "\n")
+        else:
+            (run / "run.json").write_text(info.replace("running", "finished"))
+            (run / "probes.jsonl").write_text(probes + '{"step": 20')
+        return [looks[-1]]
+
+    follow.follow([run], read, Console(), 0.01)
+    out = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"demo  step 2000/2000  loss 0\.\d+  Dn 0\.\d+  r 0\.\d+  \w+", out[0])
+    assert out[1].startswith("demo  step 2010/2000") and "(step 2000)" in out[1]
+    assert out[2] == "demo" and "Reading" in out  # then the whole report
+    assert len(looks) == 3
+    follow.follow([run], read, Console(as_json=True), 0.01)
+    (only,) = capsys.readouterr().out.splitlines()
+    assert json.loads(only)["regime"]["probes"] == 200
+
+
+def test_follow_keeps_what_matters_on_a_low_screen(tmp_path: Path) -> None:
+    said = told(regime_run(tmp_path / "demo", status="running"))
+    for height in (6, 16, 40, 100):
+        lines = follow.screen([said], Console(), 100, height)
+        assert len(lines) <= height
+        assert ("Regime" in lines) == (height > 13)
+    assert {"demo", "Regime", "Regime events", "Reading"} <= set(lines)
+
+
+def command(*arguments: object, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
+    """`stagecli inspect-regime` in a process of its own that fails if it imported torch."""
+    code = (
+        "import sys; from stagecli.cli import main\nsys.argv = ['stagecli', 'inspect-regime', *sys.argv[1:]]\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "assert not {'torch', 'numpy', 'scipy', 'transformers', 'matplotlib'} & set(sys.modules)"
+    )
+    root = str(Path(report_text.__file__).parent.parent)
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd,
+        env={**os.environ, "PYTHONPATH": root, "COLUMNS": "100"},
+    )  # fmt: skip
+    return done, time.monotonic() - begun
+
+
+def large_run(path: Path, probes: int = 1000) -> Path:
+    """100,000 steps: 10,000 rows of metrics and of bins, and the probes."""
+    make_run(path, steps=100_000)
+    row = json.loads((path / "bins.jsonl").read_text().splitlines()[0])
+    write_rows(path / "bins.jsonl", [{**row, "step": s} for s in range(10, 100_001, 10)])
+    rows, events = probe_rows(100_000, 200)
+    rows = [{**rows[k * 200 // probes], "step": (k + 1) * 100_000 // probes} for k in range(probes)]
+    write_rows(path / "probes.jsonl", rows)
+    write_rows(path / "events.jsonl", events)
+    return path
+
+
+def test_a_large_run_opens_fast_and_without_torch(tmp_path: Path) -> None:
+    """Under 2 s on an idle machine (docs/regime.md); the bound here only catches what is out of proportion."""
+    large_run(tmp_path / "large")
+    done, seconds = command("large", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for expected in ("100,000 of 100,000", "1,000, every 100 steps", "acquisition -> refinement", "semantic progress"):
+        assert expected in done.stdout
+    assert seconds < 20
+    done, _ = command("large", "--json", "--html", "page.html", "--plot", "page.svg", cwd=tmp_path)
+    document = json.loads(done.stdout)
+    assert document["regime"]["probes"] == len(document["regime"]["rows"]) == 1000
+    assert document["regime"]["Dn"] == document["regime"]["rows"][-1]["Dn"]
+    assert len(document["bins"][0]["series"]) == len(document["bins"][0]["step"]) == 60
+    assert (tmp_path / "page.html").stat().st_size < 400_000
+    assert [document["bins"][0]["t_low"], *(b["t_high"] for b in document["bins"])] == EDGES
