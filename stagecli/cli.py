@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from stagecli import __version__
-from stagecli.console import Console, inspect, make_view, progress, scores
+from stagecli.console import Console, make_view, progress, scores
 from stagecli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, StageError
 
 app = typer.Typer(
@@ -117,6 +117,7 @@ def evaluate(
     cutoff: Annotated[list[float] | None, typer.Option("--cutoff", help="Test cutoff in Hz (sr, repeatable).")] = None,
     reference: Annotated[Path | None, typer.Option("--reference", help="Folder of real audio.")] = None,
     generated: Annotated[Path | None, typer.Option("--generated", help="Folder of audio to score.")] = None,
+    judge: Annotated[str | None, typer.Option("--judge", help="SSL encoder that scores t2a, as kind:model.")] = None,
     seed: Seed = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -135,7 +136,7 @@ def evaluate(
         from stagecli.evaluate import evaluate_folders
 
         assert task is not None
-        documents = [evaluate_folders(reference, generated, task, cutoff=cutoff[0] if cutoff else None)]
+        documents = [evaluate_folders(reference, generated, task, cutoff=cutoff[0] if cutoff else None, judge=judge)]
     else:
         from stagecli.run import newest
 
@@ -146,6 +147,7 @@ def evaluate(
 
         changes: dict[str, Any] = {"steps": steps, "guidance": guidance, "sampler": sampler}
         options: dict[str, Any] = {"split": split, "checkpoint": checkpoint, "samples": samples, "seed": seed}
+        options["judge"] = judge
         documents = []
         for run in runs:
             with _bars() as report:
@@ -189,27 +191,49 @@ def inspect_regime(
     runs: Annotated[list[Path], typer.Argument(help="One or more run directories.")],
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the curves to FILE.png or FILE.svg.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write one self-contained page.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show again what is new while a run trains.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between looks, with --follow.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show where training is: loss by noise bin, speed, events, and a plain reading."""
-    from stagecli import report
+    """Show where training is: the regime, loss by noise bin, speed, events, and a plain reading."""
+    from stagecli.report_text import inspect
 
     out = Console(as_json)
-    read = [report.read_run(run) for run in runs]
-    for one in read:
-        for damage in one.damage:
+    if follow:
+        from stagecli.follow import follow as watch
+
+        try:
+            watch(runs, lambda: _look(runs, plot, html, None), out, every)
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        return
+    summaries = _look(runs, plot, html, out)
+    out.result(summaries if len(summaries) > 1 else summaries[0], lambda: inspect(summaries, out))
+
+
+def _look(runs: list[Path], plot: Path | None, html: Path | None, out: Console | None) -> list[dict[str, Any]]:
+    """Summaries of the runs, their pictures written; out: says what was written and what could not be read."""
+    from stagecli.report import read_run
+    from stagecli.report_summary import summary
+
+    read = [read_run(run) for run in runs]
+    if out:
+        for damage in (damage for one in read for damage in one.damage):
             out.warn(damage)
+    written: list[Path] = []
     if plot or html:
         from stagecli import report_html
         from stagecli.run import write_atomic
 
         if plot:
-            out.note(f"wrote {report_html.plot(read, plot)}")
+            written.append(report_html.plot(read, plot))
         if html:
             write_atomic(html, report_html.html(read))
-            out.note(f"wrote {html}")
-    summaries = [report.summary(one) for one in read]
-    out.result(summaries if len(summaries) > 1 else summaries[0], lambda: inspect(summaries, out))
+            written.append(html)
+    if out:
+        for path in written:
+            out.note(f"wrote {path}")
+    return [summary(one) for one in read]
 
 
 @app.command(

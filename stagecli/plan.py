@@ -14,6 +14,7 @@ from stagecli.console import Console
 from stagecli.data.source import open_source
 from stagecli.model.network import count_parameters, meta_network
 from stagecli.pipeline import text_encoder
+from stagecli.probe import open_monitor
 from stagecli.schema import Recipe
 from stagecli.stage.controller import Stages
 
@@ -37,6 +38,12 @@ def facts(recipe: Recipe) -> dict[str, Any]:
     samples = round(recipe.data.seconds * recipe.data.sample_rate)
     seen = recipe.train.steps * recipe.train.batch_size
     width, depth, heads = recipe.model.resolved()
+    stages = Stages.of(recipe)
+    probes = "none"
+    if stages.probes is not None:
+        asked = stages.probes
+        label = open_monitor(recipe, asked).label
+        probes = f"every {asked.every} steps, {asked.clips} clips at t = {', '.join(map(str, asked.t))}, by {label}"
     return {
         "recipe": recipe.about.name,
         "task": recipe.task.kind,
@@ -51,7 +58,8 @@ def facts(recipe: Recipe) -> dict[str, Any]:
         "weights and optimiser, MB": round(parameters * 4 * 5 / 2**20),
         "steps": recipe.train.steps,
         "passes over the data": round(seen / max(1, len(train)), 2),
-        "mechanisms": ", ".join(Stages.of(recipe).mechanisms) or "none (plain training)",
+        "mechanisms": ", ".join(stages.mechanisms) or "none (plain training)",
+        "probes": probes,
         "signature": recipes.signature(recipe),
     }
 

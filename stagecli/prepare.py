@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from stagecli.hub import weights_hash
 from stagecli.pipeline import load_codec_state, text_encoder
 from stagecli.schema import Recipe
 
+T = TypeVar("T")
 STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are read from
+SHOWN = 20  # clips that are left out, named on the screen
 Progress = Callable[[str, int, int], None]
 
 
@@ -48,6 +51,11 @@ class Prepared:
         """(T, C) of one crop."""
         return self.codec.frames(self.samples), self.codec.channels
 
+    @property
+    def left_out(self) -> list[str]:
+        """Clips that `data.on_bad_file = "skip"` leaves out, each with the reason."""
+        return [f"{problem.where}: {problem.what}" for problem in self.source.skipped]
+
     def examples(self, clips: Sequence[Clip]) -> Examples:
         return Examples(
             self.recipe,
@@ -61,7 +69,13 @@ class Prepared:
         )
 
 
-def evenly(clips: Sequence[Clip], count: int) -> list[Clip]:
+def shortened(lines: Sequence[str], rest: str) -> list[str]:
+    """The first lines as they are, and how many more there are; rest: where those can be read."""
+    more = [f"and {len(lines) - SHOWN} more, {rest}"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]
+
+
+def evenly(clips: Sequence[T], count: int) -> list[T]:
     """At most `count` clips, evenly spaced, so that a sorted manifest gives all its labels."""
     if len(clips) <= count:
         return list(clips)

@@ -28,6 +28,9 @@ PATH_KEYS = (
     ("codec", "model"),
     ("codec", "vocoder"),
     ("condition", "model"),
+    ("stage", "regime", "monitor"),
+    ("stage", "regime", "replay"),
+    ("evaluate", "judge"),
 )
 # Keys that change how a run is watched or where things lie, not what is trained.
 UNSIGNED = {
@@ -160,20 +163,33 @@ def _check(tree: dict[str, Any], path: Path, where: dict[Key, Position], overrid
         hint = "`stagecli recipes show quickstart` lists every key with its meaning"
         raise StageError(f"{path} has {count}", problems=problems, hint=hint)
     assert recipe is not None
-    return recipe
+    return _with_stage_defaults(recipe)
+
+
+def _with_stage_defaults(recipe: Recipe) -> Recipe:
+    """Every default of the `[stage.*]` tables written out, as those of the other tables are."""
+    if not recipe.stage:
+        return recipe
+    from stagecli.stage import registry
+
+    full = {name: registry.options(name, recipe.stage[name]).model_dump() for name in recipe.stage}
+    return recipe.model_copy(update={"stage": full})
 
 
 def _expand_paths(tree: dict[str, Any]) -> Iterator[tuple[Key, str]]:
-    for table, name in PATH_KEYS:
-        value = tree.get(table, {}).get(name) if isinstance(tree.get(table), dict) else None
+    for *tables, name in PATH_KEYS:
+        node: Any = tree
+        for table in tables:
+            node = node.get(table) if isinstance(node, dict) else None
+        value = node.get(name) if isinstance(node, dict) else None
         if not isinstance(value, str):
             continue
         for variable in re.findall(r"\$\{(\w+)\}", value):
             if variable in os.environ:
                 value = value.replace(f"${{{variable}}}", os.environ[variable])
             else:
-                yield (table, name), f"environment variable {variable} is not set"
-        tree[table][name] = value
+                yield (*tables, name), f"environment variable {variable} is not set"
+        node[name] = value
 
 
 def _table_fields(key: Key) -> list[str]:
@@ -187,12 +203,13 @@ def _table_fields(key: Key) -> list[str]:
     return list(model.model_fields)
 
 
-def _explain(error: ValidationError) -> Iterator[tuple[Key, str]]:
+def _explain(error: ValidationError, fields: Sequence[str] | None = None) -> Iterator[tuple[Key, str]]:
+    """(key, what is wrong); fields: names of the table, where it is not one of the recipe's own."""
     for item in error.errors():
         key = tuple(str(part) for part in item["loc"])
         kind, message = item["type"], item["msg"]
         if kind == "extra_forbidden":
-            near = difflib.get_close_matches(key[-1], _table_fields(key), n=1, cutoff=0.5)
+            near = difflib.get_close_matches(key[-1], fields or _table_fields(key), n=1, cutoff=0.5)
             yield key, "unknown key" + (f"; did you mean `{near[0]}`?" if near else "")
         elif kind == "missing":
             yield key, "required, and missing"
@@ -272,10 +289,18 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Key, str]]:
     low, high = recipe.evaluate.guidance_interval
     if low > high:
         yield ("evaluate", "guidance_interval"), "must rise"
-    if recipe.stage:
+    for name, table in recipe.stage.items():
         from stagecli.stage import registry
 
-        yield from registry.check(recipe.stage)
+        what = registry.unknown(name)
+        if what is not None:
+            yield ("stage", name), what
+            continue
+        try:
+            registry.options(name, table)
+        except ValidationError as error:
+            fields = list(registry.load(name).Options.model_fields)
+            yield from ((("stage", name, *key), what) for key, what in _explain(error, fields))
 
 
 def _literal(value: Any) -> str:
@@ -330,7 +355,13 @@ def signature(recipe: Recipe) -> str:
 
 def describe(table: str) -> dict[str, str]:
     """Field -> documentation of one table, for `recipes show`."""
-    model = Recipe.model_fields[table].annotation
+    model: Any = None
+    if table.startswith("stage."):
+        from stagecli.stage import registry
+
+        model = registry.load(table.removeprefix("stage.")).Options
+    elif table in Recipe.model_fields:
+        model = Recipe.model_fields[table].annotation
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return {}
     return {name: field.description or "" for name, field in model.model_fields.items()}
@@ -347,7 +378,7 @@ def annotated(recipe: Recipe) -> str:
     lines: list[str] = []
     fields: dict[str, str] = {}
     for line in dump(recipe).split("\n"):  # splitlines would also break at what a string may hold
-        if line.startswith("[") and line.strip("[]") in Recipe.model_fields:
+        if line.startswith("["):
             fields = describe(line.strip("[]"))
         key = line.split(" = ")[0]
         if " = " in line and fields.get(key):

@@ -216,6 +216,8 @@ class Evaluate(Table):
     """Test filter order (sr)."""
     preset: Literal["nuwave", "ssr_eval"] = "nuwave"
     """LSD convention (sr)."""
+    judge: str = "bundled:judge"
+    """SSL encoder that scores t2a, as kind:model; never the one that measures the regime."""
 
 
 class Recipe(Table):

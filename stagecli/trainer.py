@@ -28,16 +28,15 @@ from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters
 from stagecli.objective import Result, flow_loss
 from stagecli.pipeline import Pipeline
-from stagecli.prepare import Prepared, prepare
+from stagecli.prepare import Prepared, prepare, shortened
+from stagecli.probe import ProbeSet
 from stagecli.run import Run, command_line, open_run
 from stagecli.schedule import learning_rate
 from stagecli.schema import Recipe
-from stagecli.stage.base import Event, Plan, Signals
+from stagecli.stage.base import Event, Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.validation import draw_samples, validate
 from stagecli.views import View
-
-SHOWN = 20  # clips that are left out, named on the screen
 
 
 class Trainer:
@@ -65,8 +64,11 @@ class Trainer:
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.network, optimizer)
         self.stages = Stages.of(recipe)
+        self.probe_set: ProbeSet | None = None
+        if self.stages.probes is not None:
+            self.probe_set = ProbeSet(self.stages.probes, self.prepared, self.network, accelerator, view.progress)
         self.interval = Interval(self.table.bins)
-        self.step, self.seconds, self.validated = 0, 0.0, -1
+        self.step, self.seconds, self.probing, self.validated = 0, 0.0, 0.0, -1
         self.interrupt = Interrupt()
         autocast = self.accelerator.autocast
         self.pipeline = Pipeline(recipe, self.codec, self.network, text, self.device, autocast)
@@ -119,9 +121,12 @@ class Trainer:
                 t_B = self.accelerator.gather(torch.cat(seen_t)).cpu()
                 loss_B = self.accelerator.gather(torch.cat(seen_loss)).cpu()
                 self.interval.add(t_B, loss_B, mean_loss, grad_norm)
-                for event in self.stages.observe(Signals(self.step, t_B, loss_B, grad_norm, rate)):
-                    self._event(event)
                 self.seconds += time.monotonic() - began
+                probe, spent = self._probe()
+                for event in self.stages.observe(Signals(self.step, t_B, loss_B, grad_norm, rate, probe)):
+                    self._event(event)
+                if probe is not None:
+                    self._log_probe(probe, spent)
                 self._after_step(rate)
             return self._finish()
 
@@ -144,6 +149,24 @@ class Trainer:
         total = (weight_B * result.loss_B).mean()
         extra = self.stages.loss(plan, result)
         return total if extra is None else total + extra
+
+    def _probe(self) -> tuple[Probe | None, float]:
+        """The measurement that is due after this step, if any, and the seconds it took."""
+        if self.probe_set is None:
+            return None, 0.0
+        began = time.monotonic()
+        self.probe_set.follow(self.network, self.step)
+        probe = self.probe_set.measure(self.network) if self.probe_set.due(self.step) else None
+        spent = time.monotonic() - began
+        self.probing += spent
+        self.interval.leave_out(spent)
+        return probe, spent
+
+    def _log_probe(self, probe: Probe, spent: float) -> None:
+        if self.run and self.probe_set:
+            cost = {"seconds": spent, "seconds_total": self.probing, "share": self.probing / self.seconds}
+            row = {"step": self.step, **probe.row(), **self.stages.probe_row(), **cost}
+            self.view.probe(self.run.append("probes", {**row, "monitor": self.probe_set.monitor.label}))
 
     def _after_step(self, rate: float) -> None:
         """Rows, validation, samples and checkpoints that are due at this step."""
@@ -209,6 +232,8 @@ class Trainer:
             "ema_updates": self.ema.updates,
             "interval": self.interval.state_dict(),
             "stages": self.stages.state_dict(),
+            "probes": self.probe_set.state_dict() if self.probe_set else None,
+            "probing": self.probing,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "seconds": self.seconds,
         }
@@ -226,27 +251,25 @@ class Trainer:
             self.stages.load_state_dict(trainer["stages"])
             if self.accelerator.scaler is not None and trainer["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(trainer["scaler"])
-            self.step, self.seconds = state["step"], trainer["seconds"]
+            if self.probe_set is not None:
+                self.probe_set.load_state_dict(trainer["probes"])
+            self.step, self.seconds, self.probing = state["step"], trainer["seconds"], trainer["probing"]
         if self.run:
             resumed = bool(self.run.info["attempts"])
             self.run.begin_attempt(self.step, command_line())
             self.run.save_info(parameters=count_parameters(self.network))
             self.view.start(self._facts())
-            self._tell_skipped()
+            self._tell_left_out()
             if resumed:
                 self._event(Event("trainer", "stopped", "training", f"resumed from step {self.step}"))
 
-    def _tell_skipped(self) -> None:
+    def _tell_left_out(self) -> None:
         """Clips that `data.on_bad_file = "skip"` leaves out: named on the screen, all of them in the events."""
-        skipped = self.prepared.source.skipped
-        if not skipped:
-            return
-        clips = [f"{problem.where}: {problem.what}" for problem in skipped]
-        for text in clips[:SHOWN]:
+        clips = self.prepared.left_out
+        for text in shortened(clips, f"all in {self.run_dir / 'events.jsonl'}"):
             self.view.note(f"left out: {text}")
-        if len(clips) > SHOWN:
-            self.view.note(f"left out: and {len(clips) - SHOWN} more, all in {self.run_dir / 'events.jsonl'}")
-        self._event(Event("data", "found", "left out", f"{len(clips)} clips left out", {"clips": clips}))
+        if clips:
+            self._event(Event("data", "found", "left out", f"{len(clips)} clips left out", {"clips": clips}))
 
     def _facts(self) -> dict[str, Any]:
         return {

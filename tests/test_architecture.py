@@ -17,7 +17,10 @@ from stagecli.stage import registry
 ROOT = Path(stagecli.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in FILES}
-WITHOUT_TORCH = ["recipe", "run", "report", "console", "errors", "schema", "cli", "curves", "views"]
+WITHOUT_TORCH = [
+    *("recipe", "run", "console", "errors", "schema", "cli", "curves", "views", "views_regime", "follow", "report"),
+    *("report_summary", "report_regime", "report_words", "report_text", "report_panels", "report_html"),
+]
 
 
 def imports(node: ast.AST, at_module_level: bool = False) -> Iterator[str]:

@@ -134,7 +134,7 @@ OPTIONS = {
         "Path of a recipe",
     ],
     "evaluate": ["--task", "--split", "--checkpoint", "--samples", "--cutoff", "--reference", "--generated", "--json"],
-    "inspect-regime": ["--plot", "--html", "--json", "run directories"],
+    "inspect-regime": ["--plot", "--html", "--follow", "--every", "--json", "run directories"],
     "sample": ["--prompt", "--prompts", "--input", "--output", "--seconds", "--cutoff", "--seed", "--json"],
     "recipes": ["list", "show", "copy", "check"],
     "recipes show": ["--set", "--json"],

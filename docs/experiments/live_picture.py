@@ -43,6 +43,9 @@ def main(run: str, step: int, out: str) -> None:
     for row in report.bins:
         if row["step"] <= step:
             view.bins(row)
+    for row in report.probes:
+        if row["step"] <= step:
+            view.probe(row)
     for event in report.events:
         if event["step"] <= step:
             view.event(event)

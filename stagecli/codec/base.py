@@ -36,8 +36,8 @@ class Codec(nn.Module):
         """Audio [B, N] -> raw frames [B, T, C] with T = `frames(N)`."""
         raise NotImplementedError
 
-    def synthesise(self, raw_BTC: Tensor) -> Tensor:
-        """Raw frames [B, T, C] -> audio [B, T * hop]. Deterministic."""
+    def synthesise(self, raw_BTC: Tensor, draft: bool = False) -> Tensor:
+        """Raw frames [B, T, C] -> audio [B, T * hop]. Deterministic. draft: cheap, where a codec has a cheap way."""
         raise NotImplementedError
 
     def encode(self, audio_BN: Tensor) -> Tensor:
@@ -48,9 +48,12 @@ class Codec(nn.Module):
         """Raw frames [B, T, C] -> normalised frames."""
         return (raw_BTC - self.mean_C) / self.std_C
 
-    def decode(self, frames_BTC: Tensor, samples: int | None = None) -> Tensor:
-        """Normalised frames [B, T, C] -> audio [B, samples] (default T * hop)."""
-        audio_BN = self.synthesise(frames_BTC * self.std_C + self.mean_C)
+    def decode(self, frames_BTC: Tensor, samples: int | None = None, *, draft: bool = False) -> Tensor:
+        """Normalised frames [B, T, C] -> audio [B, samples] (default T * hop).
+
+        draft: good enough for a measurement that is made often, such as a probe; not for listening.
+        """
+        audio_BN = self.synthesise(frames_BTC * self.std_C + self.mean_C, draft)
         return audio_BN if samples is None else audio_BN[:, :samples]
 
     @torch.no_grad()

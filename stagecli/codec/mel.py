@@ -16,6 +16,7 @@ LogBase = Literal["e", "10"]
 
 _VOCODERS = ("SpeechT5HifiGan", "FastSpeech2ConformerHifiGan")
 _PHASE_SEED = 0
+_DRAFT = 4  # iterations of Griffin-Lim and of the mel inversion; an SSL encoder hears no more (docs/regime.md)
 _TINY = 1e-12
 
 
@@ -130,21 +131,24 @@ class MelCodec(Codec):
         mel_BTC = strength_BFT.transpose(1, 2) @ self.filters_FC
         return mel_BTC.clamp_min(self.floor).log() * self.scale
 
-    def synthesise(self, raw_BTC: Tensor) -> Tensor:
-        """Log-mel frames [B, T, C] -> audio [B, T * hop]; each row on its own, the same every time."""
+    def synthesise(self, raw_BTC: Tensor, draft: bool = False) -> Tensor:
+        """Log-mel frames [B, T, C] -> audio [B, T * hop]; each row on its own, the same every time.
+
+        draft: 4 iterations of everything (Griffin-Lim only; a vocoder has no cheap way).
+        """
         length = raw_BTC.shape[1] * self.hop
         if self.vocoder is not None:
             audio_BN = self.vocoder(raw_BTC)
             # Odd (kernel - rate) pairs in a vocoder give a sample more or less per layer.
             return F.pad(audio_BN, (0, max(0, length - audio_BN.shape[-1])))[:, :length]
-        magnitude_BFT = self.invert_mel(raw_BTC).transpose(1, 2)
-        audio_BN = self._griffin_lim(magnitude_BFT)
+        magnitude_BFT = self.invert_mel(raw_BTC, _DRAFT if draft else self.inversion_steps).transpose(1, 2)
+        audio_BN = self._griffin_lim(magnitude_BFT, min(_DRAFT, self.iterations) if draft else self.iterations)
         return audio_BN[:, self.left : self.left + length]
 
-    def invert_mel(self, raw_BTC: Tensor) -> Tensor:
+    def invert_mel(self, raw_BTC: Tensor, steps: int | None = None) -> Tensor:
         """Log-mel frames [B, T, C] -> magnitudes |X| [B, T, F], the non-negative fit to the mel values.
 
-        Clamped pseudo-inverse, then `inversion_steps` multiplicative updates for the squared error
+        Clamped pseudo-inverse, then `steps` (default: `inversion_steps`) multiplicative updates for the squared error
         (Lee and Seung, 2001), which never leave the non-negative range.
         """
         mel_BTC = (raw_BTC / self.scale).exp()
@@ -152,11 +156,11 @@ class MelCodec(Codec):
         least = self.floor / self.filters_FC.sum(0).max()
         power_BTF = (mel_BTC @ self.pinv_CF).clamp_min(least)
         up_BTF = mel_BTC @ self.filters_FC.T
-        for _ in range(self.inversion_steps):
+        for _ in range(self.inversion_steps if steps is None else steps):
             power_BTF = power_BTF * up_BTF / ((power_BTF @ self.filters_FC) @ self.filters_FC.T + _TINY)
         return (power_BTF + _TINY).pow(1 / self.power)
 
-    def _griffin_lim(self, magnitude_BFT: Tensor) -> Tensor:
+    def _griffin_lim(self, magnitude_BFT: Tensor, iterations: int) -> Tensor:
         """Magnitudes [B, F, T] -> audio with its margins [B, n_fft + (T - 1) hop].
 
         The phase search carries no gradient; the last synthesis does, with the phase held fixed.
@@ -164,7 +168,7 @@ class MelCodec(Codec):
         with torch.no_grad():
             phase_BFT = self._first_phase(magnitude_BFT)
             before_BFT = torch.zeros_like(phase_BFT)
-            for _ in range(self.iterations):
+            for _ in range(iterations):
                 now_BFT = self._stft(self._istft(magnitude_BFT * phase_BFT))
                 ahead_BFT = now_BFT + self.momentum * (now_BFT - before_BFT)
                 phase_BFT = ahead_BFT / ahead_BFT.abs().clamp_min(_TINY)

@@ -88,7 +88,7 @@ class NeuralCodec(Codec):
         latent_BCT = self.model.encoder(padded_BN[:, None])
         return latent_BCT[..., :frames].transpose(1, 2)
 
-    def synthesise(self, raw_BTC: Tensor) -> Tensor:
+    def synthesise(self, raw_BTC: Tensor, draft: bool = False) -> Tensor:
         """Latents [B, T, C] -> audio [B, T * hop]."""
         audio_BN = self.model.decoder(raw_BTC.transpose(1, 2))[:, 0]
         samples = raw_BTC.shape[1] * self.hop

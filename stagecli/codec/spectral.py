@@ -145,7 +145,7 @@ class MDCTCodec(SpectralCodec):
         coefficient_BTC = self._rotate(block_BTN, 1) @ self.dct_NC
         return coefficient_BTC.sign() * compress(coefficient_BTC.abs(), self.alpha, self.floor)
 
-    def synthesise(self, raw_BTC: Tensor) -> Tensor:
+    def synthesise(self, raw_BTC: Tensor, draft: bool = False) -> Tensor:
         """Companded MDCT coefficients [B, T, hop] -> audio [B, T * hop]."""
         coefficient_BTC = raw_BTC.sign() * expand(raw_BTC.abs(), self.alpha, self.floor)
         # The DCT-IV matrix is symmetric and orthogonal: it is its own inverse.
@@ -213,7 +213,7 @@ class STFTCodec(SpectralCodec):
         gain_BTF = compress(radius_BTF, self.alpha, self.floor) / radius_BTF
         return torch.cat([real_BTF * gain_BTF, (imag_BTF * gain_BTF)[..., 1:-1]], dim=-1)
 
-    def synthesise(self, raw_BTC: Tensor) -> Tensor:
+    def synthesise(self, raw_BTC: Tensor, draft: bool = False) -> Tensor:
         """Companded real and imaginary parts [B, T, n_fft] -> audio [B, T * hop]."""
         bins = self.n_fft // 2 + 1
         real_BTF = raw_BTC[..., :bins]

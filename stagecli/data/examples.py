@@ -26,7 +26,7 @@ from stagecli.data.source import Clip, Source
 from stagecli.schema import Recipe
 
 # Independent random streams per (seed, sample); a new use gets a new number.
-ORDER, CROP, DROP, NOISE, VALID_NOISE, TIME, VALID = range(7)
+ORDER, CROP, DROP, NOISE, VALID_NOISE, TIME, VALID, PROBE_NOISE = range(8)
 
 
 def stream(seed: int, name: int, *index: int) -> np.random.Generator:
@@ -111,6 +111,14 @@ class Examples(Dataset):
     def valid_item(self, index: int) -> dict[str, Any]:
         """The validation example of clip `index`: the same crop and filter every time, caption kept."""
         return self.content(self.clips[index], (VALID, index), False)
+
+    def valid_audio(self, index: int) -> tuple[np.ndarray, int]:
+        """The audio [N] behind `valid_item(index)`, before its level is brought to the input's (sr), and how many
+        of its samples are the clip's, not padding."""
+        clip, rng = self.clips[index], stream(self.seed, VALID, index)
+        if self.frames_cache is not None:
+            rng = stream(self.seed, CROP, int(rng.integers(self.recipe.data.crops)))
+        return crop(self.memory.read(clip), self.samples, rng)
 
     def content(self, clip: Clip, key: tuple[int, int], dropped: bool) -> dict[str, Any]:
         rng = stream(self.seed, *key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ class Plan:
 
     density: Density = field(default_factory=Uniform)
     loss_weight: Callable[[Tensor], Tensor] | None = None  # t [B] -> [B]
+    r: float = 0.0  # regime variable; 0 where no mechanism measures it
     hidden: tuple[int, ...] = ()  # blocks whose output the network returns
     active: tuple[str, ...] = ()  # names of the mechanisms that add a loss
 
@@ -76,11 +77,60 @@ class Event:
 
 
 @dataclass(frozen=True)
+class ProbeSettings:
+    """What a mechanism wants measured.
+
+    monitor: "kind:model" of an SSL encoder; layer: as in `ssl.make_encoder`; clips: of the valid split; t: noise
+    levels of each clip; every: steps from probe to probe.
+    """
+
+    monitor: str
+    layer: int | tuple[int, ...] | Literal["mean"]
+    clips: int
+    t: tuple[float, ...]
+    every: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One measurement of the discrepancy on the fixed probe set (design section 5).
+
+    D_t: {t: mean over clips of 1 - mean over frames of cos(features of the prediction, of the target)}; ceiling: the
+    same of the codec's round trip; reference: of what holds no information beyond the condition.
+    """
+
+    D_t: Mapping[float, float]
+    ceiling: float
+    reference: float
+
+    @property
+    def D(self) -> float:
+        """Mean over t."""
+        return math.fsum(self.D_t.values()) / len(self.D_t)
+
+    def normalised(self, D: float) -> float:
+        """1: no meaning beyond the condition; 0: as good as the codec allows."""
+        return (D - self.ceiling) / (self.reference - self.ceiling)
+
+    def row(self) -> dict[str, Any]:
+        """Flat numbers for the row of a probe; a D that is no number is None there."""
+        by_t = {f"_t{t:.2f}": D for t, D in self.D_t.items()}
+        return {
+            "D": self.D,
+            **{f"D{name}": D for name, D in by_t.items()},
+            "Dn": self.normalised(self.D),
+            **{f"Dn{name}": self.normalised(D) for name, D in by_t.items()},
+            "d_ceiling": self.ceiling,
+            "d_ref": self.reference,
+        }
+
+
+@dataclass(frozen=True)
 class Signals:
     """What one step showed, gathered over all processes, so that all of them decide alike.
 
     step: steps done; t_B, loss_B: of the global batch, unweighted; grad_norm before clipping;
-    lr: the step's learning rate.
+    lr: the step's learning rate; probe: the measurement after this step, where one was due.
     """
 
     step: int
@@ -88,12 +138,14 @@ class Signals:
     loss_B: Tensor
     grad_norm: float
     lr: float
+    probe: Probe | None = None
 
 
 class Mechanism:
     """One thing that acts on training. Every method has a default that does nothing."""
 
     name = "mechanism"
+    probes: ProbeSettings | None = None  # what it wants measured
 
     def plan(self, step: int, plan: Plan) -> Plan:
         """The plan with this mechanism's part replaced; pure."""
@@ -115,4 +167,8 @@ class Mechanism:
 
     def metrics(self) -> dict[str, float]:
         """Flat numbers for the next row of metrics, without prefix."""
+        return {}
+
+    def probe_row(self) -> dict[str, Any]:
+        """What it adds to the row of the probe that it just observed."""
         return {}

@@ -11,7 +11,7 @@ from stagecli.errors import StageError
 from stagecli.objective import Result
 from stagecli.schema import Recipe
 from stagecli.stage import registry
-from stagecli.stage.base import Event, LogitNormal, Mechanism, Plan, Signals, Uniform
+from stagecli.stage.base import Event, LogitNormal, Mechanism, Plan, ProbeSettings, Signals, Uniform
 
 
 class Stages:
@@ -24,8 +24,13 @@ class Stages:
     @classmethod
     def of(cls, recipe: Recipe) -> Stages:
         chosen = [name for name in registry.MECHANISMS if name in recipe.stage]
-        mechanisms = {name: registry.load(name)(registry.load(name).Options(**recipe.stage[name])) for name in chosen}
+        mechanisms = {name: registry.load(name)(registry.options(name, recipe.stage[name]), recipe) for name in chosen}
         return cls(mechanisms, base_plan(recipe))
+
+    @property
+    def probes(self) -> ProbeSettings | None:
+        """What is to be measured while training, or None."""
+        return next((m.probes for m in self.mechanisms.values() if m.probes is not None), None)
 
     def plan(self, step: int) -> Plan:
         plan = self.base
@@ -43,6 +48,9 @@ class Stages:
 
     def metrics(self) -> dict[str, float]:
         return {f"stage/{n}/{k}": v for n, m in self.mechanisms.items() for k, v in m.metrics().items()}
+
+    def probe_row(self) -> dict[str, Any]:
+        return {k: v for mechanism in self.mechanisms.values() for k, v in mechanism.probe_row().items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {name: mechanism.state_dict() for name, mechanism in self.mechanisms.items()}

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 # name -> "module:class"; the class has `Options`, a pydantic model of its table. Regime comes first.
-MECHANISMS: dict[str, str] = {}
+MECHANISMS: dict[str, str] = {
+    "regime": "stagecli.stage.regime:RegimeMechanism",
+}
 
 
 def load(name: str) -> Any:
+    """The class of a mechanism."""
     module, _, cls = MECHANISMS[name].partition(":")
     return getattr(importlib.import_module(module), cls)
 
 
-def check(tables: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(key, what is wrong) of every problem in the `[stage.*]` tables of a recipe."""
-    for name, options in tables.items():
-        if name not in MECHANISMS:
-            near = difflib.get_close_matches(name, MECHANISMS, n=1)
-            known = ", ".join(MECHANISMS) or "none in this version"
-            yield (
-                ("stage", name),
-                "no such mechanism; " + (f"did you mean `{near[0]}`?" if near else f"there are: {known}"),
-            )
-            continue
-        try:
-            load(name).Options.model_validate(options)
-        except ValidationError as error:
-            for item in error.errors():
-                yield ("stage", name, *map(str, item["loc"])), item["msg"]
+def options(name: str, table: Mapping[str, Any]) -> Any:
+    """The `[stage.NAME]` table with its defaults. Raises pydantic's ValidationError."""
+    return load(name).Options.model_validate(dict(table))
+
+
+def unknown(name: str) -> str | None:
+    """What is wrong with the name of a mechanism, or None."""
+    if name in MECHANISMS:
+        return None
+    near = difflib.get_close_matches(name, MECHANISMS, n=1)
+    return "no such mechanism; " + (f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(MECHANISMS)}")

@@ -1,0 +1,67 @@
+"""How much D changes with other noise (eps), by size of the probe set: the repeat noise of a probe.
+
+    python docs/experiments/probe_noise.py runs/digits-0 --checkpoint 1000 --clips 64 --draws 6
+
+Measures every clip of a large probe set with several draws of eps, and gives the standard deviation of D over draws for
+smaller sets from the per-clip deviations, which are independent. Training uses one draw for good, so this is the error
+of D's level, not of its course.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from stagecli import checkpoint
+from stagecli import recipe as recipes
+from stagecli.model.network import Network
+from stagecli.prepare import prepare
+from stagecli.probe import AT_ONCE, ProbeSet
+from stagecli.stage.controller import Stages
+
+SIZES = (8, 16, 32, 64, 128, 256)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--checkpoint", default="latest")
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--draws", type=int, default=6)
+    options = parser.parse_args()
+    recipe = recipes.load(options.run / "recipe.toml", [f"stage.regime.clips={options.clips}"])
+    settings = Stages.of(recipe).probes
+    assert settings is not None, "the run's recipe has no [stage.regime]"
+    accelerator = Accelerator(mixed_precision="bf16" if recipe.train.precision == "bf16" else "no", cpu=True)
+    prepared = prepare(recipe, None, accelerator.device, lambda *_: None)
+    network = Network(recipe, channels=prepared.codec.channels)
+    path = checkpoint.find(options.run / "checkpoints", options.checkpoint)
+    network.load_state_dict(checkpoint.load_weights(path, "model"))
+    network.eval()
+    probes = ProbeSet(settings, prepared, network, accelerator)
+    draws = []
+    with torch.no_grad():
+        for draw in range(options.draws):
+            rows = []
+            for first in range(0, len(probes.clips), AT_ONCE):
+                part = probes.everything[first : first + AT_ONCE]
+                made = probes._predictions(network, part, draw)
+                rows.append(torch.stack([probes._distance(audio_BN, part) for audio_BN in made]))
+            draws.append(torch.cat(rows, dim=1))
+    d_KTB = torch.stack(draws).double()
+    D = float(d_KTB.mean())
+    one = float(d_KTB.mean(1).std(0).square().mean().sqrt())  # of a clip, its mean over t
+    gap = probes.reference - probes.ceiling
+    print(
+        f"{path.name}: D {D:.4f}, Dn {(D - probes.ceiling) / gap:.3f}, {len(probes.clips)} clips, {options.draws} draws"
+    )
+    print("| clips | deviation of D, % of D | of Dn |\n|---|---|---|")
+    for size in SIZES:
+        print(f"| {size} | {100 * one / size**0.5 / D:.2f} | {one / size**0.5 / gap:.4f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Trajectories of D, Dn by noise level and r of several runs of one recipe, as Markdown: mean and spread over seeds.
+
+    for s in 0 1 2; do stagecli train fsdd-t2a --name digits-$s --set train.seed=$s --set stage.regime.clips=16; done
+    python docs/experiments/regime_runs.py runs/digits-*
+
+Reads the run directories only. The runs must have the same steps between probes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stagecli.report import RunReport, read_run
+from stagecli.report_regime import levels
+from stagecli.stage.slope import OFFSET, fit_line
+
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """`mean ± standard deviation over runs`; a dash where a run has no number."""
+    known = [v for v in values if v is not None]
+    if len(known) < len(values):
+        return "-"
+    return f"{statistics.mean(known):.3f} ± {statistics.stdev(known):.3f}" if len(known) > 1 else f"{known[0]:.3f}"
+
+
+def at(report: RunReport, step: float) -> dict[str, Any]:
+    """The last probe up to a step."""
+    before = [row for row in report.probes if row["step"] <= step]
+    return before[-1] if before else report.probes[0]
+
+
+def first_step(report: RunReport, level: float) -> int | None:
+    return next((row["step"] for row in report.probes if row["r"] >= level), None)
+
+
+def noise(report: RunReport, window: int = 20) -> tuple[float, float]:
+    """Median over windows of the deviation of ln(Dn + 0.01) around its line, and of its lag-1 correlation."""
+    good = [row for row in report.probes if row["Dn"] is not None]
+    logs, taus = [math.log(max(row["Dn"], 0) + OFFSET) for row in good], [row["tau"] for row in good]
+    lines = [fit_line(taus[i : i + window], logs[i : i + window]) for i in range(len(good) - window)]
+    return statistics.median(line.noise for line in lines), statistics.median(line.phi for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    reports = [read_run(path) for path in parser.parse_args().runs]
+    steps = reports[0].probes[-1]["step"]
+    names = ["D", *(f"Dn_t{t}" for t in levels(reports[0].probes)), "Dn", "r"]
+    print(f"| step | {' | '.join(names)} |")
+    print("|---" * (len(names) + 1) + "|")
+    for share in SHARES:
+        rows = [at(report, share * steps) for report in reports]
+        print(f"| {rows[0]['step']} | " + " | ".join(spread([row.get(name) for row in rows]) for name in names) + " |")
+    print()
+    print("| run | ceiling | reference | clock | r >= 0.5 at | by the fail-safe from | noise of ln Dn | lag-1 | cost |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for report in reports:
+        last = report.probes[-1]
+        lifted = next((row["step"] for row in report.probes if row["failsafe"]), None)
+        deviation, phi = noise(report)
+        print(
+            f"| {report.name} | {last['d_ceiling']:.4f} | {last['d_ref']:.4f} | {last['clock_step'] or '-'} "
+            f"| {first_step(report, 0.5) or '-'} | {lifted or '-'} | {100 * deviation:.1f} % | {phi:.2f} "
+            f"| {100 * last['share']:.1f} % |"
+        )
+
+
+if __name__ == "__main__":
+    main()

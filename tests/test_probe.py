@@ -1,0 +1,369 @@
+"""The probe and `[stage.regime]` in training: measured, exact after a kill, without effect on what is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import Result, die_at, forked, fresh_accelerate, losses_of, read_rows, run_cli, sha, write_recipe
+from test_resume import attempts, facts, killed, weights
+
+from stagecli import recipe as recipes
+from stagecli.errors import StageError
+from stagecli.model.network import Network
+from stagecli.prepare import prepare
+from stagecli.probe import ProbeSet, open_monitor
+from stagecli.stage.base import Probe, ProbeSettings
+from stagecli.stage.controller import Stages
+from stagecli.stage.regime import read_r
+
+REGIME: dict[str, Any] = {"stage__regime__every": 2, "stage__regime__clips": 4, "train__steps": 12}
+CLOCK = ("seconds", "seconds_total", "share")
+
+
+def probes(run: Path) -> list[dict[str, Any]]:
+    rows = read_rows(run, "probes")
+    return [{k: v for k, v in row.items() if k not in ("time", "attempt", *CLOCK)} for row in rows]
+
+
+def regime_events(run: Path) -> dict[int, list[tuple[Any, ...]]]:
+    """step -> events of the mechanism; what a killed process and its resume both wrote counts once."""
+    found: dict[int, list[tuple[Any, ...]]] = {}
+    for row in read_rows(run, "events"):
+        if row["mechanism"] == "regime":
+            event = (row["from"], row["to"], row["reason"], json.dumps(row["evidence"], sort_keys=True))
+            if event not in found.setdefault(row["step"], []):
+                found[row["step"]].append(event)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/t2a and runs/sr with probes, and runs/t2a-plain and runs/sr-plain without the stage table."""
+    folder = tmp_path_factory.mktemp("probed")
+    for kind in ("t2a", "sr"):
+        recipe = write_recipe(folder / f"{kind}.toml", kind, **REGIME)
+        result = run_cli("train", recipe, cwd=folder)
+        assert result.code == 0, result.stderr
+        plain = write_recipe(folder / f"{kind}-plain.toml", kind, train__steps=REGIME["train__steps"])
+        assert run_cli("train", plain, cwd=folder).code == 0
+    return folder / "runs"
+
+
+@pytest.mark.parametrize("kind", ["t2a", "sr"])
+def test_probes_change_nothing_that_is_trained(kind: str, whole: Path) -> None:
+    run, plain = whole / kind, whole / f"{kind}-plain"
+    assert len(probes(run)) == 6
+    assert losses_of(run) == losses_of(plain)
+    assert [row["optim/grad_norm"] for row in read_rows(run) if "optim/grad_norm" in row] == [
+        row["optim/grad_norm"] for row in read_rows(plain) if "optim/grad_norm" in row
+    ]
+    for name in ("model", "ema"):
+        assert sha(run / f"checkpoints/step_00000012/{name}.safetensors") == sha(
+            plain / f"checkpoints/step_00000012/{name}.safetensors"
+        )
+
+
+@pytest.mark.parametrize("kind", ["t2a", "sr"])
+def test_rows_of_probes_say_what_was_measured(kind: str, whole: Path) -> None:
+    rows = read_rows(whole / kind, "probes")
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    for row in rows:
+        by_t = [row[f"D_t{t:.2f}"] for t in (0.3, 0.5, 0.7)]
+        assert row["D"] == pytest.approx(sum(by_t) / 3)
+        assert row["Dn"] == pytest.approx((row["D"] - row["d_ceiling"]) / (row["d_ref"] - row["d_ceiling"]))
+        assert -1e-6 <= row["d_ceiling"] < row["d_ref"] <= 2
+        assert row["seconds"] > 0
+        assert row["monitor"].startswith("bundled:teacher")
+    taus = [row["tau"] for row in rows]
+    assert taus == sorted(taus)
+    assert taus[-1] < 12  # warm-up and decay count less than a full step
+
+
+def test_the_recipe_of_the_run_has_every_default(whole: Path) -> None:
+    table = recipes.load(whole / "t2a" / "recipe.toml").stage["regime"]
+    assert table["monitor"] == "bundled:teacher"
+    assert tuple(table["t"]) == (0.3, 0.5, 0.7)
+
+
+# -- resume ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["t2a", "sr"])
+@pytest.mark.parametrize("step", [7, 10])
+def test_kill_9_and_resume_give_the_same_probes_and_events(kind: str, step: int, whole: Path, tmp_path: Path) -> None:
+    def arrange() -> None:
+        from stagecli.run import Run
+
+        die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == step)
+
+    recipe = whole.parent / f"{kind}.toml"
+    killed(tmp_path, "train", recipe, arrange=arrange)
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    run = tmp_path / "runs" / kind
+    assert attempts(run) == [0, 4 if step == 7 else 8]
+    written = {row["step"]: row for row in probes(run)}
+    assert all(written[row["step"]] == row for row in probes(run)), "trained again, a step gave another probe"
+    assert list(written.values()) == probes(whole / kind)
+    assert regime_events(run) == regime_events(whole / kind)
+    assert facts(run) == facts(whole / kind)
+    assert weights(run, 12) == weights(whole / kind, 12)
+
+
+def test_kill_9_while_a_row_of_a_probe_is_written(whole: Path, tmp_path: Path) -> None:
+    def arrange() -> None:
+        from stagecli.run import Run
+
+        die_at(Run, "append", lambda run, stream, row: stream == "probes" and row["step"] == 8)
+
+    killed(tmp_path, "train", whole.parent / "t2a.toml", arrange=arrange)
+    assert run_cli("train", whole.parent / "t2a.toml", cwd=tmp_path).code == 0
+    written = {row["step"]: row for row in probes(tmp_path / "runs" / "t2a")}
+    assert list(written.values()) == probes(whole / "t2a")
+
+
+# -- the controls ----------------------------------------------------------------------------------
+
+
+def test_replay_follows_the_other_run_and_linear_the_step(whole: Path, tmp_path: Path) -> None:
+    source = tmp_path / "other"
+    shutil.copytree(whole / "t2a", source)
+    rows = [{**row, "r": min(1.0, row["step"] / 8)} for row in read_rows(source, "probes")]
+    (source / "probes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 14, "r"')
+    recipe = write_recipe(
+        tmp_path / "r.toml", "t2a", **REGIME, stage__regime__source="replay", stage__regime__replay=str(source)
+    )
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    assert [row["r"] for row in probes(tmp_path / "runs" / "r")] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    linear = write_recipe(tmp_path / "l.toml", "t2a", **REGIME, stage__regime__source="linear")
+    assert run_cli("train", linear, cwd=tmp_path).code == 0
+    assert [row["r"] for row in probes(tmp_path / "runs" / "l")] == pytest.approx([s / 12 for s in range(2, 13, 2)])
+    assert losses_of(tmp_path / "runs" / "l") == losses_of(whole / "t2a")
+
+
+def test_a_run_that_cannot_be_replayed_is_refused(whole: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "no-probes"
+    shutil.copytree(whole / "t2a-plain", empty)
+    for where in (tmp_path / "nowhere", empty):
+        with pytest.raises(StageError, match="replay"):
+            read_r(where)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole / "t2a", damaged)
+    lines = (damaged / "probes.jsonl").read_text().splitlines()
+    (damaged / "probes.jsonl").write_text("\n".join([lines[0], "not a row", *lines[1:]]) + "\n")
+    with pytest.raises(StageError, match="damaged"):
+        read_r(damaged)
+
+
+# -- what bad input gets ---------------------------------------------------------------------------
+
+
+def refused(kind: str, tmp_path: Path, **changes: Any) -> Result:
+    """Train; it must end with code 1 or 2, without a row of metrics."""
+    recipe = write_recipe(tmp_path / "bad.toml", kind, **{**REGIME, **changes})
+    result = run_cli("train", recipe, cwd=tmp_path)
+    assert result.code in (1, 2), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs" / "bad" / "metrics.jsonl").exists()
+    return result
+
+
+@pytest.fixture(scope="module")
+def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint of a 16 kHz encoder."""
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+    folder = tmp_path_factory.mktemp("ssl") / "wav2vec2"
+    config = Wav2Vec2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Wav2Vec2Model(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def test_a_monitor_that_cannot_hear_what_is_restored(wav2vec2: Path, tmp_path: Path) -> None:
+    result = refused(
+        "sr", tmp_path, stage__regime__monitor=f"transformers:{wav2vec2}", data__sample_rate=24000,
+        data__seconds=0.2,
+    )  # fmt: skip
+    assert "hears up to 8000 Hz" in result.stderr
+    assert "full-band encoder" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"stage__regime__monitor": "bundled:judge"}, "is also the judge"),
+        ({"stage__regime__monitor": "bundled:teachr"}, "teacher"),
+        ({"stage__regime__monitor": "transformers:/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"stage__regime__monitor": "teacher"}, "kind:model"),
+        ({"stage__regime__monitor": "clap:x"}, "no kind 'clap'"),
+        ({"stage__regime__layer": 99}, "no layer 99"),
+        ({"data__seconds": 0.05}, "receptive field|needs 0.0"),
+        ({"stage__regime__clips": 1}, "single clip"),
+        ({"stage__regime__source": "replay"}, "belong together"),
+        ({"stage__regime__source": "replay", "stage__regime__replay": "nowhere"}, "cannot be read"),
+        ({"stage__regime__t": [0.5, 1.0]}, "less than 1"),
+        ({"stage__regime__evry": 3}, "did you mean `every`"),
+        ({"stage__regim__every": 3}, "did you mean `regime`"),
+    ],
+)
+def test_what_cannot_measure_is_refused_before_training(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    result = refused("t2a", tmp_path, **changes)
+    import re
+
+    assert re.search(said, " ".join(result.stderr.split())), result.stderr
+
+
+def test_a_monitor_from_disk_measures_t2a(wav2vec2: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "w.toml", "t2a", **{**REGIME, "train__steps": 4}, stage__regime__monitor=f"transformers:{wav2vec2}"
+    )
+    result = run_cli("train", recipe, cwd=tmp_path)
+    # Random features may not tell clips apart; then it says so and does not train.
+    assert result.code == 0 or "cannot measure this run" in " ".join(result.stderr.split()), result.stderr
+
+
+def test_a_probe_without_a_number_is_an_event_and_training_goes_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = ProbeSet.measure
+
+    def broken(self: ProbeSet, network: Network, noise: int = 0) -> Probe:
+        probe = measure(self, network, noise)
+        if self.calls == 2:
+            probe = Probe(dict.fromkeys(probe.D_t, math.nan), probe.ceiling, probe.reference)
+        self.calls += 1
+        return probe
+
+    monkeypatch.setattr(ProbeSet, "measure", broken)
+    monkeypatch.setattr(ProbeSet, "calls", 0, raising=False)
+    assert run_cli("train", whole.parent / "t2a.toml", cwd=tmp_path).code == 0
+    run = tmp_path / "runs" / "t2a"
+    row = probes(run)[2]
+    assert row["D"] is None
+    assert row["Dn"] is None
+    assert [e for e in read_rows(run, "events") if e["mechanism"] == "regime" and "probe is nan" in e["reason"]]
+    assert losses_of(run) == losses_of(whole / "t2a-plain")
+
+
+# -- the measurement itself ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def probe_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ProbeSet, Network]:
+    monkeypatch.chdir(tmp_path)
+    fresh_accelerate()
+    recipe = recipes.load(write_recipe(tmp_path / "p.toml", "t2a", **REGIME))
+    accelerator = Accelerator(cpu=True)
+    prepared = prepare(recipe, None, accelerator.device, lambda *_: None)
+    torch.manual_seed(0)
+    network = Network(recipe, channels=prepared.codec.channels)
+    settings = Stages.of(recipe).probes
+    assert settings is not None
+    return ProbeSet(settings, prepared, network, accelerator), network
+
+
+def test_same_weights_same_number_and_other_noise_another(probe_set: tuple[ProbeSet, Network]) -> None:
+    probes, network = probe_set
+    first = probes.measure(network)
+    assert probes.measure(network).D_t == first.D_t
+    assert probes.measure(network, noise=1).D_t != first.D_t
+
+
+def test_measuring_leaves_the_network_as_it_was(probe_set: tuple[ProbeSet, Network]) -> None:
+    probes, network = probe_set
+    network.train()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.5)
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    probes.measure(network)
+    assert network.training
+    assert all(torch.equal(before[name], p) for name, p in network.named_parameters())
+
+
+def test_a_perfect_prediction_is_at_the_ceiling_and_another_clip_at_the_reference(
+    probe_set: tuple[ProbeSet, Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes, network = probe_set
+    x0_BTC = probes.frames["x0"]
+
+    def predicting(frames_BTC: torch.Tensor) -> Probe:
+        def velocity(x_BTC: torch.Tensor, t_B: torch.Tensor, _: Any) -> Any:
+            class Out:
+                velocity_BTC = (x_BTC - frames_BTC) / t_B[:, None, None]
+
+            return Out
+
+        with monkeypatch.context() as patch:
+            patch.setattr(network, "forward", velocity)
+            return probes.measure(network)
+
+    perfect = predicting(x0_BTC)
+    assert perfect.normalised(perfect.D) == pytest.approx(0, abs=1e-3)
+    other = predicting(x0_BTC.roll(1, 0))
+    assert 0.3 < other.normalised(other.D) < 2.5
+
+
+def test_the_average_follows_with_half_the_interval_as_half_life(probe_set: tuple[ProbeSet, Network]) -> None:
+    probes, _ = probe_set
+    probes.settings = ProbeSettings(**{**vars(probes.settings), "every": 100})
+    assert probes.due(100)
+    assert not probes.due(150)
+    assert probes.hold == 1
+    assert probes.ema.decay == pytest.approx(0.5)  # every = 2: half-life of one step
+
+
+def test_open_monitor_takes_a_list_of_layers(tmp_path: Path) -> None:
+    recipe = recipes.load(write_recipe(tmp_path / "p.toml", "t2a", **REGIME, stage__regime__layer=[1, 2]))
+    settings = Stages.of(recipe).probes
+    assert settings is not None
+    assert open_monitor(recipe, settings).layers == (1, 2)
+
+
+# -- two processes ---------------------------------------------------------------------------------
+
+
+def test_two_processes_measure_and_decide_as_one(whole: Path, tmp_path: Path) -> None:
+    """gloo on two processes: the same D to rounding, the same events."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+
+    def process(rank: int) -> Callable[[], None]:
+        def work() -> None:
+            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            result = run_cli("train", whole.parent / "t2a.toml", cwd=tmp_path, env=env)
+            (tmp_path / f"rank{rank}.txt").write_text(result.stderr)
+            os._exit(result.code)
+
+        return work
+
+    fresh_accelerate()
+    processes = [forked(process(rank)) for rank in range(2)]
+    for one in processes:
+        one.join(600)
+    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert [one.exitcode for one in processes] == [0, 0], said
+    ours, theirs = probes(tmp_path / "runs" / "t2a"), probes(whole / "t2a")
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["D"] == pytest.approx(other["D"], rel=1e-3)
+        assert one["stage"] == other["stage"]
+        assert one["r"] == pytest.approx(other["r"], abs=1e-6)
+    assert facts(tmp_path / "runs" / "t2a")
