@@ -24,9 +24,12 @@ from stagecli.pipeline import Pipeline, Settings, load_pipeline
 from stagecli.prepare import evenly
 from stagecli.run import finite, write_atomic
 from stagecli.sample import find_audio
+from stagecli.schema import Evaluate
+from stagecli.ssl import make_encoder
+from stagecli.ssl.base import Encoder
 
 SR_METRICS = ("lsd", "lsd_hf", "lsd_lf", "si_sdr")
-EMBED = 64  # clips embedded at once
+AT_ONCE = 64  # clips that go through the codec together
 Progress = Callable[[str, int, int], None]
 
 
@@ -39,6 +42,7 @@ def evaluate_run(
     seed: int | None = None,
     samples: int | None = None,
     cutoffs: Sequence[float] = (),
+    judge: str | None = None,
     progress: Progress = lambda what, done, total: None,
     **changes: Any,
 ) -> dict[str, Any]:
@@ -52,6 +56,7 @@ def evaluate_run(
         raise StageError(f"{run_dir} is a {recipe.task.kind} run, not {task}")
     table = recipe.evaluate
     settings = Settings.of(table, **changes)
+    referee = open_judge(judge or table.judge) if recipe.task.kind == "t2a" else None
     seed = table.seed if seed is None else seed
     source = open_source(
         recipe.data,
@@ -72,11 +77,11 @@ def evaluate_run(
         "steps": settings.steps,
         "guidance": settings.guidance,
     }
-    if recipe.task.kind == "sr":
+    if referee is None:
         rows, conventions = score_sr(pipeline, source, clips, cutoffs or table.cutoffs, seed, settings, progress)
     else:
         folder = run_dir / "evals" / f"{path.name}_{split}_samples"
-        rows, conventions = score_t2a(pipeline, source, clips, seed, settings, folder, progress)
+        rows, conventions = score_t2a(pipeline, source, clips, seed, settings, folder, referee, progress)
     document = finite({**facts, "conventions": conventions, "rows": rows})
     name = f"{path.name}_{split}.json"
     (run_dir / "evals").mkdir(exist_ok=True)
@@ -147,6 +152,7 @@ def score_t2a(
     seed: int,
     settings: Settings,
     folder: Path,
+    judge: Encoder,
     progress: Progress,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Fréchet distance to the real clips of the samples, of real training clips, and of codec round trips.
@@ -175,43 +181,80 @@ def score_t2a(
         "real clips of the train split": real(evenly(source.clips("train"), len(clips))),
         "codec round trip of the reference": _round_trip(pipeline, reference, progress),
     }
-    embedded = embed(reference, rate)
-    rows = [
-        {"system": name, "n": len(audio), **_frechet(embedded, embed(audio, rate))} for name, audio in systems.items()
-    ]
-    return rows, {"fd_log_mel": METRICS["fd_log_mel"].convention}
+    return score_sets(reference, systems, rate, judge, progress)
 
 
 @torch.no_grad()
 def _round_trip(pipeline: Pipeline, clips: Sequence[np.ndarray], progress: Progress) -> list[np.ndarray]:
     done: list[np.ndarray] = []
-    for first in range(0, len(clips), EMBED):
-        audio = torch.from_numpy(np.stack(clips[first : first + EMBED])).to(pipeline.device)
+    for first in range(0, len(clips), AT_ONCE):
+        audio = torch.from_numpy(np.stack(clips[first : first + AT_ONCE])).to(pipeline.device)
         decoded = pipeline.codec.decode(pipeline.codec.encode(audio), audio.shape[1])
         done += list(decoded.float().cpu().numpy())
         progress("codec round trip", len(done), len(clips))
     return done
 
 
-def embed(clips: Sequence[np.ndarray], rate: int) -> torch.Tensor:
-    """Clips [N] of any lengths -> log-mel statistics [n, D]."""
-    return torch.cat([log_mel_statistics(torch.from_numpy(clip)[None], rate) for clip in clips])
+def score_sets(
+    reference: Sequence[np.ndarray],
+    systems: Mapping[str, Sequence[np.ndarray]],
+    rate: int,
+    judge: Encoder,
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Fréchet distances of sets of clips [N] to the reference, by the judge's embeddings and by log-mel statistics."""
+
+    @torch.no_grad()
+    def by_judge(clip: np.ndarray) -> torch.Tensor:
+        return judge(torch.from_numpy(clip)[None], rate).mean(1)
+
+    def by_log_mel(clip: np.ndarray) -> torch.Tensor:
+        return log_mel_statistics(torch.from_numpy(clip)[None], rate)
+
+    embeddings = {"fd_judge": by_judge, "fd_log_mel": by_log_mel}
+
+    def embed(name: str, clips: Sequence[np.ndarray], what: str) -> torch.Tensor:
+        done = []
+        for i, clip in enumerate(clips):
+            done.append(embeddings[name](clip))
+            progress(f"{what}: {name}", i + 1, len(clips))
+        return torch.cat(done)
+
+    known = {name: embed(name, reference, "reference") for name in embeddings}
+    rows = []
+    for system, clips in systems.items():
+        metrics = {}
+        for name in embeddings:
+            result = frechet_distance(known[name], embed(name, clips, system))
+            metrics[name] = {"value": result.value, "biased": result.biased, "dimensions": result.dim}
+        rows.append({"system": system, "n": len(clips), "metrics": metrics})
+    conventions = {name: METRICS[name].convention for name in embeddings}
+    conventions["fd_judge"] += f"; judge: {judge.label} (weights {judge.fingerprint()[:12]})"
+    return rows, conventions
 
 
-def _frechet(reference: torch.Tensor, generated: torch.Tensor) -> dict[str, Any]:
-    result = frechet_distance(reference, generated)
-    return {"metrics": {"fd_log_mel": {"value": result.value, "biased": result.biased, "dimensions": result.dim}}}
+def open_judge(name: str) -> Encoder:
+    """The encoder that scores, from "kind:model". Raises StageError."""
+    kind, _, model = name.partition(":")
+    if not model:
+        raise StageError(f"judge {name!r} is not of the form kind:model", hint=f'the default is "{Evaluate().judge}"')
+    return make_encoder(kind, model)
 
 
-def evaluate_folders(reference: Path, generated: Path, task: str, *, cutoff: float | None = None) -> dict[str, Any]:
+def evaluate_folders(
+    reference: Path, generated: Path, task: str, *, cutoff: float | None = None, judge: str | None = None
+) -> dict[str, Any]:
     """Score two folders: file by file of the same name for sr, as two sets for t2a. Raises StageError."""
     if task == "t2a":
         sides = {"reference": find_audio(reference), "generated": find_audio(generated)}
         rate = _one_rate([*sides["reference"], *sides["generated"]])
-        sets = {name: embed([read_mono(p, rate) for p in files], rate) for name, files in sides.items()}
-        row = {"system": generated.name, "n": len(sides["generated"]), **_frechet(sets["reference"], sets["generated"])}
+        sets = {name: [read_mono(p, rate) for p in files] for name, files in sides.items()}
+        systems = {generated.name: sets["generated"]}
+        rows, conventions = score_sets(
+            sets["reference"], systems, rate, open_judge(judge or Evaluate().judge), lambda *_: None
+        )
         facts = {"task": task, "reference": str(reference), "generated": str(generated), "sample_rate": rate}
-        return finite({**facts, "conventions": {"fd_log_mel": METRICS["fd_log_mel"].convention}, "rows": [row]})
+        return finite({**facts, "conventions": conventions, "rows": rows})
     if cutoff is None:
         raise StageError("--cutoff HZ is needed to score sr folders", hint="it is where LSD-LF ends and LSD-HF begins")
     pairs = _paired(reference, generated)
