@@ -59,3 +59,10 @@ def flow_loss(
         weight = weight_BTC.expand_as(error_BTC)
         loss_B = (weight * error_BTC).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp_min(1e-8)
     return Result(loss_B, velocity_BTC, x_BTC, t_B, out.hidden)
+
+
+def weighted_mean(loss_B: Tensor, weight_B: Tensor) -> Tensor:
+    """Mean over the batch of weight times loss. Raises ValueError unless both are [B]: (B, 1) times (B,) is (B, B)."""
+    if weight_B.shape != loss_B.shape or loss_B.ndim != 1:
+        raise ValueError(f"weights of shape {tuple(weight_B.shape)} for losses of shape {tuple(loss_B.shape)}")
+    return (weight_B * loss_B).mean()

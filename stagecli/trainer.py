@@ -26,7 +26,7 @@ from stagecli.interrupt import Interrupt
 from stagecli.interval import Interval
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters
-from stagecli.objective import Result, flow_loss
+from stagecli.objective import Result, flow_loss, weighted_mean
 from stagecli.pipeline import Pipeline
 from stagecli.prepare import Prepared, prepare, shortened
 from stagecli.probe import ProbeSet
@@ -96,7 +96,7 @@ class Trainer:
                 seen_t, seen_loss, loss = [], [], torch.zeros((), device=self.device)
                 for part in range(table.accumulate):
                     batch = to_frames(to_device(next(data), self.device), self.codec)
-                    t_B, weight_B = plan.density.sample(u[micro.rows(part)].to(self.device))
+                    t_B, weight_B = (x.to(self.device) for x in plan.density.sample(u[micro.rows(part)]))
                     last = part == table.accumulate - 1
                     with ExitStack() as sync:
                         if not last:
@@ -146,7 +146,7 @@ class Trainer:
         """Weighted mean loss plus what the active mechanisms add."""
         if plan.loss_weight is not None:
             weight_B = weight_B * plan.loss_weight(result.t_B)
-        total = (weight_B * result.loss_B).mean()
+        total = weighted_mean(result.loss_B, weight_B)
         extra = self.stages.loss(plan, result)
         return total if extra is None else total + extra
 

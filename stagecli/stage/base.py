@@ -8,47 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from stagecli.objective import Result
-
-
-class Density(Protocol):
-    """A density of t on (0, 1)."""
-
-    def sample(self, u_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Uniform numbers u in (0, 1) [B] -> t [B] and per-sample loss weights [B] with mean 1."""
-        ...
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """t = u."""
-
-    def sample(self, u_B: Tensor) -> tuple[Tensor, Tensor]:
-        return u_B, torch.ones_like(u_B)
-
-
-@dataclass(frozen=True)
-class LogitNormal:
-    """logit t ~ N(mean, std^2) (SD3, arXiv 2403.03206, eq. 19)."""
-
-    mean: float = 0.0
-    std: float = 1.0
-
-    def sample(self, u_B: Tensor) -> tuple[Tensor, Tensor]:
-        normal = math.sqrt(2.0) * torch.erfinv(2 * u_B - 1)
-        return torch.sigmoid(self.mean + self.std * normal), torch.ones_like(u_B)
+from stagecli.stage.densities import TimeDensity, Uniform
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the next step does; the defaults are plain training."""
 
-    density: Density = field(default_factory=Uniform)
+    density: TimeDensity = field(default_factory=Uniform)
     loss_weight: Callable[[Tensor], Tensor] | None = None  # t [B] -> [B]
     r: float = 0.0  # regime variable; 0 where no mechanism measures it
     hidden: tuple[int, ...] = ()  # blocks whose output the network returns

@@ -11,7 +11,8 @@ from stagecli.errors import StageError
 from stagecli.objective import Result
 from stagecli.schema import Recipe
 from stagecli.stage import registry
-from stagecli.stage.base import Event, LogitNormal, Mechanism, Plan, ProbeSettings, Signals, Uniform
+from stagecli.stage.base import Event, Mechanism, Plan, ProbeSettings, Signals
+from stagecli.stage.densities import LogitNormal, Uniform
 
 
 class Stages:

@@ -1,0 +1,688 @@
+"""`[stage.timesteps]`: densities against closed forms, weights that keep their promises, training that resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result, die_at, forked, fresh_accelerate, losses_of, read_rows, run_cli, sha, write_recipe
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.special import logit
+from test_resume import attempts, facts, killed, weights
+
+from stagecli import recipe as recipes
+from stagecli.data.examples import stratified
+from stagecli.errors import StageError
+from stagecli.objective import Result as Objective
+from stagecli.stage import densities, registry
+from stagecli.stage.base import Plan, Signals
+from stagecli.stage.controller import Stages
+from stagecli.stage.densities import (
+    Binned,
+    ChangeAware,
+    Floored,
+    LogitLogistic,
+    LogitNormal,
+    LossWeight,
+    MinSNR,
+    TimeDensity,
+    Uniform,
+    Weighted,
+    effective_share,
+    integral,
+    log_snr_normal,
+)
+from stagecli.stage.timesteps import LossFall, TimestepsMechanism, TimestepsOptions
+from stagecli.trainer import Trainer
+
+STAGE: dict[str, Any] = {"stage__regime__every": 2, "stage__regime__clips": 4, "stage__regime__source": "linear"}
+SMALL = {"stage__timesteps__bins": 2, "stage__timesteps__history": 2}
+KINDS = [
+    *("adaptive", "uniform", "logit-normal", "truncated-logit-normal", "log-snr-normal", "shift", "speed"),
+    *("curriculum", "loss-second-moment"),
+]
+EDGES = (0.0, 0.2, 0.5, 0.7, 1.0)
+EARLY = LogitLogistic(0.4, 0.56)  # of the adaptive family at r = 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.MECHANISMS, "timesteps", "stagecli.stage.timesteps:TimestepsMechanism")
+        yield
+
+
+def truncated(t: np.ndarray) -> np.ndarray:
+    return stats.norm.cdf(logit(0.925 * t)) / stats.norm.cdf(logit(0.925))
+
+
+def binned(t: np.ndarray) -> np.ndarray:
+    inner, factors = np.array([0.2, 0.3, 0.2, 0.3]), np.array([1.0, 4.0, 0.5, 2.0])
+    return np.interp(t, EDGES, np.concatenate([[0], np.cumsum(inner * factors)]) / (inner * factors).sum())
+
+
+# Each density with its CDF written a second time, from other functions.
+CASES: dict[str, tuple[TimeDensity, Callable[[np.ndarray], np.ndarray]]] = {
+    "uniform": (Uniform(), lambda t: t),
+    "LL at r = 0": (EARLY, lambda t: stats.logistic.cdf((logit(t) - 0.4) / 0.56)),
+    "LL wide": (LogitLogistic(-0.3, 1.4), lambda t: stats.logistic.cdf((logit(t) + 0.3) / 1.4)),
+    "adaptive at r = 0": (
+        Floored(EARLY, 0.05),
+        lambda t: 0.95 * stats.logistic.cdf((logit(t) - 0.4) / 0.56) + 0.05 * t,
+    ),
+    "floored, narrow": (
+        Floored(LogitLogistic(3.0, 0.1), 0.05),
+        lambda t: 0.95 * stats.logistic.cdf((logit(t) - 3) / 0.1) + 0.05 * t,
+    ),
+    "logit-normal": (LogitNormal(0.3, 0.8), lambda t: stats.norm.cdf(logit(t), 0.3, 0.8)),
+    "truncated": (LogitNormal(0.0, 1.0, 0.0, 0.925), truncated),
+    "log-SNR normal": (
+        log_snr_normal(-2.4, 4.0),
+        lambda t: stats.norm.sf(2 * (np.log1p(-t) - np.log(t)), -2.4, 4.0),
+    ),
+    "shift": (LogitLogistic(math.log(3), 1.0), lambda t: t / (t + 3 * (1 - t))),
+    "speed": (Binned(Uniform(), (0.0, 0.9, 1.0), (3.0, 1.0)), lambda t: np.interp(t, [0, 0.9, 1], [0, 27 / 28, 1])),
+    "curriculum, half way": (
+        Floored(LogitNormal(), 0.5),
+        lambda t: 0.5 * stats.norm.cdf(logit(t)) + 0.5 * t,
+    ),
+    "binned": (Binned(Uniform(), EDGES, (1.0, 4.0, 0.5, 2.0)), binned),
+    "weighted": (
+        Weighted(Floored(EARLY, 0.05), LogitNormal(), 0.5),
+        lambda t: 0.95 * stats.logistic.cdf((logit(t) - 0.4) / 0.56) + 0.05 * t,
+    ),
+}  # fmt: skip
+OTHERS = {
+    "binned LL": Binned(EARLY, EDGES, (1.0, 4.0, 0.5, 2.0)),
+    "binned LL, floored": Floored(Binned(EARLY, EDGES, (1.0, 4.0, 0.5, 2.0)), 0.05),
+    "by loss": Weighted(Binned(Uniform(), EDGES, (1.0, 4.0, 0.5, 2.0)), Uniform()),
+}
+ALL = {name: density for name, (density, _) in CASES.items()} | OTHERS
+
+
+def iid(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).random(n).astype(np.float32))
+
+
+def double(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# -- the densities ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_samples_follow_the_closed_form(name: str) -> None:
+    density, cdf = CASES[name]
+    t = density.sample(iid(4000))[0].double().numpy()
+    assert stats.kstest(t, cdf).pvalue > 0.01
+    grid = np.linspace(0.001, 0.999, 999)
+    assert density.cdf(torch.from_numpy(grid)).numpy() == pytest.approx(cdf(grid), abs=1e-12)
+
+
+def test_the_test_of_samples_can_fail() -> None:
+    t = LogitNormal(0.3, 0.8).sample(iid(4000))[0].double().numpy()
+    assert stats.kstest(t, lambda t: stats.norm.cdf(logit(t), 0.3, 0.9)).pvalue < 0.01
+
+
+@pytest.mark.parametrize("n", [16, 64])
+@pytest.mark.parametrize("name", CASES)
+def test_a_stratified_batch_stays_stratified(name: str, n: int) -> None:
+    density, cdf = CASES[name]
+    for step in range(5):
+        t = np.sort(density.sample(stratified(3, step, n))[0].double().numpy())
+        below = cdf(t)
+        distance = max(np.abs(below - np.arange(n) / n).max(), np.abs(below - np.arange(1, n + 1) / n).max())
+        assert distance <= 1 / n + 1e-6
+        strata = np.clip(np.floor(below * n + 1e-4 * (np.arange(n) - below * n)), 0, n - 1)
+        assert np.abs(strata - np.arange(n)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_pdf_is_the_slope_of_the_cdf_and_its_integral_is_1(name: str) -> None:
+    density = ALL[name]
+    assert integral(density.pdf, density.breaks) == pytest.approx(1, abs=1e-9)
+    t, h = double(0.03, 0.11, 0.31, 0.55, 0.83, 0.97), 1e-6
+    slope = (density.cdf(t + h) - density.cdf(t - h)) / (2 * h)
+    assert torch.allclose(density.pdf(t), slope, rtol=1e-6)
+    u = torch.rand(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert float((density.cdf(density.quantile(u)) - u).abs().max()) < 1e-12
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    u=st.lists(st.floats(0, 1, width=32), min_size=2, max_size=32),
+    name=st.sampled_from(sorted(ALL)),
+)
+def test_t_rises_with_u_and_stays_inside(u: list[float], name: str) -> None:
+    t_B, w_B = ALL[name].sample(torch.tensor(sorted(u)))
+    assert t_B.dtype == w_B.dtype == torch.float32
+    assert bool((t_B.diff() >= 0).all())
+    assert bool(((t_B > 0) & (t_B < 1)).all())
+    assert bool((torch.isfinite(w_B) & (w_B > 0)).all())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    m=st.floats(-4, 4), s=st.floats(0.1, 2), share=st.floats(1e-3, 0.999), u=st.floats(1e-5, 1 - 1e-5),
+    v=st.floats(1e-5, 1 - 1e-5),
+)  # fmt: skip
+def test_the_mixture_is_inverted_for_any_parameters(m: float, s: float, share: float, u: float, v: float) -> None:
+    density = Floored(LogitLogistic(m, s), share)
+    t = density.quantile(double(*sorted((u, v))))
+    assert density.cdf(t).tolist() == pytest.approx(sorted((u, v)), abs=1e-9)
+    assert t[0] <= t[1]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_extreme_u(name: str) -> None:
+    u = torch.tensor([0.0, 1e-45, 1e-20, 1e-7, 0.5, 1 - 2**-24, 1.0])
+    t_B, w_B = ALL[name].sample(u)
+    assert bool(((t_B > 0) & (t_B < 1) & torch.isfinite(w_B)).all())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_sample_has_its_own_t_whatever_the_batch(name: str) -> None:
+    """What two processes need in order to train the t of one."""
+    u = stratified(0, 0, 32)
+    whole = ALL[name].sample(u)
+    parts = [ALL[name].sample(u[i : i + 8]) for i in range(0, 32, 8)]
+    for i in range(2):
+        assert torch.equal(whole[i], torch.cat([part[i] for part in parts]))
+
+
+def test_uniform_is_u_to_the_bit() -> None:
+    for density in (Uniform(), adaptive().density(0, 1.0), adaptive(follow_loss=True).density(5, 1.0)):
+        u = stratified(1, 2, 64)
+        t_B, w_B = density.sample(u)
+        assert torch.equal(t_B, u)
+        assert torch.equal(w_B, torch.ones(64))
+    wide = LogitLogistic(0.0, 1.0).sample(stratified(1, 2, 64))[0]
+    assert torch.allclose(wide, stratified(1, 2, 64), atol=1e-7)
+
+
+def test_the_shift_of_sd3_is_logit_logistic() -> None:
+    u = torch.rand(1000, dtype=torch.float64)
+    for a in (0.3, 1.5, 3.0):
+        assert torch.allclose(LogitLogistic(math.log(a), 1.0).quantile(u), a * u / (1 + (a - 1) * u), atol=1e-12)
+
+
+def test_a_logit_logistic_density_is_near_logit_normal() -> None:
+    """Total variation distance; design: 0.033 at s = 0.61."""
+
+    def distance(s: float) -> float:
+        return 0.5 * integral(lambda t: (LogitLogistic(0.0, s).pdf(t) - LogitNormal().pdf(t)).abs())
+
+    assert distance(0.61) == pytest.approx(0.0334, abs=2e-4)
+    assert distance(0.61) < min(distance(0.56), distance(0.7))
+
+
+def test_the_mass_near_noise_that_the_documentation_states() -> None:
+    """docs/timesteps.md: P(t > 0.95) of the adaptive family, of logit-normal and uniform; moments at three r."""
+    expected = {0.0: (0.579, 0.290, 0.596, 0.839, 0.0125), 0.5: (0.535, 0.175, 0.548, 0.873, 0.0299),
+                1.0: (0.5, 0.1, 0.5, 0.9, 0.05)}  # fmt: skip
+    for r, (mean, *quantiles, above) in expected.items():
+        density = adaptive().density(0, r)
+        assert integral(lambda t, d=density: t * d.pdf(t)) == pytest.approx(mean, abs=6e-4)
+        assert density.quantile(double(0.1, 0.5, 0.9)).tolist() == pytest.approx(quantiles, abs=6e-4)
+        assert 1 - float(density.cdf(double(0.95))) == pytest.approx(above, abs=6e-5)
+    assert 1 - float(LogitNormal().cdf(double(0.95))) == pytest.approx(0.0016, abs=6e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 1, 1, 1), (1, 4), ()])
+def test_other_shapes_than_B_are_refused(shape: tuple[int, ...]) -> None:
+    u = torch.full(shape, 0.5)
+    for call in (EARLY.sample, Uniform().sample, LossWeight((MinSNR(),), Uniform())):
+        with pytest.raises(ValueError, match=r"must have shape \[B\]"):
+            call(u)
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+FUNCTIONS: list[Callable[[torch.Tensor], torch.Tensor]] = [
+    lambda t: t,
+    lambda t: (1 - t) ** 4,
+    lambda t: torch.exp(-40 * (t - 0.97) ** 2),
+    lambda t: 1 / (0.02 + t),
+]
+
+
+@pytest.mark.parametrize("reference", [Uniform(), LogitNormal(0.2, 0.9)])
+@pytest.mark.parametrize("base", [EARLY, Binned(EARLY, EDGES, (1.0, 2.0, 0.5, 1.5))])
+@pytest.mark.parametrize("kappa", [0.5, 1.0])
+def test_importance_weights_have_mean_1(reference: TimeDensity, base: TimeDensity, kappa: float) -> None:
+    density = Weighted(Floored(base, 0.05), reference, kappa)
+    mean = integral(lambda t: density.pdf(t) * density.weight(t), density.breaks)
+    assert mean == pytest.approx(1, abs=1e-8)
+    w_B = density.sample(stratified(0, 0, 20000))[1]
+    assert float(w_B.mean()) == pytest.approx(1, abs=2e-3)
+    w_B = density.sample(iid(20000))[1]
+    assert float(w_B.mean()) == pytest.approx(1, abs=4 * float(w_B.std()) / math.sqrt(20000))
+
+
+@pytest.mark.parametrize("reference", [Uniform(), LogitNormal(0.2, 0.9)])
+def test_kappa_1_keeps_the_expected_loss_and_kappa_0_does_not(reference: TimeDensity) -> None:
+    density = Weighted(Floored(EARLY, 0.05), reference, 1.0)
+    for f in FUNCTIONS:
+        plain = integral(lambda t, f=f: reference.pdf(t) * f(t))
+        kept = integral(lambda t, f=f: density.pdf(t) * density.weight(t) * f(t))
+        assert kept == pytest.approx(plain, rel=1e-8)
+        t_B, w_B = density.sample(stratified(0, 0, 20000))
+        assert float((w_B * f(t_B)).mean()) == pytest.approx(plain, rel=0.01)
+    moved = integral(lambda t: density.pdf(t) * t)
+    assert abs(moved - integral(lambda t: reference.pdf(t) * t)) > 0.02
+
+
+def test_the_floor_bounds_the_weights() -> None:
+    t = torch.sigmoid(torch.linspace(-25, 25, 2001, dtype=torch.float64))
+    assert float(Weighted(Floored(EARLY, 0.05), Uniform()).weight(t).max()) <= 20
+    assert float(Weighted(EARLY, Uniform()).weight(t).max()) > 1e6
+
+
+def test_effective_share() -> None:
+    assert effective_share(Floored(EARLY, 0.05)) == 1
+    density = Weighted(Floored(EARLY, 0.05), Uniform())
+    assert effective_share(density) == pytest.approx(0.475, abs=1e-3)
+    w = density.sample(stratified(0, 0, 50000))[1].double()
+    assert float(w.mean() ** 2 / w.square().mean()) == pytest.approx(effective_share(density), rel=1e-2)
+
+
+def test_min_snr_is_the_weight_on_x0_in_terms_of_velocity() -> None:
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    snr = ((1 - t) / t) ** 2
+    assert torch.allclose(MinSNR(5.0)(t), snr.clamp(max=5) * t**2)
+    preserving = snr.clamp(max=5) / (snr + 1)  # the form for the velocity of a variance-preserving path
+    assert torch.allclose(MinSNR(5.0)(t), preserving * ((1 - t) ** 2 + t**2))
+    (peak,) = MinSNR(5.0).breaks
+    assert float(((1 - peak) / peak) ** 2) == pytest.approx(5)
+    for density in (Uniform(), Floored(EARLY, 0.05), Weighted(Floored(EARLY, 0.05), Uniform(), 0.5)):
+        weight = LossWeight((MinSNR(5.0),), density)
+        t_B, w_B = density.sample(stratified(0, 0, 20000))
+        assert float((w_B * weight(t_B)).mean()) == pytest.approx(1, abs=2e-3)
+
+
+def test_speed_weights() -> None:
+    weight = ChangeAware(0.923, 0.6)
+    t = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    below = weight(t[t < 0.923])
+    assert float(below.min()) == pytest.approx(0.4, abs=1e-3)
+    assert float(below.max()) == pytest.approx(0.6)
+    assert float(t[below.argmax()]) == pytest.approx(0.5)
+    assert torch.equal(weight(t[t >= 0.923]), torch.ones(int((t >= 0.923).sum()), dtype=torch.float64))
+    h = 1e-6
+
+    def share(x: torch.Tensor) -> torch.Tensor:
+        return x**2 / ((1 - x) ** 2 + x**2)
+
+    rate = (share(t + h) - share(t - h)) / (2 * h)
+    assert torch.allclose(weight(t)[t < 0.923], (0.4 + 0.2 * rate / 2)[t < 0.923], atol=1e-7)
+    assert torch.allclose(ChangeAware(0.9, 0.5)(t[t < 0.9]), torch.tensor(0.5, dtype=torch.float64))
+    # The noise level at which the linear schedule of DDPM stands at step 700 of 1000.
+    alphas = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[700]
+    assert 1 / (1 + math.sqrt(alphas / (1 - alphas))) == pytest.approx(0.923, abs=5e-4)
+
+
+def test_trainer_multiplies_weights_per_sample() -> None:
+    """`Trainer._total` on plans of this mechanism: weights [B], and t of another shape is refused there."""
+    fake: Any = SimpleNamespace(stages=SimpleNamespace(loss=lambda plan, result: None))
+    mechanism = made(kind="speed", weighting="min-snr")
+    plan = mechanism.plan(0, Plan())
+    t_B, w_B = plan.density.sample(stratified(0, 0, 4))
+    loss_B = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    empty = torch.zeros(4, 1, 1)
+    assert plan.loss_weight is not None
+    total = Trainer._total(fake, plan, Objective(loss_B, empty, empty, t_B), w_B)
+    assert float(total) == pytest.approx(float((w_B * plan.loss_weight(t_B) * loss_B).sum()) / 4)
+    with pytest.raises(ValueError, match=r"must have shape \[B\]"):
+        Trainer._total(fake, plan, Objective(loss_B, empty, empty, t_B[:, None, None, None]), w_B)
+
+
+def test_trainer_refuses_weights_that_would_broadcast() -> None:
+    fake: Any = SimpleNamespace(stages=SimpleNamespace(loss=lambda plan, result: None))
+    loss_B, empty = torch.tensor([1.0, 2.0]), torch.zeros(2, 1, 1)
+    with pytest.raises(ValueError, match="shape"):
+        Trainer._total(fake, Plan(), Objective(loss_B, empty, empty, loss_B), torch.ones(2, 1, 1, 1))
+
+
+# -- the mechanism ---------------------------------------------------------------------------------
+
+
+def made(steps: int = 100, objective: dict[str, Any] | None = None, **options: Any) -> TimestepsMechanism:
+    recipe = recipes.Recipe.model_validate(
+        {
+            "task": {"kind": "t2a"},
+            "data": {"sample_rate": 8000, "seconds": 0.4},
+            "codec": {"kind": "mel"},
+            "train": {"steps": steps},
+            "objective": objective or {},
+            "stage": {"regime": {}},
+        }
+    )
+    return TimestepsMechanism(TimestepsOptions(**options), recipe)
+
+
+def adaptive(**options: Any) -> TimestepsMechanism:
+    return made(kind="adaptive", **options)
+
+
+def feed(
+    mechanism: TimestepsMechanism, loss: Callable[[torch.Tensor], torch.Tensor], steps: int, first: int = 0
+) -> None:
+    for step in range(first, first + steps):
+        t_B = mechanism.plan(step, Plan(r=0.2)).density.sample(stratified(0, step, 16))[0]
+        mechanism.observe(Signals(step + 1, t_B, loss(t_B), 1.0, 1e-3))
+
+
+def peak(t: torch.Tensor) -> torch.Tensor:
+    return 0.1 + 5 * torch.exp(-((t - 0.9) ** 2) / 0.005)
+
+
+def test_adaptive_goes_from_noise_to_uniform_with_r() -> None:
+    mechanism = adaptive()
+    means = [integral(lambda t, r=r: t * mechanism.density(0, r).pdf(t)) for r in np.linspace(0, 1, 11)]
+    assert means == sorted(means, reverse=True)
+    assert mechanism.density(7, 0.3) == mechanism.density(9, 0.3)
+    assert mechanism.density(0, 1.0) == Uniform()
+    assert adaptive(kappa=1.0).density(0, 1.0) == Uniform()
+    assert mechanism.density(0, 0.0) == Floored(LogitLogistic(0.4, 0.56), 0.05)
+    assert adaptive(floor=0.0).density(0, 0.0) == LogitLogistic(0.4, 0.56)
+    assert adaptive(floor=1.0).density(0, 0.0) == Uniform()
+
+
+def test_adaptive_without_regime_is_refused(tmp_path: Path) -> None:
+    recipe = recipes.load(write_recipe(tmp_path / "a.toml", stage__timesteps__kind="adaptive"))
+    with pytest.raises(StageError, match=r"stage\.regime"):
+        Stages.of(recipe)
+    result = run_cli("train", tmp_path / "a.toml", cwd=tmp_path)
+    assert result.code == 2
+    assert 'source = "linear"' in " ".join(result.stderr.split())
+    assert not (tmp_path / "runs" / "a" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kappa": 0.5, "floor": 0.0}, "no bound"),
+        ({"kappa": 0.5, "kind": "shift"}, "adaptive"),
+        ({"follow_loss": True, "kind": "uniform"}, "adaptive"),
+        ({"kind": "truncated-logit-normal", "low": 0.5, "high": 0.5}, "below"),
+        ({"kind": "truncated-logit-normal", "mean": 9.0, "high": 0.5}, "hardly anything"),
+        ({"kind": "logit-normall"}, "logit-normal"),
+        ({"kappa": 2.0}, "less than or equal to 1"),
+        ({"std": 0.0}, "greater than"),
+    ],
+)
+def test_options_that_contradict_each_other(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        TimestepsOptions(**options)
+
+
+def test_curriculum_switches_or_mixes_and_says_so() -> None:
+    switch = made(kind="curriculum", at=0.6)
+    assert switch.density(59, 0.0) == LogitNormal()
+    assert switch.density(60, 0.0) == Uniform()
+    mixing = made(kind="curriculum", at=0.5, mix=0.2)
+    assert mixing.density(60, 0.0) == Floored(LogitNormal(), 0.5)
+    for mechanism, changes in ((switch, [(60, "uniform")]), (mixing, [(51, "mixture"), (70, "uniform")])):
+        events = []
+        for step in range(100):
+            mechanism.plan(step, Plan())
+            signals = Signals(step + 1, torch.rand(4), torch.rand(4), 1.0, 1e-3)
+            events += [(step + 1, event.after) for event in mechanism.observe(signals)]
+        assert events == changes
+
+
+@pytest.mark.parametrize("objective", [{}, {"timesteps": "logit-normal", "mean": 0.3, "std": 0.7}])
+def test_loss_second_moment_finds_a_peak_and_stays_unbiased(objective: dict[str, Any]) -> None:
+    mechanism = made(kind="loss-second-moment", objective=objective)
+    reference = mechanism.reference
+    assert mechanism.density(0, 0.0) == reference
+    feed(mechanism, peak, 400)
+    density = mechanism.density(400, 0.0)
+    assert isinstance(density, Weighted)
+    assert float(density.pdf(double(0.9)) / reference.pdf(double(0.9))) > 3
+    assert float(density.pdf(double(0.3)) / reference.pdf(double(0.3))) < 0.5
+    for f in (peak, *FUNCTIONS):
+        plain = integral(lambda t, f=f: reference.pdf(t) * f(t))
+        assert integral(lambda t, f=f: density.pdf(t) * density.weight(t) * f(t), density.breaks) == pytest.approx(
+            plain
+        )
+    t_B, w_B = density.sample(iid(20000))
+    weighted, plain = w_B * peak(t_B), peak(reference.sample(iid(20000))[0])
+    assert float(weighted.mean()) == pytest.approx(float(plain.mean()), rel=0.05)
+    assert float(weighted.var()) < 0.2 * float(plain.var())
+
+
+def test_loss_second_moment_by_hand() -> None:
+    """Two bins, mean squares 1 and 9: sqrt 1 : 3, mixed with 0.1 of the reference."""
+    mechanism = made(kind="loss-second-moment", bins=2, history=2, history_floor=0.1)
+    for step in range(2):
+        assert mechanism.density(step, 0.0) == Uniform()
+        events = mechanism.observe(Signals(step + 1, torch.tensor([0.2, 0.9]), torch.tensor([1.0, 3.0]), 1.0, 1e-3))
+        assert [event.after for event in events] == (["following the loss"] if step == 1 else [])
+    density = mechanism.density(2, 0.0)
+    low, high = density.pdf(double(0.2, 0.9)).tolist()
+    assert (low, high) == pytest.approx((0.9 * 0.5 + 0.1, 0.9 * 1.5 + 0.1))
+    assert density.weight(double(0.2, 0.9)).tolist() == pytest.approx([1 / low, 1 / high])
+    mechanism.observe(Signals(3, torch.tensor([0.9, 0.2]), torch.tensor([3.0, math.nan]), 1.0, 1e-3))
+    assert mechanism.density(3, 0.0) == density  # a loss that is no number is not remembered
+
+
+def test_what_is_remembered_does_not_depend_on_the_order_of_the_batch() -> None:
+    one, other = (made(kind="loss-second-moment", bins=3, history=2) for _ in range(2))
+    for step in range(4):
+        t_B, loss_B = iid(32, step), iid(32, 100 + step)
+        order = torch.randperm(32, generator=torch.Generator().manual_seed(step))
+        one.observe(Signals(step + 1, t_B, loss_B, 1.0, 1e-3))
+        other.observe(Signals(step + 1, t_B[order], loss_B[order], 1.0, 1e-3))
+    assert one.density(4, 0.0) == other.density(4, 0.0)
+    assert one.metrics() == other.metrics()
+
+
+def test_follow_loss_prefers_what_falls_within_its_bounds() -> None:
+    tracker = LossFall((0.0, 0.25, 0.5, 0.75, 1.0))
+    for step in range(200):
+        t_B = stratified(0, step, 16)
+        falling = 2.0 * 0.995**step
+        tracker.add(t_B, torch.where(t_B < 0.25, torch.full_like(t_B, falling), torch.ones_like(t_B)))
+    assert tracker.ready
+    assert tracker.factors(0.5) == pytest.approx((2.0, 0.5, 0.5, 0.5))
+    assert tracker.factors(0.0) == (1.0, 1.0, 1.0, 1.0)
+    mechanism = adaptive(follow_loss=True, bins=4, kappa=1.0)
+    mechanism.tracker = tracker
+    density = mechanism.density(0, 0.0)
+    assert float(density.pdf(double(0.2))) > 1.5 * float(adaptive().density(0, 0.0).pdf(double(0.2)))
+    assert float(density.pdf(double(0.999))) >= 0.05
+    assert integral(lambda t: density.pdf(t) * density.weight(t), density.breaks) == pytest.approx(1, abs=1e-8)
+    assert mechanism.density(0, 1.0) == Uniform()
+    still = LossFall((0.0, 0.5, 1.0))
+    for step in range(40):
+        still.add(stratified(0, step, 16), torch.ones(16))
+    assert still.factors(0.5) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("options", [{"kind": "loss-second-moment", "bins": 5}, {"follow_loss": True, "bins": 5}])
+def test_state_survives_a_checkpoint_to_the_bit(options: dict[str, Any]) -> None:
+    from stagecli.checkpoint import pack, unpack
+
+    whole, cut = made(**options), made(**options)
+    feed(whole, peak, 120)
+    feed(cut, peak, 60)
+    tree, tensors = pack(cut.state_dict())
+    resumed = made(**options)
+    resumed.load_state_dict(unpack(json.loads(json.dumps(tree)), tensors))
+    feed(cut, peak, 60, first=60)  # the original going on must not change what was saved
+    feed(resumed, peak, 60, first=60)
+    assert resumed.density(120, 0.3) == whole.density(120, 0.3) == cut.density(120, 0.3)
+    assert resumed.metrics() == whole.metrics()
+    for other in (made(kind="uniform"), made(**{**options, "bins": 6})):
+        with pytest.raises(StageError, match="another name"):
+            other.load_state_dict(whole.state_dict())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metrics_say_what_was_drawn(kind: str) -> None:
+    mechanism = made(kind=kind, weighting="min-snr")
+    assert mechanism.metrics() == {}
+    feed(mechanism, peak, 80)
+    values = mechanism.metrics()
+    assert 0 < values["t_q10"] < values["t_q50"] < values["t_q90"] < 1
+    assert 0 < values["ess"] < 1
+    assert len(mechanism.t_N) == 1024
+    if kind == "adaptive":
+        assert (values["m"], values["s"]) == pytest.approx((0.32, 0.648))
+        expected = mechanism.density(0, 0.2).quantile(double(0.1, 0.5, 0.9)).tolist()
+        assert [values["t_q10"], values["t_q50"], values["t_q90"]] == pytest.approx(expected, abs=0.01)
+
+
+def test_the_plan_is_pure_and_keeps_the_rest() -> None:
+    mechanism = adaptive()
+    plan = Plan(r=0.4, hidden=(1,), active=("other",), loss_weight=torch.ones_like)
+    first, second = mechanism.plan(3, plan), mechanism.plan(3, plan)
+    assert first == second
+    assert (first.r, first.hidden, first.active, first.loss_weight) == (0.4, (1,), ("other",), torch.ones_like)
+    assert made(kind="shift", weighting="min-snr").plan(0, plan).loss_weight is not torch.ones_like
+
+
+def test_weights_hardly_cost_anything_twice() -> None:
+    """The integrals are remembered per density."""
+    density = Weighted(Floored(EARLY, 0.05), Uniform(), 0.5)
+    LossWeight((MinSNR(),), density)(torch.rand(4))
+    before = densities.mean_weight.cache_info().hits
+    LossWeight((MinSNR(),), Weighted(Floored(LogitLogistic(0.4, 0.56), 0.05), Uniform(), 0.5))(torch.rand(4))
+    assert densities.mean_weight.cache_info().hits == before + 1
+
+
+# -- in training -----------------------------------------------------------------------------------
+
+
+def stage(kind: str, **more: Any) -> dict[str, Any]:
+    regime = STAGE if kind == "adaptive" else {}
+    small = SMALL if kind == "loss-second-moment" else {}
+    return {**regime, **small, "stage__timesteps__kind": kind, **more}
+
+
+def trained(folder: Path, name: str, task: str = "t2a", **changes: Any) -> Path:
+    recipe = write_recipe(folder / f"{name}.toml", task, **{"train__samples": 0, **changes})
+    result: Result = run_cli("train", recipe, cwd=folder)
+    assert result.code == 0, result.stderr
+    return folder / "runs" / name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/adaptive and runs/loss-second-moment, never stopped."""
+    folder = tmp_path_factory.mktemp("timesteps")
+    trained(folder, "adaptive", **stage("adaptive", stage__timesteps__kappa=0.5, stage__timesteps__weighting="min-snr"))
+    trained(folder, "loss-second-moment", **stage("loss-second-moment"))
+    return folder
+
+
+@pytest.mark.parametrize("task", ["t2a", "sr"])
+def test_uniform_trains_as_no_stage_at_all(task: str, tmp_path: Path) -> None:
+    plain = trained(tmp_path, "plain", task)
+    run = trained(tmp_path, "uniform", task, stage__timesteps__kind="uniform")
+    assert losses_of(run) == losses_of(plain)
+    assert weights(run) == weights(plain)
+    assert facts(run, "bins") == facts(plain, "bins")
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "more"),
+    [
+        *((kind, "t2a", {}) for kind in KINDS if kind not in ("adaptive", "uniform")),
+        ("adaptive", "sr", {"stage__timesteps__follow_loss": True}),
+        ("speed", "sr", {"stage__timesteps__weighting": "min-snr"}),
+        ("loss-second-moment", "sr", {"objective__timesteps": "logit-normal"}),
+        ("curriculum", "t2a", {"stage__timesteps__mix": 0.3, "train__precision": "bf16"}),
+    ],
+)
+def test_every_kind_trains(kind: str, task: str, more: dict[str, Any], tmp_path: Path) -> None:
+    run = trained(tmp_path, "k", task, **{**stage(kind), **more, "train__steps": 5})
+    rows = [row for row in read_rows(run) if "train/loss" in row]
+    assert len(rows) == 5
+    assert all(math.isfinite(row["train/loss"]) for row in rows)
+    assert all(0 < row["stage/timesteps/t_q10"] < row["stage/timesteps/t_q90"] < 1 for row in rows)
+    if kind == "curriculum":
+        assert [e["to"] for e in read_rows(run, "events") if e["mechanism"] == "timesteps"] in (
+            ["uniform"],
+            ["mixture"],
+        )
+
+
+def test_t_follows_r_while_training(whole: Path) -> None:
+    rows = [row for row in read_rows(whole / "runs" / "adaptive") if "train/loss" in row]
+    assert [row["stage/timesteps/m"] for row in rows] == pytest.approx(
+        [0.4 * (1 - (step - step % 2) / 10) for step in range(10)]
+    )
+    assert all(0 < row["stage/timesteps/ess"] <= 1 for row in rows)
+    table = recipes.load(whole / "runs" / "adaptive" / "recipe.toml").stage["timesteps"]
+    assert (table["floor"], table["gamma"], table["kappa"]) == (0.05, 5.0, 0.5)
+
+
+@pytest.mark.parametrize(("kind", "step"), [("adaptive", 7), ("loss-second-moment", 3), ("loss-second-moment", 10)])
+def test_kill_9_and_resume_draw_the_same_t(kind: str, step: int, whole: Path, tmp_path: Path) -> None:
+    def arrange() -> None:
+        from stagecli.run import Run
+
+        die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == step)
+
+    recipe = whole / f"{kind}.toml"
+    killed(tmp_path, "train", recipe, arrange=arrange)
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    run, reference = tmp_path / "runs" / kind, whole / "runs" / kind
+    assert attempts(run) == [0, {3: 0, 7: 4, 10: 8}[step]]
+    assert facts(run) == facts(reference)
+    assert facts(run, "bins") == facts(reference, "bins")
+    assert weights(run) == weights(reference)
+    found, expected = (
+        {(e["step"], e["to"], e["reason"]) for e in read_rows(r, "events") if e["mechanism"] == "timesteps"}
+        for r in (run, reference)
+    )
+    assert found == expected
+    if kind == "loss-second-moment":
+        assert [to for _, to, _ in expected] == ["following the loss"]
+    assert sha(run / "recipe.toml") == sha(reference / "recipe.toml")
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "loss-second-moment"])
+def test_two_processes_draw_the_t_of_one(kind: str, whole: Path, tmp_path: Path) -> None:
+    """gloo on two processes: where t follows the step only it is the same to the bit; where it follows losses, as
+    near as those are."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+
+    def process(rank: int) -> Callable[[], None]:
+        def work() -> None:
+            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            result = run_cli("train", whole / f"{kind}.toml", cwd=tmp_path, env=env)
+            (tmp_path / f"rank{rank}.txt").write_text(result.stderr)
+            os._exit(result.code)
+
+        return work
+
+    fresh_accelerate()
+    processes = [forked(process(rank)) for rank in range(2)]
+    for one in processes:
+        one.join(600)
+    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert [one.exitcode for one in processes] == [0, 0], said
+    run, alone = tmp_path / "runs" / kind, whole / "runs" / kind
+    ours, theirs = ([row for row in read_rows(r) if "train/loss" in row] for r in (run, alone))
+    assert losses_of(run) == pytest.approx(losses_of(alone), rel=1e-3)
+    for name in ("t_q10", "t_q50", "t_q90", "ess"):
+        values, expected = ([row[f"stage/timesteps/{name}"] for row in rows] for rows in (ours, theirs))
+        assert values == (expected if kind == "adaptive" else pytest.approx(expected, rel=1e-3)), name
