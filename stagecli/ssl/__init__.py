@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 KINDS = {  # kind -> module with `load`
     "transformers": "stagecli.ssl.huggingface",
     "torchaudio": "stagecli.ssl.torchaudio_bundles",
+    "bundled": "stagecli.ssl.bundled",
 }
 
 
