@@ -80,13 +80,13 @@ def train(
     main_process = os.environ.get("RANK", "0") == "0"
     view = make_view(quiet or not main_process)
     if prepare_only:
-        from stagecli.trainer import prepare_only as prepare
+        from stagecli.launch import prepare_only as prepare
 
         done = prepare(loaded, view.progress)
         view.close("prepared", f"{len(done.train)} training and {len(done.valid)} validation clips are ready")
         _report_skipped(done.source, out)
         return
-    from stagecli.trainer import train as run_training
+    from stagecli.launch import train as run_training
 
     folder = runs_dir / (name or loaded.about.name or Path(recipe).stem)
     status = run_training(loaded, folder, view, argv=sys.argv[1:], overrides=sets or [], restart=restart)

@@ -25,7 +25,7 @@ from stagecli.prepare import evenly
 from stagecli.run import finite, write_atomic
 from stagecli.sample import find_audio
 from stagecli.schema import Evaluate
-from stagecli.ssl import make_encoder
+from stagecli.ssl import open_encoder
 from stagecli.ssl.base import Encoder
 
 SR_METRICS = ("lsd", "lsd_hf", "lsd_lf", "si_sdr")
@@ -56,7 +56,7 @@ def evaluate_run(
         raise StageError(f"{run_dir} is a {recipe.task.kind} run, not {task}")
     table = recipe.evaluate
     settings = Settings.of(table, **changes)
-    referee = open_judge(judge or table.judge) if recipe.task.kind == "t2a" else None
+    referee = open_encoder(judge or table.judge) if recipe.task.kind == "t2a" else None
     seed = table.seed if seed is None else seed
     source = open_source(
         recipe.data,
@@ -233,14 +233,6 @@ def score_sets(
     return rows, conventions
 
 
-def open_judge(name: str) -> Encoder:
-    """The encoder that scores, from "kind:model". Raises StageError."""
-    kind, _, model = name.partition(":")
-    if not model:
-        raise StageError(f"judge {name!r} is not of the form kind:model", hint=f'the default is "{Evaluate().judge}"')
-    return make_encoder(kind, model)
-
-
 def evaluate_folders(
     reference: Path, generated: Path, task: str, *, cutoff: float | None = None, judge: str | None = None
 ) -> dict[str, Any]:
@@ -251,7 +243,7 @@ def evaluate_folders(
         sets = {name: [read_mono(p, rate) for p in files] for name, files in sides.items()}
         systems = {generated.name: sets["generated"]}
         rows, conventions = score_sets(
-            sets["reference"], systems, rate, open_judge(judge or Evaluate().judge), lambda *_: None
+            sets["reference"], systems, rate, open_encoder(judge or Evaluate().judge), lambda *_: None
         )
         facts = {"task": task, "reference": str(reference), "generated": str(generated), "sample_rate": rate}
         return finite({**facts, "conventions": conventions, "rows": rows})

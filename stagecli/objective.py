@@ -9,18 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 
 @dataclass
 class Result:
-    """loss_B: mean squared velocity error per sample, fp32; the rest is what mechanisms read."""
+    """loss_B: mean squared velocity error per sample, fp32; the rest is what mechanisms read.
+
+    condition: as the network got it; hidden: block number -> its output [B, P, D].
+    """
 
     loss_B: Tensor
     velocity_BTC: Tensor
     x_BTC: Tensor
     t_B: Tensor
+    condition: Any = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -58,7 +63,7 @@ def flow_loss(
     else:
         weight = weight_BTC.expand_as(error_BTC)
         loss_B = (weight * error_BTC).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp_min(1e-8)
-    return Result(loss_B, velocity_BTC, x_BTC, t_B, out.hidden)
+    return Result(loss_B, velocity_BTC, x_BTC, t_B, condition, out.hidden)
 
 
 def weighted_mean(loss_B: Tensor, weight_B: Tensor) -> Tensor:

@@ -18,9 +18,11 @@ from stagecli.condition.text import PretrainedText
 from stagecli.data.cache import FeatureCache
 from stagecli.data.examples import CROP, Examples, crop, stream
 from stagecli.data.source import Clip, Source, open_source
+from stagecli.features import TargetFeatures
 from stagecli.hub import weights_hash
 from stagecli.pipeline import load_codec_state, text_encoder
 from stagecli.schema import Recipe
+from stagecli.stage.base import FeatureSettings
 
 T = TypeVar("T")
 STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are read from
@@ -40,6 +42,7 @@ class Prepared:
     text: PretrainedText | None
     frames_cache: FeatureCache | None
     text_cache: FeatureCache | None
+    features: TargetFeatures | None = None
 
     @property
     def samples(self) -> int:
@@ -56,7 +59,8 @@ class Prepared:
         """Clips that `data.on_bad_file = "skip"` leaves out, each with the reason."""
         return [f"{problem.where}: {problem.what}" for problem in self.source.skipped]
 
-    def examples(self, clips: Sequence[Clip]) -> Examples:
+    def examples(self, clips: Sequence[Clip], *, features: bool = False) -> Examples:
+        """features: with those of the target, which a mechanism has asked for."""
         return Examples(
             self.recipe,
             self.source,
@@ -66,6 +70,7 @@ class Prepared:
             hop=self.codec.hop,
             frames_cache=self.frames_cache,
             text_cache=self.text_cache,
+            features=self.features if features else None,
         )
 
 
@@ -82,10 +87,17 @@ def evenly(clips: Sequence[T], count: int) -> list[T]:
     return [clips[i * len(clips) // count] for i in range(count)]
 
 
-def prepare(recipe: Recipe, run_dir: Path | None, device: torch.device, progress: Progress) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    run_dir: Path | None,
+    device: torch.device,
+    progress: Progress,
+    features: FeatureSettings | None = None,
+) -> Prepared:
     """Check the data, make and fit the codec, fill the caches.
 
-    run_dir: where the codec's statistics are kept; a resume reads them instead of fitting anew.
+    run_dir: where the codec's statistics are kept; a resume reads them instead of fitting anew. features: of the
+    training clips, where a mechanism asks for them.
     Raises StageError listing every problem of the data.
     """
     source = open_source(
@@ -104,6 +116,11 @@ def prepare(recipe: Recipe, run_dir: Path | None, device: torch.device, progress
         prepared.frames_cache = _cache_frames(prepared, device, progress)
     if text is not None:
         prepared.text_cache = _cache_texts(prepared, text, progress)
+    if features is not None:
+        prepared.features = TargetFeatures(
+            features.encoder, features.layer, recipe, source, train, device,
+            lambda done, total: progress("teacher features", done, total),
+        )  # fmt: skip
     statistics = run_dir / "codec.safetensors" if run_dir else None
     if statistics and statistics.exists():
         load_codec_state(codec, statistics)

@@ -22,7 +22,7 @@ from stagecli.model.network import Network
 from stagecli.objective import interpolate
 from stagecli.prepare import Prepared, Progress, evenly
 from stagecli.schema import Recipe
-from stagecli.ssl import check_monitor, make_encoder
+from stagecli.ssl import check_monitor, open_encoder
 from stagecli.stage.base import Probe, ProbeSettings
 
 if TYPE_CHECKING:
@@ -39,15 +39,7 @@ FOLLOWED = 10  # times per probe interval that the short average takes in the we
 
 def open_monitor(recipe: Recipe, settings: ProbeSettings) -> Encoder:
     """The encoder that measures, checked against the recipe. Raises StageError before any training."""
-    kind, _, model = settings.monitor.partition(":")
-    if not model:
-        raise StageError(
-            f"monitor {settings.monitor!r} is not of the form kind:model",
-            problems=[Problem("stage.regime.monitor", settings.monitor)],
-            hint='the default is "bundled:teacher"',
-        )
-    layer = list(settings.layer) if isinstance(settings.layer, tuple) else settings.layer
-    monitor = make_encoder(kind, model, layer)
+    monitor = open_encoder(settings.monitor, settings.layer)
     nyquist = recipe.data.sample_rate / 2
     cutoff = recipe.condition.cutoff
     check_monitor(
@@ -159,7 +151,7 @@ class ProbeSet:
                     found[k, list(part)] = self._distance(audio_BN, part).double()
         network.train(training)
         D_T = self.accelerator.reduce(found, "sum").mean(1).tolist()
-        return Probe(dict(zip(self.settings.t, D_T, strict=True)), self.ceiling, self.reference)
+        return Probe(dict(zip(self.settings.t, D_T, strict=True)), self.ceiling, self.reference, self.monitor.label)
 
     def _predictions(self, network: Network, part: range, noise: int) -> list[Tensor]:
         """Audio [B, N] of the signal that the network predicts for the clips `part`, for each t."""

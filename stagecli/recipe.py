@@ -30,6 +30,7 @@ PATH_KEYS = (
     ("condition", "model"),
     ("stage", "regime", "monitor"),
     ("stage", "regime", "replay"),
+    ("stage", "guidance", "teacher"),
     ("evaluate", "judge"),
 )
 # Keys that change how a run is watched or where things lie, not what is trained.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from stagecli.objective import Result, flow_loss, weighted_mean
 from stagecli.pipeline import Pipeline
 from stagecli.prepare import Prepared, prepare, shortened
 from stagecli.probe import ProbeSet
-from stagecli.run import Run, command_line, open_run
+from stagecli.run import Run, command_line
 from stagecli.schedule import learning_rate
 from stagecli.schema import Recipe
 from stagecli.stage.base import Event, Plan, Probe, Signals
@@ -46,8 +46,9 @@ class Trainer:
         """run: the open run directory, None on all but the main process. Raises StageError before any step."""
         self.recipe, self.run_dir, self.run, self.view, self.table = recipe, run_dir, run, view, recipe.train
         self.accelerator, self.device = accelerator, accelerator.device
+        self.stages = Stages.of(recipe)
         with accelerator.main_process_first():
-            self.prepared: Prepared = prepare(recipe, run_dir, self.device, view.progress)
+            self.prepared: Prepared = prepare(recipe, run_dir, self.device, view.progress, self.stages.features)
         self.codec = self.prepared.codec
         torch.manual_seed(self.table.seed)
         text = self.prepared.text
@@ -63,7 +64,7 @@ class Trainer:
             fused=self.device.type in ("cuda", "cpu"),
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.network, optimizer)
-        self.stages = Stages.of(recipe)
+        self.stages.attach(self.network, self.prepared.features.width if self.prepared.features else None)
         self.probe_set: ProbeSet | None = None
         if self.stages.probes is not None:
             self.probe_set = ProbeSet(self.stages.probes, self.prepared, self.network, accelerator, view.progress)
@@ -82,7 +83,7 @@ class Trainer:
         )
         with ExitStack() as stack:
             stack.enter_context(self.interrupt)
-            data: Iterator[dict[str, Tensor]] = iter(loader(self.prepared.examples(self.prepared.train), micro))
+            data = self._batches(micro)
             self.interval.began = time.monotonic()
             while self.step < table.steps and not self._stop():
                 began = time.monotonic()
@@ -113,8 +114,10 @@ class Trainer:
                 grad_norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), table.clip))
                 if not math.isfinite(grad_norm) and self.accelerator.scaler is None:  # a scaler skips such a step
                     self._fail(batch, "gradient")
+                scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
+                self.stages.step(rate, self._average, scale)
                 if not self.accelerator.optimizer_step_was_skipped:
                     self.ema.update(self.network)
                 self.step += 1
@@ -125,10 +128,22 @@ class Trainer:
                 probe, spent = self._probe()
                 for event in self.stages.observe(Signals(self.step, t_B, loss_B, grad_norm, rate, probe)):
                     self._event(event)
+                if self.fed and self.stages.features is None:  # from here the loader reads no features any more
+                    data = self._batches(micro.since(self.step))
                 if probe is not None:
-                    self._log_probe(probe, spent)
+                    cost = {"seconds": spent, "seconds_total": self.probing, "share": self.probing / self.seconds}
+                    self._record("probes", {**probe.row(), **self.stages.probe_row(), **cost})
                 self._after_step(rate)
             return self._finish()
+
+    def _batches(self, micro: MicroBatches) -> Iterator[dict[str, Tensor]]:
+        """Micro-batches from a step on, with the features that the stages want at present."""
+        self.fed = self.stages.features is not None
+        self.prepared.features = self.prepared.features if self.fed else None
+        return iter(loader(self.prepared.examples(self.prepared.train, features=self.fed), micro))
+
+    def _average(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, "mean")
 
     def _loss(self, plan: Plan, batch: dict[str, Tensor], t_B: Tensor) -> Result:
         with self.accelerator.autocast():
@@ -162,12 +177,6 @@ class Trainer:
         self.interval.leave_out(spent)
         return probe, spent
 
-    def _log_probe(self, probe: Probe, spent: float) -> None:
-        if self.run and self.probe_set:
-            cost = {"seconds": spent, "seconds_total": self.probing, "share": self.probing / self.seconds}
-            row = {"step": self.step, **probe.row(), **self.stages.probe_row(), **cost}
-            self.view.probe(self.run.append("probes", {**row, "monitor": self.probe_set.monitor.label}))
-
     def _after_step(self, rate: float) -> None:
         """Rows, validation, samples and checkpoints that are due at this step."""
         table, step, last = self.table, self.step, self.step == self.table.steps
@@ -182,11 +191,10 @@ class Trainer:
             self._sample()
 
     def _log(self, rate: float) -> None:
-        if self.run and self.interval.steps:
+        if self.interval.steps:
             numbers = {**self.interval.metrics(self.table.batch_size), "optim/lr": rate, **self.stages.metrics()}
-            row = {"step": self.step, "samples": self.step * self.table.batch_size, **numbers}
-            self.view.row(self.run.append("metrics", row))
-            self.view.bins(self.run.append("bins", {"step": self.step, **self.interval.by_bin()}))
+            self._record("metrics", {"samples": self.step * self.table.batch_size, **numbers})
+            self._record("bins", self.interval.by_bin())
         self.interval.clear()
 
     def _validate(self) -> None:
@@ -196,8 +204,7 @@ class Trainer:
             losses = validate(self.prepared, self.wrapped, self.codec, self.accelerator)
         self.validated = self.step
         self.valid_loss = losses["valid/loss"]
-        if self.run:
-            self.view.row(self.run.append("metrics", {"step": self.step, **losses}))
+        self._record("metrics", losses)
         self.interval.leave_out(time.monotonic() - pause)
 
     def save(self) -> None:
@@ -285,8 +292,13 @@ class Trainer:
         }
 
     def _event(self, event: Event) -> None:
+        self._record("events", event.row(self.step))
+
+    def _record(self, stream: str, row: dict[str, Any]) -> None:
+        """A row of one of the run's streams, written and shown by the main process."""
         if self.run:
-            self.view.event(self.run.append("events", event.row(self.step)))
+            show = {"metrics": self.view.row, "bins": self.view.bins, "events": self.view.event}
+            show.get(stream, self.view.probe)(self.run.append(stream, {"step": self.step, **row}))
 
     def _sample(self) -> None:
         """Audio from the EMA weights, beside its samples.jsonl."""
@@ -349,51 +361,3 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             hint=f"choose a multiple of {share}",
         )
     return accelerator
-
-
-def train(
-    recipe: Recipe,
-    run_dir: Path,
-    view: View,
-    *,
-    argv: Sequence[str] = (),
-    overrides: Sequence[str] = (),
-    restart: bool = False,
-) -> str:
-    """Train a recipe in `run_dir`, or resume it there. Returns the status; raises StageError."""
-    accelerator = make_accelerator(recipe)
-    run = None
-    if accelerator.is_main_process:
-        run = open_run(recipe, run_dir, argv=argv, overrides=overrides, restart=restart)
-    accelerator.wait_for_everyone()
-    status, message = "failed", ""
-    try:
-        status = Trainer(recipe, accelerator, run_dir, run, view).fit()
-    except StageError as error:
-        message = error.message
-        raise
-    except OSError as error:
-        message = f"cannot write the run: {error.strerror or error}"
-        raise StageError(
-            message,
-            problems=[Problem(str(error.filename or run_dir), str(error))],
-            hint="free some space and run the same command again: it resumes from the last checkpoint",
-            exit_code=EXIT_FAILED,
-        ) from error
-    except KeyboardInterrupt:
-        status, message = "interrupted", "stopped at once"
-        raise
-    finally:
-        if run and run.info["attempts"] and run.info["attempts"][-1]["ended"] is None:
-            with suppress(OSError):  # a full disk is not to hide what it led to
-                run.end_attempt(status, message or None)
-        elif run and not run.info["attempts"]:
-            with suppress(OSError):
-                run.save_info(status=status, message=message or None)
-        view.close(status, "" if status == "failed" else message)  # the error itself is printed by the caller
-    return status
-
-
-def prepare_only(recipe: Recipe, progress: Callable[[str, int, int], None]) -> Prepared:
-    """Check the data and fill the caches, and train nothing."""
-    return prepare(recipe, None, make_accelerator(recipe).device, progress)

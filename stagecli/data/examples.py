@@ -10,8 +10,9 @@ import math
 import signal
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -70,18 +71,32 @@ class Memory:
         return audio
 
 
+def crop_start(length: int, samples: int, rng: np.random.Generator) -> int:
+    """Where a random crop of `samples` samples starts in a clip of `length`."""
+    return int(rng.integers(0, max(0, length - samples) + 1))
+
+
 def crop(audio_N: np.ndarray, samples: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """A random crop of exactly `samples` samples, zero-padded at the end, and how many are real."""
-    start = int(rng.integers(0, max(0, len(audio_N) - samples) + 1))
+    start = crop_start(len(audio_N), samples, rng)
     part = audio_N[start : start + samples]
     return np.pad(part, (0, samples - len(part))).astype(np.float32), len(part)
+
+
+class CropFeatures(Protocol):
+    """Features of a crop's audio; `features.TargetFeatures` in a run."""
+
+    def crop(self, clip: Clip, start: int) -> Tensor:
+        """[L, D] of the crop of `clip` that starts at sample `start`."""
+        ...
 
 
 class Examples(Dataset):
     """Global sample index -> one example, as named tensors.
 
     audio [N] (or raw frames [T, C] from the feature cache), noise [T, C], mask [T] where padding is masked
-    out; `caption` (str) or `text` [L, D]; low [N] and cutoff (share of Nyquist) for sr.
+    out; `caption` (str) or `text` [L, D]; low [N] and cutoff (share of Nyquist) for sr; features [L, D] of the
+    target where a mechanism wants them.
     """
 
     def __init__(
@@ -95,10 +110,11 @@ class Examples(Dataset):
         hop: int,
         frames_cache: FeatureCache | None = None,
         text_cache: FeatureCache | None = None,
+        features: CropFeatures | None = None,
     ) -> None:
         self.recipe, self.clips, self.shape, self.samples, self.hop = recipe, list(clips), shape, samples, hop
         self.seed = recipe.train.seed
-        self.frames_cache, self.text_cache = frames_cache, text_cache
+        self.frames_cache, self.text_cache, self.features = frames_cache, text_cache, features
         self.source = source
         self.memory = Memory(source, recipe.data.memory_mb)
 
@@ -106,7 +122,17 @@ class Examples(Dataset):
         clip = self.clips[clip_at(self.seed, len(self.clips), sample)]
         noise = stream(self.seed, NOISE, sample).standard_normal(self.shape, dtype=np.float32)
         dropped = stream(self.seed, DROP, sample).random() < self.recipe.condition.dropout
-        return {"sample": sample, "noise": torch.from_numpy(noise), **self.content(clip, (CROP, sample), dropped)}
+        item = {"sample": sample, "noise": torch.from_numpy(noise), **self.content(clip, (CROP, sample), dropped)}
+        if self.features is not None:
+            item["features"] = self._features_of(clip, stream(self.seed, CROP, sample))
+        return item
+
+    def _features_of(self, clip: Clip, rng: np.random.Generator) -> Tensor:
+        """Features [L, D] of the crop that `content` takes with the same stream."""
+        assert self.features is not None
+        if self.frames_cache is not None:
+            rng = stream(self.seed, CROP, int(rng.integers(self.recipe.data.crops)))
+        return self.features.crop(clip, crop_start(len(self.memory.read(clip)), self.samples, rng))
 
     def valid_item(self, index: int) -> dict[str, Any]:
         """The validation example of clip `index`: the same crop and filter every time, caption kept."""
@@ -194,6 +220,12 @@ class MicroBatches:
         self.batch_size, self.accumulate, self.rank, self.world = batch_size, accumulate, rank, world
         self.start, self.stop = start, stop
         self.size = batch_size // (accumulate * world)
+
+    def since(self, step: int) -> MicroBatches:
+        """The same batches from another step on."""
+        later = copy(self)
+        later.start = step
+        return later
 
     def rows(self, micro: int) -> slice:
         """Rows of the global batch that this process trains in micro-batch `micro`."""

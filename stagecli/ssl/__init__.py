@@ -33,6 +33,16 @@ def make_encoder(kind: str, model: str, layer: Layer = -1) -> Encoder:
     return import_module(KINDS[kind]).load(model, layer)
 
 
+def open_encoder(name: str, layer: Layer | str = -1) -> Encoder:
+    """A frozen encoder from "kind:model". Raises StageError."""
+    kind, _, model = name.partition(":")
+    if not model:
+        raise StageError(
+            f"encoder {name!r} is not of the form kind:model", hint='such as "bundled:teacher" or "transformers:FOLDER"'
+        )
+    return make_encoder(kind, model, list(layer) if isinstance(layer, tuple) else layer)  # type: ignore[arg-type]
+
+
 def same_checkpoint(name: str, other: str) -> bool:
     """Whether two encoder names (kind:checkpoint) mean the same one; a folder may be spelled in several ways."""
     (kind, _, one), (other_kind, _, two) = name.partition(":"), other.partition(":")

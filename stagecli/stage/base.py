@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stagecli.objective import Result
 from stagecli.stage.densities import TimeDensity, Uniform
@@ -64,16 +64,25 @@ class ProbeSettings:
 
 
 @dataclass(frozen=True)
+class FeatureSettings:
+    """Features of the clean target that a mechanism wants with every crop: by `encoder` ("kind:model") at `layer`."""
+
+    encoder: str
+    layer: int | tuple[int, ...] | Literal["mean"]
+
+
+@dataclass(frozen=True)
 class Probe:
     """One measurement of the discrepancy on the fixed probe set (design section 5).
 
     D_t: {t: mean over clips of 1 - mean over frames of cos(features of the prediction, of the target)}; ceiling: the
-    same of the codec's round trip; reference: of what holds no information beyond the condition.
+    same of the codec's round trip; reference: of what holds no information beyond the condition; monitor: its label.
     """
 
     D_t: Mapping[float, float]
     ceiling: float
     reference: float
+    monitor: str = ""
 
     @property
     def D(self) -> float:
@@ -94,6 +103,7 @@ class Probe:
             **{f"Dn{name}": self.normalised(D) for name, D in by_t.items()},
             "d_ceiling": self.ceiling,
             "d_ref": self.reference,
+            "monitor": self.monitor,
         }
 
 
@@ -118,6 +128,10 @@ class Mechanism:
 
     name = "mechanism"
     probes: ProbeSettings | None = None  # what it wants measured
+    features: FeatureSettings | None = None  # what it wants with every crop; None again when it needs them no more
+
+    def attach(self, network: nn.Module, feature_width: int | None) -> None:
+        """Get to know the network that is trained and D of the features, once, before the first step."""
 
     def plan(self, step: int, plan: Plan) -> Plan:
         """The plan with this mechanism's part replaced; pure."""
@@ -126,6 +140,12 @@ class Mechanism:
     def loss(self, result: Result) -> Tensor | None:
         """A term to add to the loss, or None."""
         return None
+
+    def step(self, lr: float, average: Callable[[Tensor], Tensor], scale: float) -> None:
+        """After the backward pass: update what it trains besides the network.
+
+        average: over processes; scale: what the loss was multiplied by (fp16).
+        """
 
     def observe(self, signals: Signals) -> list[Event]:
         """Take in what a step showed; the events it led to."""

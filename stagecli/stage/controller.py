@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stagecli.errors import StageError
 from stagecli.objective import Result
 from stagecli.schema import Recipe
 from stagecli.stage import registry
-from stagecli.stage.base import Event, Mechanism, Plan, ProbeSettings, Signals
+from stagecli.stage.base import Event, FeatureSettings, Mechanism, Plan, ProbeSettings, Signals
 from stagecli.stage.densities import LogitNormal, Uniform
 
 
@@ -32,6 +32,19 @@ class Stages:
     def probes(self) -> ProbeSettings | None:
         """What is to be measured while training, or None."""
         return next((m.probes for m in self.mechanisms.values() if m.probes is not None), None)
+
+    @property
+    def features(self) -> FeatureSettings | None:
+        """What is wanted with every crop at present, or None."""
+        return next((m.features for m in self.mechanisms.values() if m.features is not None), None)
+
+    def attach(self, network: nn.Module, feature_width: int | None) -> None:
+        for mechanism in self.mechanisms.values():
+            mechanism.attach(network, feature_width)
+
+    def step(self, lr: float, average: Callable[[Tensor], Tensor], scale: float) -> None:
+        for mechanism in self.mechanisms.values():
+            mechanism.step(lr, average, scale)
 
     def plan(self, step: int) -> Plan:
         plan = self.base

@@ -18,7 +18,7 @@ from stagecli.stage.slope import Regime, Settings, linear, replay
 
 PROBES = 200  # of a run, where the least interval allows
 # Evaluations of a probe that one trained sample pays for, so that probing takes at most 3 % of the time.
-COST = 14
+COST = 20
 FEW = 40  # probes of a run under which slopes hardly say anything
 RATE = 3.0  # r needs at least a third of the probes to go from 0 to 1
 

@@ -10,6 +10,7 @@ from typing import Any
 # name -> "module:class"; the class has `Options`, a pydantic model of its table. Regime comes first.
 MECHANISMS: dict[str, str] = {
     "regime": "stagecli.stage.regime:RegimeMechanism",
+    "guidance": "stagecli.stage.guidance:GuidanceMechanism",
     "timesteps": "stagecli.stage.timesteps:TimestepsMechanism",
 }
 

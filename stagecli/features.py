@@ -1,0 +1,79 @@
+"""Features of whole clips by a frozen SSL encoder, computed once, and cut to the crop that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stagecli.condition.low import level_gain
+from stagecli.data.cache import FeatureCache
+from stagecli.data.source import Clip, Source
+from stagecli.schema import Recipe
+from stagecli.ssl import open_encoder
+
+CENTRE_CLIPS = 256  # clips whose mean feature is taken out
+
+
+class TargetFeatures:
+    """[L, D] of any crop of the training clips. The encoder is needed for what the cache lacks, and then gone.
+
+    A clip is encoded whole, brought to one level (as sr trains it), and zero-padded where it is shorter than a crop;
+    features lie on the encoder's grid, and a crop between two of them takes their linear interpolation.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layer: int | Sequence[int] | str,
+        recipe: Recipe,
+        source: Source,
+        clips: Sequence[Clip],
+        device: torch.device,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """name: "kind:model" of the encoder. Raises StageError where it cannot be made."""
+        self.source = source
+        self.rate, self.samples = recipe.data.sample_rate, round(recipe.data.seconds * recipe.data.sample_rate)
+        encoder = open_encoder(name, layer).to(device)
+        self.width, self.frame_rate, self.label = encoder.dimension, encoder.frame_rate, encoder.label
+        self.count = encoder.frames(int(self.samples * encoder.sample_rate / self.rate))  # L of a crop
+        config = {
+            "weights": encoder.fingerprint(),
+            "layers": list(encoder.layers),
+            "sample_rate": self.rate,
+            "least_seconds": recipe.data.seconds,
+        }
+        self.cache = FeatureCache(Path(recipe.data.cache_dir), "features", config)
+        by_key = {source.content_hash(clip): clip for clip in clips}
+
+        @torch.no_grad()
+        def compute(keys: list[str]) -> Iterable[np.ndarray]:
+            for key in keys:
+                audio = source.read(by_key[key])
+                audio = np.pad(audio * level_gain(audio), (0, max(0, self.samples - len(audio)))).astype(np.float32)
+                yield encoder(torch.from_numpy(audio)[None].to(device), self.rate)[0].half().cpu().numpy()
+
+        self.cache.fill(list(by_key), compute, batch=1, progress=progress)
+        chosen = list(by_key)[:: max(1, len(by_key) // CENTRE_CLIPS)]
+        self.centre_D = torch.stack([self._whole(key).mean(0) for key in chosen]).mean(0)
+
+    def _whole(self, key: str) -> Tensor:
+        found = self.cache.get(key)
+        if found is None:
+            raise RuntimeError("a clip left the feature cache while training; start again to refill it")
+        return torch.from_numpy(np.array(found)).float()
+
+    def crop(self, clip: Clip, start: int) -> Tensor:
+        """Centred features [L, D] of the crop that starts at sample `start`."""
+        whole_LD = self._whole(self.source.content_hash(clip))
+        place = start / self.rate * self.frame_rate
+        first, share = min(int(place), len(whole_LD) - 1), place - int(place)
+        # One feature more than fits, for the interpolation; past the end the last one stands.
+        part_LD = whole_LD[first : first + self.count + 1]
+        part_LD = F.pad(part_LD.T, (0, self.count + 1 - part_LD.shape[0]), mode="replicate").T
+        return (1 - share) * part_LD[:-1] + share * part_LD[1:] - self.centre_D

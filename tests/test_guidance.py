@@ -1,0 +1,338 @@
+"""`[stage.guidance]`: the schedules, what is trained, and that nothing of it is left after its end."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import die_at, forked, fresh_accelerate, losses_of, read_rows, run_cli, sha, write_recipe
+from test_resume import attempts, facts, killed, weights
+
+from stagecli import recipe as recipes
+from stagecli.data.source import open_source
+from stagecli.errors import StageError
+from stagecli.features import TargetFeatures
+from stagecli.objective import Result
+from stagecli.ssl import make_encoder
+from stagecli.stage.base import Plan, Probe, Signals
+from stagecli.stage.guidance import GuidanceMechanism, GuidanceOptions
+
+STEPS = 12
+GUIDED: dict[str, Any] = {"train__steps": STEPS, "stage__guidance__schedule": "constant", "stage__guidance__hidden": 16}
+STOPPED = {**GUIDED, "stage__guidance__schedule": "stop", "stage__guidance__end": 0.5}
+
+
+def recipe_of(folder: Path, **changes: Any) -> Any:
+    return recipes.load(write_recipe(folder / "g.toml", "t2a", **{**GUIDED, **changes}))
+
+
+def mechanism(folder: Path, **options: Any) -> GuidanceMechanism:
+    table = {f"stage__guidance__{k}": v for k, v in options.items()}
+    regime = {"stage__regime__every": 2} if options.get("schedule") == "regime" else {}
+    recipe = recipe_of(folder, **table, **regime)
+    return GuidanceMechanism(GuidanceOptions(**recipe.stage["guidance"]), recipe)
+
+
+# -- the schedules ---------------------------------------------------------------------------------
+
+
+def test_the_schedule_by_r_is_the_half_cosine_and_then_exactly_zero(tmp_path: Path) -> None:
+    guidance = mechanism(tmp_path, schedule="regime")
+    assert guidance.strength(0, 0.0) == 0.5
+    assert guidance.strength(5, 0.35) == pytest.approx(0.25)
+    for r in (0.7, 0.71, 1.0):
+        assert guidance.strength(5, r) == 0.0
+    values = [guidance.strength(0, r) for r in np.linspace(0, 0.7, 50)]
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "exponential", "stop"])
+def test_schedules_by_step_end_and_stay_at_zero(schedule: str, tmp_path: Path) -> None:
+    """A cosine that is not held comes back up after its end."""
+    guidance = mechanism(tmp_path, schedule=schedule, end=0.5)
+    values = [guidance.strength(step, 0.0) for step in range(4 * STEPS)]
+    assert values[0] == 0.5
+    assert values[: STEPS // 2] == sorted(values[: STEPS // 2], reverse=True)
+    assert min(values[: STEPS // 2]) > 0
+    assert set(values[STEPS // 2 :]) == {0.0}
+
+
+def test_constant_is_constant(tmp_path: Path) -> None:
+    guidance = mechanism(tmp_path, schedule="constant", weight=0.3)
+    assert {guidance.strength(step, r) for step in range(STEPS) for r in (0.0, 0.5, 1.0)} == {0.3}
+
+
+def test_the_end_by_r_takes_three_probes_in_a_row(tmp_path: Path) -> None:
+    guidance = mechanism(tmp_path, schedule="regime")
+    guidance.attach(torch.nn.Linear(2, 2), 8)
+    probe = Probe({0.5: 0.5}, 0.0, 1.0)
+    ended = []
+    for step, r in enumerate([0.6, 0.71, 0.72, 0.73, 0.74]):
+        guidance.plan(step, Plan(r=r))
+        assert guidance.observe(Signals(step, torch.zeros(1), torch.zeros(1), 1.0, 1.0)) == []  # no probe, no decision
+        ended.append([event.after for event in guidance.observe(Signals(step, *[torch.zeros(1)] * 2, 1.0, 1.0, probe))])
+    assert ended == [[], [], [], ["ended"], []]
+    assert guidance.features is None
+    assert guidance.plan(9, Plan(r=0.0)) == Plan(r=0.0)
+
+
+# -- the loss --------------------------------------------------------------------------------------
+
+
+def result_of(batch: int = 6, frames: int = 10, width: int = 32, features: int = 192) -> Result:
+    torch.manual_seed(0)
+    x_BTC = torch.randn(batch, frames, 4)
+    hidden = {k: torch.randn(batch, frames, width, requires_grad=True) for k in (1, 2)}
+    t_B = torch.tensor([0.05, 0.2, 0.4, 0.6, 0.8, 0.95])[:batch]
+    loss_B = sum(h.square().mean((1, 2)) for h in hidden.values())
+    return Result(loss_B, x_BTC, x_BTC, t_B, {"features": torch.randn(batch, 7, features)}, hidden)  # type: ignore[arg-type]
+
+
+def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(tmp_path: Path) -> None:
+    guidance = mechanism(tmp_path, layers=[1, 2])
+    guidance.attach(torch.nn.Linear(2, 2), 192)
+    guidance.plan(0, Plan())
+    result = result_of()
+    term = guidance.loss(result)
+    assert term is not None
+    assert term.shape == ()
+    expected = 0.0
+    for k in (1, 2):
+        cosine_B = guidance._cosine(k, result.hidden[k], result.condition["features"])
+        assert cosine_B.shape == (6,)
+        expected += 0.5 * float((1 - cosine_B[1:5]).detach().sum()) / 6 / 2
+    assert float(term.detach()) == pytest.approx(expected, rel=1e-5)
+    term.backward()
+    for hidden in result.hidden.values():
+        assert hidden.grad is not None
+        assert hidden.grad[[0, 5]].abs().max() == 0  # t = 0.05 and 0.95
+        assert (hidden.grad[1:5].flatten(1).norm(dim=1) > 0).all()
+
+
+def test_the_gradient_cosine_is_that_of_the_two_losses(tmp_path: Path) -> None:
+    guidance = mechanism(tmp_path, layers=[2], conflict_every=1)
+    guidance.attach(torch.nn.Linear(2, 2), 192)
+    guidance.plan(0, Plan())
+    result = result_of()
+    term = guidance.loss(result)
+    guidance.step(0.0, lambda x: x, 1.0)
+    assert term is not None
+    ours = torch.autograd.grad(term, result.hidden[2], retain_graph=True)[0].flatten(1)
+    theirs = torch.autograd.grad(result.loss_B.mean(), result.hidden[2], retain_graph=True)[0].flatten(1)
+    cosine_B = torch.nn.functional.cosine_similarity(ours, theirs)[1:5]
+    assert guidance.conflict["gradient_cosine"] == pytest.approx(float(cosine_B.mean()), abs=1e-5)
+    assert guidance.conflict["gradient_cosine_t0.125"] == pytest.approx(float(cosine_B[0]), abs=1e-5)
+
+
+def test_features_of_a_crop_are_those_of_its_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut from the whole clip, between grid points interpolated, past the end held."""
+    monkeypatch.chdir(tmp_path)
+    long = recipe_of(tmp_path, data__sample_rate=44100, data__clips=3, data__seconds=0.8)
+    recipe = recipe_of(tmp_path, data__sample_rate=44100, data__clips=3)
+    source = open_source(long.data, need_captions=False, base=tmp_path, splits=("train",), seed=0)
+    clips = source.clips("train")
+    features = TargetFeatures(
+        "bundled:teacher", 0, recipe, source, clips, torch.device("cpu"), lambda done, total: None
+    )
+    encoder = make_encoder("bundled", "teacher", 0)  # layer 0 sees 100 ms: away from the edges no other context
+    clip = max(clips, key=lambda c: c.seconds)
+    audio = source.read(clip)
+    from stagecli.condition.low import level_gain
+
+    audio = audio * level_gain(audio)
+    start, samples = encoder.grid.hop * 3, round(0.4 * 44100)
+    assert len(audio) >= start + samples
+    direct = encoder(torch.from_numpy(audio[start : start + samples])[None])[0] - features.centre_D
+    cut = features.crop(clip, start)
+    assert cut.shape == direct.shape
+    cosine = torch.nn.functional.cosine_similarity(cut[2:-2], direct[2:-2], dim=-1)
+    assert float(cosine.min()) > 0.99
+    between = features.crop(clip, start + encoder.grid.hop // 2)
+    assert torch.allclose(between, (cut + features.crop(clip, start + encoder.grid.hop)) / 2, atol=1e-3)
+    assert torch.isfinite(features.crop(clip, len(audio))).all()
+
+
+# -- in training -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/{t2a,sr}: guidance stopped at half of the steps; runs/{t2a,sr}-plain: without the table."""
+    folder = tmp_path_factory.mktemp("guided")
+    for kind in ("t2a", "sr"):
+        for name, changes in ((kind, STOPPED), (f"{kind}-plain", {"train__steps": STEPS})):
+            result = run_cli("train", write_recipe(folder / f"{name}.toml", kind, **changes), cwd=folder)
+            assert result.code == 0, result.stderr
+    return folder / "runs"
+
+
+@pytest.mark.parametrize("kind", ["t2a", "sr"])
+def test_guidance_changes_training_reports_itself_and_ends(kind: str, whole: Path) -> None:
+    rows = [row for row in read_rows(whole / kind) if "train/loss" in row]
+    guided, after = (
+        rows[: STEPS // 2 - 1],
+        rows[STEPS // 2 - 1 :],
+    )  # the row of the last guided step comes after its end
+    assert all(row["stage/guidance/lambda"] == 0.5 for row in guided)
+    assert all(-1 <= row["stage/guidance/cosine_block1"] <= 1 for row in guided)
+    assert all(row["stage/guidance/lambda"] == 0 for row in after)
+    assert not any("cosine_block1" in name for row in after for name in row)
+    assert losses_of(whole / kind)[1:] != losses_of(whole / f"{kind}-plain")[1:]
+    events = [row for row in read_rows(whole / kind, "events") if row["mechanism"] == "guidance"]
+    assert [(row["step"], row["to"]) for row in events] == [(STEPS // 2, "ended")]
+    from stagecli import checkpoint
+
+    _, trainer = checkpoint.load_state(whole / kind / "checkpoints" / f"step_{STEPS:08d}")
+    state = trainer["stages"]["guidance"]
+    assert state["ended"]
+    assert state["projectors"] is None
+    assert state["optimizer"] is None
+
+
+def test_after_the_end_no_feature_is_read(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    crop = TargetFeatures.crop
+
+    def counting(self: TargetFeatures, clip: Any, start: int) -> torch.Tensor:
+        calls.append(clip)
+        return crop(self, clip, start)
+
+    monkeypatch.setattr(TargetFeatures, "crop", counting)
+    assert run_cli("train", whole.parent / "t2a.toml", cwd=tmp_path).code == 0
+    assert len(calls) == STEPS // 2 * 4  # batches of 4, in this process
+    assert losses_of(tmp_path / "runs" / "t2a") == losses_of(whole / "t2a")
+
+
+def test_projectors_learn(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "l.toml", "t2a", **{**GUIDED, "train__steps": 60, "train__lr": 3e-3})
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    rows = [row["stage/guidance/cosine_block1"] for row in read_rows(tmp_path / "runs" / "l") if "train/loss" in row]
+    assert np.mean(rows[-10:]) > np.mean(rows[:10]) + 0.1
+
+
+@pytest.mark.parametrize("kind", ["t2a", "sr"])
+@pytest.mark.parametrize("step", [6, 10])
+def test_kill_9_and_resume_before_and_after_the_end(kind: str, step: int, whole: Path, tmp_path: Path) -> None:
+    def arrange() -> None:
+        from stagecli.run import Run
+
+        die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == step)
+
+    killed(tmp_path, "train", whole.parent / f"{kind}.toml", arrange=arrange)
+    assert run_cli("train", whole.parent / f"{kind}.toml", cwd=tmp_path).code == 0
+    run = tmp_path / "runs" / kind
+    assert attempts(run) == [0, 4 if step == 6 else 8]
+    assert facts(run) == facts(whole / kind)
+    assert weights(run, STEPS) == weights(whole / kind, STEPS)
+
+
+def test_workers_give_the_same(whole: Path, tmp_path: Path) -> None:
+    assert run_cli("train", whole.parent / "t2a.toml", "--set", "data.workers=2", cwd=tmp_path).code == 0
+    assert losses_of(tmp_path / "runs" / "t2a") == losses_of(whole / "t2a")
+
+
+def test_gate_ablation_chooses_blocks(tmp_path: Path) -> None:
+    changes = {"stage__guidance__ablation": 1, "stage__guidance__ablation_start": 0.25, "train__lr": 1e-2}
+    recipe = write_recipe(tmp_path / "a.toml", "t2a", **{**GUIDED, **changes})
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    run = tmp_path / "runs" / "a"
+    event = next(row for row in read_rows(run, "events") if row["mechanism"] == "guidance")
+    assert event["step"] == 4
+    changes = {int(name.split()[-1]): value for name, value in event["evidence"].items()}
+    best = max(changes, key=lambda k: changes[k])
+    assert str(best) in event["reason"]
+    last = [row for row in read_rows(run) if "train/loss" in row][-1]
+    assert f"stage/guidance/cosine_block{best}" in last
+
+
+def test_a_conflict_three_times_in_a_row_ends_it(tmp_path: Path) -> None:
+    changes = {
+        "stage__guidance__schedule": "conflict",
+        "stage__guidance__threshold": 1.0,
+        "stage__guidance__conflict_every": 2,
+    }
+    recipe = write_recipe(tmp_path / "c.toml", "t2a", **{**GUIDED, **changes})
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    events = [row for row in read_rows(tmp_path / "runs" / "c", "events") if row["mechanism"] == "guidance"]
+    assert [(row["step"], row["to"]) for row in events] == [(6, "ended")]
+    assert "gradient_cosine" in events[0]["evidence"]
+
+
+def test_two_processes_guide_as_one(whole: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+
+    def process(rank: int) -> Callable[[], None]:
+        def work() -> None:
+            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            result = run_cli("train", whole.parent / "t2a.toml", cwd=tmp_path, env=env)
+            (tmp_path / f"rank{rank}.txt").write_text(result.stderr)
+            os._exit(result.code)
+
+        return work
+
+    fresh_accelerate()
+    processes = [forked(process(rank)) for rank in range(2)]
+    for one in processes:
+        one.join(600)
+    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert [one.exitcode for one in processes] == [0, 0], said
+    assert losses_of(tmp_path / "runs" / "t2a") == pytest.approx(losses_of(whole / "t2a"), rel=1e-3)
+    events = [row["step"] for row in read_rows(tmp_path / "runs" / "t2a", "events") if row["mechanism"] == "guidance"]
+    assert events == [STEPS // 2]
+
+
+def test_off_is_bit_identical_to_no_table(whole: Path, tmp_path: Path) -> None:
+    """Guidance that has not begun: features are read, projectors wait to be made, and the losses are those without."""
+    changes = {**GUIDED, "stage__guidance__ablation": 1, "stage__guidance__ablation_start": 1.0}
+    assert run_cli("train", write_recipe(tmp_path / "o.toml", "t2a", **changes), cwd=tmp_path).code == 0
+    assert losses_of(tmp_path / "runs" / "o") == losses_of(whole / "t2a-plain")
+    name = f"checkpoints/step_{STEPS:08d}/model.safetensors"
+    assert sha(tmp_path / "runs" / "o" / name) == sha(whole / "t2a-plain" / name)
+
+
+# -- what bad input gets ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"layers": [3]}, "no block 3"),
+        ({"ablation": 3}, "no block 3"),
+        ({"teacher": "bundled:judge"}, "also the judge"),
+    ],
+)
+def test_what_cannot_guide_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(StageError) as caught:
+        mechanism(tmp_path, **options)
+    assert said in f"{caught.value.message} {caught.value.problems}"
+
+
+def test_a_schedule_by_r_needs_the_regime(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, stage__guidance__schedule="regime")
+    with pytest.raises(StageError, match=r"needs \[stage.regime\]"):
+        GuidanceMechanism(GuidanceOptions(**recipe.stage["guidance"]), recipe)
+
+
+@pytest.mark.parametrize("wrong", [{"layers": [1, 1]}, {"layers": [1], "ablation": 1}, {"window": [0.9, 0.1]}])
+def test_options_that_contradict_each_other(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"twice|one|rise"):
+        GuidanceOptions(**wrong)
+
+
+def test_half_precision_cosines_stay_finite(tmp_path: Path) -> None:
+    guidance = mechanism(tmp_path, layers=[1])
+    guidance.attach(torch.nn.Linear(2, 2), 8)
+    guidance.plan(0, Plan())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cosine_B = guidance._cosine(1, torch.zeros(2, 5, 32, dtype=torch.bfloat16), torch.zeros(2, 3, 8))
+    assert bool(torch.isfinite(cosine_B).all())
+    assert cosine_B.dtype == torch.float32
