@@ -69,7 +69,8 @@ class Trainer:
         if self.stages.probes is not None:
             self.probe_set = ProbeSet(self.stages.probes, self.prepared, self.network, accelerator, view.progress)
         self.interval = Interval(self.table.bins)
-        self.step, self.seconds, self.probing, self.validated = 0, 0.0, 0.0, -1
+        self.step, self.seconds, self.probing = 0, 0.0, 0.0
+        self.newest_valid: tuple[int, float] | None = None  # step and loss
         self.interrupt = Interrupt()
         autocast = self.accelerator.autocast
         self.pipeline = Pipeline(recipe, self.codec, self.network, text, self.device, autocast)
@@ -126,7 +127,9 @@ class Trainer:
                 self.interval.add(t_B, loss_B, mean_loss, grad_norm)
                 self.seconds += time.monotonic() - began
                 probe, spent = self._probe()
-                for event in self.stages.observe(Signals(self.step, t_B, loss_B, grad_norm, rate, probe)):
+                average = self.probe_set.ema.average if self.probe_set and probe else None
+                seen = Signals(self.step, t_B, loss_B, grad_norm, rate, probe, average, self.newest_valid)
+                for event in self.stages.observe(seen):
                     self._event(event)
                 if self.fed and self.stages.features is None:  # from here the loader reads no features any more
                     data = self._batches(micro.since(self.step))
@@ -202,21 +205,20 @@ class Trainer:
         pause = time.monotonic()
         with self.ema.applied(self.network):
             losses = validate(self.prepared, self.wrapped, self.codec, self.accelerator)
-        self.validated = self.step
-        self.valid_loss = losses["valid/loss"]
+        self.newest_valid = (self.step, losses["valid/loss"])
         self._record("metrics", losses)
         self.interval.leave_out(time.monotonic() - pause)
 
     def save(self) -> None:
         """Write a checkpoint; the one with the lowest validation loss is kept besides the newest."""
-        if self.prepared.valid and self.table.validate_every and self.validated != self.step:
+        if self.prepared.valid and self.table.validate_every and (self.newest_valid or (-1,))[0] != self.step:
             self._validate()
         pause = time.monotonic()
         if self.run:
             best = self.run.info["best"]
-            measured = self.validated == self.step and math.isfinite(self.valid_loss)
-            if measured and (best is None or self.valid_loss <= best["value"]):
-                best = {"step": self.step, "metric": "valid/loss", "value": self.valid_loss}
+            at, loss = self.newest_valid or (-1, math.nan)
+            if at == self.step and math.isfinite(loss) and (best is None or loss <= best["value"]):
+                best = {"step": self.step, "metric": "valid/loss", "value": loss}
             checkpoint.save(
                 self.run.checkpoints,
                 self.step,
@@ -241,6 +243,7 @@ class Trainer:
             "stages": self.stages.state_dict(),
             "probes": self.probe_set.state_dict() if self.probe_set else None,
             "probing": self.probing,
+            "newest_valid": list(self.newest_valid) if self.newest_valid else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "seconds": self.seconds,
         }
@@ -260,6 +263,7 @@ class Trainer:
                 self.accelerator.scaler.load_state_dict(trainer["scaler"])
             if self.probe_set is not None:
                 self.probe_set.load_state_dict(trainer["probes"])
+            self.newest_valid = tuple(trainer["newest_valid"]) if trainer["newest_valid"] else None
             self.step, self.seconds, self.probing = state["step"], trainer["seconds"], trainer["probing"]
         if self.run:
             resumed = bool(self.run.info["attempts"])

@@ -1,19 +1,30 @@
-"""Distances between two sets of clips: the Frechet distance, and an embedding that needs no trained model."""
+"""The Frechet distance of two sets of embeddings: plain, from moments, extrapolated, and with an interval."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import numpy.typing as npt
+import numpy as np
 import torch
 from torch import Tensor
 
-_WINDOW_SECONDS = 0.04
-# -80 dB: at 1e-10 the digital silence that clips are padded with ruled the distance (a codec round trip of
-# the reference came to 571 on FSDD, against 8.8 here), as no decoder gives exact zeros.
-_POWER_FLOOR = 1e-8
+from stagecli.metrics.bootstrap import Interval, shifted_interval
+from stagecli.metrics.mel import log_mel_statistics
+from stagecli.metrics.moments import Embeddings, Moments, checked_sets
+
+__all__ = [
+    "FrechetDistance",
+    "FrechetInfinity",
+    "frechet_distance",
+    "frechet_infinity",
+    "frechet_interval",
+    "frechet_of_moments",
+    "log_mel_statistics",
+]
+
+_NAMES = ("x", "y")
+_PER_DIMENSION = 4  # smallest subset per dimension: from there on the bias is a straight line in 1/n
 
 
 @dataclass(frozen=True)
@@ -31,24 +42,34 @@ class FrechetDistance:
     biased: bool
 
 
-def _embeddings(values: Tensor | npt.NDArray[Any], name: str) -> Tensor:
-    """[N, D] as float64 on the CPU; ValueError unless finite, two-dimensional and of at least two rows."""
-    values_ND = torch.as_tensor(values).detach().to("cpu", torch.float64)
-    if values_ND.ndim != 2 or values_ND.shape[0] < 2 or values_ND.shape[1] < 1:
-        raise ValueError(f"{name} must be [N, D] with at least two clips, got {tuple(values_ND.shape)}")
-    if not bool(torch.isfinite(values_ND).all()):
-        raise ValueError(f"{name} contains NaN or infinite values")
-    return values_ND
+def _root(moments: Moments) -> Tensor:
+    """Symmetric square root [D, D] of the covariance."""
+    values_D, vectors_DD = torch.linalg.eigh(moments.covariance())
+    return (vectors_DD * values_D.clamp_min(0).sqrt()) @ vectors_DD.T
 
 
-def _moments(values_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [D] and covariance [D, D] with ddof=1."""
-    mean_D = values_ND.mean(0)
-    centred_ND = values_ND - mean_D
-    return mean_D, centred_ND.T @ centred_ND / (values_ND.shape[0] - 1)
+def _distance(x: Moments, root_x: Tensor, y: Moments) -> float:
+    """|mu_x - mu_y|^2 + tr C_x + tr C_y - 2 tr (C_x^(1/2) C_y C_x^(1/2))^(1/2), never below 0."""
+    cov_y = y.covariance()
+    product = root_x @ cov_y @ root_x
+    cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
+    trace_x = x.scatter_DD.trace() / (x.count - 1)
+    value = (x.mean_D - y.mean_D).square().sum() + trace_x + cov_y.trace() - 2 * cross
+    return max(float(value), 0.0)
 
 
-def frechet_distance(x_ND: Tensor | npt.NDArray[Any], y_MD: Tensor | npt.NDArray[Any]) -> FrechetDistance:
+def frechet_of_moments(x: Moments, y: Moments) -> FrechetDistance:
+    """`frechet_distance` of two sets that were gathered batch by batch; the clips themselves are not needed.
+
+    Raises ValueError: fewer than two clips, different D.
+    """
+    if x.dim != y.dim:
+        raise ValueError(f"x and y have different dimensions: {x.dim} and {y.dim}")
+    n, m, dim = x.count, y.count, x.dim
+    return FrechetDistance(_distance(x, _root(x), y), n, m, dim, min(n, m) <= dim)
+
+
+def frechet_distance(x_ND: Embeddings, y_MD: Embeddings) -> FrechetDistance:
     """Frechet distance of two Gaussians fitted to x [N, D] and y [M, D] (Dowson and Landau, 1982).
 
     |mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), in float64. The trace of the root is that of the
@@ -56,61 +77,142 @@ def frechet_distance(x_ND: Tensor | npt.NDArray[Any], y_MD: Tensor | npt.NDArray
     where a general matrix square root of C_x C_y turns complex.
     Raises ValueError: not [N, D], fewer than two clips, different D, NaN or infinite values.
     """
-    x, y = _embeddings(x_ND, "x"), _embeddings(y_MD, "y")
-    dim = x.shape[1]
-    if y.shape[1] != dim:
-        raise ValueError(f"x and y have different dimensions: {dim} and {y.shape[1]}")
-    (mean_x, cov_x), (mean_y, cov_y) = _moments(x), _moments(y)
-    values_D, vectors_DD = torch.linalg.eigh(cov_x)
-    root_x = (vectors_DD * values_D.clamp_min(0).sqrt()) @ vectors_DD.T
-    product = root_x @ cov_y @ root_x
-    cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
-    value = (mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2 * cross
-    n, m = x.shape[0], y.shape[0]
-    return FrechetDistance(max(float(value), 0.0), n, m, dim, min(n, m) <= dim)
+    x, y = checked_sets(x_ND, y_MD, _NAMES)
+    return frechet_of_moments(Moments.of(x), Moments.of(y))
 
 
-def _mel_filters(sample_rate: int, n_fft: int, bands: int) -> Tensor:
-    """Triangles [F, C], 0 Hz to Nyquist, equally spaced in HTK mel 2595 log10(1 + f / 700), each of sum 1."""
-    top_mel = 2595 * math.log10(1 + sample_rate / 2 / 700)
-    edges = 700 * (10 ** (torch.linspace(0, top_mel, bands + 2, dtype=torch.float64) / 2595) - 1)
-    bins_F1 = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    filters_FC = torch.minimum((bins_F1 - low) / (centre - low), (high - bins_F1) / (high - centre)).clamp_min(0)
-    total_C = filters_FC.sum(0)
-    if bool((total_C == 0).any()):
-        raise ValueError(f"{bands} mel bands are too many at {sample_rate} Hz: some hold no frequency bin")
-    return filters_FC / total_C
+def frechet_interval(
+    x_ND: Embeddings,
+    y_MD: Embeddings,
+    seed: int,
+    *,
+    resample: Literal["y", "both"] = "both",
+    level: float = 0.95,
+    draws: int = 100,
+) -> Interval:
+    """Bootstrap interval of `frechet_distance` over clips: how far other clips, as many, would move it.
 
-
-@torch.no_grad()
-def log_mel_statistics(audio_BN: Tensor, sample_rate: int, bands: int = 64) -> Tensor:
-    """Embedding [B, 2 * bands] of audio [B, N] at `sample_rate` Hz: mean and std over time of log-mel bands.
-
-    Deterministic and needs no weights: it sees spectral balance and how much it moves, not meaning, so call
-    the distance on it "Frechet distance on log-mel statistics", never FAD. Values are natural logarithms of
-    the mean power per bin in a band (white noise of variance v: about ln v at any rate), floored at 1e-8;
-    window: Hann of the power of two from 40 ms up, hop a quarter of it, reflected ends; std with ddof=0.
-    A silent clip gives ln(1e-8) for every mean and 0 for every std. Compare clips of one sample rate only.
-    Raises ValueError: not [B, N], too short for one window, NaN or infinite, too many bands for the rate.
+    x: reference [N, D], y: generated [M, D]; resample "y" takes the reference as given. A draw repeats clips, so
+    its distance is too large by about the bias 1/n has already put into the value; the quantiles are shifted
+    back by that amount, which is returned as `bias`. The interval is therefore one of this number at this
+    n, not of the distance between the populations. Each draw costs one distance.
+    Raises ValueError as `frechet_distance`; level outside (0, 1).
     """
-    if audio_BN.ndim != 2 or audio_BN.shape[0] == 0 or not audio_BN.is_floating_point():
-        raise ValueError(f"audio must be floating point [B, N], got {audio_BN.dtype} {tuple(audio_BN.shape)}")
-    if sample_rate <= 0 or bands < 1:
-        raise ValueError(f"sample_rate and bands must be positive, got {sample_rate} and {bands}")
-    n_fft = 2 ** math.ceil(math.log2(max(2.0, _WINDOW_SECONDS * sample_rate)))
-    if audio_BN.shape[1] <= n_fft // 2:
-        raise ValueError(f"{audio_BN.shape[1]} samples are too few: more than {n_fft // 2} are needed")
-    if not bool(torch.isfinite(audio_BN).all()):
-        raise ValueError("the audio contains NaN or infinite samples")
-    window = torch.hann_window(n_fft, dtype=torch.float64, device=audio_BN.device)
-    filters_FC = _mel_filters(sample_rate, n_fft, bands).to(audio_BN.device)
-    rows: list[Tensor] = []
-    for audio_N in audio_BN:  # one at a time: the embedding of a clip cannot depend on its batch
-        spectrum_FT = torch.stft(
-            audio_N.double(), n_fft, n_fft // 4, window=window, pad_mode="reflect", return_complex=True
+    x, y = checked_sets(x_ND, y_MD, _NAMES)
+    rng = np.random.default_rng(seed)
+    whole = Moments.of(x)
+    root = _root(whole)
+    value = _distance(whole, root, Moments.of(y))
+    replicates = []
+    for _ in range(draws):
+        part, part_root = whole, root
+        if resample == "both":
+            part = Moments.of(x[rng.integers(len(x), size=len(x))])
+            part_root = _root(part)
+        replicates.append(_distance(part, part_root, Moments.of(y[rng.integers(len(y), size=len(y))])))
+    return shifted_interval(value, replicates, level, lowest=0.0)
+
+
+@dataclass(frozen=True)
+class FrechetInfinity:
+    """value: intercept, the distance at infinite n; low, high: bootstrap interval, None where no draws were asked.
+
+    r2: of the straight line through distance against 1/n; slope: d distance / d (1/n); sizes: subset sizes
+    of y; plain: `frechet_distance` of the whole sets, what the value is to be read beside.
+    The value may come out slightly negative.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    r2: float
+    slope: float
+    sizes: tuple[int, ...]
+    plain: float
+    n: int
+    m: int
+    dim: int
+
+
+def _prefixes(values_ND: Tensor, sizes: list[int], order: np.ndarray) -> list[Moments]:
+    """Moments of the first clips of `order`, as many as each of the ascending `sizes`; each clip is read once."""
+    total, parts, first = Moments.empty(values_ND.shape[1]), [], 0
+    for size in sizes:
+        total = total.updated(values_ND[order[first:size]])
+        parts.append(total)
+        first = size
+    return parts
+
+
+def _line(
+    x: Tensor, y: Tensor, sizes: list[int], both: bool, shuffles: int, rng: np.random.Generator, root: Tensor | None
+) -> tuple[float, float, float]:
+    """(intercept, slope, R^2) of the distance against 1 / size of y, over nested subsets without repetition."""
+    points = []
+    known = None if both else Moments.of(x)
+    for _ in range(shuffles):
+        left: list[Moments] = [known] * len(sizes) if known else []
+        if both:
+            left = _prefixes(x, [max(2, round(size * len(x) / len(y))) for size in sizes], rng.permutation(len(x)))
+        right = _prefixes(y, sizes, rng.permutation(len(y)))
+        for part_x, part_y in zip(left, right, strict=True):
+            points.append((1 / part_y.count, _distance(part_x, _root(part_x) if root is None else root, part_y)))
+    inverse, distance = np.array(points).T
+    slope, intercept = np.polyfit(inverse, distance, 1)
+    residual = distance - (intercept + slope * inverse)
+    spread = distance.var()
+    return float(intercept), float(slope), float(1 - residual.var() / spread) if spread > 0 else 1.0
+
+
+def frechet_infinity(
+    x_ND: Embeddings,
+    y_MD: Embeddings,
+    seed: int,
+    *,
+    over: Literal["y", "both"] = "y",
+    points: int = 8,
+    shuffles: int = 4,
+    smallest: int | None = None,
+    draws: int = 0,
+    level: float = 0.95,
+) -> FrechetInfinity:
+    """FAD-infinity: the Frechet distance extrapolated to infinitely many generated clips (Gui et al., 2024).
+
+    x: reference [N, D], y: generated [M, D]. A straight line is fitted, by least squares, to the distances of
+    subsets of y against 1/size and read at 0: `points` sizes, equally spaced in 1/size from `smallest`
+    (default: the larger of 4 D and M / 8) to M, each with `shuffles` nested subsets. over "y": the
+    reference is used whole and its own bias stays; "both": its subsets shrink in proportion, and it goes too.
+    Subsets are drawn WITHOUT repetition (Chong and Forsyth, 2020). `fadtk` draws with repetition: then the
+    limit is the distance of the very clips at hand, bias and all, and nothing is gained (docs/metrics.md).
+    draws > 0: bootstrap interval over clips. The mean of the replicates lies at the plain distance for the same
+    reason, so their quantiles are shifted onto the value. Cost: draws * shuffles * points distances.
+    Raises ValueError: as `frechet_distance`; fewer than 2 * smallest clips in y (or x, for "both"), points < 3.
+    """
+    x, y = checked_sets(x_ND, y_MD, _NAMES)
+    (n, dim), m = x.shape, y.shape[0]
+    smallest = max(_PER_DIMENSION * dim, m // 8, 8) if smallest is None else smallest
+    least = min(n, m) if over == "both" else m
+    if points < 3 or shuffles < 1 or smallest < 2:
+        raise ValueError("an extrapolation needs at least 3 points, 1 shuffle and subsets of 2 clips")
+    if least < 2 * smallest:
+        raise ValueError(
+            f"{least} clips are too few to extrapolate in {dim} dimensions: {2 * smallest} are needed for "
+            f"subsets from {smallest} clips up"
         )
-        power_TF = (spectrum_FT.real.square() + spectrum_FT.imag.square()).T / window.square().sum()
-        log_TC = (power_TF @ filters_FC).clamp_min(_POWER_FLOOR).log()
-        rows.append(torch.cat([log_TC.mean(0), log_TC.std(0, correction=0)]))
-    return torch.stack(rows)
+    sizes = sorted({round(1 / inverse) for inverse in np.linspace(1 / smallest, 1 / m, points)})
+    rng = np.random.default_rng(seed)
+    whole = Moments.of(x)
+    root = _root(whole)
+    fixed = None if over == "both" else root
+    value, slope, r2 = _line(x, y, sizes, over == "both", shuffles, rng, fixed)
+    interval = None
+    if draws:
+        replicates = []
+        for _ in range(draws):
+            again_y = y[rng.integers(m, size=m)]
+            again_x = x[rng.integers(n, size=n)] if over == "both" else x
+            replicates.append(_line(again_x, again_y, sizes, over == "both", shuffles, rng, fixed)[0])
+        interval = shifted_interval(value, replicates, level)
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    plain = _distance(whole, root, Moments.of(y))
+    return FrechetInfinity(value, low, high, r2, slope, tuple(sizes), plain, n, m, dim)

@@ -6,33 +6,19 @@ per clip: means over clips, and what to leave out of them, are the caller's. Sum
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stagecli.metrics import LSD_PRESETS, LSDPreset
+from stagecli.metrics.checks import checked_pair
+from stagecli.metrics.stft import VALUES_PER_BLOCK, spectra_in_blocks
 
-__all__ = ["LSD_PRESETS", "LSDPreset", "lsd", "lsd_bands", "si_sdr", "snr", "split_bin"]
+__all__ = ["LSD_PRESETS", "LSDPreset", "lsd", "lsd_bands", "lsd_stream", "si_sdr", "snr", "split_bin"]
 
-_VALUES_PER_BLOCK = 2**21  # complex128 values of one signal held at a time: 32 MiB
+_VALUES_PER_BLOCK = VALUES_PER_BLOCK
 _SILENCE = 1e-24  # energy left after removing the mean, relative to before: rounding, not signal
-
-
-def _checked_pair(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
-    """Both signals as float64; ValueError for whatever would give a number that means nothing."""
-    if reference.shape != estimate.shape:
-        shapes = f"{tuple(reference.shape)} and {tuple(estimate.shape)}"
-        raise ValueError(f"reference and estimate have different shapes: {shapes}; align and trim them first")
-    if reference.ndim not in (1, 2):
-        raise ValueError(f"audio must be [N] or [B, N], got {tuple(reference.shape)}")
-    if reference.numel() == 0:
-        raise ValueError("the audio is empty")
-    for name, audio in (("reference", reference), ("estimate", estimate)):
-        if not audio.is_floating_point():
-            raise ValueError(f"the {name} is {audio.dtype}; floors assume floating point in [-1, 1]")
-        if not bool(torch.isfinite(audio).all()):
-            raise ValueError(f"the {name} contains NaN or infinite samples")
-    return reference.double(), estimate.double()
 
 
 def _preset(preset: str | LSDPreset) -> LSDPreset:
@@ -47,7 +33,7 @@ def _difference(reference: Tensor, estimate: Tensor, preset: LSDPreset) -> Tenso
     """d of the preset, elementwise, from two complex spectra of the same shape."""
     if preset.form == "clamp":
         power_x, power_y = (z.real.square() + z.imag.square() for z in (reference, estimate))
-        return power_x.clamp_min(preset.floor).log10() - power_y.clamp_min(preset.floor).log10()
+        return (power_x.clamp_min_(preset.floor) / power_y.clamp_min_(preset.floor)).log10()
     ratio = (reference.abs() / (estimate.abs() + preset.floor)).square()
     return (ratio + preset.floor).log10()
 
@@ -71,7 +57,7 @@ def _band_distances(
     chosen = _preset(preset)
     if sample_rate <= 0:
         raise ValueError(f"sample_rate must be positive, got {sample_rate}")
-    pair = _checked_pair(reference, estimate)
+    pair = checked_pair(reference, estimate)
     n_fft, hop = chosen.sizes(sample_rate)
     samples, half = reference.shape[-1], n_fft // 2
     if samples <= half:
@@ -81,20 +67,12 @@ def _band_distances(
         split = split_bin(n_fft, sample_rate, split_hz)
         bands += [slice(split, None), slice(None, split)]
 
-    x_BN, y_BN = (F.pad(z.reshape(-1, samples), (half, half), mode=chosen.pad_mode) for z in pair)
-    window = torch.hann_window(n_fft, dtype=torch.float64, device=x_BN.device)
-    frames = 1 + (x_BN.shape[1] - n_fft) // hop
-    # A file of any length in bounded memory: frames are independent, so they are taken in blocks.
-    block = max(1, _VALUES_PER_BLOCK // ((half + 1) * x_BN.shape[0]))
-    totals = [x_BN.new_zeros(x_BN.shape[0]) for _ in bands]
-    for first in range(0, frames, block):
-        part = slice(first * hop, (min(first + block, frames) - 1) * hop + n_fft)
-        x_BFT, y_BFT = (
-            torch.stft(z_BN[:, part], n_fft, hop, window=window, center=False, return_complex=True)
-            for z_BN in (x_BN, y_BN)
-        )
+    window = torch.hann_window(n_fft, dtype=torch.float64, device=reference.device)
+    totals, frames = [torch.zeros((), device=reference.device) for _ in bands], 0
+    for x_BFT, y_BFT in spectra_in_blocks(*pair, n_fft, hop, window, chosen.pad_mode, _VALUES_PER_BLOCK):
         squared_BFT = _difference(x_BFT, y_BFT, chosen).square()
         totals = [t + squared_BFT[:, b].mean(1).sqrt().sum(1) for t, b in zip(totals, bands, strict=True)]
+        frames += x_BFT.shape[2]
     return [(total / frames).reshape(reference.shape[:-1]) for total in totals]
 
 
@@ -126,6 +104,27 @@ def lsd_bands(
     return dict(zip(names, _band_distances(reference, estimate, sample_rate, split_hz, preset), strict=True))
 
 
+def lsd_stream(
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    sample_rate: int,
+    split_hz: float | None = None,
+    preset: str | LSDPreset = "nuwave",
+) -> Iterator[dict[str, float]]:
+    """`lsd` (with `split_hz`: `lsd_bands`) of many clip pairs [N], one dict per pair as it comes.
+
+    pairs: (reference, estimate), clips of any length; give a generator that reads them and one pair is held at a
+    time, with 32 MiB of spectra. Raises ValueError as `lsd_bands`, naming the pair by its place, from 0.
+    """
+    for place, (reference, estimate) in enumerate(pairs):
+        try:
+            if reference.ndim != 1:
+                raise ValueError(f"a streamed clip must be [N], got {tuple(reference.shape)}")
+            values = _band_distances(reference, estimate, sample_rate, split_hz, preset)
+        except ValueError as error:
+            raise ValueError(f"pair {place}: {error}") from error
+        yield dict(zip(("lsd", "lsd_hf", "lsd_lf"), (float(value) for value in values), strict=False))
+
+
 def _decibel(signal: Tensor, noise: Tensor, silent: Tensor) -> Tensor:
     """10 log10(signal / noise) per clip, nan where the reference is silent."""
     return (10 * (signal / noise).log10()).masked_fill(silent, float("nan"))
@@ -139,7 +138,7 @@ def si_sdr(reference: Tensor, estimate: Tensor, zero_mean: bool = False) -> Tens
     -inf for an estimate that is silent or orthogonal to the reference; +inf for an exact scaled copy.
     Raises ValueError: shapes differ, empty, not finite, integer samples.
     """
-    x, y = _checked_pair(reference, estimate)
+    x, y = checked_pair(reference, estimate)
     floor_x, floor_y = (_SILENCE * z.square().sum(-1) for z in (x, y))
     if zero_mean:
         x, y = (z - z.mean(-1, keepdim=True) for z in (x, y))
@@ -157,6 +156,6 @@ def snr(reference: Tensor, estimate: Tensor) -> Tensor:
     reference, estimate: [N] or [B, N]. nan for a silent reference (the caller leaves it out), 0 for a silent
     estimate, +inf for an exact copy. Raises ValueError as `si_sdr`.
     """
-    x, y = _checked_pair(reference, estimate)
+    x, y = checked_pair(reference, estimate)
     energy = x.square().sum(-1)
     return _decibel(energy, (x - y).square().sum(-1), energy == 0)

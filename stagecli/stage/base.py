@@ -112,7 +112,8 @@ class Signals:
     """What one step showed, gathered over all processes, so that all of them decide alike.
 
     step: steps done; t_B, loss_B: of the global batch, unweighted; grad_norm before clipping;
-    lr: the step's learning rate; probe: the measurement after this step, where one was due.
+    lr: the step's learning rate; probe: the measurement after this step, where one was due, and average: the
+    weights it was made with, by name; valid: (step, loss) of the newest validation on the fixed grid of t.
     """
 
     step: int
@@ -121,6 +122,8 @@ class Signals:
     grad_norm: float
     lr: float
     probe: Probe | None = None
+    average: Mapping[str, Tensor] | None = None
+    valid: tuple[int, float] | None = None
 
 
 class Mechanism:

@@ -1,0 +1,172 @@
+"""Metrics of a classifier's posteriors, of text and audio embeddings, and shares with their interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stagecli.metrics.moments import Embeddings, checked_embeddings, checked_sets
+
+_EPSILON = 1e-6  # of AudioLDM-eval, added to the second distribution before its logarithm
+
+
+def posteriors(logits: Embeddings) -> Tensor:
+    """Softmax of logits [N, C] over the classes, float64. Raises ValueError: not [N, C], NaN or infinite.
+
+    For a tagger that was trained with sigmoids (PANNs, PaSST) this is a convention, that of AudioLDM-eval's
+    "KL_softmax" and of PaSST-based KL: the classes are made to compete. Where a clip gives several
+    windows, average its logits first, then take the softmax, as stable-audio-metrics does.
+    """
+    return checked_embeddings(logits, "the logits", least=1).softmax(1)
+
+
+def _checked_posteriors(values: Embeddings, name: str) -> Tensor:
+    values_NC = checked_embeddings(values, name, least=1)
+    if bool((values_NC < 0).any()) or not torch.allclose(values_NC.sum(1), torch.ones(1).double(), atol=1e-4):
+        raise ValueError(f"rows of {name} must be distributions: at least 0, sum 1 (see `posteriors`)")
+    return values_NC
+
+
+def _kl(p_NC: Tensor, q_NC: Tensor, epsilon: float) -> Tensor:
+    """sum_c p ln(p / (q + epsilon)) [N]; 0 ln 0 = 0; infinite where q is 0 and p is not."""
+    return (torch.xlogy(p_NC, p_NC) - torch.xlogy(p_NC, q_NC + epsilon)).sum(1)
+
+
+@dataclass(frozen=True)
+class ClassKL:
+    """Divergences in nat. reference_generated: KL(reference || generated), the one to print, mean over pairs;
+    generated_reference: the other way; per_pair [N]: terms of the first; n pairs; epsilon that was added.
+    """
+
+    reference_generated: float
+    generated_reference: float
+    per_pair: Tensor
+    n: int
+    epsilon: float
+
+
+def class_kl(reference_NC: Embeddings, generated_NC: Embeddings, epsilon: float = _EPSILON) -> ClassKL:
+    """Mean over pairs of the Kullback-Leibler divergence of class posteriors; row i of both: one prompt.
+
+    reference_NC, generated_NC: distributions [N, C] (`posteriors`). KL(reference || generated) is what
+    AudioLDM-eval and AudioCraft print; stable-audio-metrics prints the other direction, so both are given.
+    epsilon 1e-6 is added to the second distribution inside the logarithm, as AudioLDM-eval does: it bounds a
+    term at 13.8 p and lets identical pairs come out at -C * 1e-6 at the lowest; 0 for the exact divergence, which
+    may be infinite. AudioLDM-eval's "KL_sigmoid" sums p ln(p / q) over independent classes, which is no
+    divergence (it can be negative), and is not offered.
+    Raises ValueError: different shapes, rows that are no distributions, NaN or infinite values.
+    """
+    p, q = _checked_posteriors(reference_NC, "the reference"), _checked_posteriors(generated_NC, "the generated set")
+    if p.shape != q.shape:
+        raise ValueError(f"pairs need equal shapes, got {tuple(p.shape)} and {tuple(q.shape)}")
+    forward_N, backward_N = _kl(p, q, epsilon), _kl(q, p, epsilon)
+    return ClassKL(float(forward_N.mean()), float(backward_N.mean()), forward_N, len(p), epsilon)
+
+
+def class_kl_of_means(reference_NC: Embeddings, generated_MC: Embeddings, epsilon: float = _EPSILON) -> float:
+    """KL(mean of the reference || mean of the generated) in nat: are the classes as frequent? No pairs needed.
+
+    [N, C] and [M, C]; 0 says nothing of single clips: samples that ignore their prompts can have it.
+    Raises ValueError: different C, rows that are no distributions, NaN or infinite values.
+    """
+    p, q = _checked_posteriors(reference_NC, "the reference"), _checked_posteriors(generated_MC, "the generated set")
+    if p.shape[1] != q.shape[1]:
+        raise ValueError(f"the sets have different classes: {p.shape[1]} and {q.shape[1]}")
+    return float(_kl(p.mean(0, keepdim=True), q.mean(0, keepdim=True), epsilon))
+
+
+@dataclass(frozen=True)
+class InceptionScore:
+    """value: mean over splits, 1..C; std: their standard deviation (ddof=0); splits; n clips; classes C."""
+
+    value: float
+    std: float
+    splits: int
+    n: int
+    classes: int
+
+
+def inception_score(generated_NC: Embeddings, seed: int, splits: int = 10) -> InceptionScore:
+    """exp of the mean KL(p(y|x) || p(y)) over the clips (Salimans et al., 2016), mean over `splits` parts.
+
+    generated_NC: distributions [N, C] (`posteriors`). Clips are shuffled by `seed`, then cut into parts; p(y)
+    is the mean of a part, so a part of n clips cannot pass n: the score rises with clips per part.
+    1 where all posteriors are alike, C where they are certain and classes equally frequent. It never sees the
+    reference: noise that a classifier is sure about scores well.
+    Raises ValueError: rows that are no distributions, fewer clips than splits, NaN or infinite values.
+    """
+    p = _checked_posteriors(generated_NC, "the generated set")
+    if not 1 <= splits <= len(p):
+        raise ValueError(f"{len(p)} clips cannot be cut into {splits} parts")
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(p)))
+    edges = [i * len(p) // splits for i in range(splits + 1)]
+    parts = [p[order[low:high]] for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    scores = [math.exp(float(_kl(part, part.mean(0, keepdim=True), 0.0).mean())) for part in parts]
+    return InceptionScore(float(np.mean(scores)), float(np.std(scores)), splits, len(p), p.shape[1])
+
+
+def clap_scores(audio_ND: Embeddings, text_ND: Embeddings) -> Tensor:
+    """Cosine [N] in -1..1 of the audio and the text embedding of each pair; the CLAP score is its mean.
+
+    audio_ND, text_ND: [N, D] of one CLAP checkpoint, row i of both: one prompt. Not clipped at 0 and not times
+    100, as some tools do. Scores of different checkpoints do not compare: name it with the number.
+    Raises ValueError: different shapes, an embedding of zeros, NaN or infinite values.
+    """
+    audio, text = checked_sets(audio_ND, text_ND, ("the audio", "the text"), least=1)
+    if audio.shape != text.shape:
+        raise ValueError(f"pairs need equal shapes, got {tuple(audio.shape)} and {tuple(text.shape)}")
+    length_N = audio.norm(dim=1) * text.norm(dim=1)
+    if bool((length_N == 0).any()):
+        raise ValueError("an embedding is all zeros: it has no direction")
+    return (audio * text).sum(1) / length_N
+
+
+@dataclass(frozen=True)
+class Share:
+    """value: hits / n; low, high: its interval; n."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson_interval(hits: int, n: int, level: float = 0.95) -> Share:
+    """A share with its score interval (Wilson, 1927): never outside 0..1, of use at 0 and n hits too.
+
+    Raises ValueError: n < 1, hits outside 0..n, level outside (0, 1).
+    """
+    if n < 1 or not 0 <= hits <= n:
+        raise ValueError(f"{hits} of {n} is no share")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}")
+    from scipy.special import ndtri
+
+    z, p = float(ndtri((1 + level) / 2)), hits / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At the ends the exact bound is 0 or 1, and rounding must not leave it out.
+    low, high = 0.0 if hits == 0 else max(0.0, centre - half), 1.0 if hits == n else min(1.0, centre + half)
+    return Share(p, low, high, n)
+
+
+def prompt_accuracy(
+    heard: Sequence[Any] | npt.NDArray[Any], asked: Sequence[Any] | npt.NDArray[Any], level: float = 0.95
+) -> Share:
+    """Share of samples in which a classifier hears what the prompt asked for, with its Wilson interval.
+
+    heard, asked: labels [N] of any comparable kind, in one order. The interval is about other samples, not about
+    the classifier: print its accuracy on real test clips beside it, and never score with the teacher.
+    Raises ValueError: different lengths, no samples, level outside (0, 1).
+    """
+    if len(heard) != len(asked):
+        raise ValueError(f"{len(heard)} samples and {len(asked)} prompts")
+    hits = sum(bool(a == b) for a, b in zip(heard, asked, strict=True))
+    return wilson_interval(hits, len(heard), level)

@@ -1,0 +1,104 @@
+"""Short-time spectra of clip pairs in bounded memory, and the multi-resolution STFT distance on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stagecli.metrics.checks import checked_pair
+
+VALUES_PER_BLOCK = 2**21  # complex128 values of one signal held at a time: 32 MiB
+# n_fft, hop, window in samples: the defaults of auraloss, from Parallel WaveGAN.
+RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
+_POWER_FLOOR = 1e-8
+
+
+def spectra_in_blocks(
+    reference: Tensor,
+    estimate: Tensor,
+    n_fft: int,
+    hop: int,
+    window: Tensor,
+    pad_mode: Literal["reflect", "constant"] = "reflect",
+    values: int = VALUES_PER_BLOCK,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Complex spectra [B, F, T] of both signals, some frames T at a time; [N] or [B, N], float64.
+
+    Frames are centred on k * hop, ends extended by n_fft // 2 samples; `window` [W], W <= n_fft, lies in the
+    middle of its frame. values: most complex values of one signal at a time, so a clip of any length takes
+    bounded memory beside itself. Raises ValueError where the clip is too short to be reflected.
+    """
+    samples, half = reference.shape[-1], n_fft // 2
+    if samples <= half:
+        raise ValueError(f"{samples} samples are too few for a window of {n_fft}: more than {half} are needed")
+    x_BN, y_BN = (F.pad(z.reshape(-1, samples), (half, half), mode=pad_mode) for z in (reference, estimate))
+    frames = 1 + (x_BN.shape[1] - n_fft) // hop
+    block = max(1, values // ((half + 1) * x_BN.shape[0]))
+    for first in range(0, frames, block):
+        part = slice(first * hop, (min(first + block, frames) - 1) * hop + n_fft)
+        x_BFT, y_BFT = (
+            torch.stft(z[:, part], n_fft, hop, len(window), window, center=False, return_complex=True)
+            for z in (x_BN, y_BN)
+        )
+        yield x_BFT, y_BFT
+
+
+def _magnitude(spectrum: Tensor) -> Tensor:
+    """sqrt(max(|X|^2, 1e-8))."""
+    return (spectrum.real.square() + spectrum.imag.square()).clamp_min(_POWER_FLOOR).sqrt()
+
+
+def _terms(x_BN: Tensor, y_BN: Tensor, n_fft: int, hop: int, size: int) -> tuple[Tensor, Tensor]:
+    """Spectral convergence and mean |ln X - ln Y| per clip [B], at one resolution."""
+    window = torch.hann_window(size, dtype=torch.float64, device=x_BN.device)
+    error, energy, log_error, count = (x_BN.new_zeros(x_BN.shape[0]) for _ in range(4))
+    for spectra in spectra_in_blocks(x_BN, y_BN, n_fft, hop, window):
+        x, y = (_magnitude(z) for z in spectra)
+        error = error + (x - y).square().sum((1, 2))
+        energy = energy + x.square().sum((1, 2))
+        log_error = log_error + (x / y).log().abs().sum((1, 2))
+        count = count + x[0].numel()
+    silent = (x_BN == 0).all(1)
+    return (error / energy).sqrt().masked_fill(silent, float("nan")), log_error / count
+
+
+def _rows(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = checked_pair(reference, estimate)
+    return x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+
+
+@torch.no_grad()
+def spectral_convergence(reference: Tensor, estimate: Tensor, n_fft: int = 2048, hop: int = 512) -> Tensor:
+    """|| |X| - |Y| ||_F / || |X| ||_F of STFT magnitudes, X the reference; a pure number, lower is better.
+
+    reference, estimate: [N] or [B, N]; gives [] or [B], one value per clip (auraloss takes the norms over the
+    whole batch, so its value depends on the batch). Arik et al., 2018; Hann window of n_fft, magnitudes
+    sqrt(max(|X|^2, 1e-8)) as auraloss, reflected ends. Loud bins decide: it hardly sees high frequencies.
+    1 for a silent estimate, |1 - g| for g x, nan for a reference of zeros (left out by the caller).
+    Raises ValueError: shapes differ, empty, not finite, integer samples, too short.
+    """
+    x_BN, y_BN = _rows(reference, estimate)
+    return _terms(x_BN, y_BN, n_fft, hop, n_fft)[0].reshape(reference.shape[:-1])
+
+
+@torch.no_grad()
+def multi_resolution_stft(reference: Tensor, estimate: Tensor) -> dict[str, Tensor]:
+    """Multi-resolution STFT distance (Yamamoto et al., 2020), as `MultiResolutionSTFTLoss` of auraloss 0.4.
+
+    reference, estimate: [N] or [B, N] at any rate; each value [] or [B], one per clip, in float64:
+    "mr_stft_sc" and "mr_stft_log" are the means over three resolutions (`RESOLUTIONS`, Hann windows, reflected
+    ends) of the spectral convergence and of the mean |ln |X| - ln |Y||, magnitudes sqrt(max(|X|^2, 1e-8));
+    "mr_stft" is their sum. Equal to auraloss for a batch of one. Resolutions are in samples, so values of
+    different sample rates do not compare. nan for a reference of zeros.
+    Raises ValueError: shapes differ, empty, not finite, integer samples, 1024 samples or fewer.
+    """
+    x_BN, y_BN = _rows(reference, estimate)
+    terms = [_terms(x_BN, y_BN, *resolution) for resolution in RESOLUTIONS]
+    convergence, logarithm = (
+        torch.stack(part).mean(0).reshape(reference.shape[:-1]) for part in zip(*terms, strict=True)
+    )
+    return {"mr_stft": convergence + logarithm, "mr_stft_sc": convergence, "mr_stft_log": logarithm}
