@@ -97,8 +97,8 @@ def _gain(good: Sequence[Row], steps: int | None) -> list[str]:
         out.append(f"at this slope {more:,} more steps buy at most {best:.2g} of Dn, if anything: "
                    "the slope cannot be told from 0")  # fmt: skip
     left = (steps or 0) - last["step"]
-    if left > 0 and best > 0 and last.get("stage") == "refinement":
-        gain = fall(slope, left)
+    gain = fall(slope, left) if left > 0 else 0.0
+    if least > 0 and gain >= 5e-4 and last.get("stage") == "refinement":
         until = f"by step {steps:,} Dn would go from {level - OFFSET:.3f} to about {level - OFFSET - gain:.3f}"
         out.append(f"{until} at this slope; the learning rate's course is taken as it is now")
     return out
