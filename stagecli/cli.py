@@ -196,7 +196,7 @@ def inspect_regime(
     as_json: AsJson = False,
 ) -> None:
     """Show where training is: the regime, loss by noise bin, speed, events, and a plain reading."""
-    from stagecli.report_text import inspect
+    from stagecli.report.text import inspect
 
     out = Console(as_json)
     if follow:
@@ -214,7 +214,7 @@ def inspect_regime(
 def _look(runs: list[Path], plot: Path | None, html: Path | None, out: Console | None) -> list[dict[str, Any]]:
     """Summaries of the runs, their pictures written; out: says what was written and what could not be read."""
     from stagecli.report import read_run
-    from stagecli.report_summary import summary
+    from stagecli.report.summary import summary
 
     read = [read_run(run) for run in runs]
     if out:
@@ -222,7 +222,7 @@ def _look(runs: list[Path], plot: Path | None, html: Path | None, out: Console |
             out.warn(damage)
     written: list[Path] = []
     if plot or html:
-        from stagecli import report_html
+        from stagecli.report import html as report_html
         from stagecli.run import write_atomic
 
         if plot:

@@ -12,7 +12,7 @@ from typing import Any
 
 from stagecli.console import Console
 from stagecli.curves import number
-from stagecli.report_text import inspect, sections
+from stagecli.report.text import inspect, sections
 from stagecli.views_regime import probe_text
 
 Row = dict[str, Any]

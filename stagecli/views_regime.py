@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stagecli.curves import Curve, bar, number, sparkline
-from stagecli.report_regime import RECENT, cost, levels, rate, rate_text, spell, unit
+from stagecli.report.regime import RECENT, cost, levels, rate, rate_text, spell, unit
 
 Row = dict[str, Any]
 Line = list[tuple[str, str]]

@@ -18,8 +18,8 @@ ROOT = Path(stagecli.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in FILES}
 WITHOUT_TORCH = [
-    *("recipe", "run", "console", "errors", "schema", "cli", "curves", "views", "views_regime", "follow", "report"),
-    *("report_summary", "report_regime", "report_words", "report_text", "report_panels", "report_html"),
+    *("recipe", "run", "console", "errors", "schema", "cli", "curves", "views", "views_regime", "follow", "report.__init__"),
+    *(f"report.{name}" for name in ("summary", "regime", "words", "text", "panels", "html")),
 ]
 
 

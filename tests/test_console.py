@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from test_report import make_run
 
-from stagecli import console, report_text
+from stagecli import console
 from stagecli.console import Console, LiveView, PlainView, QuietView
 from stagecli.curves import Curve, bar
 from stagecli.errors import Problem, StageError
 from stagecli.report import read_run
-from stagecli.report_summary import summary
+from stagecli.report import text as report_text
+from stagecli.report.summary import summary
 from stagecli.views import Board
 
 INFO = {
@@ -156,7 +157,7 @@ def test_latin_stdout_does_not_fail() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import stagecli.console, stagecli.follow, stagecli.report_html, sys; print(sorted(sys.modules))"
+    code = "import stagecli.console, stagecli.follow, stagecli.report.html, sys; print(sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     assert not {"'rich'", "'torch'", "'numpy'", "'matplotlib'"} & set(re.findall(r"'\w+'", modules))
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecli import report_html
 from stagecli.curves import duration, level_change, number, sparkline, theil_sen, thin, trend
 from stagecli.errors import StageError
+from stagecli.report import html as report_html
 from stagecli.report import read_run
-from stagecli.report_summary import summary
+from stagecli.report.summary import summary
 
 EDGES = [0.0, 0.25, 0.5, 0.75, 1.0]
 T0 = 1_760_000_000.0

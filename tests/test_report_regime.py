@@ -19,11 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import EDGES, T0, Page, make_run, metrics_row, write_rows
 
-from stagecli import follow, report_html, report_regime, report_text
+from stagecli import follow
 from stagecli.console import Console
+from stagecli.report import html as report_html
 from stagecli.report import read_run
-from stagecli.report_panels import lanes, panels
-from stagecli.report_summary import summary
+from stagecli.report import regime as report_regime
+from stagecli.report import text as report_text
+from stagecli.report.panels import lanes, panels
+from stagecli.report.summary import summary
 from stagecli.stage.slope import Regime, Settings
 from stagecli.views_regime import RegimeBoard, probe_text
 

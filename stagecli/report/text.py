@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stagecli import report_regime
 from stagecli.console import Console, cell, percent
 from stagecli.curves import duration, number, sparkline
+from stagecli.report import regime as report_regime
 
 __all__ = ["inspect", "sections"]
 
@@ -25,7 +25,7 @@ ENDS = 20  # regime events listed of the first and of the last ones
 
 
 def inspect(summaries: Sequence[Row], out: Console) -> None:
-    """The terminal view of `inspect-regime`; summaries: from `report_summary.summary`."""
+    """The terminal view of `inspect-regime`; summaries: from `summary.summary`."""
     if out.as_json:
         out.result(summaries[0] if len(summaries) == 1 else list(summaries))
         return

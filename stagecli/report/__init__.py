@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stagecli import report_regime
 from stagecli.curves import number
 from stagecli.errors import StageError
+from stagecli.report import regime as report_regime
 
 __all__ = ["RunReport", "read_run"]
 
@@ -36,7 +36,7 @@ class RunReport:
     """A run directory as read.
 
     info: run.json; metrics, bins, events, probes: rows in file order, without the superseded ones (probes: as
-    `report_regime.in_order` leaves them); wants_probes: the recipe has a [stage.regime] table;
+    `regime.in_order` leaves them); wants_probes: the recipe has a [stage.regime] table;
     superseded: metrics rows that a later attempt trained again; last_seen: attempt -> unix time of its
     last row; checkpoints: {"name", "step", "latest"}; samples: {"path", "count"};
     evals: {"file", "document"}; damage: what could not be read, as `file:line: reason`.

@@ -1,4 +1,4 @@
-"""What is drawn of runs: panels of curves and of the marks in them. How they are drawn: report_html.py."""
+"""What is drawn of runs: panels of curves and of the marks in them. How they are drawn: html.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from stagecli.curves import number, series, thin
 from stagecli.report import RunReport
-from stagecli.report_regime import levels, reference
-from stagecli.report_summary import bin_rows
+from stagecli.report.regime import levels, reference
+from stagecli.report.summary import bin_rows
 
 LOSSES = (("train/loss", "Training loss", True), ("valid/loss", "Validation loss", True))
 PACES = (("optim/lr", "Learning rate", False), ("speed/samples_per_s", "Throughput, samples per second", False))

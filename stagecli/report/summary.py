@@ -10,10 +10,10 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from stagecli import report_regime
 from stagecli.curves import number, series, thin, trend
 from stagecli.report import RunReport, attempts
-from stagecli.report_words import sentences
+from stagecli.report import regime as report_regime
+from stagecli.report.words import sentences
 
 __all__ = ["bin_rows", "summary"]
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stagecli import report_regime
 from stagecli.curves import duration, number
 from stagecli.errors import StageError
 from stagecli.report import RunReport
-from stagecli.report_panels import Line, Panel, event_text, lanes, panels
-from stagecli.report_summary import summary
+from stagecli.report import regime as report_regime
+from stagecli.report.panels import Line, Panel, event_text, lanes, panels
+from stagecli.report.summary import summary
 
 WIDTH, HEIGHT = 560, 270  # of a panel, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 62, 22, 34, 34
