@@ -19,6 +19,7 @@ from stagecli.metrics import METRICS
 from stagecli.metrics.baselines import copy_up
 from stagecli.metrics.bootstrap import bootstrap_interval
 from stagecli.metrics.distance import frechet_distance, log_mel_statistics
+from stagecli.metrics.kernel import kernel_audio_distance
 from stagecli.metrics.spectral import lsd_bands, si_sdr
 from stagecli.pipeline import Pipeline, Settings, load_pipeline
 from stagecli.prepare import evenly
@@ -202,7 +203,7 @@ def score_sets(
     judge: Encoder,
     progress: Progress,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Fréchet distances of sets of clips [N] to the reference, by the judge's embeddings and by log-mel statistics."""
+    """Distances of sets of clips [N] to the reference, by the judge's embeddings and by log-mel statistics."""
 
     @torch.no_grad()
     def by_judge(clip: np.ndarray) -> torch.Tensor:
@@ -223,13 +224,17 @@ def score_sets(
     known = {name: embed(name, reference, "reference") for name in embeddings}
     rows = []
     for system, clips in systems.items():
-        metrics = {}
+        metrics: dict[str, dict[str, Any]] = {}
         for name in embeddings:
-            result = frechet_distance(known[name], embed(name, clips, system))
+            embedded = embed(name, clips, system)
+            if name == "fd_judge":
+                metrics["kad"] = {"value": kernel_audio_distance(known[name], embedded).value}
+            result = frechet_distance(known[name], embedded)
             metrics[name] = {"value": result.value, "biased": result.biased, "dimensions": result.dim}
         rows.append({"system": system, "n": len(clips), "metrics": metrics})
-    conventions = {name: METRICS[name].convention for name in embeddings}
-    conventions["fd_judge"] += f"; judge: {judge.label} (weights {judge.fingerprint()[:12]})"
+    conventions = {name: METRICS[name].convention for name in ("kad", *embeddings)}
+    for name in ("kad", "fd_judge"):
+        conventions[name] += f"; judge: {judge.label} (weights {judge.fingerprint()[:12]}), mean over frames"
     return rows, conventions
 
 

@@ -133,9 +133,9 @@ def _check(tree: dict[str, Any], path: Path, where: dict[Key, Position], overrid
             if key[:length] in where:
                 position = where[key[:length]]
                 return f"{path}:{position.line}:{position.column}", position.text
-        for flag, text in flags.items():  # a table that only a flag mentions
-            if flag[: len(key)] == key:
-                return f"--set {text}", None
+            for flag, text in flags.items():  # a table that only a flag mentions
+                if flag[:length] == key[:length]:
+                    return f"--set {text}", None
         return f"{path}:1:1", None
 
     def report(key: Key, what: str) -> None:

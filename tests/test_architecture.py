@@ -18,7 +18,19 @@ ROOT = Path(stagecli.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 SOURCES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in FILES}
 WITHOUT_TORCH = [
-    *("recipe", "run", "console", "errors", "schema", "cli", "curves", "views", "views_regime", "follow", "report.__init__"),
+    *(
+        "recipe",
+        "run",
+        "console",
+        "errors",
+        "schema",
+        "cli",
+        "curves",
+        "views",
+        "views_regime",
+        "follow",
+        "report.__init__",
+    ),
     *(f"report.{name}" for name in ("summary", "regime", "words", "text", "panels", "html")),
 ]
 

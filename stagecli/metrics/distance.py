@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -135,28 +136,37 @@ class FrechetInfinity:
 
 
 def _prefixes(values_ND: Tensor, sizes: list[int], order: np.ndarray) -> list[Moments]:
-    """Moments of the first clips of `order`, as many as each of the ascending `sizes`; each clip is read once."""
+    """Moments of the first clips of `order`, as many as each of `sizes` (ascending); each clip is read once."""
     total, parts, first = Moments.empty(values_ND.shape[1]), [], 0
     for size in sizes:
-        total = total.updated(values_ND[order[first:size]])
+        if size > first:
+            total = total.updated(values_ND[order[first:size]])
         parts.append(total)
         first = size
     return parts
 
 
 def _line(
-    x: Tensor, y: Tensor, sizes: list[int], both: bool, shuffles: int, rng: np.random.Generator, root: Tensor | None
+    x: Tensor,
+    y: Tensor,
+    sizes: list[int],
+    fixed: tuple[Moments, Tensor] | None,
+    shuffles: int,
+    rng: np.random.Generator,
 ) -> tuple[float, float, float]:
-    """(intercept, slope, R^2) of the distance against 1 / size of y, over nested subsets without repetition."""
+    """(intercept, slope, R^2) of the distance against 1 / size of y, over nested subsets without repetition.
+
+    fixed: moments of x and the root of their covariance, where the whole of x is used throughout.
+    """
     points = []
-    known = None if both else Moments.of(x)
     for _ in range(shuffles):
-        left: list[Moments] = [known] * len(sizes) if known else []
-        if both:
-            left = _prefixes(x, [max(2, round(size * len(x) / len(y))) for size in sizes], rng.permutation(len(x)))
+        if fixed is None:
+            sizes_x = [max(2, round(size * len(x) / len(y))) for size in sizes]
+            left = [(part, _root(part)) for part in _prefixes(x, sizes_x, rng.permutation(len(x)))]
+        else:
+            left = [fixed] * len(sizes)
         right = _prefixes(y, sizes, rng.permutation(len(y)))
-        for part_x, part_y in zip(left, right, strict=True):
-            points.append((1 / part_y.count, _distance(part_x, _root(part_x) if root is None else root, part_y)))
+        points += [(1 / part.count, _distance(*whole, part)) for whole, part in zip(left, right, strict=True)]
     inverse, distance = np.array(points).T
     slope, intercept = np.polyfit(inverse, distance, 1)
     residual = distance - (intercept + slope * inverse)
@@ -180,38 +190,41 @@ def frechet_infinity(
 
     x: reference [N, D], y: generated [M, D]. A straight line is fitted, by least squares, to the distances of
     subsets of y against 1/size and read at 0: `points` sizes, equally spaced in 1/size from `smallest`
-    (default: the larger of 4 D and M / 8) to M, each with `shuffles` nested subsets. over "y": the
-    reference is used whole and its own bias stays; "both": its subsets shrink in proportion, and it goes too.
+    (default: the larger of 4 D and M / 8) to M, each with `shuffles` nested subsets. over "y": the reference is
+    used whole and its own bias stays; "both": its subsets shrink in proportion, and it goes too (from 4 D M / N).
     Subsets are drawn WITHOUT repetition (Chong and Forsyth, 2020). `fadtk` draws with repetition: then the
     limit is the distance of the very clips at hand, bias and all, and nothing is gained (docs/metrics.md).
     draws > 0: bootstrap interval over clips. The mean of the replicates lies at the plain distance for the same
     reason, so their quantiles are shifted onto the value. Cost: draws * shuffles * points distances.
-    Raises ValueError: as `frechet_distance`; fewer than 2 * smallest clips in y (or x, for "both"), points < 3.
+    Raises ValueError: as `frechet_distance`; fewer than 2 * smallest clips in y, points < 3.
     """
     x, y = checked_sets(x_ND, y_MD, _NAMES)
     (n, dim), m = x.shape, y.shape[0]
-    smallest = max(_PER_DIMENSION * dim, m // 8, 8) if smallest is None else smallest
-    least = min(n, m) if over == "both" else m
+    if smallest is None:
+        # The reference's subsets are n / m as large, and must hold 4 D clips as well.
+        per_dimension = _PER_DIMENSION * (max(1.0, m / n) if over == "both" else 1)
+        smallest = max(math.ceil(per_dimension * dim), m // 8, 8)
     if points < 3 or shuffles < 1 or smallest < 2:
         raise ValueError("an extrapolation needs at least 3 points, 1 shuffle and subsets of 2 clips")
-    if least < 2 * smallest:
+    if m < 2 * smallest:
+        against = f" against {n}" if over == "both" else ""
         raise ValueError(
-            f"{least} clips are too few to extrapolate in {dim} dimensions: {2 * smallest} are needed for "
+            f"{m} clips{against} are too few to extrapolate in {dim} dimensions: {2 * smallest} are needed for "
             f"subsets from {smallest} clips up"
         )
     sizes = sorted({round(1 / inverse) for inverse in np.linspace(1 / smallest, 1 / m, points)})
     rng = np.random.default_rng(seed)
     whole = Moments.of(x)
     root = _root(whole)
-    fixed = None if over == "both" else root
-    value, slope, r2 = _line(x, y, sizes, over == "both", shuffles, rng, fixed)
+    fixed = None if over == "both" else (whole, root)
+    value, slope, r2 = _line(x, y, sizes, fixed, shuffles, rng)
     interval = None
     if draws:
         replicates = []
         for _ in range(draws):
             again_y = y[rng.integers(m, size=m)]
             again_x = x[rng.integers(n, size=n)] if over == "both" else x
-            replicates.append(_line(again_x, again_y, sizes, over == "both", shuffles, rng, fixed)[0])
+            replicates.append(_line(again_x, again_y, sizes, fixed, shuffles, rng)[0])
         interval = shifted_interval(value, replicates, level)
     low, high = (interval.low, interval.high) if interval else (None, None)
     plain = _distance(whole, root, Moments.of(y))

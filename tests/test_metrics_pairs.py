@@ -1,0 +1,297 @@
+"""Metrics of clip pairs against auraloss, torchmetrics and torchaudio; checks, gain matching, streaming."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stagecli.metrics.checks import audio_facts, check_pair, pair_doubts, shared_peak
+from stagecli.metrics.gain import least_squares_gain, match_gain
+from stagecli.metrics.mel import log_mel_distance, mel_filters, window_size
+from stagecli.metrics.spectral import lsd, lsd_bands, lsd_stream, si_sdr, snr
+from stagecli.metrics.stft import multi_resolution_stft, spectra_in_blocks, spectral_convergence
+
+RATE = 16000
+
+
+def noise(*shape: int, seed: int = 0, level: float = 0.1) -> Tensor:
+    return level * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def real_pairs(data_dir: Path) -> list[tuple[Tensor, Tensor, int]]:
+    """(recording, the same with every second sample replaced by the mean of its neighbours and some noise, rate)."""
+    folder = data_dir / "esc10"
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    pairs = []
+    for i, row in enumerate(rows[5::133]):
+        samples, rate = soundfile.read(folder / row["path"], dtype="float64", stop=44100)
+        clip = torch.from_numpy(samples)
+        made = clip.clone()
+        made[1:-1:2] = (clip[:-2:2] + clip[2::2]) / 2
+        pairs.append((clip, made + noise(len(clip), seed=i, level=1e-3), rate))
+    return pairs
+
+
+# Multi-resolution STFT and spectral convergence
+
+
+def test_multi_resolution_stft_vector() -> None:
+    """Measured once with auraloss 0.4.0 in float32."""
+    generator = torch.Generator().manual_seed(0)
+    a = 0.1 * torch.randn(1, 1, 48000, generator=generator)
+    b = a + 0.01 * torch.randn(1, 1, 48000, generator=generator)
+    assert float(multi_resolution_stft(a[0, 0], b[0, 0])["mr_stft"]) == pytest.approx(0.1675949, abs=2e-7)
+    assert float(si_sdr(a[0, 0], b[0, 0], zero_mean=True)) == pytest.approx(19.9755, abs=1e-4)
+
+
+def compare_with_auraloss(reference: Tensor, estimate: Tensor) -> None:
+    """Tolerance 1e-9 relative: auraloss is run in float64 too."""
+    from auraloss.freq import MultiResolutionSTFTLoss, SpectralConvergenceLoss, STFTLoss
+
+    theirs = MultiResolutionSTFTLoss(output="full")
+    single = STFTLoss(2048, 512, 2048)
+    for loss in [single, *theirs.stft_losses]:
+        loss.window = loss.window.double().copy_(torch.hann_window(len(loss.window), dtype=torch.float64))
+    estimate_, reference_ = estimate.double()[None, None], reference.double()[None, None]
+    total, convergence, logarithm, *_ = theirs(estimate_, reference_)
+    ours = multi_resolution_stft(reference, estimate)
+    assert float(ours["mr_stft"]) == pytest.approx(float(total), rel=1e-9)
+    assert float(ours["mr_stft_sc"]) == pytest.approx(float(sum(convergence)) / 3, rel=1e-9)
+    assert float(ours["mr_stft_log"]) == pytest.approx(float(sum(logarithm)) / 3, rel=1e-9)
+    magnitudes = [single.stft(z[0])[0] for z in (estimate_, reference_)]
+    expected = SpectralConvergenceLoss()(*magnitudes)
+    assert float(spectral_convergence(reference, estimate)) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_stft_distances_are_those_of_auraloss() -> None:
+    x = noise(9000)
+    compare_with_auraloss(x, 0.7 * x + noise(9000, seed=1, level=0.05))
+
+
+def test_stft_distances_are_those_of_auraloss_on_recordings(real_pairs: list[tuple[Tensor, Tensor, int]]) -> None:
+    for reference, estimate, _ in real_pairs[:2]:
+        compare_with_auraloss(reference, estimate)
+
+
+@settings(max_examples=8, deadline=None)
+@given(gain=st.floats(0.1, 10), seed=st.integers(0, 2**16))
+def test_stft_laws(gain: float, seed: int) -> None:
+    x, y = noise(3000, seed=seed), noise(3000, seed=seed + 1)
+    assert all(float(value) == 0 for value in multi_resolution_stft(x, x).values())
+    assert float(spectral_convergence(x, x)) == 0 == float(log_mel_distance(x, x, RATE))
+    assert float(spectral_convergence(x, gain * x)) == pytest.approx(abs(1 - gain), abs=1e-3)
+    assert float(multi_resolution_stft(x, gain * x)["mr_stft_log"]) == pytest.approx(abs(math.log(gain)), abs=1e-3)
+    assert float(log_mel_distance(x, gain * x, RATE)) == pytest.approx(abs(math.log(gain)), abs=1e-3)
+    swapped = multi_resolution_stft(y, x)["mr_stft_log"]
+    assert float(multi_resolution_stft(x, y)["mr_stft_log"]) == pytest.approx(float(swapped), rel=1e-12)
+    assert float(log_mel_distance(x, y, RATE)) == pytest.approx(float(log_mel_distance(y, x, RATE)), rel=1e-12)
+
+
+def test_batches_equal_singles_and_silence_is_defined() -> None:
+    x, y = noise(3, 4000, seed=5), noise(3, 4000, seed=6)
+    x[2] = 0
+    together, convergence, mel = multi_resolution_stft(x, y), spectral_convergence(x, y), log_mel_distance(x, y, RATE)
+    for i in range(2):
+        assert float(together["mr_stft"][i]) == pytest.approx(float(multi_resolution_stft(x[i], y[i])["mr_stft"]))
+        assert float(convergence[i]) == pytest.approx(float(spectral_convergence(x[i], y[i])))
+        assert float(mel[i]) == pytest.approx(float(log_mel_distance(x[i], y[i], RATE)))
+    assert math.isnan(together["mr_stft"][2]) and math.isnan(convergence[2]) and bool(mel[2].isfinite())
+    assert float(spectral_convergence(x[0], 0 * x[0])) == pytest.approx(1, abs=1e-3)
+    assert float(log_mel_distance(x[2], x[2], RATE)) == 0
+
+
+def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = noise(2, 5000), noise(2, 5000, seed=1)
+    whole = multi_resolution_stft(x, y)["mr_stft"], log_mel_distance(x, y, RATE)
+    monkeypatch.setattr(spectra_in_blocks, "__defaults__", ("reflect", 9000))
+    blocks = multi_resolution_stft(x, y)["mr_stft"], log_mel_distance(x, y, RATE)
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(whole, blocks, strict=True))
+
+
+def test_short_and_bad_pairs_are_refused() -> None:
+    x = noise(4000)
+    for metric in (multi_resolution_stft, spectral_convergence, lambda a, b: log_mel_distance(a, b, RATE)):
+        for a, b, message in (
+            (x, x[:-1], "different shapes"),
+            (x / 0, x, "NaN"),
+            (x[:0], x[:0], "empty"),
+            (x[:300], x[:300], "too few"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                metric(a, b)
+    with pytest.raises(ValueError, match="positive"):
+        log_mel_distance(x, x, 0)
+
+
+# Log-mel distance
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 48000])
+def test_mel_filters_are_torchaudio_s(rate: int) -> None:
+    from torchaudio.functional import melscale_fbanks
+
+    n_fft = window_size(rate)
+    theirs = melscale_fbanks(n_fft // 2 + 1, 0.0, rate / 2, 80, rate, mel_scale="htk").double()
+    assert torch.allclose(mel_filters(rate, n_fft, 80), theirs / theirs.sum(0), atol=2e-4)
+
+
+def test_log_mel_distance_is_the_formula_on_recordings(real_pairs: list[tuple[Tensor, Tensor, int]]) -> None:
+    """Against torchaudio's spectrogram and filters; tolerance 1e-3 relative: its filters are float32."""
+    from torchaudio.functional import melscale_fbanks
+    from torchaudio.transforms import Spectrogram
+
+    for reference, estimate, rate in real_pairs[:2]:
+        n_fft = window_size(rate)
+        spectrogram = Spectrogram(n_fft, hop_length=n_fft // 4, power=1).double()
+        filters = melscale_fbanks(n_fft // 2 + 1, 0.0, rate / 2, 80, rate).double()
+        filters = filters / filters.sum(0)
+        logs = [(spectrogram(z).T @ filters).clamp_min(1e-5).log() for z in (reference, estimate)]
+        expected = float((logs[0] - logs[1]).abs().mean())
+        assert float(log_mel_distance(reference, estimate, rate)) == pytest.approx(expected, rel=1e-3)
+
+
+# Waveform metrics against torchmetrics
+
+
+def test_waveform_metrics_are_those_of_torchmetrics(real_pairs: list[tuple[Tensor, Tensor, int]]) -> None:
+    """Tolerance 1e-9 dB in float64, both conventions of the mean."""
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio, signal_noise_ratio
+
+    for reference, estimate, _ in real_pairs:
+        for zero_mean in (False, True):
+            theirs = scale_invariant_signal_distortion_ratio(estimate, reference, zero_mean=zero_mean)
+            assert float(si_sdr(reference, estimate, zero_mean)) == pytest.approx(float(theirs), abs=1e-9)
+        assert float(snr(reference, estimate)) == pytest.approx(
+            float(signal_noise_ratio(estimate, reference)), abs=1e-9
+        )
+
+
+# Gain matching
+
+
+@settings(max_examples=15, deadline=None)
+@given(gain=st.floats(0.01, 100), seed=st.integers(0, 2**16))
+def test_gain_matching_undoes_a_gain(gain: float, seed: int) -> None:
+    x = noise(3000, seed=seed)
+    assert float(least_squares_gain(x, gain * x)) == pytest.approx(1 / gain, rel=1e-9)
+    matched, used = match_gain(x, gain * x)
+    assert float(lsd(x, matched, RATE)) == pytest.approx(0, abs=1e-9) and float(used) == pytest.approx(1 / gain)
+    y = x + noise(3000, seed=seed + 1, level=0.02)
+    best = float((x - match_gain(x, y)[0]).square().sum())
+    g = float(least_squares_gain(x, y))
+    assert all(best <= float((x - g * s * y).square().sum()) for s in (0.99, 1.01))
+
+
+def test_gain_of_batches_and_of_nonsense() -> None:
+    x = noise(2, 500)
+    assert least_squares_gain(x, torch.stack([2 * x[0], 4 * x[1]])).tolist() == pytest.approx([0.5, 0.25])
+    assert match_gain(x.float(), x.float())[0].dtype == torch.float32
+    assert float(least_squares_gain(x[0], 0 * x[0])) == 1
+    for estimate, message in ((-x, "not positive"), (x[:, :5], "one shape"), (x / 0, "NaN")):
+        with pytest.raises(ValueError, match=message):
+            match_gain(x, estimate)
+
+
+# Streaming
+
+
+def test_a_stream_holds_one_pair_at_a_time() -> None:
+    alive: list[int] = []
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for i in range(6):
+            alive.append(i)
+            yield noise(3000 + 100 * i, seed=i), noise(3000 + 100 * i, seed=i + 50)
+
+    for i, values in enumerate(lsd_stream(pairs(), RATE, 4000)):
+        assert alive == list(range(i + 1))  # the next pair is not read before this one is scored
+        x, y = noise(3000 + 100 * i, seed=i), noise(3000 + 100 * i, seed=i + 50)
+        assert values == {name: float(value) for name, value in lsd_bands(x, y, RATE, 4000).items()}
+    assert [set(v) for v in lsd_stream([(x, y)], RATE)] == [{"lsd"}]
+    with pytest.raises(ValueError, match="pair 1: the estimate contains NaN"):
+        list(lsd_stream([(x, y), (x, y / 0)], RATE))
+    with pytest.raises(ValueError, match="pair 0: a streamed clip"):
+        list(lsd_stream([(x[None], y[None])], RATE))
+
+
+# Checks
+
+
+def tone(samples: int = RATE, hertz: float = 440.0, level: float = 0.3) -> Tensor:
+    return level * torch.sin(2 * math.pi * hertz / RATE * torch.arange(samples, dtype=torch.float64))
+
+
+def test_facts_of_a_good_clip() -> None:
+    facts = audio_facts(noise(RATE).clamp(-0.37, 0.41).float())
+    assert facts.samples == RATE and facts.doubts() == ()
+    assert facts.rms_db == pytest.approx(-20, abs=0.2) and not facts.silent
+
+
+@pytest.mark.parametrize("hertz", [50.0, 440.0, 3999.0])
+def test_clipping_is_told_from_slow_waves(hertz: float) -> None:
+    wave = tone(hertz=hertz, level=0.31)
+    assert audio_facts((wave * 32767).round() / 32767).clipped == 0
+    clipped = audio_facts((4 * wave).clamp(-0.7, 0.7)) if hertz < 2000 else audio_facts((9 * wave).clamp(-0.7, 0.7))
+    if hertz < 2000:  # 4 samples a period leave no flat top of three
+        assert clipped.clipped > 100 and "clipped" in clipped.doubts()[0]
+    one_sided = audio_facts((4 * tone(hertz=50)).clamp(-2, 0.7))
+    assert one_sided.clipped == 0 and one_sided.over > 0  # the largest magnitude is the other side's
+
+
+def test_doubts_are_told() -> None:
+    x = noise(RATE)
+    assert audio_facts(torch.zeros(9)).doubts() == ("silent: every sample is zero",)
+    assert "nearly silent" in audio_facts(1e-5 * x).doubts()[0]
+    bad = x.clone()
+    bad[3] = math.nan
+    assert "1 NaN" in audio_facts(bad).doubts()[0]
+    assert any("beyond full scale" in doubt for doubt in audio_facts(20 * x).doubts())
+    assert any("offset" in doubt for doubt in audio_facts(x + 0.1).doubts())
+    for target in (1.0, 0.95, 0.5, 10 ** (-1 / 20)):
+        assert audio_facts(x / x.abs().max() * target).normalised_to == pytest.approx(target)
+    for wrong in (x[None], x[:0], (x * 100).short()):
+        with pytest.raises(ValueError, match="floating point"):
+            audio_facts(wrong)
+
+
+def test_pairs_that_cannot_be_scored_say_why() -> None:
+    x = noise(RATE)
+    check_pair(x, x, RATE)
+    for reference, estimate, rate, message in (
+        (x, x[:-7], RATE, "different lengths: reference 16000 samples, estimate 15993"),
+        (x, x / 0, RATE, "estimate contains NaN"),
+        (x[:100], x[:100], RATE, "too short: 0.006 s"),
+        (0 * x, x, RATE, "reference is silent"),
+        (x[None], x, RATE, "one channel"),
+        (x, x, 0, "sample_rate"),
+        ((x * 9).int(), (x * 9).int(), RATE, "floating point"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_pair(reference, estimate, rate)
+
+
+def test_pair_doubts() -> None:
+    x = noise(RATE).clamp(-0.37, 0.41)
+    assert pair_doubts(x, x + noise(RATE, seed=1, level=0.01)) == ()
+    normalised = x / x.abs().max()
+    level, peak = sorted(pair_doubts(x, normalised), key=lambda text: "peak" in text)
+    assert peak == "estimate: peak 1: perhaps peak-normalised"
+    assert level.startswith("level: the estimate is off by about +8.6 dB, 0.86 of LSD")
+    assert pair_doubts(normalised, normalised) == ()
+    assert "inverted" in pair_doubts(x, -x)[0]
+    assert pair_doubts(x, 0 * x) == ("estimate: silent: every sample is zero",)
+
+
+def test_a_shared_peak_gives_normalisation_away() -> None:
+    assert shared_peak([0.5, 0.501, 0.4999]) == 0.5
+    assert shared_peak([0.5, 0.6, 0.5]) is None and shared_peak([0.5, 0.5]) is None and shared_peak([0.0] * 3) is None
