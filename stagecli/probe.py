@@ -76,13 +76,14 @@ class ProbeSet:
         self.ema = EMA(network, 0.5 ** (self.hold / (settings.every / 2)))
         self.centre_D = self._centre(progress)
         progress("probe set", 0, 1)
-        choice = settings.clips * CANDIDATES if self.recipe.task.kind == "sr" else settings.clips
-        self._take(prepared.examples(evenly(prepared.valid, choice)))
         if self.recipe.task.kind == "sr":
-            self._keep(self._low_distance())
-            self.reference = float(self._low_distance().mean())
+            candidates = prepared.examples(evenly(prepared.valid, settings.clips * CANDIDATES))
+            self._take(candidates, self._with_something_to_restore(candidates))
+            self.reference = float(self._low_distance(candidates, self.clips).mean())
         else:
-            self.reference = self._mismatched()
+            examples = prepared.examples(evenly(prepared.valid, settings.clips))
+            self._take(examples, range(len(examples)))
+            self.reference = self._mismatched([clip.caption for clip in examples.clips])
         self.ceiling = float(self._distance(self._round_trip(), self.everything).mean())
         progress("probe set", 1, 1)
         if not self.reference - self.ceiling >= LEAST_GAP:
@@ -96,31 +97,25 @@ class ProbeSet:
 
     # -- the clips ---------------------------------------------------------------------------------
 
-    def _take(self, examples: Examples) -> None:
-        """Frames, audio and features of every clip of `examples`."""
-        self.captions = [clip.caption for clip in examples.clips]
-        self.clips = list(range(len(examples)))
+    def _take(self, examples: Examples, chosen: Sequence[int]) -> None:
+        """Make the probe set of some clips of `examples`: their frames, audio and features."""
+        self.clips = list(chosen)
         items = [examples.valid_item(i) for i in self.clips]
         self.frames = to_frames(to_device(Collate(self.recipe.condition.max_length)(items), self.device), self.codec)
         heard = [self._audio(examples, i) for i in self.clips]
         self.target_BN = torch.from_numpy(np.stack([audio for audio, _ in heard]))
         self.counts = [self._frames(real) for _, real in heard]
-        self.low_BN = torch.stack([item["low"] for item in items]) if self.recipe.task.kind == "sr" else None
         self.target_BLD = self._features(self.target_BN)
 
-    def _keep(self, gap_B: Tensor) -> None:
-        """Only clips for which the monitor hears something to restore; the others would cost as much and say nothing.
-
-        gap_B: how far each clip is from what the condition holds of it.
-        """
-        heard = [i for i in range(len(gap_B)) if float(gap_B[i]) >= LEAST_GAP] or list(range(len(gap_B)))
-        kept = evenly(heard, self.settings.clips)
-        self.clips = [self.clips[i] for i in kept]
-        self.counts = [self.counts[i] for i in kept]
-        self.frames = {name: value[kept] for name, value in self.frames.items()}
-        self.target_BN, self.target_BLD = self.target_BN[kept], self.target_BLD[kept]
-        assert self.low_BN is not None
-        self.low_BN = self.low_BN[kept]
+    def _with_something_to_restore(self, candidates: Examples) -> list[int]:
+        """Clips whose missing band the monitor hears (sr); the others would cost as much and say nothing."""
+        gaps = []
+        for first in range(0, len(candidates), AT_ONCE):
+            part = range(first, min(first + AT_ONCE, len(candidates)))
+            self._take(candidates, part)
+            gaps += self._low_distance(candidates, part).tolist()
+        heard = [i for i, gap in enumerate(gaps) if gap >= LEAST_GAP]
+        return evenly(heard or list(range(len(gaps))), self.settings.clips)
 
     @property
     def everything(self) -> range:
@@ -225,14 +220,13 @@ class ProbeSet:
         parts = [p.to(self.device) for p in self.target_BN.split(AT_ONCE)]
         return torch.cat([self.codec.decode(self.codec.encode(p), p.shape[1], draft=True) for p in parts])
 
-    def _low_distance(self) -> Tensor:
-        """d [B] of the upsampled low-resolution input: what the condition alone holds (sr)."""
-        assert self.low_BN is not None
-        return self._distance(self.low_BN, self.everything)
+    def _low_distance(self, examples: Examples, chosen: Sequence[int]) -> Tensor:
+        """d [B] of the upsampled low-resolution input of the probe set's clips: what the condition alone holds (sr)."""
+        low_BN = torch.stack([examples.valid_item(i)["low"] for i in chosen])
+        return self._distance(low_BN, range(len(chosen)))
 
-    def _mismatched(self) -> float:
+    def _mismatched(self, captions: Sequence[str]) -> float:
         """d between clips of different captions: what sounds right and says something else (t2a)."""
-        captions = self.captions
         found = []
         for i, caption in enumerate(captions):
             others = [j for j in range(len(captions)) if captions[j] != caption]

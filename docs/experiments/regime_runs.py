@@ -48,10 +48,44 @@ def noise(report: RunReport, window: int = 20) -> tuple[float, float]:
     return statistics.median(line.noise for line in lines), statistics.median(line.phi for line in lines)
 
 
+def plot(reports: Sequence[RunReport], path: Path) -> None:
+    """Dn by noise level and r: the mean over runs, and the range between them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), sharex=True)
+    rows = list(zip(*(report.probes for report in reports), strict=True))
+    steps = [row[0]["step"] for row in rows]
+    names = {f"Dn_t{t}": f"t = {float(t):g}" for t in levels(reports[0].probes)} | {"Dn": "mean over t"}
+    for axis, curves in ((axes[0], names), (axes[1], {"r": "r"})):
+        for name, label in curves.items():
+            values = [[run[name] for run in row] for row in rows]
+            (line,) = axis.plot(steps, [statistics.mean(v) for v in values], label=label, lw=2 if name == "Dn" else 1.2)
+            axis.fill_between(
+                steps, [min(v) for v in values], [max(v) for v in values], color=line.get_color(), alpha=0.2, lw=0
+            )
+        axis.set(xlabel="step", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    lifted = [next((row["step"] for row in report.probes if row["failsafe"]), None) for report in reports]
+    for step in {s for s in lifted if s is not None}:
+        axes[1].axvline(step, color="gray", ls=":", lw=1)
+    axes[0].set_title("discrepancy Dn")
+    axes[1].set_title("r (dotted: lifted by the fail-safe from there)")
+    axes[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    reports = [read_run(path) for path in parser.parse_args().runs]
+    parser.add_argument("--plot", type=Path, help="also draw to FILE.svg or FILE.png (needs matplotlib)")
+    options = parser.parse_args()
+    reports = [read_run(path) for path in options.runs]
+    if options.plot:
+        plot(reports, options.plot)
     steps = reports[0].probes[-1]["step"]
     names = ["D", *(f"Dn_t{t}" for t in levels(reports[0].probes)), "Dn", "r"]
     print(f"| step | {' | '.join(names)} |")

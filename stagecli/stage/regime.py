@@ -32,8 +32,8 @@ class RegimeOptions(Table):
     """SSL encoder that measures the discrepancy, as kind:model (bundled, transformers or torchaudio)."""
     layer: int | tuple[int, ...] | Literal["mean"] = -1
     """Layer of the monitor: a number (negative from the end), a list to average, or "mean" of all."""
-    clips: Positive = 128
-    """Clips of the valid split in the probe set. 128 keep the repeat noise of D under 1 %."""
+    clips: Positive = 160
+    """Clips of the valid split in the probe set. 160 keep the repeat noise of D under 1 %."""
     t: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.3, 0.5, 0.7)
     """Noise levels at which each clip is probed."""
     every: Natural = 0
