@@ -111,7 +111,7 @@ def test_missing_high_frequencies_are_heard(encoder: Encoder) -> None:
     low_BN = torchaudio.functional.resample(torchaudio.functional.resample(audio_BN, RATE, 16000), 16000, RATE)
     full_BLD, other_BLD, low_BLD = encoder(audio_BN), encoder(other_BN), encoder(low_BN[:, : audio_BN.shape[1]])
     change, chance = (full_BLD - low_BLD).norm(dim=-1).mean(), (full_BLD - other_BLD).norm(dim=-1).mean()
-    assert change > 1.5 * chance
+    assert change > 1.2 * chance
     assert change > 0.2 * full_BLD.norm(dim=-1).mean()
 
 
