@@ -31,7 +31,7 @@ WITHOUT_TORCH = [
         "follow",
         "report.__init__",
     ),
-    *(f"report.{name}" for name in ("summary", "regime", "words", "text", "panels", "html")),
+    *(f"report.{name}" for name in ("summary", "regime", "words", "text", "panels", "html", "structure")),
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from stagecli.curves import number, series, thin
 from stagecli.report import RunReport
+from stagecli.report import structure as report_structure
 from stagecli.report.regime import levels, reference
 from stagecli.report.summary import bin_rows
 
@@ -57,6 +58,7 @@ def panels(reports: Sequence[RunReport]) -> list[Panel]:
     marks = [mark for report in reports for mark in _marks(report, several)][:MARKS]
     out = [panel for metric in LOSSES if (panel := _metric(reports, *metric, marks))]
     out += _regime(reports)
+    out += _structure(reports)
     out += [panel for metric in PACES if (panel := _metric(reports, *metric, marks))]
     for report in reports:
         lines = _bin_lines(report)
@@ -75,6 +77,18 @@ def _metric(reports: Sequence[RunReport], key: str, title: str, log: bool, marks
 def _line(label: str, rows: Sequence[dict[str, Any]], key: str, k: int) -> Line | None:
     points = thin(*series(rows, key), POINTS)
     return Line(label, points, RUN_COLOURS[k % len(RUN_COLOURS)], DASHES[k % len(DASHES)]) if points else None
+
+
+def _structure(reports: Sequence[RunReport]) -> list[Panel]:
+    """How far the blocks' groups stand out of the null, per run that has measured them."""
+    out = []
+    for k, report in enumerate(reports):
+        found = report_structure.plot(report_structure.summary(report.probes, report.events))
+        line = _line(report.name, report.probes, "structure_z", k) if found else None
+        if found and line:
+            title = "Groups of blocks: z against the null" + (f", {report.name}" if len(reports) > 1 else "")
+            out.append(Panel(title, [line], False, [Mark(m["step"], m["text"]) for m in found["marks"]]))
+    return out
 
 
 # -- the regime ------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 from stagecli.curves import number, series, thin, trend
 from stagecli.report import RunReport, attempts
 from stagecli.report import regime as report_regime
+from stagecli.report import structure as report_structure
 from stagecli.report.words import sentences
 
 __all__ = ["bin_rows", "summary"]
@@ -55,7 +56,9 @@ def summary(report: RunReport, *, now: float | None = None) -> Row:
     )
     out["regime_note"] = None if report.probes else report_regime.note(report.wants_probes, out["status"])
     out["time"]["eta_s"] = _eta(rows, step, steps) if out["status"] == "running" else None
+    out["structure"] = report_structure.summary(report.probes, report.events, points=SERIES_POINTS)
     out["reading"] = sentences(out, columns("speed/samples_per_s"))
+    out["reading"] += report_structure.reading(out["structure"]) if out["structure"] else []
     return _clean(out)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from stagecli.console import Console, cell, percent
 from stagecli.curves import duration, number, sparkline
 from stagecli.report import regime as report_regime
+from stagecli.report import structure as report_structure
 
 __all__ = ["inspect", "sections"]
 
@@ -37,9 +38,23 @@ def sections(summaries: Sequence[Row], out: Console) -> list[Section]:
     """The parts of the view as (name, what draws it), from top to bottom."""
     parts: list[tuple[str, Callable[[Sequence[Row], Console], None]]] = [
         ("head", _head), ("regime", _regime), ("regime curves", _regime_curves), ("regime events", _regime_events),
+        ("structure", _structure),
         ("bins", _bins), ("curves", _curves), ("events", _events), ("reading", _reading),
     ]  # fmt: skip
     return [(name, lambda draw=draw: draw(summaries, out)) for name, draw in parts]  # type: ignore[misc]
+
+
+def _structure(summaries: Sequence[Row], out: Console) -> None:
+    """Groups of blocks and how alike their updates are, where a run has measured them."""
+    shown = [s for s in summaries if s["structure"]]
+    if not shown:
+        return
+    facts = [report_structure.facts(s["structure"]) for s in shown]
+    _pairs("Structure", [s["name"] for s in shown], facts, out)
+    for s in shown:
+        for line in report_structure.lines(s["structure"], out.width, out.ascii_only):
+            out.text(line)
+        out.text()
 
 
 def _pairs(title: str, names: Sequence[str], facts: Sequence[dict[str, str]], out: Console) -> None:

@@ -12,6 +12,7 @@ MECHANISMS: dict[str, str] = {
     "regime": "stagecli.stage.regime:RegimeMechanism",
     "guidance": "stagecli.stage.guidance:GuidanceMechanism",
     "timesteps": "stagecli.stage.timesteps:TimestepsMechanism",
+    "structure": "stagecli.stage.structure:StructureMechanism",
 }
 
 

@@ -1,0 +1,713 @@
+"""`[stage.structure]`: groups are found where there are some and only there; the term, its size, its end; resume."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import die_at, forked, fresh_accelerate, losses_of, read_rows, run_cli, sha, write_recipe
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_resume import attempts, facts, killed, weights
+
+from stagecli import recipe as recipes
+from stagecli.checkpoint import pack, unpack
+from stagecli.errors import StageError
+from stagecli.model.dit import Block
+from stagecli.objective import Result
+from stagecli.report import structure as report_structure
+from stagecli.stage import grouping, registry
+from stagecli.stage.base import Plan, Probe, Signals
+from stagecli.stage.structure import CHECK, TYPES, StructureMechanism, StructureOptions
+
+STEPS = 12
+BASE: dict[str, Any] = {
+    "train__steps": STEPS,
+    "train__validate_every": 3,
+    "model__depth": 4,
+    "stage__regime__every": 2,
+    "stage__regime__clips": 4,
+}
+ALWAYS = {**BASE, "stage__structure__when": "always", "stage__structure__ramp": 0.3}
+RESULT = Result(torch.zeros(1), *[torch.zeros(1, 1, 1)] * 2, torch.zeros(1))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.MECHANISMS, "structure", "stagecli.stage.structure:StructureMechanism")
+        yield
+
+
+class Blocks(torch.nn.Module):
+    """Blocks of the transformer and nothing else."""
+
+    def __init__(self, depth: int, width: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(depth)
+        self.blocks = torch.nn.ModuleList(Block(width, 2, 4.0, text=False) for _ in range(depth))
+
+
+def recipe_of(folder: Path, depth: int = 12, **changes: Any) -> Any:
+    table = {"train__steps": 1000, "stage__structure__seed": 0, **changes}
+    return recipes.load(write_recipe(folder / "s.toml", "t2a", **{**BASE, "model__depth": depth, **table}))
+
+
+def mechanism(folder: Path, depth: int = 12, network: torch.nn.Module | None = None, **options: Any) -> Any:
+    made = StructureMechanism(StructureOptions(**options), recipe_of(folder, depth))
+    made.attach(network or Blocks(depth), None)
+    return made
+
+
+def signals(step: int, average: Any = None, valid: Any = None, norm: float = 1.0) -> Signals:
+    probe = None if average is None else Probe({0.5: 0.5}, 0.0, 1.0)
+    return Signals(step, torch.zeros(1), torch.zeros(1), norm, 1.0, probe, average, valid)
+
+
+def drawn(correlation_LL: np.ndarray, network: torch.nn.Module, probes: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Averaged weights of a network whose blocks' updates have these correlations along the depth, probe by probe."""
+    values, vectors = np.linalg.eigh(correlation_LL)
+    mix = torch.from_numpy(vectors * np.sqrt(np.clip(values, 0, None))).float()
+    generator = torch.Generator().manual_seed(seed)
+    of: dict[str, list[str]] = {}
+    for name, _ in network.named_parameters():
+        if name.endswith("weight") and any(f".{kind}." in name for kind in TYPES):
+            of.setdefault(name.split(".", 2)[2], []).append(name)
+    weights = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for names in of.values():  # from equal weights on, so that equal updates change their moments alike
+        weights |= dict.fromkeys(names, weights[names[0]])
+    for _ in range(probes):
+        yield weights
+        weights = dict(weights)
+        for names in of.values():
+            shape = weights[names[0]].shape
+            update = 0.01 * mix @ torch.randn(len(names), shape.numel(), generator=generator)
+            for name, change in zip(names, update, strict=True):
+                weights[name] = weights[name] + change.view(shape)
+
+
+def uneven(C_LL: np.ndarray, rng: np.random.Generator, spread: float = 0.3) -> np.ndarray:
+    """Correlations of blocks of which some are noisier than others."""
+    share = np.exp(-spread * np.abs(rng.standard_normal(len(C_LL))))
+    C_LL = C_LL * np.sqrt(np.outer(share, share))
+    np.fill_diagonal(C_LL, 1.0)
+    return C_LL
+
+
+def drift(depth: int, length: float, warp: float) -> np.ndarray:
+    """No groups: correlations from 0.6 falling to 0.1 with the distance in depth; warp: the ends differ in speed."""
+    at = (np.arange(depth) / (depth - 1)) ** warp * (depth - 1)
+    return 0.1 + 0.5 * np.exp(-np.abs(at[:, None] - at[None]) / length)
+
+
+def grouped(labels: list[int], inside: float = 0.5, outside: float = 0.25) -> np.ndarray:
+    """Groups on top of a fall with the distance in depth."""
+    of, at = np.array(labels), np.arange(len(labels))
+    fall = outside * np.exp(-np.abs(at[:, None] - at[None]) / 6)
+    return fall + (inside - outside) * (of[:, None] == of[None])
+
+
+def of_sizes(*sizes: int) -> list[int]:
+    return [k for k, size in enumerate(sizes) for _ in range(size)]
+
+
+# -- partitions ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(depth=st.integers(4, 9), seed=st.integers(0, 10_000))
+def test_the_dynamic_programme_is_exact(depth: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    S = grouping.similarity(rng.standard_normal((2, depth, 5)) + rng.standard_normal((2, 1, 5)))
+    groups = list(grouping.counts(depth))
+
+    def cost(labels: np.ndarray) -> float:
+        same = labels[:, None] == labels[None]
+        return float((same * (1 - S) / same.sum(0)).sum())
+
+    found = grouping.partitions(S[None], groups)[0]
+    every = list(grouping.every_partition(depth))
+    for K, labels in zip(groups, found, strict=True):
+        best = min(cost(other) for other in every if other.max() + 1 == K)
+        assert labels.max() + 1 == K
+        assert np.bincount(labels).min() >= 2
+        assert cost(labels) == pytest.approx(best, abs=1e-9)
+        assert np.isin(np.diff(labels), (0, 1)).all()
+
+
+def test_every_partition_is_counted() -> None:
+    assert [len(list(grouping.every_partition(depth))) for depth in (4, 5, 6, 7, 8, 12)] == [1, 2, 4, 7, 12, 88]
+    assert [max(grouping.counts(depth)) for depth in (4, 6, 12, 24)] == [2, 3, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "value"),
+    [
+        ([0, 0, 1, 1], [1, 1, 0, 0], 1.0),
+        ([0, 0, 1, 1], [0, 0, 1, 2], 4 / 7),
+        ([0, 0, 1, 1], [0, 1, 0, 1], -0.5),
+        ([0, 0, 0, 0], [0, 1, 2, 3], 0.0),
+        ([0, 0, 0], [0, 0, 0], 1.0),
+        ([0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 2, 2], 8 / 33),
+    ],
+)
+def test_adjusted_rand_index(a: list[int], b: list[int], value: float) -> None:
+    assert grouping.adjusted_rand(a, b) == pytest.approx(value)
+    assert grouping.adjusted_rand(b, a) == pytest.approx(value)
+
+
+@given(labels=st.lists(st.integers(0, 3), min_size=2, max_size=12), seed=st.integers(0, 99))
+def test_adjusted_rand_index_is_symmetric_and_blind_to_names(labels: list[int], seed: int) -> None:
+    other = np.random.default_rng(seed).permutation(labels).tolist()
+    value = grouping.adjusted_rand(labels, other)
+    assert value == pytest.approx(grouping.adjusted_rand(other, labels))
+    assert value == pytest.approx(grouping.adjusted_rand([9 - k for k in labels], other))
+    assert grouping.adjusted_rand(labels, labels) == 1.0
+
+
+# -- sketches and the null -------------------------------------------------------------------------
+
+
+def test_sketches_are_linear_and_keep_cosines_within_the_stated_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, z = torch.randn(2, 3000, generator=generator)
+    for cosine in (0.0, 0.5, 0.9):
+        y = cosine * x / x.norm() + math.sqrt(1 - cosine**2) * z / z.norm()
+        exact, found = float(torch.cosine_similarity(x, y, dim=0)), []
+        for seed in range(60):
+            sketch = grouping.Sketch.make(3000, 512, seed, torch.device("cpu"))
+            found.append(float(torch.cosine_similarity(sketch(x), sketch(y), dim=0)))
+        assert np.std(found) <= 1.2 * math.sqrt((1 + exact**2) / 512)
+        assert abs(np.mean(found) - exact) < 4 * np.std(found) / math.sqrt(60) + 0.002
+    assert torch.allclose(sketch(x + 2 * z), sketch(x) + 2 * sketch(z), atol=1e-3)
+    assert torch.equal(sketch(x), grouping.Sketch.make(3000, 512, 59, torch.device("cpu"))(x))
+    with pytest.raises(ValueError, match="3000"):
+        sketch(x[:-1])
+
+
+def test_fewer_entries_than_buckets_are_kept_exactly() -> None:
+    x, y = torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
+    sketch = grouping.Sketch.make(100, 512, 0, torch.device("cpu"))
+    assert float(sketch(x) @ sketch(y)) == pytest.approx(float(x @ y), rel=1e-5)
+
+
+def test_an_update_of_zero_is_like_no_other() -> None:
+    S = grouping.similarity(np.array([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]]))
+    assert S[0].tolist() == [1.0, 0.0, 0.0]
+    assert S[1, 2] == pytest.approx(math.sqrt(0.5))
+
+
+def test_surrogates_keep_every_diagonal() -> None:
+    S = grouping.similarity(np.random.default_rng(0).standard_normal((1, 7, 4)))
+    drawn_NLL = grouping.surrogates(S, 5, np.random.default_rng(1))
+    assert drawn_NLL.shape == (5, 7, 7)
+    for other in drawn_NLL:
+        assert np.array_equal(other, other.T)
+        for distance in range(7):
+            assert sorted(np.diagonal(other, distance)) == sorted(np.diagonal(S, distance))
+    again = grouping.surrogates(S, 5, np.random.default_rng(1))
+    assert np.array_equal(again, drawn_NLL)
+
+
+def test_which_depths_can_pass_the_test() -> None:
+    """Ideal groups in few blocks do not stand out of a null that finds groups in them by chance."""
+    for depth in (4, 5, 6, 7):
+        assert grouping.reachable(depth, 4.0)[0] == 0
+    count, every, most = grouping.reachable(8, 4.0)
+    assert (every, most > 4.0) == (12, True)
+    assert 0 < count < every
+
+
+def test_ideal_groups_are_found_and_a_pure_fall_has_none() -> None:
+    labels = of_sizes(4, 5, 3)
+    found = grouping.group(grouped(labels), seed=0)
+    assert found.labels == tuple(labels)
+    assert found.K == 3
+    assert found.z > 4
+    assert found.p == pytest.approx(1 / 201)
+    S = drift(12, 3, 1.0)
+    np.fill_diagonal(S, 1.0)
+    assert grouping.group(S, seed=0).z == 0.0  # every surrogate is S itself
+
+
+# -- does it act where it should -------------------------------------------------------------------
+
+
+def activated(made: Any, C_LL: np.ndarray, network: torch.nn.Module, seed: int, probes: int) -> tuple[bool, list[dict]]:
+    """Whether the mechanism acts within so many probes, and the rows of the probes."""
+    rows = []
+    for k, average in enumerate(drawn(C_LL, network, probes, seed), 1):
+        made.plan(k, Plan(r=1.0))
+        events = made.observe(signals(k, average))
+        rows.append(made.probe_row())
+        if any(event.after == "active" for event in events):
+            return True, rows
+    return False, rows
+
+
+@pytest.mark.parametrize("kind", ["drift", "groups"])
+def test_groups_activate_and_a_smooth_drift_does_not(kind: str, tmp_path: Path) -> None:
+    """200 trials of 10 probes at depth 12; `pytest tests/test_structure.py -k activate -s` prints the figures."""
+    network, rng, sketches, acted, rows = Blocks(12, width=12), np.random.default_rng(5), {}, [], []
+    drifts = [drift(12, length, warp) for length in (2, 3, 4, 6) for warp in (1.0, 0.67, 1.5)]
+    sizes = [(4, 4, 4), (3, 5, 4), (6, 6), (5, 7), (2, 4, 6)]
+    recipe = recipe_of(tmp_path)
+    for k in range(200):
+        C_LL = drifts[k % len(drifts)] if kind == "drift" else grouped(of_sizes(*sizes[k % len(sizes)]))
+        made = StructureMechanism(StructureOptions(seed=k), recipe)
+        made.attach(network, None)
+        made.sketches = sketches  # the same maps in every trial: making them is most of the time
+        did, found = activated(made, uneven(C_LL, rng), network, k, 10)
+        acted.append(did)
+        rows += found[5:]
+    z, change = ([row[f"structure_{name}"] for row in rows] for name in ("z", "change"))
+    numbers = (
+        f"z median {np.median(z):.2f}, 95 % {np.quantile(z, 0.95):.2f}; change of S median {np.median(change):.3f}"
+    )
+    print(f"\n{kind}: {sum(acted)} of {len(acted)} trials activate; {numbers}")
+    assert sum(acted) < 4 if kind == "drift" else sum(acted) > 190
+
+
+def test_every_condition_is_needed(tmp_path: Path) -> None:
+    network, C_LL = Blocks(12), grouped(of_sizes(6, 6), 0.8, 0.1)
+    assert activated(mechanism(tmp_path, network=network), C_LL, network, 0, 10)[0]
+    for options in ({"z": 99.0}, {"change": 1e-4}):
+        assert not activated(mechanism(tmp_path, network=network, **options), C_LL, network, 0, 10)[0]
+    waits = mechanism(tmp_path, network=network)
+    for k, average in enumerate(drawn(C_LL, network, 12, 0), 1):
+        waits.plan(k, Plan(r=0.49 if k < 9 else 0.5))
+        events = waits.observe(signals(k, average))
+        assert bool(events) == (k == 11)  # three probes in a row after r
+    assert waits.state == "active"
+
+
+def test_moments_find_groups_whose_hidden_units_are_in_another_order(tmp_path: Path) -> None:
+    """Two blocks that do the same with their units in another order change alike; their raw weights do not."""
+    network, C_LL, order = Blocks(12), grouped(of_sizes(6, 6), 0.8, 0.1), np.random.default_rng(0)
+    orders = {k: torch.from_numpy(order.permutation(32)) for k in range(12)}
+    heads = {k: torch.from_numpy(order.permutation(8)) for k in range(12)}
+
+    def permuted(name: str, W: torch.Tensor) -> torch.Tensor:
+        if W.ndim != 2 or "modulation" in name:
+            return W
+        block, kind = int(name.split(".")[1]), name.split(".")[-2]
+        units = (orders if kind.startswith("fc") else heads)[block]
+        return W[:, units] if kind in ("o", "fc2") else W[units]
+
+    found = {}
+    for similarity in ("moments", "updates"):
+        made = mechanism(tmp_path, network=network, similarity=similarity)
+        for k, average in enumerate(drawn(C_LL, network, 10, 0), 1):
+            made.plan(k, Plan(r=1.0))
+            made.observe(signals(k, {name: permuted(name, W) for name, W in average.items()}))
+        found[similarity] = made
+    assert found["moments"].state == "active"
+    assert list(found["moments"].labels) == of_sizes(6, 6)
+    assert found["updates"].state == "waiting"
+    off = ~np.eye(12, dtype=bool)
+    assert np.abs(found["updates"].S_LL[off]).mean() < 0.05 < found["moments"].S_LL[off].mean()
+
+
+def test_the_event_says_why_and_names_the_groups(tmp_path: Path) -> None:
+    network, labels = Blocks(12), of_sizes(6, 6)
+    made = mechanism(tmp_path, network=network)
+    for k, average in enumerate(drawn(grouped(labels, 0.8, 0.1), network, 10, 0), 1):
+        made.plan(k, Plan(r=0.7))
+        for event in made.observe(signals(k, average)):
+            assert (event.before, event.after) == ("waiting", "active")
+            assert "converged" in event.reason
+            assert event.evidence["groups"] == labels
+            assert event.evidence["z"] >= 4
+            return
+    pytest.fail("no event")
+
+
+# -- controls --------------------------------------------------------------------------------------
+
+
+def test_controls_choose_other_groups(tmp_path: Path) -> None:
+    network, labels = Blocks(12), of_sizes(3, 4, 5)
+    chosen = {}
+    for kind in ("measured", "shuffled", "random", "thirds"):
+        made = mechanism(tmp_path, network=network, groups=kind, when="always", seed=3)
+        activated(made, grouped(labels, 0.9, 0.1), network, 0, 4)
+        assert made.state == "active"
+        chosen[kind] = list(made.labels)
+    assert chosen["thirds"] == of_sizes(4, 4, 4)
+    assert sorted(chosen["shuffled"]) == sorted(chosen["measured"])
+    assert grouping.adjusted_rand(chosen["shuffled"], chosen["measured"]) < 0.1
+
+
+def test_random_groups_are_every_partition_and_nothing_else(tmp_path: Path) -> None:
+    seen = set()
+    for seed in range(120):
+        made = mechanism(tmp_path, depth=7, groups="random", when="always", seed=seed)
+        seen.add(made._choose())
+    assert seen == {tuple(labels.tolist()) for labels in grouping.every_partition(7)}
+
+
+def test_random_groups_need_no_measurement_and_a_step_is_waited_for(tmp_path: Path) -> None:
+    for when, first in (("always", 1), ("step", 500)):
+        made = mechanism(tmp_path, depth=6, groups="random", when=when)
+        steps = [step for step in range(1, 502) if made.observe(signals(step))]
+        assert steps == [first]
+    measured = mechanism(tmp_path, depth=6, when="always")
+    assert [measured.observe(signals(step)) for step in range(5)] == [[]] * 5
+
+
+# -- the term --------------------------------------------------------------------------------------
+
+
+def acting(folder: Path, labels: list[int], network: torch.nn.Module | None = None, **options: Any) -> Any:
+    """A mechanism whose term acts since step 0, with these groups."""
+    made = mechanism(folder, len(labels), network, **{"when": "always", "groups": "random", **options})
+    made._choose = lambda: tuple(labels)
+    made.observe(signals(0))
+    assert made.state == "active"
+    return made
+
+
+def test_identical_blocks_and_blocks_alone_are_not_pulled(tmp_path: Path) -> None:
+    network = Blocks(4)
+    alone = acting(tmp_path, [0, 1, 2, 3], network)
+    gradients = torch.autograd.grad(alone.term(), [w for kind in TYPES for w in alone.matrices[kind]])
+    assert max(float(g.abs().max()) for g in gradients) < 1e-6
+    for block in network.blocks[1:]:
+        block.load_state_dict(network.blocks[0].state_dict())
+    same = acting(tmp_path, [0, 0, 1, 1], network)
+    gradients = torch.autograd.grad(same.term(), [w for kind in TYPES for w in same.matrices[kind]])
+    assert float(same.term().detach()) == pytest.approx(0, abs=1e-6)
+    assert max(float(g.abs().max()) for g in gradients) < 1e-6
+
+
+def test_the_term_does_not_see_the_order_of_hidden_units(tmp_path: Path) -> None:
+    network = Blocks(4)
+    made = acting(tmp_path, [0, 0, 1, 1], network)
+    before = float(made.term().detach())
+    order = torch.randperm(32)
+    with torch.no_grad():
+        network.blocks[1].fc1.weight.copy_(network.blocks[1].fc1.weight[order])
+        network.blocks[1].fc2.weight.copy_(network.blocks[1].fc2.weight[:, order])
+    assert float(made.term().detach()) == pytest.approx(before, abs=1e-6)
+
+
+def test_steps_along_the_term_bring_a_group_together_and_no_groups_closer(tmp_path: Path) -> None:
+    network = Blocks(6, width=16)
+    made = acting(tmp_path, [0, 0, 0, 1, 1, 1], network)
+    inside, apart = float(made.term().detach()), grouping.between(made._moments(), made.labels)[:, 0, 1].mean()
+    weights = [w for kind in TYPES for w in made.matrices[kind]]
+    for _ in range(60):
+        for w, g in zip(weights, torch.autograd.grad(made.term(), weights), strict=True):
+            w.data -= 0.3 * g
+    assert float(made.term().detach()) < 0.9 * inside
+    assert grouping.between(made._moments(), made.labels)[:, 0, 1].mean() < apart + 0.02
+
+
+def test_the_hinge_acts_only_past_the_similarity_at_activation(tmp_path: Path) -> None:
+    network = Blocks(4)
+    made = acting(tmp_path, [0, 0, 1, 1], network)
+    moments = made._moments()
+
+    def hinge(ceiling: torch.Tensor, beta: float = 1.0) -> float:
+        both = grouping.pull_and_hinge(moments, made.labels, ceiling, beta)
+        return float((both - grouping.pull_and_hinge(moments, made.labels, ceiling, 0.0)).detach())
+
+    ceiling = made.ceiling_MGG
+    assert hinge(ceiling) == 0.0  # at activation, exactly
+    assert hinge(ceiling + 0.01) == 0.0
+    assert hinge(ceiling - 0.01) == pytest.approx(0.01, abs=1e-6)
+    assert hinge(ceiling - 0.01, 0.5) == pytest.approx(0.005, abs=1e-6)
+    raw = [B.detach().clone().requires_grad_() for B in moments]
+    at, free = (
+        torch.autograd.grad(grouping.pull_and_hinge(raw, made.labels, c, b), raw)
+        for c, b in ((ceiling, 0.5), (ceiling, 0.0))
+    )
+    assert all(torch.equal(x, y) for x, y in zip(at, free, strict=True))
+    (past,) = torch.autograd.grad(grouping.pull_and_hinge(raw, made.labels, ceiling - 0.01, 0.5), raw[:1])
+    assert not torch.equal(past, at[0])
+
+
+def test_the_ramp_is_a_half_cosine_and_the_size_is_the_share_and_the_cap(tmp_path: Path) -> None:
+    made = acting(tmp_path, of_sizes(2, 2))
+    made.level, made.level_norm = 2.0, 0.5  # running gradient norm 4
+    weights = [w for kind in TYPES for w in made.matrices[kind]]
+
+    def ratio(step: int) -> float:
+        """Norm of the gradient of what `loss` returns, over the running gradient norm."""
+        plan = made.plan(step, Plan())
+        assert plan.active == ("structure",)
+        gradients = torch.autograd.grad(made.loss(RESULT), weights)
+        return float(torch.stack([g.norm() for g in gradients]).norm()) / 4
+
+    for step in (0, 9, 24, 48, 49, 50, 400):  # the ramp is 50 of 1000 steps
+        expected = 0.03 * (1 - math.cos(math.pi * min(1, (step + 1) / 50))) / 2
+        assert ratio(step) == pytest.approx(expected, rel=1e-4)
+    made.reference /= 10  # as if the gradient had grown tenfold since the ramp's end: 30 % without the cap
+    assert ratio(401) == pytest.approx(0.1, rel=1e-4)
+    assert made.metrics()["gradient_ratio"] == pytest.approx(0.1)
+    made.unit = 0.0
+    assert made.coefficient(402) == 0.0
+
+
+def test_the_gradient_is_measured_at_intervals_and_the_reference_settles_with_the_ramp(tmp_path: Path) -> None:
+    made = acting(tmp_path, of_sizes(2, 2))
+    seen = []
+    for step in range(3 * CHECK + 1):
+        made.plan(step, Plan())
+        made.loss(RESULT)
+        seen.append((made.unit, made.reference))
+        with torch.no_grad():
+            made.matrices["q"][0].mul_(1.01)
+    assert [k for k in range(1, len(seen)) if seen[k][0] != seen[k - 1][0]] == [CHECK, 2 * CHECK, 3 * CHECK]
+    assert seen[-1][1] == seen[2 * CHECK][0] != seen[-1][0]  # step 60 is past the ramp of 50
+
+
+def test_once_a_step_for_all_accumulated_parts(tmp_path: Path) -> None:
+    made = acting(tmp_path, of_sizes(2, 2))
+    made.accumulate = 4
+    made.plan(60, Plan())
+    first = made.loss(RESULT)
+    assert [made.loss(RESULT) for _ in range(3)] == [None] * 3
+    made.accumulate = 1
+    made.plan(60, Plan())
+    assert float(first.detach()) / 4 == pytest.approx(float(made.loss(RESULT).detach()))
+    made.plan(61, Plan())
+    assert made.loss(RESULT) is not None
+
+
+def test_half_precision_autocast_does_not_reach_the_term(tmp_path: Path) -> None:
+    made = acting(tmp_path, of_sizes(2, 2))
+    made.plan(0, Plan())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert made.loss(RESULT).dtype == torch.float32
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+
+def test_off_for_good_when_the_validation_loss_stays_above_its_best(tmp_path: Path) -> None:
+    made = acting(tmp_path, of_sizes(2, 2))
+    losses = [1.0, 0.9, 0.905, 0.92, 0.92, 0.908, 0.92, math.nan, 0.95, 0.5]
+    ended = []
+    for k, loss in enumerate(losses):
+        for step in (10 * k + 1, 10 * k + 2):  # a validation counts once
+            made.plan(step, Plan())
+            ended += [(k, event) for event in made.observe(signals(step, valid=(10 * k, loss)))]
+    assert [k for k, _ in ended] == [8]
+    assert (ended[0][1].before, ended[0][1].after) == ("active", "stopped")
+    assert "1 % above its best" in ended[0][1].reason
+    assert made.plan(99, Plan()) == Plan()
+    assert made.loss(RESULT) is None
+    assert made.metrics() == {"active": 0.0, "coefficient": 0.0, "value": 0.0, "gradient_ratio": 0.0}
+    assert made.observe(signals(100)) == []  # never on again
+
+
+def test_the_validation_before_the_term_is_the_first_best(tmp_path: Path) -> None:
+    made = mechanism(tmp_path, 4, when="always", groups="random")
+    made.observe(signals(5, valid=(4, 1.0)))
+    assert (made.state, made.best) == ("active", 1.0)
+    events = [event for k in range(3) for event in made.observe(signals(6 + k, valid=(6 + k, 1.02)))]
+    assert [event.after for event in events] == ["stopped"]
+
+
+# -- state -----------------------------------------------------------------------------------------
+
+
+def test_state_is_exact(tmp_path: Path) -> None:
+    network, C_LL = Blocks(12), grouped(of_sizes(6, 6), 0.8, 0.1)
+    averages = list(drawn(C_LL, network, 12, 0))
+    for cut in (1, 3, 6, 9):
+        one, other = (mechanism(tmp_path, network=network) for _ in range(2))
+
+        def run(made: Any, span: range) -> list[Any]:
+            seen = []
+            for k in span:
+                made.plan(k, Plan(r=1.0))
+                term = made.loss(RESULT)
+                events = made.observe(signals(k, averages[k - 1], (k // 2, 1.0), norm=1 + 0.1 * k))
+                seen.append([None if term is None else float(term.detach()), events, made.probe_row(), made.metrics()])
+            return seen
+
+        run(one, range(1, cut + 1))
+        state = unpack(*pack(one.state_dict()))
+        other.load_state_dict(state)
+        assert repr(run(one, range(cut + 1, 13))) == repr(run(other, range(cut + 1, 13)))
+        assert one.state == "active"
+    with pytest.raises(StageError, match="12 blocks"):
+        mechanism(tmp_path, 8, when="always").load_state_dict(one.state_dict())
+
+
+# -- in training -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, _registered: None) -> Path:
+    """runs/t2a: the term acts from the second probe on; runs/t2a-plain: without the table."""
+    folder = tmp_path_factory.mktemp("structured")
+    for name, changes in (("t2a", ALWAYS), ("t2a-plain", BASE)):
+        result = run_cli("train", write_recipe(folder / f"{name}.toml", "t2a", **changes), cwd=folder)
+        assert result.code == 0, result.stderr
+    return folder / "runs"
+
+
+def events_of(run: Path) -> list[tuple[int, str]]:
+    return sorted({(row["step"], row["to"]) for row in read_rows(run, "events") if row["mechanism"] == "structure"})
+
+
+def test_the_term_acts_and_is_reported(whole: Path) -> None:
+    assert events_of(whole / "t2a") == [(4, "active")]
+    ours, plain = losses_of(whole / "t2a"), losses_of(whole / "t2a-plain")
+    assert ours[:4] == plain[:4]
+    assert ours[5:] != plain[5:]
+    rows = [row for row in read_rows(whole / "t2a") if "train/loss" in row]
+    assert [row["stage/structure/active"] for row in rows] == [0.0] * 3 + [1.0] * 9
+    assert all(row["stage/structure/coefficient"] > 0 for row in rows[4:])
+    assert all(0 < row["stage/structure/gradient_ratio"] <= 0.1 + 1e-9 for row in rows[4:])
+    probes = read_rows(whole / "t2a", "probes")
+    assert probes[0]["structure_S"] is None
+    for row in probes[1:]:
+        assert np.array(row["structure_S"]).shape == (4, 4)
+        assert row["structure_labels"] == [0, 0, 1, 1]
+        assert row["structure_active"] == (row["step"] >= 4)
+
+
+@pytest.mark.parametrize("step", [7, 10])
+def test_kill_9_and_resume(step: int, whole: Path, tmp_path: Path) -> None:
+    def arrange() -> None:
+        from stagecli.run import Run
+
+        die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == step)
+
+    killed(tmp_path, "train", whole.parent / "t2a.toml", arrange=arrange)
+    assert run_cli("train", whole.parent / "t2a.toml", cwd=tmp_path).code == 0
+    run = tmp_path / "runs" / "t2a"
+    assert attempts(run) == [0, 4 if step == 7 else 8]
+    assert facts(run) == facts(whole / "t2a")
+    assert events_of(run) == events_of(whole / "t2a")
+    assert weights(run, STEPS) == weights(whole / "t2a", STEPS)
+    written = [
+        {row["step"]: {k: v for k, v in row.items() if k.startswith("structure_")} for row in read_rows(r, "probes")}
+        for r in (run, whole / "t2a")
+    ]
+    assert written[0] == written[1]
+
+
+def test_two_processes_decide_as_one(whole: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+
+    def process(rank: int) -> Callable[[], None]:
+        def work() -> None:
+            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            result = run_cli("train", whole.parent / "t2a.toml", cwd=tmp_path, env=env)
+            (tmp_path / f"rank{rank}.txt").write_text(result.stderr)
+            os._exit(result.code)
+
+        return work
+
+    fresh_accelerate()
+    processes = [forked(process(rank)) for rank in range(2)]
+    for one in processes:
+        one.join(600)
+    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert [one.exitcode for one in processes] == [0, 0], said
+    assert losses_of(tmp_path / "runs" / "t2a") == pytest.approx(losses_of(whole / "t2a"), rel=1e-3)
+    assert events_of(tmp_path / "runs" / "t2a") == events_of(whole / "t2a")
+
+
+def test_waiting_is_bit_identical_to_no_table(tmp_path: Path) -> None:
+    deep = {**BASE, "model__depth": 8, "train__steps": 8}
+    for name, changes in (("with", {**deep, "stage__structure__when": "converged"}), ("without", deep)):
+        assert run_cli("train", write_recipe(tmp_path / f"{name}.toml", "t2a", **changes), cwd=tmp_path).code == 0
+    runs = tmp_path / "runs"
+    assert losses_of(runs / "with") == losses_of(runs / "without")
+    for name in ("model", "ema"):
+        file = f"checkpoints/step_00000008/{name}.safetensors"
+        assert sha(runs / "with" / file) == sha(runs / "without" / file)
+    events = [row for row in read_rows(runs / "with", "events") if row["mechanism"] == "structure"]
+    assert [(row["step"], row["to"]) for row in events] == [(4, "waiting")]
+    assert "8 blocks are few" in events[0]["reason"]
+
+
+# -- what bad input gets ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "changes", "options", "said"),
+    [
+        (12, {"stage__regime__every": None, "stage__regime__clips": None}, {}, r"needs \[stage.regime\]"),
+        (12, {"train__validate_every": 0}, {}, "watches the validation loss"),
+        (3, {}, {"when": "always"}, "need 4 blocks"),
+        (5, {}, {"when": "always", "groups": "thirds"}, "need 6 blocks"),
+        (6, {}, {}, "6 blocks are too few"),
+        (7, {}, {}, "7 blocks are too few"),
+    ],
+)
+def test_what_can_never_act_is_refused(
+    depth: int, changes: dict[str, Any], options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tmp_path, depth, **changes)
+    with pytest.raises(StageError, match=said) as caught:
+        StructureMechanism(StructureOptions(**options), recipe)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"share": 0.2}, {"at": 0.3}, {"z": 0}, {"when": "never"}, {"groups": "halves"}, {"cap": 2.0}]
+)
+def test_options_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"share|step|greater|less|Input"):
+        StructureOptions(**wrong)
+
+
+def test_a_network_without_blocks_is_refused(tmp_path: Path) -> None:
+    made = StructureMechanism(StructureOptions(), recipe_of(tmp_path))
+    with pytest.raises(StageError, match="no matrix q of block 0"):
+        made.attach(torch.nn.Linear(2, 2), None)
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+def test_the_report_draws_groups_and_says_what_they_are(whole: Path) -> None:
+    rows, events = read_rows(whole / "t2a", "probes"), read_rows(whole / "t2a", "events")
+    found = report_structure.summary(rows, events)
+    assert found is not None
+    assert report_structure.facts(found)["groups"] == "A 1-2, B 3-4"
+    assert report_structure.facts(found)["structure"] == "the term acts"
+    for plain, width in itertools.product((True, False), (20, 40, 100)):
+        lines = report_structure.lines(found, width, plain)
+        assert len(lines) == 6  # head, four blocks, and the gap between the groups
+        assert all(len(line) <= width for line in lines[1:])
+        assert not plain or all(line.isascii() for line in lines)
+    drawn_of = report_structure.plot(found)
+    assert drawn_of is not None
+    assert drawn_of["boundaries"] == [2]
+    assert [mark["step"] for mark in drawn_of["marks"]] == [4]
+    assert {curve["name"] for curve in drawn_of["curves"]} == {"z", "ari", "change"}
+    assert any("active since step 4" in line for line in found["reading"])
+
+
+def test_the_report_reads_what_is_missing_or_damaged(whole: Path) -> None:
+    rows = read_rows(whole / "t2a", "probes")
+    assert report_structure.summary([{"step": 1}], []) is None
+    assert report_structure.facts(None)["groups"] == "-"
+    first = report_structure.summary(rows[:1], [])
+    assert report_structure.lines(first, 80, True) == []
+    assert report_structure.plot(first) is None
+    damaged = {**rows[-1], "structure_S": [[1.0, None], [0.5, 1.0]], "structure_labels": "x", "structure_z": "high"}
+    found = report_structure.summary([damaged], [])
+    assert found is not None
+    assert found["S"] is None
+    assert found["z"] is None
+    assert report_structure.groups_text([0, 1, 0, 0]) == "A 1+3-4, B 2"
