@@ -47,6 +47,7 @@ class TargetFeatures:
             "layers": list(encoder.layers),
             "sample_rate": self.rate,
             "least_seconds": recipe.data.seconds,
+            "holds": "features and lengths",
         }
         self.cache = FeatureCache(Path(recipe.data.cache_dir), "features", config)
         by_key = {source.content_hash(clip): clip for clip in clips}
@@ -55,6 +56,7 @@ class TargetFeatures:
         def compute(keys: list[str]) -> Iterable[np.ndarray]:
             for key in keys:
                 audio = source.read(by_key[key])
+                self.cache.put(_length(key), np.array(len(audio)))  # first: with the features, their length is known
                 audio = np.pad(audio * level_gain(audio), (0, max(0, self.samples - len(audio)))).astype(np.float32)
                 yield encoder(torch.from_numpy(audio)[None].to(device), self.rate)[0].half().cpu().numpy()
 
@@ -62,11 +64,18 @@ class TargetFeatures:
         chosen = list(by_key)[:: max(1, len(by_key) // CENTRE_CLIPS)]
         self.centre_D = torch.stack([self._whole(key).mean(0) for key in chosen]).mean(0)
 
-    def _whole(self, key: str) -> Tensor:
+    def _cached(self, key: str) -> np.ndarray:
         found = self.cache.get(key)
         if found is None:
             raise RuntimeError("a clip left the feature cache while training; start again to refill it")
-        return torch.from_numpy(np.array(found)).float()
+        return np.array(found)
+
+    def _whole(self, key: str) -> Tensor:
+        return torch.from_numpy(self._cached(key)).float()
+
+    def samples_of(self, clip: Clip) -> int:
+        """Length of a clip in samples, as it was read: what says where a crop may start."""
+        return int(self._cached(_length(self.source.content_hash(clip))))
 
     def crop(self, clip: Clip, start: int) -> Tensor:
         """Centred features [L, D] of the crop that starts at sample `start`."""
@@ -77,3 +86,7 @@ class TargetFeatures:
         part_LD = whole_LD[first : first + self.count + 1]
         part_LD = F.pad(part_LD.T, (0, self.count + 1 - part_LD.shape[0]), mode="replicate").T
         return (1 - share) * part_LD[:-1] + share * part_LD[1:] - self.centre_D
+
+
+def _length(key: str) -> str:
+    return f"{key} samples"

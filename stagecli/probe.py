@@ -77,14 +77,16 @@ class ProbeSet:
         self.centre_D = self._centre(progress)
         progress("probe set", 0, 1)
         if self.recipe.task.kind == "sr":
-            candidates = prepared.examples(evenly(prepared.valid, settings.clips * CANDIDATES))
-            self._take(candidates, self._with_something_to_restore(candidates))
-            self.reference = float(self._low_distance(candidates, self.clips).mean())
+            examples = prepared.examples(evenly(prepared.valid, settings.clips * CANDIDATES))
+            items = self._hear(examples, self._with_something_to_restore(examples))
+            self.reference = float(self._low_distance(items).mean())
         else:
             examples = prepared.examples(evenly(prepared.valid, settings.clips))
-            self._take(examples, range(len(examples)))
+            items = self._hear(examples, range(len(examples)))
             self.reference = self._mismatched([clip.caption for clip in examples.clips])
-        self.ceiling = float(self._distance(self._round_trip(), self.everything).mean())
+        batch = Collate(self.recipe.condition.max_length)(items)
+        self.frames = to_frames(to_device(batch, self.device), self.codec)
+        self.ceiling = float(self._distance(self._round_trip(), range(len(self.clips))).mean())
         progress("probe set", 1, 1)
         if not self.reference - self.ceiling >= LEAST_GAP:
             raise StageError(
@@ -97,29 +99,28 @@ class ProbeSet:
 
     # -- the clips ---------------------------------------------------------------------------------
 
-    def _take(self, examples: Examples, chosen: Sequence[int]) -> None:
-        """Make the probe set of some clips of `examples`: their frames, audio and features."""
+    def _hear(self, examples: Examples, chosen: Sequence[int]) -> list[dict[str, Any]]:
+        """Make the probe set of some clips of `examples`: audio and features of the targets. Returns their items."""
         self.clips = list(chosen)
         items = [examples.valid_item(i) for i in self.clips]
-        self.frames = to_frames(to_device(Collate(self.recipe.condition.max_length)(items), self.device), self.codec)
-        heard = [self._audio(examples, i) for i in self.clips]
-        self.target_BN = torch.from_numpy(np.stack([audio for audio, _ in heard]))
+        heard = [examples.valid_audio(i) for i in self.clips]
+        # In sr the item's audio is at the level that the network sees; frames from the cache come without audio.
+        targets = [
+            item["audio"].numpy() if "audio" in item else audio for item, (audio, _) in zip(items, heard, strict=True)
+        ]
+        self.target_BN = torch.from_numpy(np.stack(targets))
         self.counts = [self._frames(real) for _, real in heard]
         self.target_BLD = self._features(self.target_BN)
+        return items
 
-    def _with_something_to_restore(self, candidates: Examples) -> list[int]:
+    def _with_something_to_restore(self, examples: Examples) -> list[int]:
         """Clips whose missing band the monitor hears (sr); the others would cost as much and say nothing."""
-        gaps = []
-        for first in range(0, len(candidates), AT_ONCE):
-            part = range(first, min(first + AT_ONCE, len(candidates)))
-            self._take(candidates, part)
-            gaps += self._low_distance(candidates, part).tolist()
+        gaps: list[float] = []
+        for first in range(0, len(examples), AT_ONCE):
+            items = self._hear(examples, range(first, min(first + AT_ONCE, len(examples))))
+            gaps += self._low_distance(items).tolist()
         heard = [i for i, gap in enumerate(gaps) if gap >= LEAST_GAP]
         return evenly(heard or list(range(len(gaps))), self.settings.clips)
-
-    @property
-    def everything(self) -> range:
-        return range(len(self.clips))
 
     # -- while training --------------------------------------------------------------------------
 
@@ -131,9 +132,14 @@ class ProbeSet:
     def due(self, step: int) -> bool:
         return step % self.settings.every == 0
 
+    def measure(self, network: Network) -> Probe:
+        """D now."""
+        D_T = self.distances(network).mean(1).tolist()
+        return Probe(dict(zip(self.settings.t, D_T, strict=True)), self.ceiling, self.reference, self.monitor.label)
+
     @torch.no_grad()
-    def measure(self, network: Network, noise: int = 0) -> Probe:
-        """D now; noise: which of the fixed draws of eps (training uses 0, the repeat noise the others)."""
+    def distances(self, network: Network, noise: int = 0) -> Tensor:
+        """d [t, clips] of the followed weights; noise: which of the fixed draws of eps (training uses 0)."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         found = torch.zeros(len(self.settings.t), len(self.counts), dtype=torch.float64, device=self.device)
         mine = range(rank, len(self.counts), world)
@@ -145,8 +151,7 @@ class ProbeSet:
                 for k, audio_BN in enumerate(self._predictions(network, part, noise)):
                     found[k, list(part)] = self._distance(audio_BN, part).double()
         network.train(training)
-        D_T = self.accelerator.reduce(found, "sum").mean(1).tolist()
-        return Probe(dict(zip(self.settings.t, D_T, strict=True)), self.ceiling, self.reference, self.monitor.label)
+        return self.accelerator.reduce(found, "sum")
 
     def _predictions(self, network: Network, part: range, noise: int) -> list[Tensor]:
         """Audio [B, N] of the signal that the network predicts for the clips `part`, for each t."""
@@ -175,13 +180,6 @@ class ProbeSet:
 
     # -- features --------------------------------------------------------------------------------
 
-    def _audio(self, examples: Examples, index: int) -> tuple[np.ndarray, int]:
-        """The target [N] at the level that the network sees, and its real samples."""
-        audio_N, real = examples.valid_audio(index)
-        if self.recipe.task.kind == "sr":
-            audio_N = examples.valid_item(index)["audio"].numpy()
-        return audio_N, real
-
     def _frames(self, samples: int) -> int:
         """Features that lie in the first `samples` samples of a clip: padding says nothing about meaning."""
         scale = self.monitor.sample_rate / self.recipe.data.sample_rate
@@ -206,7 +204,9 @@ class ProbeSet:
         examples = self.prepared.examples(evenly(self.prepared.train, CENTRE_CLIPS))
         total, count = torch.zeros(self.monitor.dimension, dtype=torch.float64, device=self.device), 0
         for i in range(len(examples)):
-            audio_N, real = self._audio(examples, i)
+            audio_N, real = examples.valid_audio(i)
+            if self.recipe.task.kind == "sr":
+                audio_N = examples.valid_item(i)["audio"].numpy()
             features_LD = self.monitor(torch.from_numpy(audio_N)[None].to(self.device), self.recipe.data.sample_rate)[
                 0, : self._frames(real)
             ]
@@ -220,27 +220,28 @@ class ProbeSet:
         parts = [p.to(self.device) for p in self.target_BN.split(AT_ONCE)]
         return torch.cat([self.codec.decode(self.codec.encode(p), p.shape[1], draft=True) for p in parts])
 
-    def _low_distance(self, examples: Examples, chosen: Sequence[int]) -> Tensor:
-        """d [B] of the upsampled low-resolution input of the probe set's clips: what the condition alone holds (sr)."""
-        low_BN = torch.stack([examples.valid_item(i)["low"] for i in chosen])
-        return self._distance(low_BN, range(len(chosen)))
+    def _low_distance(self, items: Sequence[dict[str, Any]]) -> Tensor:
+        """d [B] of the upsampled low-resolution input of each item: what the condition alone holds (sr)."""
+        return self._distance(torch.stack([item["low"] for item in items]), range(len(items)))
 
     def _mismatched(self, captions: Sequence[str]) -> float:
-        """d between clips of different captions: what sounds right and says something else (t2a)."""
-        found = []
-        for i, caption in enumerate(captions):
-            others = [j for j in range(len(captions)) if captions[j] != caption]
-            others = others or [j for j in range(len(captions)) if j != i]
-            for j in others:
-                length = min(self.counts[i], self.counts[j])
-                found.append(1 - (self.target_BLD[i, :length] * self.target_BLD[j, :length]).sum(-1).mean())
-        if not found:
+        """d between clips of different captions (of any two, if there is one caption): what sounds right and says
+        something else (t2a)."""
+        count = len(captions)
+        inside_BL = torch.arange(self.target_BLD.shape[1])[None] < torch.tensor(self.counts)[:, None]
+        features_BLD = self.target_BLD * inside_BL[..., None].to(self.device)
+        length_B = torch.tensor(self.counts, device=self.device)
+        cosine_BB = torch.einsum("ild,jld->ij", features_BLD, features_BLD) / torch.minimum(length_B[:, None], length_B)
+        differ = [[a != b for b in captions] for a in captions]
+        pairs_BB = torch.tensor(differ) if any(map(any, differ)) else ~torch.eye(count, dtype=torch.bool)
+        found = 1 - cosine_BB[pairs_BB.to(self.device)]
+        if not len(found):
             raise StageError(
                 "the probe set has a single clip: there is no other one to compare with",
                 problems=[Problem("stage.regime.clips", str(self.settings.clips))],
                 hint="give the valid split at least two clips",
             )
-        return float(torch.stack(found).mean())
+        return float(found.mean())
 
     # -- resume ----------------------------------------------------------------------------------
 

@@ -301,8 +301,9 @@ class Trainer:
     def _record(self, stream: str, row: dict[str, Any]) -> None:
         """A row of one of the run's streams, written and shown by the main process."""
         if self.run:
-            show = {"metrics": self.view.row, "bins": self.view.bins, "events": self.view.event}
-            show.get(stream, self.view.probe)(self.run.append(stream, {"step": self.step, **row}))
+            view = self.view
+            show = {"metrics": view.row, "bins": view.bins, "events": view.event, "probes": view.probe}[stream]
+            show(self.run.append(stream, {"step": self.step, **row}))
 
     def _sample(self) -> None:
         """Audio from the EMA weights, beside its samples.jsonl."""

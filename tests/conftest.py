@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -126,6 +127,30 @@ def forked(work: Callable[[], object]) -> multiprocessing.Process:
     process = multiprocessing.get_context("fork").Process(target=body)
     process.start()
     return process  # type: ignore[return-value]
+
+
+def two_processes(*args: object, cwd: Path) -> list[str]:
+    """`stagecli ARGS` in two processes over gloo, with the variables that a launcher sets; their stderr, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+
+    def process(rank: int) -> Callable[[], None]:
+        def work() -> None:
+            result = run_cli(*args, cwd=cwd, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            (cwd / f"rank{rank}.txt").write_text(result.stderr)
+            os._exit(result.code)
+
+        return work
+
+    fresh_accelerate()
+    processes = [forked(process(rank)) for rank in range(2)]
+    for one in processes:
+        one.join(600)
+    said = [(cwd / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert [one.exitcode for one in processes] == [0, 0], said
+    return said
 
 
 def die_at(owner: Any, name: str, when: Callable[..., bool], before: Callable[..., object] | None = None) -> None:

@@ -31,6 +31,7 @@ WITHOUT_TORCH = [
         "follow",
         "report.__init__",
     ),
+    *(f"stage.{name}" for name in ("base", "registry", "regime", "slope", "reading")),
     *(f"report.{name}" for name in ("summary", "regime", "words", "text", "panels", "html", "structure")),
 ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result, die_at, forked, losses_of, run_cli, sha, write_recipe
+from conftest import Result, die_at, forked, losses_of, read_rows, run_cli, sha, write_recipe
 
 Cli = Callable[..., Result]
 RATE = 8000
@@ -111,6 +111,29 @@ def test_a_neural_codec(kind: str, networks: dict[str, Path], cli: Cli, tmp_path
     assert cached(tmp_path, "frames") == before
     assert losses_of(tmp_path / "runs" / "again") == losses_of(tmp_path / "runs" / kind)
     used(cli, tmp_path, kind)
+
+
+def test_mechanisms_on_cached_frames_decode_no_audio_per_step(
+    networks: dict[str, Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probes take the audio behind the frames; guidance knows where a crop began without reading the clip again."""
+    from stagecli.data.examples import Memory
+
+    probed = codec_recipe(tmp_path, networks, "dac", stage__regime__every=1, stage__regime__clips=4)
+    trained = cli("train", probed, "--name", "probed")
+    assert trained.code == 0, trained.stderr
+    assert [row["step"] for row in read_rows(tmp_path / "runs" / "probed", "probes")] == [1, 2, 3]
+
+    def read(*_: object) -> None:
+        raise AssertionError("audio was decoded although its frames are cached")
+
+    monkeypatch.setattr(Memory, "read", read)
+    guided = cli(
+        "train", codec_recipe(tmp_path, networks, "dac", stage__guidance__schedule="constant"), "--name", "guided"
+    )
+    assert guided.code == 0, guided.stderr
+    rows = [row for row in read_rows(tmp_path / "runs" / "guided") if "train/loss" in row]
+    assert all(np.isfinite(row["stage/guidance/cosine_block1"]) for row in rows)
 
 
 def test_kill_9_while_the_cache_is_filled(networks: dict[str, Path], cli: Cli, tmp_path: Path) -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import Result, die_at, forked, fresh_accelerate, losses_of, read_rows, run_cli, sha, write_recipe
+from conftest import (
+    Result,
+    die_at,
+    fresh_accelerate,
+    losses_of,
+    read_rows,
+    run_cli,
+    sha,
+    two_processes,
+    write_recipe,
+)
 from test_resume import attempts, facts, killed, weights
 
 from stagecli import recipe as recipes
@@ -232,8 +239,10 @@ def test_a_monitor_from_disk_measures_t2a(wav2vec2: Path, tmp_path: Path) -> Non
         tmp_path / "w.toml", "t2a", **{**REGIME, "train__steps": 4}, stage__regime__monitor=f"transformers:{wav2vec2}"
     )
     result = run_cli("train", recipe, cwd=tmp_path)
-    # Random features may not tell clips apart; then it says so and does not train.
-    assert result.code == 0 or "cannot measure this run" in " ".join(result.stderr.split()), result.stderr
+    assert result.code == 0, result.stderr
+    for row in probes(tmp_path / "runs" / "w"):
+        assert row["monitor"].startswith(f"transformers:{wav2vec2}")
+        assert math.isfinite(row["Dn"])
 
 
 def test_a_probe_without_a_number_is_an_event_and_training_goes_on(
@@ -241,8 +250,8 @@ def test_a_probe_without_a_number_is_an_event_and_training_goes_on(
 ) -> None:
     measure = ProbeSet.measure
 
-    def broken(self: ProbeSet, network: Network, noise: int = 0) -> Probe:
-        probe = measure(self, network, noise)
+    def broken(self: ProbeSet, network: Network) -> Probe:
+        probe = measure(self, network)
         if self.calls == 2:
             probe = Probe(dict.fromkeys(probe.D_t, math.nan), probe.ceiling, probe.reference)
         self.calls += 1
@@ -280,7 +289,7 @@ def test_same_weights_same_number_and_other_noise_another(probe_set: tuple[Probe
     probes, network = probe_set
     first = probes.measure(network)
     assert probes.measure(network).D_t == first.D_t
-    assert probes.measure(network, noise=1).D_t != first.D_t
+    assert not probes.distances(network, noise=1).equal(probes.distances(network))
 
 
 def test_measuring_leaves_the_network_as_it_was(probe_set: tuple[ProbeSet, Network]) -> None:
@@ -339,27 +348,7 @@ def test_open_monitor_takes_a_list_of_layers(tmp_path: Path) -> None:
 
 def test_two_processes_measure_and_decide_as_one(whole: Path, tmp_path: Path) -> None:
     """gloo on two processes: the same D to rounding, the same events."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-
-    def process(rank: int) -> Callable[[], None]:
-        def work() -> None:
-            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            result = run_cli("train", whole.parent / "t2a.toml", cwd=tmp_path, env=env)
-            (tmp_path / f"rank{rank}.txt").write_text(result.stderr)
-            os._exit(result.code)
-
-        return work
-
-    fresh_accelerate()
-    processes = [forked(process(rank)) for rank in range(2)]
-    for one in processes:
-        one.join(600)
-    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert [one.exitcode for one in processes] == [0, 0], said
+    two_processes("train", whole.parent / "t2a.toml", cwd=tmp_path)
     ours, theirs = probes(tmp_path / "runs" / "t2a"), probes(whole / "t2a")
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for one, other in zip(ours, theirs, strict=True):

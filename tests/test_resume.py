@@ -6,14 +6,23 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, die_at, forked, fresh_accelerate, losses_of, read_rows, run_cli, sha, write_recipe
+from conftest import (
+    Result,
+    die_at,
+    forked,
+    losses_of,
+    read_rows,
+    run_cli,
+    sha,
+    two_processes,
+    write_recipe,
+)
 
 STEPS = 10
 TIMED = ("time", "attempt", "speed/samples_per_s", "speed/step_s")
@@ -286,28 +295,8 @@ def test_two_processes_train_the_same_batches(
     kind: str, accumulate: int, whole: Path, again: Any, tmp_path: Path
 ) -> None:
     """Two processes over gloo, with the variables that a launcher sets; 5 clips to validate, so 3 and 2."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     sets = ("--set", f"train.accumulate={accumulate}", "--set", "train.validate_clips=5")
-
-    def process(rank: int) -> Callable[[], None]:
-        env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-
-        def work() -> None:
-            result = run_cli("train", whole / f"{kind}.toml", *sets, cwd=tmp_path, env=env)
-            (tmp_path / f"rank{rank}.txt").write_text(result.stderr)
-            os._exit(result.code)
-
-        return work
-
-    fresh_accelerate()
-    processes = [forked(process(rank)) for rank in range(2)]
-    for one in processes:
-        one.join(600)
-    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert [one.exitcode for one in processes] == [0, 0], said
+    said = two_processes("train", whole / f"{kind}.toml", *sets, cwd=tmp_path)
     assert "finished" in said[0] and said[1] == "", "only the main process speaks"
     run = tmp_path / "runs" / kind
     assert losses_of(run) == pytest.approx(losses_of(whole / "runs" / kind), rel=1e-4)

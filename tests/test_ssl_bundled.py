@@ -211,5 +211,4 @@ def test_features_separate_digits_better_than_those_of_a_random_network(data_dir
     torch.manual_seed(0)
     twin = BundledEncoder(NETWORKS[model](), model, -1)
     with torch.no_grad():
-        margin = {"teacher": 0.1, "judge": 0.02}[model]  # a random transformer is nearly as good here
-        assert nearest_centroid(encoder, known, asked) > nearest_centroid(twin, known, asked) + margin
+        assert nearest_centroid(encoder, known, asked) > nearest_centroid(twin, known, asked) + 0.1

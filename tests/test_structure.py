@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import die_at, forked, fresh_accelerate, losses_of, read_rows, run_cli, sha, write_recipe
+from conftest import die_at, losses_of, read_rows, run_cli, sha, two_processes, write_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_resume import attempts, facts, killed, weights
@@ -601,26 +599,7 @@ def test_kill_9_and_resume(step: int, whole: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_decide_as_one(whole: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-
-    def process(rank: int) -> Callable[[], None]:
-        def work() -> None:
-            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            result = run_cli("train", whole.parent / "t2a.toml", cwd=tmp_path, env=env)
-            (tmp_path / f"rank{rank}.txt").write_text(result.stderr)
-            os._exit(result.code)
-
-        return work
-
-    fresh_accelerate()
-    processes = [forked(process(rank)) for rank in range(2)]
-    for one in processes:
-        one.join(600)
-    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert [one.exitcode for one in processes] == [0, 0], said
+    two_processes("train", whole.parent / "t2a.toml", cwd=tmp_path)
     assert losses_of(tmp_path / "runs" / "t2a") == pytest.approx(losses_of(whole / "t2a"), rel=1e-3)
     assert events_of(tmp_path / "runs" / "t2a") == events_of(whole / "t2a")
 

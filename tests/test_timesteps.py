@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Result, die_at, forked, fresh_accelerate, losses_of, read_rows, run_cli, sha, write_recipe
+from conftest import (
+    Result,
+    die_at,
+    losses_of,
+    read_rows,
+    run_cli,
+    sha,
+    two_processes,
+    write_recipe,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -660,26 +667,7 @@ def test_kill_9_and_resume_draw_the_same_t(kind: str, step: int, whole: Path, tm
 def test_two_processes_draw_the_t_of_one(kind: str, whole: Path, tmp_path: Path) -> None:
     """gloo on two processes: where t follows the step only it is the same to the bit; where it follows losses, as
     near as those are."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-
-    def process(rank: int) -> Callable[[], None]:
-        def work() -> None:
-            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            result = run_cli("train", whole / f"{kind}.toml", cwd=tmp_path, env=env)
-            (tmp_path / f"rank{rank}.txt").write_text(result.stderr)
-            os._exit(result.code)
-
-        return work
-
-    fresh_accelerate()
-    processes = [forked(process(rank)) for rank in range(2)]
-    for one in processes:
-        one.join(600)
-    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert [one.exitcode for one in processes] == [0, 0], said
+    two_processes("train", whole / f"{kind}.toml", cwd=tmp_path)
     run, alone = tmp_path / "runs" / kind, whole / "runs" / kind
     ours, theirs = ([row for row in read_rows(r) if "train/loss" in row] for r in (run, alone))
     assert losses_of(run) == pytest.approx(losses_of(alone), rel=1e-3)

@@ -19,7 +19,7 @@ from stagecli import checkpoint
 from stagecli import recipe as recipes
 from stagecli.model.network import Network
 from stagecli.prepare import prepare
-from stagecli.probe import AT_ONCE, ProbeSet
+from stagecli.probe import ProbeSet
 from stagecli.stage.controller import Stages
 
 SIZES = (8, 16, 32, 64, 128, 256)
@@ -42,16 +42,7 @@ def main() -> None:
     network.load_state_dict(checkpoint.load_weights(path, "model"))
     network.eval()
     probes = ProbeSet(settings, prepared, network, accelerator)
-    draws = []
-    with torch.no_grad():
-        for draw in range(options.draws):
-            rows = []
-            for first in range(0, len(probes.clips), AT_ONCE):
-                part = probes.everything[first : first + AT_ONCE]
-                made = probes._predictions(network, part, draw)
-                rows.append(torch.stack([probes._distance(audio_BN, part) for audio_BN in made]))
-            draws.append(torch.cat(rows, dim=1))
-    d_KTB = torch.stack(draws).double()
+    d_KTB = torch.stack([probes.distances(network, draw) for draw in range(options.draws)])
     D = float(d_KTB.mean())
     one = float(d_KTB.mean(1).std(0).square().mean().sqrt())  # of a clip, its mean over t
     gap = probes.reference - probes.ceiling

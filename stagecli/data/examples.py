@@ -86,6 +86,10 @@ def crop(audio_N: np.ndarray, samples: int, rng: np.random.Generator) -> tuple[n
 class CropFeatures(Protocol):
     """Features of a crop's audio; `features.TargetFeatures` in a run."""
 
+    def samples_of(self, clip: Clip) -> int:
+        """Length of the clip's audio as it is read."""
+        ...
+
     def crop(self, clip: Clip, start: int) -> Tensor:
         """[L, D] of the crop of `clip` that starts at sample `start`."""
         ...
@@ -132,7 +136,7 @@ class Examples(Dataset):
         assert self.features is not None
         if self.frames_cache is not None:
             rng = stream(self.seed, CROP, int(rng.integers(self.recipe.data.crops)))
-        return self.features.crop(clip, crop_start(len(self.memory.read(clip)), self.samples, rng))
+        return self.features.crop(clip, crop_start(self.features.samples_of(clip), self.samples, rng))
 
     def valid_item(self, index: int) -> dict[str, Any]:
         """The validation example of clip `index`: the same crop and filter every time, caption kept."""

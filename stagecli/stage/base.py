@@ -8,19 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
+if TYPE_CHECKING:  # a recipe is checked by this file's users, and that needs no torch
+    from torch import Tensor, nn
 
-from stagecli.objective import Result
-from stagecli.stage.densities import TimeDensity, Uniform
+    from stagecli.objective import Result
+    from stagecli.stage.densities import TimeDensity
+
+
+def _uniform() -> TimeDensity:
+    from stagecli.stage.densities import Uniform
+
+    return Uniform()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the next step does; the defaults are plain training."""
 
-    density: TimeDensity = field(default_factory=Uniform)
+    density: TimeDensity = field(default_factory=_uniform)
     loss_weight: Callable[[Tensor], Tensor] | None = None  # t [B] -> [B]
     r: float = 0.0  # regime variable; 0 where no mechanism measures it
     hidden: tuple[int, ...] = ()  # blocks whose output the network returns

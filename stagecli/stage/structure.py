@@ -107,7 +107,7 @@ class StructureMechanism(Mechanism):
         self.ceiling_MGG: Tensor | None = None  # c0
         self.level, self.level_norm = 0.0, 0.0  # running mean of the gradient norm, and of 1
         self.unit, self.reference = 0.0, 0.0  # norm of the bare term's gradient: newest, and at the end of the ramp
-        self.value = 0.0
+        self.value: Tensor | float = 0.0
         self.best, self.rises, self.valid_step = math.inf, 0, -1  # of the validation loss since the start
 
     def attach(self, network: nn.Module, feature_width: int | None) -> None:
@@ -270,7 +270,7 @@ class StructureMechanism(Mechanism):
             term = self.term()
             if (self.at - self.start) % CHECK == 0:
                 self._remember_gradient(term)
-        self.value = float(term.detach())
+        self.value = term.detach()  # a number only when a row asks: a GPU is not to wait every step
         return self.accumulate * self.coefficient(self.at) * term
 
     def term(self) -> Tensor:
@@ -309,6 +309,7 @@ class StructureMechanism(Mechanism):
             "ceiling": self.ceiling_MGG,
             "labels": list(self.labels),
             **{name: getattr(self, name) for name in PLAIN},
+            "value": float(self.value),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -331,7 +332,7 @@ class StructureMechanism(Mechanism):
         c = self.coefficient(self.at) if self.state == "active" else 0.0
         ratio = c * self.unit * self.level_norm / self.level if self.level else 0.0
         active = float(self.state == "active")
-        return {"active": active, "coefficient": c, "value": self.value, "gradient_ratio": ratio}
+        return {"active": active, "coefficient": c, "value": float(self.value), "gradient_ratio": ratio}
 
     def _scores(self) -> dict[str, Any]:
         found = self.found
