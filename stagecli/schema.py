@@ -175,6 +175,7 @@ class Train(Table):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the weight average that is sampled and evaluated."""
     compile: bool = False
+    """Compile the blocks with `torch.compile`: one compilation serves all of them. Worth it on a GPU."""
     activation_checkpointing: bool = False
     seed: Natural = 0
     log_every: Positive = 20

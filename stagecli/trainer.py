@@ -55,7 +55,7 @@ class Trainer:
         self.network = Network(recipe, channels=self.codec.channels, text_width=text.width if text else None)
         self.network.to(self.device)
         if self.table.compile:
-            self.network.dit.compile()
+            self.network.dit.compile_blocks()
         self.ema = EMA(self.network, self.table.ema)
         optimizer = torch.optim.AdamW(
             self.network.parameter_groups(self.table.weight_decay),

@@ -16,10 +16,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
+import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +38,8 @@ from stagecli.data.source import open_source
 from stagecli.schema import Data
 from stagecli.ssl.bundled import NETWORKS, RATE, AttentionBlock, BandMel, JudgeNetwork, TeacherNetwork, positions
 
-Bank = list[Tensor]  # mel power of clips, each [T, 80]
-STEPS = {"teacher": 1600, "judge": 1200}
-SYNTH_CLIPS, SYNTH_SECONDS = 1200, 2.0
+STEPS = {"teacher": 6000, "judge": 6000}
+SYNTH_SECONDS = 2.0
 MEL = BandMel()
 EMPTY = float(MEL.compress(torch.zeros(())))  # silence
 OBJECTIVES = {
@@ -45,42 +48,113 @@ OBJECTIVES = {
 }
 
 
-def read_clips(name: str, split: Any) -> list[tuple[np.ndarray, Any]]:
-    """Audio at 44.1 kHz and clip of one split; `name`: esc10, fsdd (8 kHz, resampled) or synth."""
+@dataclass(frozen=True)
+class Views:
+    """How far two views of a sound differ; dB, and a share of clips for `mix`."""
+
+    gain: float = 12.0  # either way
+    tilt: float = 3.0  # either way at both ends of the band
+    mix: float = 0.6
+    shift: int = 2  # mel bands up or down
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one encoder; the defaults made the weights that ship."""
+
+    views: Views
+    width: int
+    depth: int
+    clip: float  # weight of what two crops of a recording have in common
+    batch: int  # recordings a step, of either group
+    frames: int  # of environmental and synthetic sound; digits have 44
+    synth_clips: int = 4000
+    prototypes: int = 0  # teacher
+    temperature: float = 0.15  # judge
+
+    def groups(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(recordings, frames) of environmental and synthetic sound, of digits."""
+        return (self.batch, self.frames), (self.batch, 44)
+
+
+DEFAULTS = {
+    "teacher": Settings(Views(), width=192, depth=5, clip=1.0, batch=32, frames=128),
+    "judge": Settings(Views(), width=96, depth=4, clip=0.3, batch=32, frames=100),
+}
+
+
+def open_clips(name: str, split: Any, synth_clips: int = 10) -> tuple[Any, int]:
+    """The source of one data set (esc10, fsdd, synth) and its sample rate in Hz."""
     rate = 8000 if name == "fsdd" else RATE
     if name == "synth":
-        data = Data(source="synth", sample_rate=RATE, seconds=SYNTH_SECONDS, clips=SYNTH_CLIPS)
+        data = Data(source="synth", sample_rate=RATE, seconds=SYNTH_SECONDS, clips=synth_clips)
     else:
         path = Path(os.environ["STAGECLI_DATA"]) / name / "manifest.jsonl"
         data = Data(source="manifest", path=str(path), sample_rate=rate, seconds=5.0)
-    source = open_source(data, need_captions=False, base=Path.cwd(), splits=(split,), seed=0)
+    return open_source(data, need_captions=False, base=Path.cwd(), splits=(split,), seed=0), rate
+
+
+def read_clips(name: str, split: Any) -> list[tuple[np.ndarray, Any]]:
+    """Audio at 44.1 kHz and clip of one split; `name`: esc10 or fsdd (8 kHz, resampled)."""
+    source, rate = open_clips(name, split)
     return [(resample(source.read(clip), rate, RATE), clip) for clip in source.clips(split)]
 
 
-def mel_bank(name: str) -> Bank:
-    """Mel power of the train split of one data set."""
-    audio = [torch.from_numpy(a) for a, _ in read_clips(name, "train")]
-    with torch.no_grad():
-        return [MEL.power(a[None])[0] for a in audio if len(a) >= MEL.length]
+def powers(name: str, synth_clips: int, first: int = 0, parts: int = 1) -> list[Tensor]:
+    """Mel power [T, 80] of every `parts`-th training clip from `first` on."""
+    source, rate = open_clips(name, "train", synth_clips)
+    audio = [resample(source.read(clip), rate, RATE) for clip in source.clips("train")[first::parts]]
+    return [MEL.power(torch.from_numpy(a)[None])[0] for a in audio if len(a) >= MEL.length]
 
 
-class Crops:
-    """Random crops [B, T, 80] of mel power from several banks, of which shares are given."""
+class Bank:
+    """Mel power of the train split of one data set, in memory on the device that trains."""
 
-    def __init__(self, banks: list[Bank], shares: list[float], rng: np.random.Generator) -> None:
-        self.banks, self.shares, self.rng = banks, shares, rng
+    def __init__(self, name: str, synth_clips: int, device: torch.device, cache: Path | None = None) -> None:
+        path = cache / f"{name}_{synth_clips}.pt" if cache else None
+        if path and path.exists():
+            clips = torch.load(path)
+        elif name == "synth":  # made, not read: worth all cores
+            parts = os.cpu_count() or 1
+            with ProcessPoolExecutor(parts, multiprocessing.get_context("spawn")) as pool:
+                jobs = [pool.submit(powers, name, synth_clips, k, parts) for k in range(parts)]
+                clips = [clip for job in jobs for clip in job.result()]
+        else:
+            clips = powers(name, synth_clips)
+        if path and not path.exists():
+            torch.save(clips, path)
+        self.clips_NTC = nn.utils.rnn.pad_sequence(clips, batch_first=True).to(device)
+        self.length_N = torch.tensor([len(clip) for clip in clips], device=device)
+
+    def crops(self, batch: int, frames: int) -> tuple[Tensor, Tensor]:
+        """Two crops [B, T, 80] of each of `batch` recordings, each the louder of two random ones, as many clips are
+        mostly silence; a short clip gets silence behind."""
+        which_B = torch.randint(len(self.length_N), (batch,), device=self.length_N.device)
+        pair = [self._louder(which_B, frames) for _ in range(2)]
+        return pair[0], pair[1]
+
+    def _louder(self, which_B: Tensor, frames: int) -> Tensor:
+        room_B = (self.length_N[which_B] - frames + 1).clamp_min(1)
+        start_2B = (torch.rand(2, len(which_B), device=room_B.device) * room_B).long()
+        place_2BT = start_2B[..., None] + torch.arange(frames, device=room_B.device)
+        inside_2BT = place_2BT < self.length_N[which_B][:, None]
+        place_2BT = place_2BT.clamp_max(self.clips_NTC.shape[1] - 1)
+        crops_2BTC = self.clips_NTC[which_B[:, None], place_2BT] * inside_2BT[..., None]
+        louder_B = (crops_2BTC + MEL.floor).log10().mean((2, 3)).argmax(0)
+        return crops_2BTC[louder_B, torch.arange(len(which_B), device=room_B.device)]
+
+
+class Banks:
+    """Several banks, of which shares are given."""
+
+    def __init__(self, banks: list[Bank], shares: list[float]) -> None:
+        self.banks, self.shares = banks, shares
 
     def draw(self, batch: int, frames: int) -> tuple[Tensor, Tensor]:
-        """Two crops of each of `batch` recordings, each the louder of two random ones, as many clips are mostly
-        silence; a short clip gets silence behind."""
-        pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for which in self.rng.choice(len(self.banks), batch, p=self.shares):
-            clip = self.banks[which][self.rng.integers(len(self.banks[which]))]
-            for crops in pairs:
-                starts = self.rng.integers(max(1, len(clip) - frames + 1), size=2)
-                crop = max((clip[s : s + frames] for s in starts), key=lambda c: float((c + MEL.floor).log10().mean()))
-                crops.append(F.pad(crop, (0, 0, 0, frames - len(crop))))
-        return torch.stack(pairs[0]), torch.stack(pairs[1])
+        """Crops as in `Bank.crops`, the shares of the banks as near to `shares` as whole numbers are."""
+        counts = [round(batch * share) for share in self.shares]
+        parts = [bank.crops(n, frames) for bank, n in zip(self.banks, counts, strict=True) if n]
+        return torch.cat([one for one, _ in parts]), torch.cat([two for _, two in parts])
 
 
 def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -94,22 +168,22 @@ def band_limited(power_BTC: Tensor, share: float = 0.3) -> Tensor:
     return power_BTC * fall_BC[:, None]
 
 
-def view(power_BTC: Tensor) -> Tensor:
+def view(power_BTC: Tensor, how: Views) -> Tensor:
     """One augmented view, as log-mel: mix with another clip, a little noise, gain and its drift, up or down a band."""
     batch, frames, bands = power_BTC.shape
     level_B = power_BTC.mean((1, 2)).clamp_min(1e-9)
     other = torch.randperm(batch)
     ratio_B = 10 ** uniform(-3.0, -0.5, batch) * level_B / level_B[other]
-    x = power_BTC + (ratio_B * (torch.rand(batch) < 0.6))[:, None, None] * power_BTC[other].roll(frames // 2, 1)
+    x = power_BTC + (ratio_B * (torch.rand(batch) < how.mix))[:, None, None] * power_BTC[other].roll(frames // 2, 1)
     noise_C = MEL.filters_FC.sum(0) / MEL.filters_FC.sum()
     noise_B = 10 ** uniform(-6.0, -3.0, batch) * level_B * bands * (torch.rand(batch) < 0.5)
     x = x + noise_B[:, None, None] * noise_C * -torch.rand(x.shape).clamp_min(1e-6).log()
-    gain_B2 = uniform(-1.2, 1.2, batch, 1) + uniform(-0.3, 0.3, batch, 2)
+    gain_B2 = how.gain / 10 * uniform(-1, 1, batch, 1) + how.gain / 40 * uniform(-1, 1, batch, 2)
     fade_T = torch.linspace(0, 1, frames)
     gain_BT = gain_B2[:, :1] * (1 - fade_T) + gain_B2[:, 1:] * fade_T
-    tilt_BC = uniform(-0.3, 0.3, batch, 1) * torch.linspace(-1, 1, bands)
+    tilt_BC = how.tilt / 10 * uniform(-1, 1, batch, 1) * torch.linspace(-1, 1, bands)
     x = MEL.compress(x * 10 ** (gain_BT[:, :, None] + tilt_BC[:, None]))
-    shift_B = torch.randint(-2, 3, (batch,))
+    shift_B = torch.randint(-how.shift, how.shift + 1, (batch,))
     index_BC = (torch.arange(bands) + shift_B[:, None]).clamp(0, bands - 1)
     return x.gather(2, index_BC[:, None].expand_as(x))
 
@@ -143,26 +217,36 @@ class Branch(nn.Module):
 class Teacher(nn.Module):
     """The bootstrap: predict from one view what the slow average of the network says of the other."""
 
-    def __init__(self, network: TeacherNetwork) -> None:
+    def __init__(self, network: TeacherNetwork, how: Settings) -> None:
         super().__init__()
+        self.how = how
         self.online = Branch(network, int(network.norm.normalized_shape[0]))
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.frame, self.clip = head(128, 128), head(128, 128)
-        self.groups = ((24, 128), (32, 44))  # (recordings, frames) of environmental and synthetic sound, of digits
+        self.prototypes = nn.Linear(128, how.prototypes, bias=False) if how.prototypes else None
 
-    def loss(self, crops: list[Crops]) -> Tensor:
+    def loss(self, crops: list[Banks]) -> Tensor:
         """Frames agree between two views of one crop; clips agree between crops of one recording."""
         total = torch.zeros(())
-        for source, (batch, frames) in zip(crops, self.groups, strict=True):
+        for source, (batch, frames) in zip(crops, self.how.groups(), strict=True):
             one, two = source.draw(batch, frames)
             both = torch.cat(band_limited(torch.cat([one, two], 1)).split(one.shape[1], 1))  # of one bandwidth
             with torch.no_grad():
-                _, frame_goal, clip_goal = self.target(view(both))
-            x, frame, clip = self.online(masked(view(both), 0.25, 12))
+                _, frame_goal, clip_goal = self.target(view(both, self.how.views))
+            x, frame, clip = self.online(masked(view(both, self.how.views), 0.25, 12))
             total = total + distance(self.frame(frame), frame_goal)
-            total = total + distance(self.clip(clip), clip_goal.roll(batch, 0))
+            total = total + self.how.clip * self.same_recording(self.clip(clip), clip_goal.roll(batch, 0))
             total = total + 0.04 * correlation(x)
         return total / 2
+
+    def same_recording(self, guess_BD: Tensor, goal_BD: Tensor) -> Tensor:
+        """Clips agree in direction, or in which prototype they belong to (SwAV, arXiv 2006.09882)."""
+        if self.prototypes is None:
+            return distance(guess_BD, goal_BD)
+        centres_KD = F.normalize(self.prototypes.weight.float(), dim=1)
+        with torch.no_grad():
+            share_BK = assigned(F.normalize(goal_BD.float(), dim=1) @ centres_KD.T)
+        return -(share_BK * (F.normalize(guess_BD.float(), dim=1) @ centres_KD.T / 0.1).log_softmax(1)).sum(1).mean()
 
     def after(self, progress: float) -> None:
         keep = 1 - 0.01 * (math.cos(math.pi * progress) + 1) / 2 - 1e-4
@@ -173,13 +257,22 @@ class Teacher(nn.Module):
         return self.target.network
 
 
+def assigned(scores_BK: Tensor, sharpness: float = 0.05) -> Tensor:
+    """Shares [B, K] of prototypes, each used as much as the others (three rounds of Sinkhorn-Knopp)."""
+    shares_BK = ((scores_BK - scores_BK.max()) / sharpness).exp()
+    for _ in range(3):
+        shares_BK = shares_BK / shares_BK.sum(0, keepdim=True).clamp_min(1e-9)
+        shares_BK = shares_BK / shares_BK.sum(1, keepdim=True).clamp_min(1e-9)
+    return shares_BK
+
+
 def distance(one: Tensor, other: Tensor) -> Tensor:
     return 2 - 2 * F.cosine_similarity(one.float(), other.float(), dim=-1).mean()
 
 
 def correlation(x_ND: Tensor) -> Tensor:
     """Squared correlations between different features, per feature: few directions must not say it all (VICReg)."""
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(x_ND.device.type, enabled=False):
         x_ND = x_ND.float() - x_ND.float().mean(0)
         x_ND = x_ND / (x_ND.square().mean(0) + 1e-4).sqrt()
         return (x_ND.T @ x_ND / len(x_ND)).fill_diagonal_(0).square().sum() / x_ND.shape[1]
@@ -190,8 +283,9 @@ class Judge(nn.Module):
 
     places_PD: Tensor
 
-    def __init__(self, network: JudgeNetwork, width: int = 64) -> None:
+    def __init__(self, network: JudgeNetwork, how: Settings, width: int = 64) -> None:
         super().__init__()
+        self.how = how
         self.network = network
         self.slow = copy.deepcopy(network).requires_grad_(False)
         self.enter = nn.Linear(int(network.norm.normalized_shape[0]), width)
@@ -199,20 +293,19 @@ class Judge(nn.Module):
         self.blocks = nn.ModuleList(AttentionBlock(width, 2) for _ in range(1))
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, network.STRIDE * network.BANDS)
         self.register_buffer("places_PD", positions(network.COLUMNS, network.ROWS, width))
-        self.groups = ((20, 100), (24, 44))
         width = int(network.norm.normalized_shape[0])
         self.head = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64))
 
-    def loss(self, crops: list[Crops]) -> Tensor:
+    def loss(self, crops: list[Banks]) -> Tensor:
         total = torch.zeros(())
-        for source, (batch, frames) in zip(crops, self.groups, strict=True):
+        for source, (batch, frames) in zip(crops, self.how.groups(), strict=True):
             one, two = source.draw(batch, frames)
             both = torch.cat(band_limited(torch.cat([one, two], 1)).split(one.shape[1], 1))
-            patches = self.network.patches(view(both))
-            total = total + self.restore(patches) + 0.3 * self.contrast(patches)
+            patches = self.network.patches(view(both, self.how.views))
+            total = total + self.restore(patches) + self.how.clip * self.contrast(patches)
         return total / 2
 
-    def contrast(self, patches_BPK: Tensor, kept: float = 0.5, temperature: float = 0.15) -> Tensor:
+    def contrast(self, patches_BPK: Tensor, kept: float = 0.5) -> Tensor:
         """Which of the other crops is of the same recording? From half of the patches (InfoNCE; COLA, 2010.10915)."""
         batch, count, _ = patches_BPK.shape
         seen_BQ = torch.rand(batch, count).argsort(1)[:, : round(count * kept)]
@@ -221,7 +314,7 @@ class Judge(nn.Module):
         for block in self.network.blocks:
             x_BQD = block(x_BQD)
         z_BD = F.normalize(self.head(self.network.norm(x_BQD).mean(1)).float(), dim=-1)
-        scores_BB = (z_BD @ z_BD.T / temperature).fill_diagonal_(-1e4)
+        scores_BB = (z_BD @ z_BD.T / self.how.temperature).fill_diagonal_(-1e4)
         return F.cross_entropy(scores_BB, torch.arange(batch).roll(batch // 2))
 
     def restore(self, patches_BPK: Tensor, hidden: float = 0.75) -> Tensor:
@@ -255,26 +348,28 @@ def standardised(patches_BPK: Tensor) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt()
 
 
-def train(model: str, out: Path, seed: int, steps: int, lr: float) -> None:
-    """Train and save DIR/MODEL.safetensors (fp16, also every 100 steps)."""
-    torch.manual_seed(seed)
-    torch.set_num_threads(1)
-    rng = np.random.default_rng(seed)
+def train(model: str, out: Path, seed: int, steps: int, lr: float, how: Settings, cache: Path | None) -> None:
+    """Train and save DIR/MODEL.safetensors (fp16, also every 500 steps)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.monotonic()
-    esc10, fsdd, synth = (mel_bank(name) for name in ("esc10", "fsdd", "synth"))
-    crops = [Crops([esc10, synth], [0.7, 0.3], rng), Crops([fsdd], [1.0], rng)]
+    names = ("esc10", "synth", "fsdd")
+    esc10, synth, fsdd = (Bank(name, how.synth_clips, device, cache) for name in names)
+    crops = [Banks([esc10, synth], [0.7, 0.3]), Banks([fsdd], [1.0])]
     print(f"data ready after {time.monotonic() - started:.0f} s", flush=True)
-    network: Any = NETWORKS[model]()
-    learner = Teacher(network) if model == "teacher" else Judge(network)
+    torch.manual_seed(seed)
+    torch.set_default_device(device)
+    MEL.to(device)
+    network: Any = NETWORKS[model](width=how.width, depth=how.depth)
+    learner = (Teacher(network, how) if model == "teacher" else Judge(network, how)).to(device)
     weights = [p for p in learner.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.03, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.03, betas=(0.9, 0.98), fused=True)
     out.mkdir(parents=True, exist_ok=True)
-    started, recent = time.monotonic(), []
+    started, recent = time.monotonic(), torch.zeros(())
     for step in range(steps):
         progress = step / steps
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * progress))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             loss = learner.loss(crops)
         optimizer.zero_grad()
         loss.backward()
@@ -282,37 +377,49 @@ def train(model: str, out: Path, seed: int, steps: int, lr: float) -> None:
         optimizer.step()
         with torch.no_grad():
             learner.after(progress)
-        recent.append(loss.item())
+        recent = recent + loss.detach()
         done = step + 1
-        if done % 50 == 0:
-            print(f"{done:6d} loss {np.mean(recent[-50:]):.4f} {time.monotonic() - started:6.0f} s", flush=True)
-        if done % 100 == 0 or done == steps:
-            save(learner.result(), out / f"{model}.safetensors", model, seed, done)
+        if done % 100 == 0:
+            print(f"{done:6d} loss {recent.item() / 100:.4f} {time.monotonic() - started:6.0f} s", flush=True)
+            recent = torch.zeros(())
+        if done % 500 == 0 or done == steps:
+            save(learner.result(), out / f"{model}.safetensors", model, seed, done, how)
 
 
-def save(network: nn.Module, path: Path, model: str, seed: int, steps: int) -> None:
+def save(network: nn.Module, path: Path, model: str, seed: int, steps: int, how: Settings) -> None:
     about = {
         "encoder": model,
         "objective": OBJECTIVES[model],
-        "data": f"train splits of ESC-10 and FSDD; {SYNTH_CLIPS} clips of the synth source",
+        "data": f"train splits of ESC-10 and FSDD; {how.synth_clips} clips of the synth source",
         "seed": str(seed),
         "steps": str(steps),
+        "settings": json.dumps(asdict(how)),
         "script": "docs/experiments/train_encoders.py",
     }
-    save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, path, metadata=about)
+    save_file({k: v.half().cpu().contiguous() for k, v in network.state_dict().items()}, path, metadata=about)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=sorted(NETWORKS))
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the mel power of all clips from run to run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="default: 1600 (teacher), 1200 (judge)")
+    parser.add_argument("--steps", type=int, help=f"default: {STEPS}")
     parser.add_argument("--lr", type=float, default=1e-3)
+    for name, kind in (("width", int), ("depth", int), ("clip", float), ("batch", int), ("frames", int),
+                       ("synth_clips", int), ("prototypes", int), ("temperature", float)):  # fmt: skip
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="see Settings")
+    for name in ("gain", "tilt", "mix"):
+        parser.add_argument(f"--{name}", type=float, help="see Views")
     args = parser.parse_args()
     if "STAGECLI_DATA" not in os.environ:
         sys.exit("set STAGECLI_DATA to the folder with esc10/ and fsdd/")
-    train(args.model, args.out, args.seed, args.steps or STEPS[args.model], args.lr)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    how = DEFAULTS[args.model]
+    views = replace(how.views, **{k: v for k, v in given.items() if k in asdict(how.views)})
+    how = replace(how, views=views, **{k: v for k, v in given.items() if k in asdict(how)})
+    train(args.model, args.out, args.seed, args.steps or STEPS[args.model], args.lr, how, args.cache)
 
 
 if __name__ == "__main__":

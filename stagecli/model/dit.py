@@ -203,6 +203,11 @@ class DiT(nn.Module):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
 
+    def compile_blocks(self) -> None:
+        """Compile what is repeated, once for all blocks: the whole graph would take `depth` times as long."""
+        for block in self.blocks:
+            block.compile()
+
     def tokens(self, frames_BTC: Tensor) -> Tensor:
         """[B, T, C] -> [B, P, patch * C]; T is padded to whole patches."""
         extra = -frames_BTC.shape[1] % self.patch
