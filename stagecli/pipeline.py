@@ -180,6 +180,7 @@ class Pipeline:
         settings: Settings,
         indices: Sequence[int],
         prompts: Sequence[str],
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """`restore` of clips of the training length [B, N], many at once; clip i has the noise of `indices[i]`."""
         self.network.eval()
@@ -201,6 +202,8 @@ class Pipeline:
             made_BN = self.codec.decode(self._solve(velocity, noise_BTC, settings), self.samples).float().cpu().numpy()
             pairs = zip(low_BN[part], made_BN / gain_B[:, None], strict=True)
             done += [splice(low_N, made_N, cutoff, self.sample_rate) for low_N, made_N in pairs]
+            if progress:
+                progress(len(done), len(low_BN))
         return np.stack(done)
 
 

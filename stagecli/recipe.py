@@ -41,7 +41,8 @@ UNSIGNED = {
     "data": {"workers", "memory_mb", "cache_dir"},
     "train": {
         *("steps", "log_every", "checkpoint_every", "keep", "sample_every", "samples"),
-        *("validate_every", "validate_clips", "validate_t", "evaluate_every", "evaluate_clips", "best"),
+        *("validate_every", "validate_clips", "validate_t"),
+        *("evaluate_every", "evaluate_clips", "evaluate_steps", "best"),
     },
 }
 Key = tuple[str, ...]

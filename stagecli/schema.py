@@ -190,6 +190,8 @@ class Train(Table):
     """Steps between evaluations of the EMA weights on the valid split (and at the last step); 0: never."""
     evaluate_clips: Positive = 64
     """Clips of the valid split that such an evaluation scores, as crops of the training length."""
+    evaluate_steps: Natural = 0
+    """Sampler steps of such an evaluation; 0: `evaluate.steps`."""
     best: str = "valid/loss"
     """Row that chooses the best checkpoint: `valid/loss`, or one of the evaluation, such as `eval/lsd`."""
     sample_every: Natural = 1000

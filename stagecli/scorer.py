@@ -5,6 +5,7 @@ The quick relation of `evaluate`: crops of the training length, batched, and no 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +37,9 @@ class Scorer:
     def __init__(self, prepared: Prepared, pipeline: Pipeline, accelerator: Accelerator, progress: Progress) -> None:
         """Raises StageError where the clips, the judge or the crop length do not allow the metrics."""
         self.pipeline, self.accelerator, self.recipe = pipeline, accelerator, prepared.recipe
-        self.settings, self.seed = Settings.of(self.recipe.evaluate), self.recipe.evaluate.seed
+        steps = self.recipe.train.evaluate_steps or None
+        self.settings, self.seed = Settings.of(self.recipe.evaluate, steps=steps), self.recipe.evaluate.seed
+        self.progress = progress
         examples = prepared.examples(evenly(prepared.valid, self.recipe.train.evaluate_clips))
         self.captions = [clip.caption for clip in examples.clips]
         self.mine = list(range(accelerator.process_index, len(examples), accelerator.num_processes))
@@ -98,7 +101,13 @@ class Scorer:
             found = torch.zeros(0, len(names) + 1)
             if self.mine:
                 made_BN = self.pipeline.restore_crops(
-                    low_BN, hz, seed=self.seed, settings=self.settings, indices=self.mine, prompts=prompts
+                    low_BN,
+                    hz,
+                    seed=self.seed,
+                    settings=self.settings,
+                    indices=self.mine,
+                    prompts=prompts,
+                    progress=partial(self.progress, f"evaluating at {hz:g} Hz"),
                 )
                 found = self._score(self.target, torch.from_numpy(made_BN), hz)
             table = self._shared(found)
@@ -140,7 +149,13 @@ class Scorer:
         found = [embedded[:0] for embedded in self.real]
         if self.mine:
             prompts = [self.captions[i] for i in self.mine]
-            made = self.pipeline.generate(prompts, seed=self.seed, settings=self.settings, indices=self.mine)
+            made = self.pipeline.generate(
+                prompts,
+                seed=self.seed,
+                settings=self.settings,
+                indices=self.mine,
+                progress=partial(self.progress, "evaluating"),
+            )
             found = list(self._embed(torch.from_numpy(np.stack(made))))
         by_judge, by_log_mel = (self._shared(embedded) for embedded in found)
         if not bool(by_judge.isfinite().all() and by_log_mel.isfinite().all()):

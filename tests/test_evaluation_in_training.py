@@ -162,6 +162,15 @@ def test_crops_too_short_for_the_metric_are_refused_before_training(tmp_path: Pa
     assert not (tmp_path / "runs" / "sr" / "metrics.jsonl").exists()
 
 
+def test_a_dry_run_says_what_is_evaluated_and_misses_a_judge(tmp_path: Path) -> None:
+    more = {"train__evaluate_every": 5, "train__evaluate_steps": 7, "train__evaluate_clips": 3}
+    recipe = write_recipe(tmp_path / "t2a.toml", "t2a", **more)
+    assert "every 5 steps, 3 valid clips, 7 sampler steps" in run_cli("train", recipe, "--dry-run", cwd=tmp_path).stdout
+    for command in (("--dry-run",), ()):
+        result = run_cli("train", recipe, "--set", "evaluate.judge=bundled:nobody", *command, cwd=tmp_path)
+        assert result.code == 2 and "nobody" in result.stderr
+
+
 def test_the_preset_names_its_rows(tmp_path: Path) -> None:
     recipe = recipes.load(write_recipe(tmp_path / "sr.toml", "sr", evaluate__preset="ssr_eval"))
     assert tracked.computed(recipe) == ("lsd_ssr_eval", "lsd_ssr_eval_hf", "lsd_ssr_eval_lf", "si_sdr")
