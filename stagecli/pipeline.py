@@ -103,9 +103,13 @@ class Pipeline:
         seed: int,
         settings: Settings,
         seconds: float | None = None,
+        indices: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> list[np.ndarray]:
-        """One clip [N] per prompt; sample i depends on (seed, i) and its prompt, not on the batch."""
+        """One clip [N] per prompt; sample i depends on (seed, i) and its prompt, not on the batch.
+
+        indices: their i, where these prompts are some of many (default: 0, 1, ...).
+        """
         samples = self.samples if seconds is None else round(seconds * self.sample_rate)
         shape = (self.codec.frames(samples), self.codec.channels)
         done: list[np.ndarray] = []
@@ -116,7 +120,8 @@ class Pipeline:
             velocity = sampler.guided(
                 partial(self._velocity, known), partial(self._velocity, empty), settings.guidance, settings.interval
             )
-            noise = torch.stack([self.noise(shape, seed, first + i) for i in range(len(texts))])
+            places = range(first, first + len(texts)) if indices is None else indices[first : first + len(texts)]
+            noise = torch.stack([self.noise(shape, seed, i) for i in places])
             frames = self._solve(velocity, noise, settings)
             done += list(self.codec.decode(frames, samples).float().cpu().numpy())
             if progress:
@@ -164,6 +169,42 @@ class Pipeline:
         frames_1TC = self._solve(velocity, noise, settings)
         made_N = self.codec.decode(frames_1TC, len(low_N))[0].float().cpu().numpy() / gain
         return splice(low_N, made_N, cutoff, self.sample_rate)
+
+    @torch.no_grad()
+    def restore_crops(
+        self,
+        low_BN: np.ndarray,
+        cutoff: float,
+        *,
+        seed: int,
+        settings: Settings,
+        indices: Sequence[int],
+        prompts: Sequence[str],
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """`restore` of clips of the training length [B, N], many at once; clip i has the noise of `indices[i]`."""
+        self.network.eval()
+        share, shape = 2 * cutoff / self.sample_rate, (self.codec.frames(self.samples), self.codec.channels)
+        assert isinstance(self.codec.channel_hz, Tensor)
+        band_1C = kept_band(self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate)
+        done = []
+        for first in range(0, len(low_BN), settings.batch_size):
+            part = slice(first, first + settings.batch_size)
+            gain_B = np.array([level_gain(low_N) for low_N in low_BN[part]])
+            scaled_BN = torch.from_numpy((low_BN[part] * gain_B[:, None]).astype(np.float32)).to(self.device)
+            condition = self.conditioning(prompts[part])
+            condition.low_BTC = self.codec.encode(scaled_BN)
+            condition.cutoff_B = torch.full((len(gain_B),), share, device=self.device)
+            condition.level_B = torch.from_numpy(np.log10(gain_B).astype(np.float32)).to(self.device)
+            condition.band_BC = band_1C.expand(len(gain_B), -1)
+            velocity = sampler.keep_band(partial(self._velocity, condition), condition.low_BTC, condition.band_BC)
+            noise_BTC = torch.stack([self.noise(shape, seed, i) for i in indices[part]])
+            made_BN = self.codec.decode(self._solve(velocity, noise_BTC, settings), self.samples).float().cpu().numpy()
+            pairs = zip(low_BN[part], made_BN / gain_B[:, None], strict=True)
+            done += [splice(low_N, made_N, cutoff, self.sample_rate) for low_N, made_N in pairs]
+            if progress:
+                progress(len(done), len(low_BN))
+        return np.stack(done)
 
 
 def text_encoder(recipe: Recipe, device: torch.device) -> PretrainedText | None:

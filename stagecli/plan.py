@@ -16,6 +16,7 @@ from stagecli.model.network import count_parameters, meta_network
 from stagecli.pipeline import text_encoder
 from stagecli.probe import open_monitor
 from stagecli.schema import Recipe
+from stagecli.ssl import open_encoder
 from stagecli.stage.controller import Stages
 
 
@@ -60,8 +61,19 @@ def facts(recipe: Recipe) -> dict[str, Any]:
         "passes over the data": round(seen / max(1, len(train)), 2),
         "mechanisms": ", ".join(stages.mechanisms) or "none (plain training)",
         "probes": probes,
+        "evaluation while training": _evaluation(recipe),
         "signature": recipes.signature(recipe),
     }
+
+
+def _evaluation(recipe: Recipe) -> str:
+    train = recipe.train
+    if not train.evaluate_every:
+        return "none"
+    if recipe.task.kind == "t2a":
+        open_encoder(recipe.evaluate.judge)  # a judge that is not there is an error now
+    steps = train.evaluate_steps or recipe.evaluate.steps
+    return f"every {train.evaluate_every} steps, {train.evaluate_clips} valid clips, {steps} sampler steps"
 
 
 def dry_run(recipe: Recipe, out: Console) -> None:

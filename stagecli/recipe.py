@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Recipe
 from stagecli.tomlpos import Position, positions, split_key
+from stagecli.tracked import refusal
 
 PATH_KEYS = (
     ("data", "path"),
@@ -41,6 +42,7 @@ UNSIGNED = {
     "train": {
         *("steps", "log_every", "checkpoint_every", "keep", "sample_every", "samples"),
         *("validate_every", "validate_clips", "validate_t"),
+        *("evaluate_every", "evaluate_clips", "evaluate_steps", "best"),
     },
 }
 Key = tuple[str, ...]
@@ -287,6 +289,8 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Key, str]]:
         yield ("codec", "n_fft"), f"must be at least the hop ({codec.hop})"
     if train.batch_size % train.accumulate:
         yield ("train", "batch_size"), f"must be a multiple of accumulate ({train.accumulate})"
+    if what := refusal(recipe):
+        yield ("train", "best"), what
     low, high = recipe.evaluate.guidance_interval
     if low > high:
         yield ("evaluate", "guidance_interval"), "must rise"

@@ -187,6 +187,14 @@ class Train(Table):
     """Clips of the valid split that the validation loss reads."""
     validate_t: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     """Fixed grid of t that the validation loss is the mean over."""
+    evaluate_every: Natural = 0
+    """Steps between evaluations of the EMA weights on the valid split (and at the last step); 0: never."""
+    evaluate_clips: Positive = 64
+    """Clips of the valid split that such an evaluation scores, as crops of the training length."""
+    evaluate_steps: Natural = 0
+    """Sampler steps of such an evaluation; 0: `evaluate.steps`."""
+    best: str = "valid/loss"
+    """Row that chooses the best checkpoint: `valid/loss`, or one of the evaluation, such as `eval/lsd`."""
     sample_every: Natural = 1000
     """Steps between sets of samples; 0: only at the end."""
     samples: Natural = 4

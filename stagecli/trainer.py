@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stagecli import checkpoint
+from stagecli import checkpoint, tracked
 from stagecli import recipe as recipes
 from stagecli.data.examples import MicroBatches, clip_at, loader, stratified
 from stagecli.data.frames import to_device, to_frames
@@ -33,6 +33,7 @@ from stagecli.probe import ProbeSet
 from stagecli.run import Run, command_line
 from stagecli.schedule import learning_rate
 from stagecli.schema import Recipe
+from stagecli.scorer import Scorer
 from stagecli.stage.base import Event, Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.validation import draw_samples, validate
@@ -74,6 +75,10 @@ class Trainer:
         self.interrupt = Interrupt()
         autocast = self.accelerator.autocast
         self.pipeline = Pipeline(recipe, self.codec, self.network, text, self.device, autocast)
+        self.scorer: Scorer | None = None
+        if self.table.evaluate_every:
+            self.scorer = Scorer(self.prepared, self.pipeline, accelerator, view.progress)
+        self.scores: tuple[int, dict[str, float]] = (-1, {})  # step of the newest evaluation, and what it gave
 
     def fit(self) -> str:
         """Train to the last step. Returns "finished" or "interrupted"; raises StageError on a non-finite loss."""
@@ -188,7 +193,11 @@ class Trainer:
             self._log(rate)
         if (table.validate_every and step % table.validate_every == 0) or last:
             self._validate()
-        if step % table.checkpoint_every == 0 or last:
+        saves = step % table.checkpoint_every == 0 or last
+        chooses = table.best != tracked.LOSS  # then a checkpoint without a score could not be compared
+        if table.evaluate_every and (step % table.evaluate_every == 0 or last or (saves and chooses)):
+            self._evaluate()
+        if saves:
             self.save()
         if table.samples and ((table.sample_every and step % table.sample_every == 0) or last):
             self._sample()
@@ -209,16 +218,31 @@ class Trainer:
         self._record("metrics", losses)
         self.interval.leave_out(time.monotonic() - pause)
 
+    def _evaluate(self) -> None:
+        """Scores of samples of the EMA weights; the time they take is in their row."""
+        pause = time.monotonic()
+        assert self.scorer is not None
+        with self.ema.applied(self.network):
+            self.scores = (self.step, self.scorer.measure())
+        spent = time.monotonic() - pause
+        self._record("metrics", {**self.scores[1], "eval/clips": len(self.scorer.captions), "eval/seconds": spent})
+        self.interval.leave_out(time.monotonic() - pause)
+
+    def _measured(self) -> float:
+        """The value that `train.best` names, of the weights of this very step; nan where it was not measured."""
+        step, found = self.scores
+        if self.table.best == tracked.LOSS:
+            step, loss = self.newest_valid or (-1, math.nan)
+            found = {tracked.LOSS: loss}
+        return found[self.table.best] if step == self.step else math.nan
+
     def save(self) -> None:
-        """Write a checkpoint; the one with the lowest validation loss is kept besides the newest."""
+        """Write a checkpoint; the one that is best by `train.best` is kept besides the newest."""
         if self.prepared.valid and self.table.validate_every and (self.newest_valid or (-1,))[0] != self.step:
             self._validate()
         pause = time.monotonic()
         if self.run:
-            best = self.run.info["best"]
-            at, loss = self.newest_valid or (-1, math.nan)
-            if at == self.step and math.isfinite(loss) and (best is None or loss <= best["value"]):
-                best = {"step": self.step, "metric": "valid/loss", "value": loss}
+            best = tracked.best(self.run.info["best"], self.table.best, self.step, self._measured())
             checkpoint.save(
                 self.run.checkpoints,
                 self.step,
@@ -265,6 +289,8 @@ class Trainer:
                 self.probe_set.load_state_dict(trainer["probes"])
             self.newest_valid = tuple(trainer["newest_valid"]) if trainer["newest_valid"] else None
             self.step, self.seconds, self.probing = state["step"], trainer["seconds"], trainer["probing"]
+            if self.run:  # a kill may have come between the checkpoint and run.json
+                self.run.save_info(best=state["best"])
         if self.run:
             resumed = bool(self.run.info["attempts"])
             self.run.begin_attempt(self.step, command_line())
@@ -293,6 +319,7 @@ class Trainer:
             "precision": self.table.precision,
             "batch_size": self.table.batch_size,
             "run_dir": str(self.run_dir),
+            "best_by": None if self.table.best == tracked.LOSS else self.table.best,
         }
 
     def _event(self, event: Event) -> None:

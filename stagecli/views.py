@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from stagecli.curves import Curve, bar, duration, number, sparkline
+from stagecli.tracked import PREFIX, described, higher_is_better
 from stagecli.views_regime import RegimeBoard, probe_text
 
 Row = dict[str, Any]
@@ -29,6 +30,9 @@ class Board:
     loss: Curve = field(default_factory=Curve)
     valid: Curve = field(default_factory=Curve)
     best: tuple[float, int] | None = None
+    scores: Row = field(default_factory=dict)  # the newest row of an evaluation
+    score: Curve = field(default_factory=Curve)  # of the number that is followed
+    best_score: tuple[float, int] | None = None
     bins_first: Row | None = None
     bins_last: Row | None = None
     event: Row | None = None
@@ -56,7 +60,22 @@ class Board:
             self.valid.add(valid)
             if self.best is None or valid < self.best[0]:
                 self.best = (valid, row["step"])
+        if scores(row):
+            self._add_scores(row)
         self.marks = [*self.marks[-20:], (time.monotonic(), row["step"])]
+
+    def followed(self) -> str:
+        """The row `eval/...` that is drawn: the one that chooses the best checkpoint, or the first."""
+        named = self.info.get("best_by")
+        return named if named in self.scores else next(iter(scores(self.scores)))
+
+    def _add_scores(self, row: Row) -> None:
+        self.scores = row
+        value, sign = number(row.get(self.followed())), -1 if higher_is_better(self.followed()) else 1
+        if value is not None:
+            self.score.add(value)
+            if self.best_score is None or sign * value < sign * self.best_score[0]:
+                self.best_score = (value, row["step"])
 
     def add_bins(self, row: Row) -> None:
         self.bins_first = self.bins_first or row
@@ -150,6 +169,7 @@ class Board:
                         (f" {line}", "cyan")])  # fmt: skip
             if key == "valid/loss" and self.best:
                 out[-1].append((f"  best {self.best[0]:.4g} at step {self.best[1]:,}", ""))
+        out += self._evaluation(room, plain) if self.scores else []
         parts = [("learning rate", "optim/lr", ".3g"), ("gradient norm", "train/grad_norm", ".3g")]
         small: Line = []
         for label, key, form in parts:
@@ -157,6 +177,20 @@ class Board:
             if value is not None:
                 small += [(f"{label} ", "dim"), (f"{value:{form}}   ", "")]
         return [*out, small] if small else out
+
+    def _evaluation(self, room: int, plain: bool) -> list[Line]:
+        """The newest evaluation: the number that is followed with its curve, then the others."""
+        name = self.followed()
+        value = number(self.scores[name])
+        first: Line = [(f"{name:<10}  ", "dim"), (f"{value:<9.4g}" if value is not None else "undefined", "bold"),
+                       (f" {sparkline(self.score.values, room, ascii_only=plain)}", "cyan")]  # fmt: skip
+        if self.best_score:
+            first.append((f"  best {self.best_score[0]:.4g} at step {self.best_score[1]:,}", ""))
+        rest: Line = [(" " * 12, "")]
+        for key in scores(self.scores):
+            if key != name and (other := number(self.scores[key])) is not None:
+                rest += [(f"{key.removeprefix(PREFIX)} ", "dim"), (f"{other:.4g}   ", "")]
+        return [first, [*rest, (f"at step {self.scores['step']:,}", "dim")]]
 
     def _bins(self, width: int, room: int, plain: bool) -> list[Line]:
         """Loss by noise bin with its change since the first row; neighbours merge where lines are few."""
@@ -189,6 +223,11 @@ class Board:
             text = f"step {e['step']:,}  {e.get('mechanism')}  {change}"
             out = [[], [("last event  ", "dim"), (text + (f": {e['reason']}" if e.get("reason") else ""), "bold")]]
         return out
+
+
+def scores(row: Row) -> list[str]:
+    """Names of a row's evaluation numbers, without those at single cutoffs."""
+    return [key for key in row if (found := described(key)) is not None and not found[1]]
 
 
 def _mean(row: Row, span: slice) -> float | None:
@@ -307,8 +346,8 @@ class PlainView(Notes):
         parts = [f"step {row['step']}" + (f"/{steps}" if steps else "")]
         if "train/loss" in row:
             parts.append("loss not finite" if loss is None else f"loss {loss:.4g}")
-        for key, label in (("valid/loss", "valid"), ("optim/lr", "lr"), ("train/grad_norm", "grad"),
-                           ("speed/samples_per_s", "samples/s")):  # fmt: skip
+        for key, label in (("valid/loss", "valid"), *((key, key) for key in scores(row)), ("optim/lr", "lr"),
+                           ("train/grad_norm", "grad"), ("speed/samples_per_s", "samples/s")):  # fmt: skip
             if (value := number(row.get(key))) is not None:
                 parts.append(f"{label} {value:.4g}")
         if self._probe is not None:

@@ -28,11 +28,12 @@ WITHOUT_TORCH = [
         "curves",
         "views",
         "views_regime",
+        "tracked",
         "follow",
         "report.__init__",
     ),
     *(f"stage.{name}" for name in ("base", "registry", "regime", "slope", "reading")),
-    *(f"report.{name}" for name in ("summary", "regime", "words", "text", "panels", "html", "structure")),
+    *(f"report.{name}" for name in ("summary", "regime", "words", "text", "panels", "html", "structure", "evaluation")),
 ]
 
 

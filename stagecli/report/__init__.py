@@ -36,7 +36,7 @@ class RunReport:
     """A run directory as read.
 
     info: run.json; metrics, bins, events, probes: rows in file order, without the superseded ones (probes: as
-    `regime.in_order` leaves them); wants_probes: the recipe has a [stage.regime] table;
+    `regime.in_order` leaves them); wants_probes: the recipe has a [stage.regime] table; chosen_by: its `train.best`;
     superseded: metrics rows that a later attempt trained again; last_seen: attempt -> unix time of its
     last row; checkpoints: {"name", "step", "latest"}; samples: {"path", "count"};
     evals: {"file", "document"}; damage: what could not be read, as `file:line: reason`.
@@ -49,6 +49,7 @@ class RunReport:
     events: list[Row] = field(default_factory=list)
     probes: list[Row] = field(default_factory=list)
     wants_probes: bool = False
+    chosen_by: str = "valid/loss"
     superseded: int = 0
     last_seen: dict[int, float] = field(default_factory=dict)
     checkpoints: list[Row] = field(default_factory=list)
@@ -95,7 +96,9 @@ def _read_all(report: RunReport) -> None:
         setattr(report, name, _drop_superseded(getattr(report, name), limits))
     report.superseded = before - len(report.metrics)
     report.probes = report_regime.in_order(report.probes, report.damage)
-    report.wants_probes = _wants_probes(path / "recipe.toml")
+    stage, train = _tables(path / "recipe.toml", "stage", "train")
+    report.wants_probes = "regime" in stage
+    report.chosen_by = str(train.get("best", report.chosen_by))
     _read_products(report)
 
 
@@ -181,12 +184,13 @@ def _limits(info: Row, first: dict[int, int]) -> dict[int, int]:
     return limits
 
 
-def _wants_probes(recipe: Path) -> bool:
+def _tables(recipe: Path, *names: str) -> list[Row]:
+    """Tables of the recipe; empty where there are none or the file cannot be read."""
     try:
-        stage = tomllib.loads(recipe.read_text(encoding="utf-8")).get("stage")
+        whole = tomllib.loads(recipe.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(stage, dict) and "regime" in stage
+        whole = {}
+    return [table if isinstance(table := whole.get(name), dict) else {} for name in names]
 
 
 def attempts(info: Row) -> list[Row]:

@@ -15,6 +15,7 @@ from stagecli.report import RunReport
 from stagecli.report import regime as report_regime
 from stagecli.report.panels import Line, Panel, event_text, lanes, panels
 from stagecli.report.summary import summary
+from stagecli.report.text import best_text
 
 WIDTH, HEIGHT = 560, 270  # of a panel, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 62, 22, 34, 34
@@ -253,6 +254,7 @@ def _facts(summaries: Sequence[dict[str, Any]]) -> list[list[str]]:
             "step": f"{s['step']:,}" + (f" of {s['steps']:,}" if s["steps"] else ""),
             "parameters": "-" if parameters is None else f"{parameters / 1e6:.3g} M",
             "training loss, last 5 %": _value(s["loss"]["smoothed"]), "best validation loss": best,
+            "best checkpoint": best_text(s["best_checkpoint"]),
             "samples per second": _value(s["speed"]["samples_per_s"]),
             "trained for": duration(s["time"]["spent_s"]), "attempts": str(max(1, len(s["attempts"]))),
             "version": str(s["version"] or "-"), "directory": str(s["path"]),

@@ -9,9 +9,11 @@ from typing import Any
 
 from stagecli.curves import number, series, thin
 from stagecli.report import RunReport
+from stagecli.report import evaluation as report_evaluation
 from stagecli.report import structure as report_structure
 from stagecli.report.regime import levels, reference
 from stagecli.report.summary import bin_rows
+from stagecli.tracked import described
 
 LOSSES = (("train/loss", "Training loss", True), ("valid/loss", "Validation loss", True))
 PACES = (("optim/lr", "Learning rate", False), ("speed/samples_per_s", "Throughput, samples per second", False))
@@ -57,6 +59,7 @@ def panels(reports: Sequence[RunReport]) -> list[Panel]:
     several = len(reports) > 1
     marks = [mark for report in reports for mark in _marks(report, several)][:MARKS]
     out = [panel for metric in LOSSES if (panel := _metric(reports, *metric, marks))]
+    out += _evaluation(reports, marks)
     out += _regime(reports)
     out += _structure(reports)
     out += [panel for metric in PACES if (panel := _metric(reports, *metric, marks))]
@@ -77,6 +80,25 @@ def _metric(reports: Sequence[RunReport], key: str, title: str, log: bool, marks
 def _line(label: str, rows: Sequence[dict[str, Any]], key: str, k: int) -> Line | None:
     points = thin(*series(rows, key), POINTS)
     return Line(label, points, RUN_COLOURS[k % len(RUN_COLOURS)], DASHES[k % len(DASHES)]) if points else None
+
+
+def _evaluation(reports: Sequence[RunReport], marks: list[Mark]) -> list[Panel]:
+    """Each metric evaluated while training: one line per run; of a single run also those of the cutoffs."""
+    found = dict.fromkeys(name for report in reports for name in report_evaluation.names(report.metrics))
+    out = []
+    for name in found:
+        metric, cutoff = described(name) or (None, "")
+        if metric is None or cutoff:
+            continue
+        unit = f", {metric.unit}" if metric.unit else ""
+        panel = _metric(reports, name, f"{metric.name} on valid{unit} ({metric.better} is better)", False, marks)
+        parts = [row for row in found if row.startswith(f"{name}_") and (described(row) or (None,))[0] is metric]
+        if panel and len(reports) == 1 and len(parts) > 1:
+            lines = [_line(report_evaluation.label(row), reports[0].metrics, row, 1 + k) for k, row in enumerate(parts)]
+            panel.lines[0].label = "mean over cutoffs"
+            panel.lines += [line for line in lines if line]
+        out += [panel] if panel else []
+    return out
 
 
 def _structure(reports: Sequence[RunReport]) -> list[Panel]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from stagecli.curves import number, series, thin, trend
 from stagecli.report import RunReport, attempts
+from stagecli.report import evaluation as report_evaluation
 from stagecli.report import regime as report_regime
 from stagecli.report import structure as report_structure
 from stagecli.report.words import sentences
@@ -46,7 +47,8 @@ def summary(report: RunReport, *, now: float | None = None) -> Row:
         "loss": _loss(rows, columns), "validation": _validation(rows, columns), "bins": _bins(report.bins),
         "speed": _speed(rows, columns), "learning_rate": next(iter(columns("optim/lr")[1][-1:]), None),
         "time": {"spent_s": _spent(report), "last_row_s_ago": None if last_row is None else now - last_row},
-        "series": _curves(columns),
+        "evaluation": report_evaluation.summary(rows, columns, report.chosen_by),
+        "series": _curves(columns, report_evaluation.names(rows)),
         "superseded_rows": report.superseded, "events": report.events, "attempts": attempts(info),
         "checkpoints": report.checkpoints, "samples": report.samples, "evals": report.evals,
         "damage": report.damage,
@@ -57,7 +59,7 @@ def summary(report: RunReport, *, now: float | None = None) -> Row:
     out["regime_note"] = None if report.probes else report_regime.note(report.wants_probes, out["status"])
     out["time"]["eta_s"] = _eta(rows, step, steps) if out["status"] == "running" else None
     out["structure"] = report_structure.summary(report.probes, report.events, points=SERIES_POINTS)
-    out["reading"] = sentences(out, columns("speed/samples_per_s"))
+    out["reading"] = sentences(out, columns("speed/samples_per_s"), columns("optim/lr")[1])
     out["reading"] += report_structure.reading(out["structure"]) if out["structure"] else []
     return _clean(out)
 
@@ -198,10 +200,10 @@ def _eta(rows: Sequence[Row], step: int, steps: int | None) -> float | None:
     return max(0, steps - step) * pace if pace > 0 else None
 
 
-def _curves(columns: Columns) -> Row:
+def _curves(columns: Columns, more: Sequence[str]) -> Row:
     """The curves of the terminal view: name -> first, lowest, highest, last, and thinned "step" and "value"."""
     out: Row = {}
-    for key in ("train/loss", "valid/loss", "train/grad_norm", "optim/lr", "speed/samples_per_s"):
+    for key in ("train/loss", "valid/loss", "train/grad_norm", "optim/lr", "speed/samples_per_s", *more):
         steps, values = columns(key)
         if values:
             points = thin(steps, values, SERIES_POINTS)

@@ -8,6 +8,7 @@ from typing import Any
 
 from stagecli.console import Console, cell, percent
 from stagecli.curves import duration, number, sparkline
+from stagecli.report import evaluation as report_evaluation
 from stagecli.report import regime as report_regime
 from stagecli.report import structure as report_structure
 
@@ -79,6 +80,14 @@ def _head(summaries: Sequence[Row], out: Console) -> None:
     _pairs("Runs" if len(names) > 1 else names[0], names, [_header(s) for s in summaries], out)
 
 
+def best_text(best: Any) -> str:
+    """Which checkpoint `--checkpoint best` is, and by what."""
+    if not isinstance(best, dict) or number(best.get("step")) is None:
+        return "-"
+    value = number(best.get("value"))
+    return f"step {best['step']:,}, {best.get('metric')}" + ("" if value is None else f" {value:.4g}")
+
+
 def _header(s: Row) -> dict[str, str]:
     steps = f"{s['step']:,}" + (f" of {s['steps']:,}" if s["steps"] else "")
     parameters, attempts = number(s["parameters"]), len(s["attempts"])
@@ -88,7 +97,7 @@ def _header(s: Row) -> dict[str, str]:
         "parameters": "-" if parameters is None else f"{parameters / 1e6:.3g} M",
         "trained for": duration(s["time"]["spent_s"]) + (f" in {attempts} attempts" if attempts > 1 else ""),
         "speed": "-" if speed is None else f"{speed:.4g} samples/s",
-        "checkpoints": str(len(s["checkpoints"])), "directory": s["path"],
+        "checkpoints": str(len(s["checkpoints"])), "best": best_text(s["best_checkpoint"]), "directory": s["path"],
     }  # fmt: skip
 
 
@@ -202,6 +211,8 @@ def _bins(summaries: Sequence[Row], out: Console) -> None:
 def _curves(summaries: Sequence[Row], out: Console) -> None:
     found = [s["series"] for s in summaries]
     labels = {key: label for key, label in CURVES.items() if any(key in series for series in found)}
+    scores = dict.fromkeys(key for series in found for key in series if key.startswith("eval/"))
+    labels |= {key: f"eval {report_evaluation.label(key)}" for key in scores}
     if labels:
         _table_of_curves("Curves", summaries, found, labels, {"train/loss", "valid/loss"}, out)
 

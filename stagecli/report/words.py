@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from stagecli.curves import duration, level_change
+from stagecli.report import evaluation as report_evaluation
 
 Row = dict[str, Any]
 
 
-def sentences(summary: Row, speed: tuple[Sequence[int], Sequence[float]]) -> list[str]:
-    """What the numbers of `report.summary` say, most general first; speed: steps and samples per second."""
+def sentences(summary: Row, speed: tuple[Sequence[int], Sequence[float]], rate: Sequence[float]) -> list[str]:
+    """What the numbers of `report.summary` say, most general first.
+
+    speed: steps and samples per second; rate: learning rates.
+    """
     s = summary
     regime = s["regime"]["reading"] if s["regime"] else []
-    return [*_say_state(s), *regime, *_say_loss(s), *_say_bins(s), *_say_speed(s, speed)]
+    evaluation = report_evaluation.sentences(s["evaluation"], rate)
+    return [*_say_state(s), *regime, *_say_loss(s), *evaluation, *_say_bins(s), *_say_speed(s, speed)]
 
 
 def _say_state(s: Row) -> list[str]:
