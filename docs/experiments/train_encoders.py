@@ -38,7 +38,7 @@ from stagecli.data.source import open_source
 from stagecli.schema import Data
 from stagecli.ssl.bundled import NETWORKS, RATE, AttentionBlock, BandMel, JudgeNetwork, TeacherNetwork, positions
 
-STEPS = {"teacher": 6000, "judge": 6000}
+STEPS, STOP = 3000, 2000  # of the learning rate's schedule; taken before its end, where the machine's time was up
 SYNTH_SECONDS = 2.0
 MEL = BandMel()
 EMPTY = float(MEL.compress(torch.zeros(())))  # silence
@@ -52,8 +52,8 @@ OBJECTIVES = {
 class Views:
     """How far two views of a sound differ; dB, and a share of clips for `mix`."""
 
-    gain: float = 12.0  # either way
-    tilt: float = 3.0  # either way at both ends of the band
+    gain: float = 3.0  # either way
+    tilt: float = 1.0  # either way at both ends of the band
     mix: float = 0.6
     shift: int = 2  # mel bands up or down
 
@@ -69,7 +69,6 @@ class Settings:
     batch: int  # recordings a step, of either group
     frames: int  # of environmental and synthetic sound; digits have 44
     synth_clips: int = 4000
-    prototypes: int = 0  # teacher
     temperature: float = 0.15  # judge
 
     def groups(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -78,8 +77,8 @@ class Settings:
 
 
 DEFAULTS = {
-    "teacher": Settings(Views(), width=192, depth=5, clip=1.0, batch=32, frames=128),
-    "judge": Settings(Views(), width=96, depth=4, clip=0.3, batch=32, frames=100),
+    "teacher": Settings(Views(), width=256, depth=6, clip=1.0, batch=64, frames=128),
+    "judge": Settings(Views(), width=128, depth=4, clip=0.3, batch=64, frames=100),
 }
 
 
@@ -223,7 +222,6 @@ class Teacher(nn.Module):
         self.online = Branch(network, int(network.norm.normalized_shape[0]))
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.frame, self.clip = head(128, 128), head(128, 128)
-        self.prototypes = nn.Linear(128, how.prototypes, bias=False) if how.prototypes else None
 
     def loss(self, crops: list[Banks]) -> Tensor:
         """Frames agree between two views of one crop; clips agree between crops of one recording."""
@@ -235,18 +233,9 @@ class Teacher(nn.Module):
                 _, frame_goal, clip_goal = self.target(view(both, self.how.views))
             x, frame, clip = self.online(masked(view(both, self.how.views), 0.25, 12))
             total = total + distance(self.frame(frame), frame_goal)
-            total = total + self.how.clip * self.same_recording(self.clip(clip), clip_goal.roll(batch, 0))
+            total = total + self.how.clip * distance(self.clip(clip), clip_goal.roll(batch, 0))
             total = total + 0.04 * correlation(x)
         return total / 2
-
-    def same_recording(self, guess_BD: Tensor, goal_BD: Tensor) -> Tensor:
-        """Clips agree in direction, or in which prototype they belong to (SwAV, arXiv 2006.09882)."""
-        if self.prototypes is None:
-            return distance(guess_BD, goal_BD)
-        centres_KD = F.normalize(self.prototypes.weight.float(), dim=1)
-        with torch.no_grad():
-            share_BK = assigned(F.normalize(goal_BD.float(), dim=1) @ centres_KD.T)
-        return -(share_BK * (F.normalize(guess_BD.float(), dim=1) @ centres_KD.T / 0.1).log_softmax(1)).sum(1).mean()
 
     def after(self, progress: float) -> None:
         keep = 1 - 0.01 * (math.cos(math.pi * progress) + 1) / 2 - 1e-4
@@ -255,15 +244,6 @@ class Teacher(nn.Module):
 
     def result(self) -> nn.Module:
         return self.target.network
-
-
-def assigned(scores_BK: Tensor, sharpness: float = 0.05) -> Tensor:
-    """Shares [B, K] of prototypes, each used as much as the others (three rounds of Sinkhorn-Knopp)."""
-    shares_BK = ((scores_BK - scores_BK.max()) / sharpness).exp()
-    for _ in range(3):
-        shares_BK = shares_BK / shares_BK.sum(0, keepdim=True).clamp_min(1e-9)
-        shares_BK = shares_BK / shares_BK.sum(1, keepdim=True).clamp_min(1e-9)
-    return shares_BK
 
 
 def distance(one: Tensor, other: Tensor) -> Tensor:
@@ -348,7 +328,9 @@ def standardised(patches_BPK: Tensor) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt()
 
 
-def train(model: str, out: Path, seed: int, steps: int, lr: float, how: Settings, cache: Path | None) -> None:
+def train(
+    model: str, out: Path, seed: int, steps: int, stop: int, lr: float, how: Settings, cache: Path | None
+) -> None:
     """Train and save DIR/MODEL.safetensors (fp16, also every 500 steps)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.monotonic()
@@ -365,7 +347,7 @@ def train(model: str, out: Path, seed: int, steps: int, lr: float, how: Settings
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.03, betas=(0.9, 0.98), fused=True)
     out.mkdir(parents=True, exist_ok=True)
     started, recent = time.monotonic(), torch.zeros(())
-    for step in range(steps):
+    for step in range(stop):
         progress = step / steps
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * progress))
@@ -382,17 +364,19 @@ def train(model: str, out: Path, seed: int, steps: int, lr: float, how: Settings
         if done % 100 == 0:
             print(f"{done:6d} loss {recent.item() / 100:.4f} {time.monotonic() - started:6.0f} s", flush=True)
             recent = torch.zeros(())
-        if done % 500 == 0 or done == steps:
-            save(learner.result(), out / f"{model}.safetensors", model, seed, done, how)
+        if done % 500 == 0 or done == stop:
+            save(learner.result(), out / f"{model}.safetensors", model, seed, (done, steps), how)
 
 
-def save(network: nn.Module, path: Path, model: str, seed: int, steps: int, how: Settings) -> None:
+def save(network: nn.Module, path: Path, model: str, seed: int, steps: tuple[int, int], how: Settings) -> None:
+    """steps: done, and of the learning rate's schedule."""
     about = {
         "encoder": model,
         "objective": OBJECTIVES[model],
         "data": f"train splits of ESC-10 and FSDD; {how.synth_clips} clips of the synth source",
         "seed": str(seed),
-        "steps": str(steps),
+        "steps": str(steps[0]),
+        "schedule": str(steps[1]),
         "settings": json.dumps(asdict(how)),
         "script": "docs/experiments/train_encoders.py",
     }
@@ -405,10 +389,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--cache", type=Path, help="folder that keeps the mel power of all clips from run to run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help=f"default: {STEPS}")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the learning rate's schedule")
+    parser.add_argument(
+        "--stop", type=int, help=f"steps that are trained; default: {STOP}, or --steps where it is less"
+    )
     parser.add_argument("--lr", type=float, default=1e-3)
     for name, kind in (("width", int), ("depth", int), ("clip", float), ("batch", int), ("frames", int),
-                       ("synth_clips", int), ("prototypes", int), ("temperature", float)):  # fmt: skip
+                       ("synth_clips", int), ("temperature", float)):  # fmt: skip
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="see Settings")
     for name in ("gain", "tilt", "mix"):
         parser.add_argument(f"--{name}", type=float, help="see Views")
@@ -419,7 +406,7 @@ def main() -> None:
     how = DEFAULTS[args.model]
     views = replace(how.views, **{k: v for k, v in given.items() if k in asdict(how.views)})
     how = replace(how, views=views, **{k: v for k, v in given.items() if k in asdict(how)})
-    train(args.model, args.out, args.seed, args.steps or STEPS[args.model], args.lr, how, args.cache)
+    train(args.model, args.out, args.seed, args.steps, args.stop or min(STOP, args.steps), args.lr, how, args.cache)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class TeacherNetwork(nn.Module):
 
     STRIDE = 4  # mel frames per feature
 
-    def __init__(self, width: int = 192, depth: int = 5, channels: tuple[int, int, int] = (24, 48, 64)) -> None:
+    def __init__(self, width: int = 256, depth: int = 6, channels: tuple[int, int, int] = (24, 48, 64)) -> None:
         super().__init__()
         first, second, third = channels
         self.stem = nn.Sequential(
@@ -147,7 +147,7 @@ class JudgeNetwork(nn.Module):
 
     places_PD: Tensor
 
-    def __init__(self, width: int = 96, depth: int = 4, heads: int = 4) -> None:
+    def __init__(self, width: int = 128, depth: int = 4, heads: int = 4) -> None:
         super().__init__()
         self.enter = nn.Linear(self.STRIDE * self.BANDS, width)
         self.blocks = nn.ModuleList(AttentionBlock(width, heads) for _ in range(depth))
@@ -172,7 +172,8 @@ NETWORKS: dict[str, type[TeacherNetwork | JudgeNetwork]] = {"teacher": TeacherNe
 
 
 class BundledEncoder(Encoder):
-    """One of the two; a feature every 40 ms. Of the judge, a feature is the five tokens of a column side by side."""
+    """One of the two; a feature every 40 ms. Of the judge, a feature is the mean of the five tokens of a column: side
+    by side they are little better (docs/encoders.md), and a Frechet distance would need five times as many clips."""
 
     def __init__(self, network: Any, model: str, layer: Layer) -> None:
         name = f"bundled:{model}"
@@ -184,7 +185,7 @@ class BundledEncoder(Encoder):
             name=name,
             sample_rate=RATE,
             band=RATE / 2,
-            dimension=rows * int(network.norm.normalized_shape[0]),
+            dimension=int(network.norm.normalized_shape[0]),
             layers=layers,
             grid=Grid(first, hop, columns, columns and first + (columns - 1) * hop),
         )
@@ -197,7 +198,7 @@ class BundledEncoder(Encoder):
             out_BPD = network(self.mel(audio_BN))
         if self.layers[-1] == self.depth:
             states[self.depth] = out_BPD
-        return average(states, self.layers).unflatten(1, (-1, self.rows)).flatten(2)
+        return average(states, self.layers).unflatten(1, (-1, self.rows)).mean(2)
 
 
 def load(model: str, layer: Layer = -1) -> Encoder:
