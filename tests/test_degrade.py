@@ -61,6 +61,26 @@ def test_bessel_attenuates_like_butter_at_the_cutoff() -> None:
             assert -8 < gain_db(audio_N, low_N, 0.95 * 4000, 4000) < -3.5
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("order", [1, 2, 5, 10])
+@pytest.mark.parametrize("cutoff", [300.0, 4000.0, 15000.0, 21000.0])
+def test_is_scipys_filter_forward_and_backward(family: FilterFamily, order: int, cutoff: float) -> None:
+    """The response in closed form is that of the sections which SciPy designs, below the resampling's slope."""
+    from scipy import signal
+
+    if family == "bessel":
+        sections = signal.bessel(order, cutoff, norm="mag", output="sos", fs=RATE)
+    else:
+        sections = signal.iirfilter(
+            order, cutoff, rp=0.05, rs=60.0, btype="lowpass", ftype=family, output="sos", fs=RATE
+        )
+    hertz_F = np.linspace(0, cutoff, 500)
+    _, expected_F = signal.freqz_sos(sections, hertz_F, fs=RATE)
+    np.testing.assert_allclose(
+        module._response(LowPass(family, order, cutoff), hertz_F, RATE), np.abs(expected_F) ** 2, rtol=1e-6, atol=1e-9
+    )
+
+
 def test_the_cutoff_may_be_any_real_number() -> None:
     audio_N = noise(4 * RATE)
     for cutoff in (4000.0, 4001.0, 4007.3):

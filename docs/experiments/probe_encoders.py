@@ -8,7 +8,7 @@ Every row is probed alike: the mean, or mean and standard deviation, over the fr
 standardised on the train split, multinomial logistic regression (L-BFGS, full batch), L2 chosen on the valid split,
 accuracy on `--split` with a Wilson 95 % interval; also with few training clips a class (mean of five draws), and over
 the five folds of ESC-10, of which the encoders heard 1 to 3, without labels (400 clips; L2 chosen on the next fold).
-Rows: the encoder's own log-mel front end, every layer of the trained network, and the last layer of networks of the same
+Rows: the encoder's own log-mel front end, every layer of the trained network, and the last layer of networks of one
 architecture with random weights (mean and range over `--twins` seeds).
 """
 
