@@ -1,4 +1,4 @@
-"""What each mechanism adds to a training step, as Markdown: variants of one recipe, step by step in turn in one process.
+"""What each mechanism adds to a training step, as Markdown: variants of a recipe, step by step in turn in one process.
 
     export STAGECLI_DATA=DIR OMP_NUM_THREADS=1; python docs/experiments/step_cost.py fsdd-t2a esc10-sr
 
@@ -172,7 +172,9 @@ def measure(name: str, shape: tuple[str, ...], accelerator: Accelerator, rounds:
 
 def memory(name: str, shape: tuple[str, ...], accelerator: Accelerator) -> None:
     """Peak and resident MiB on CUDA over ten steps: static, guided, and the same run once guidance has ended."""
-    print(f"\n{name}: memory on {torch.cuda.get_device_name()}, MiB\n\n| variant | peak | between steps |\n|---|---|---|")
+    print(
+        f"\n{name}: memory on {torch.cuda.get_device_name()}, MiB\n\n| variant | peak | between steps |\n|---|---|---|"
+    )
     steps, at = recipes.load(name).train.steps, 20
     stop = ("stage.guidance.schedule=stop", f"stage.guidance.end={at / steps}")
     for variant, settings in (("static", ()), ("guidance", stop)):
