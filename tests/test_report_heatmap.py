@@ -36,7 +36,7 @@ def test_the_similarities_are_drawn_with_the_borders_of_the_groups(tmp_path: Pat
     assert (maps[0].low, maps[0].high) == (0.1, 0.4)
     pages = report_html.html(reports), report_html.plot(reports, tmp_path / "a.svg").read_text()
     for page in pages:
-        assert page.count(f'fill="none" stroke="{heatmap.BORDER}"') == 3 + 2 + 2  # frames, and a key beside each map
+        assert page.count(f'stroke="{heatmap.BORDER}" stroke-width="2.2"') == 3 + 2
         assert page.count("<title>blocks ") == 12 * 12 + 2 * 2 * 4
         assert page.count(f'fill="{heatmap.SELF}"><title>') == 12 + 4  # the diagonal is no similarity
         assert "<title>blocks 4 and 5: 0.100</title>" in page

@@ -102,8 +102,8 @@ def matplotlib(drawn: HeatMap, axis: Any) -> None:
     from matplotlib.patches import Rectangle
 
     L = len(drawn.matrix)
-    colours = LinearSegmentedColormap.from_list("blocks", [colour(k / 20) for k in range(21)])
-    colours = colours.with_extremes(bad=SELF)
+    blues = LinearSegmentedColormap.from_list("blocks", [colour(k / 20) for k in range(21)])
+    colours = blues.with_extremes(bad=SELF)
     cells = [[float("nan") if i == j else v for j, v in enumerate(row)] for i, row in enumerate(drawn.matrix)]
     image = axis.imshow(cells, cmap=colours, vmin=drawn.low, vmax=max(drawn.high, drawn.low + 1e-9))
     for first, end, name in drawn.groups:
