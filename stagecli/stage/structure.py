@@ -7,10 +7,10 @@ settled and stands out of a null without groups, the blocks of a group are drawn
 
 m: q, k, v, o, fc1, fc2; B_lm = A P / |A P|, A = W^T W (q, k, v, fc1) or W W^T (o, fc2), P a fixed random matrix of 64
 columns; B_gm: the mean over a group, without gradient in the first term and for h in the second. A does not change when
-heads or hidden units change places; raw weights are never averaged. Each step computes it for one m, in turn: over six
-steps that is the same gradient at a sixth of the cost (lazy regularization, StyleGAN2, arXiv 1912.04958, spread over
-the steps). That groups turn a regularizer on is the idea of arXiv 2605.04547, of which only the abstract is public; all
-formulas are this project's own (`docs/structure.md`).
+heads or hidden units change places; raw weights are never averaged. Every second step takes one m, in turn, twice as
+large: the same gradient over twelve steps at a twelfth of the cost (lazy regularization, StyleGAN2, arXiv 1912.04958).
+That groups turn a regularizer on is the idea of arXiv 2605.04547, of which only the abstract is public; all formulas
+are this project's own (`docs/structure.md`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ KEPT = 4  # probes that S is the mean over
 NEEDED = 3  # probes, or validations, in a row
 SAME = 0.9  # adjusted Rand index from which two partitions count as the same
 BETA = 0.5  # weight of the hinge
-CHECK = 10 * len(TYPES)  # steps between measurements of the whole term's gradient
+EVERY = 2  # steps; the term of one type at each of them
+TURNS = EVERY * len(TYPES)  # steps until all types have had their turn
+CHECK = 10 * TURNS  # steps between measurements of the whole term's gradient
 MEMORY = 0.98  # of the running mean of the gradient norm, per step
 RISE = 0.01  # of the validation loss above its best, relative
 LEAST_DEPTH = 4  # two groups of two
@@ -66,7 +68,7 @@ class StructureOptions(Table):
     r: Fraction = 0.5
     """Least regime variable (when = "converged")."""
     share: PositiveReal = 0.03
-    """Norm of the term's gradient (mean of six steps), relative to the whole gradient's, at the end of the ramp."""
+    """Norm of the term's gradient (mean of 12 steps), relative to the whole gradient's, at the end of the ramp."""
     cap: Annotated[float, Field(gt=0, le=1)] = 0.1
     """It is never more than this."""
     ramp: Fraction = 0.05
@@ -252,21 +254,19 @@ class StructureMechanism(Mechanism):
         return min(self._ramp(step) * o.share * level / self.reference, o.cap * level / self.unit)
 
     def loss(self, result: Result) -> Tensor | None:
-        """c times the term of the type whose turn it is: the mean over six steps is c times the whole term.
-
-        Once a step for all of its `accumulate` parts: the weights are the same in each.
-        """
-        if self.state != "active" or not self.fresh:
+        """EVERY c times the term of the type whose turn it is: the mean over TURNS steps is c times the whole term.
+        Once a step for all of its `accumulate` parts: the weights are the same in each."""
+        since = self.at - self.start
+        if self.state != "active" or not self.fresh or since % EVERY:
             return None
         self.fresh = self.accumulate == 1
-        since = self.at - self.start
-        turn = since % len(TYPES)
+        turn = since // EVERY % len(TYPES)
         with torch.autocast(device_type=self.device.type, enabled=False):
             if since % CHECK == 0:
                 self._remember_gradient()
             part = self._by_type(slice(turn, turn + 1)).sum()
         self.values[turn] = part.detach()  # a number only when a row asks: a GPU is not to wait every step
-        return self.accumulate * self.coefficient(self.at) * part
+        return self.accumulate * EVERY * self.coefficient(self.at) * part
 
     def term(self) -> Tensor:
         """The bare term of the live weights: c = 1, all types."""
