@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stagecli.condition.low import level_gain
 from stagecli.data.cache import FeatureCache
+from stagecli.data.examples import Memory
 from stagecli.data.source import Clip, Source
 from stagecli.schema import Recipe
 from stagecli.ssl import open_encoder
@@ -61,8 +61,11 @@ class TargetFeatures:
                 yield encoder(torch.from_numpy(audio)[None].to(device), self.rate)[0].half().cpu().numpy()
 
         self.cache.fill(list(by_key), compute, batch=1, progress=progress)
+        self.memory = Memory(self._whole, recipe.data.memory_mb)
+        self.lengths: dict[str, int] = {}  # in samples, by key of the clip
         chosen = list(by_key)[:: max(1, len(by_key) // CENTRE_CLIPS)]
-        self.centre_D = torch.stack([self._whole(key).mean(0) for key in chosen]).mean(0)
+        self.centre_D = torch.stack([torch.from_numpy(self._cached(key)).float().mean(0) for key in chosen]).mean(0)
+        self.mean_D = self.centre_D.numpy()
 
     def _cached(self, key: str) -> np.ndarray:
         found = self.cache.get(key)
@@ -70,22 +73,26 @@ class TargetFeatures:
             raise RuntimeError("a clip left the feature cache while training; start again to refill it")
         return np.array(found)
 
-    def _whole(self, key: str) -> Tensor:
-        return torch.from_numpy(self._cached(key)).float()
+    def _whole(self, clip: Clip) -> np.ndarray:
+        return self._cached(self.source.content_hash(clip))
 
     def samples_of(self, clip: Clip) -> int:
         """Length of a clip in samples, as it was read: what says where a crop may start."""
-        return int(self._cached(_length(self.source.content_hash(clip))))
+        if clip.key not in self.lengths:
+            self.lengths[clip.key] = int(self._cached(_length(self.source.content_hash(clip))))
+        return self.lengths[clip.key]
 
     def crop(self, clip: Clip, start: int) -> Tensor:
         """Centred features [L, D] of the crop that starts at sample `start`."""
-        whole_LD = self._whole(self.source.content_hash(clip))
+        whole_LD = self.memory.read(clip)
         place = start / self.rate * self.frame_rate
         first, share = min(int(place), len(whole_LD) - 1), place - int(place)
         # One feature more than fits, for the interpolation; past the end the last one stands.
-        part_LD = whole_LD[first : first + self.count + 1]
-        part_LD = F.pad(part_LD.T, (0, self.count + 1 - part_LD.shape[0]), mode="replicate").T
-        return (1 - share) * part_LD[:-1] + share * part_LD[1:] - self.centre_D
+        part_LD = whole_LD[first : first + self.count + 1].astype(np.float32)
+        if (missing := self.count + 1 - len(part_LD)) > 0:
+            part_LD = np.concatenate([part_LD, np.repeat(part_LD[-1:], missing, axis=0)])
+        # numpy: some 30 of these a step, of a few numbers each, where torch's overhead per call counts
+        return torch.from_numpy((1 - share) * part_LD[:-1] + share * part_LD[1:] - self.mean_D)
 
 
 def _length(key: str) -> str:

@@ -68,7 +68,7 @@ class Data(Table):
     workers: Natural = 1
     """Loader processes; the result does not depend on it."""
     memory_mb: Natural = 1024
-    """Decoded audio each loader process may keep in memory."""
+    """Decoded audio each loader process may keep in memory, and as much again of features that guide."""
     crops: Positive = 4
     """Crops per clip in the feature cache (only where the codec is a network)."""
     cache_dir: str = "runs/.cache"

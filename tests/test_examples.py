@@ -228,7 +228,7 @@ def test_memory_reads_once_and_stays_in_its_budget() -> None:
     clips = source.clips("train")
     size = source.read(clips[0]).nbytes  # 0.3 MB
     source.reads.clear()
-    memory = Memory(source, 1)
+    memory = Memory(source.read, 1)
     fits = 2**20 // size
     assert 1 < fits < CLIPS
     for _ in range(2):
@@ -241,7 +241,7 @@ def test_memory_reads_once_and_stays_in_its_budget() -> None:
     for clip in clips * 2:
         memory.read(clip)
         assert memory.used == sum(audio.nbytes for audio in memory.held.values()) <= memory.budget
-    nothing = Memory(source, 0)
+    nothing = Memory(source.read, 0)
     assert np.array_equal(nothing.read(clips[0]), nothing.read(clips[0]))
     assert len(nothing.held) == 1
 
@@ -291,7 +291,7 @@ def test_the_kept_band_is_below_the_cutoff() -> None:
 
 def test_share_of_dropped_captions() -> None:
     data = examples("quickstart", "condition.dropout=0.3")
-    data.memory = Memory(data.source, 64)
+    data.memory = Memory(data.source.read, 64)
     dropped = [data[i]["caption"] == "" for i in range(600)]
     assert abs(sum(dropped) / 600 - 0.3) < 0.06  # three standard deviations
     kept = next(i for i, empty in enumerate(dropped) if not empty)

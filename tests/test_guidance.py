@@ -18,7 +18,7 @@ from stagecli.features import TargetFeatures
 from stagecli.objective import Result
 from stagecli.ssl import make_encoder
 from stagecli.stage.base import Plan, Probe, Signals
-from stagecli.stage.guidance import GuidanceMechanism, GuidanceOptions
+from stagecli.stage.guidance import GuidanceMechanism, GuidanceOptions, Projectors
 
 STEPS = 12
 GUIDED: dict[str, Any] = {"train__steps": STEPS, "stage__guidance__schedule": "constant", "stage__guidance__hidden": 16}
@@ -92,7 +92,7 @@ def result_of(batch: int = 6, frames: int = 10, width: int = 32, features: int =
 
 
 def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(tmp_path: Path) -> None:
-    guidance = mechanism(tmp_path, layers=[1, 2])
+    guidance = mechanism(tmp_path, layers=[1, 2], stride=1)
     guidance.attach(torch.nn.Linear(2, 2), 192)
     guidance.plan(0, Plan())
     result = result_of()
@@ -100,9 +100,9 @@ def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(
     assert term is not None
     assert term.shape == ()
     expected = 0.0
-    for k in (1, 2):
-        cosine_B = guidance._cosine(k, result.hidden[k], result.condition["features"])
-        assert cosine_B.shape == (6,)
+    cosine_KB = guidance._cosines(list(result.hidden.values()), result.condition["features"], slice(None))
+    assert cosine_KB.shape == (2, 6)
+    for cosine_B in cosine_KB:
         expected += 0.5 * float((1 - cosine_B[1:5]).detach().sum()) / 6 / 2
     assert float(term.detach()) == pytest.approx(expected, rel=1e-5)
     term.backward()
@@ -112,14 +112,64 @@ def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(
         assert (hidden.grad[1:5].flatten(1).norm(dim=1) > 0).all()
 
 
+@pytest.mark.parametrize("tokens", [3, 10])
+def test_over_a_few_steps_every_frame_counts_once(tokens: int, tmp_path: Path) -> None:
+    """The mean over `stride` steps is the term over all frames, of the projected and interpolated hidden states."""
+    thin, whole = (mechanism(tmp_path, layers=[1, 2], stride=stride, conflict_every=99) for stride in (4, 1))
+    result = result_of(frames=tokens)
+    result.condition["features"] = torch.randn(6, 8, 192)
+    terms: dict[int, list[float]] = {1: [], 4: []}
+    for made in (thin, whole):
+        made.attach(torch.nn.Linear(2, 2), 192)
+        for step in range(4):
+            made.plan(step, Plan())
+            terms[made.options.stride].append(float(made.loss(result).detach()))  # type: ignore[union-attr]
+    assert len(set(terms[1])) == 1
+    assert len(set(terms[4])) == 4
+    assert np.mean(terms[4]) == pytest.approx(terms[1][0], rel=1e-5)
+
+
+def test_projectors_are_two_layers_each_of_its_own_block() -> None:
+    made = Projectors(2, 3, 5, 4)
+    x_KNW = torch.randn(2, 7, 3)
+    for k in range(2):
+        first, second = torch.nn.Linear(3, 5), torch.nn.Linear(5, 4)
+        with torch.no_grad():
+            first.weight.copy_(made.first_KWH[k].T)
+            first.bias.copy_(made.first_K1H[k, 0])
+            second.weight.copy_(made.second_KHD[k].T)
+            second.bias.copy_(made.second_K1D[k, 0])
+        plain = second(torch.nn.functional.silu(first(x_KNW[k])))
+        assert torch.allclose(made(x_KNW)[k], plain, atol=1e-6)
+
+
+def test_projectors_clip_and_a_gradient_that_overflows_moves_nothing(tmp_path: Path) -> None:
+    guidance = mechanism(tmp_path, layers=[1])
+    guidance.attach(torch.nn.Linear(2, 2), 8)
+    weights = list(guidance.projectors.parameters())  # type: ignore[union-attr]
+    before = [p.detach().clone() for p in weights]
+    for value, moves in ((torch.inf, False), (torch.nan, False), (1e3, True)):
+        for p in weights:
+            p.grad = torch.ones_like(p)
+        weights[0].grad = torch.full_like(weights[0], value)
+        guidance.step(1e-2, lambda x: x, 2.0)
+        assert all(bool(torch.isfinite(p).all()) for p in weights)
+        states = guidance.optimizer.state.values()  # type: ignore[union-attr]
+        norm = torch.stack([s["exp_avg"].norm() for s in states]).norm()
+        assert float(norm) == pytest.approx(0.1 if moves else 0.0, rel=1e-3)  # 1 - 0.9 of a gradient clipped at 1
+    assert not torch.equal(before[0], weights[0])
+
+
 def test_the_gradient_cosine_is_that_of_the_two_losses(tmp_path: Path) -> None:
     guidance = mechanism(tmp_path, layers=[2], conflict_every=1)
     guidance.attach(torch.nn.Linear(2, 2), 192)
     guidance.plan(0, Plan())
     result = result_of()
     term = guidance.loss(result)
-    guidance.step(0.0, lambda x: x, 1.0)
     assert term is not None
+    weight_B = torch.linspace(0.5, 2, 6)  # of the samples' losses: no cosine depends on it, nor on fp16's scale
+    (64 * ((weight_B * result.loss_B).mean() + term)).backward(retain_graph=True)
+    guidance.step(0.0, lambda x: x, 64.0)
     ours = torch.autograd.grad(term, result.hidden[2], retain_graph=True)[0].flatten(1)
     theirs = torch.autograd.grad(result.loss_B.mean(), result.hidden[2], retain_graph=True)[0].flatten(1)
     cosine_B = torch.nn.functional.cosine_similarity(ours, theirs)[1:5]
@@ -311,6 +361,7 @@ def test_half_precision_cosines_stay_finite(tmp_path: Path) -> None:
     guidance.attach(torch.nn.Linear(2, 2), 8)
     guidance.plan(0, Plan())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cosine_B = guidance._cosine(1, torch.zeros(2, 5, 32, dtype=torch.bfloat16), torch.zeros(2, 3, 8))
-    assert bool(torch.isfinite(cosine_B).all())
-    assert cosine_B.dtype == torch.float32
+        hidden = [torch.zeros(2, 5, 32, dtype=torch.bfloat16)]
+        cosine_KB = guidance._cosines(hidden, torch.zeros(2, 3, 8), slice(None))
+    assert bool(torch.isfinite(cosine_KB).all())
+    assert cosine_KB.dtype == torch.float32

@@ -24,7 +24,7 @@ from stagecli.objective import Result
 from stagecli.report import structure as report_structure
 from stagecli.stage import grouping, registry
 from stagecli.stage.base import Plan, Probe, Signals
-from stagecli.stage.structure import CHECK, TYPES, StructureMechanism, StructureOptions
+from stagecli.stage.structure import CHECK, EVERY, EVERY_TYPE, TURNS, TYPES, StructureMechanism, StructureOptions
 
 STEPS = 12
 BASE: dict[str, Any] = {
@@ -400,23 +400,26 @@ def test_the_term_does_not_see_the_order_of_hidden_units(tmp_path: Path) -> None
 def test_steps_along_the_term_bring_a_group_together_and_no_groups_closer(tmp_path: Path) -> None:
     network = Blocks(6, width=16)
     made = acting(tmp_path, [0, 0, 0, 1, 1, 1], network)
-    inside, apart = float(made.term().detach()), grouping.between(made._moments(), made.labels)[:, 0, 1].mean()
+    inside, apart = (
+        float(made.term().detach()),
+        grouping.between(made._moments(EVERY_TYPE), made.labels)[:, 0, 1].mean(),
+    )
     weights = [w for kind in TYPES for w in made.matrices[kind]]
     for _ in range(60):
         for w, g in zip(weights, torch.autograd.grad(made.term(), weights), strict=True):
             w.data -= 0.3 * g
     assert float(made.term().detach()) < 0.9 * inside
-    assert grouping.between(made._moments(), made.labels)[:, 0, 1].mean() < apart + 0.02
+    assert grouping.between(made._moments(EVERY_TYPE), made.labels)[:, 0, 1].mean() < apart + 0.02
 
 
 def test_the_hinge_acts_only_past_the_similarity_at_activation(tmp_path: Path) -> None:
     network = Blocks(4)
     made = acting(tmp_path, [0, 0, 1, 1], network)
-    moments = made._moments()
+    moments = made._moments(EVERY_TYPE)
 
     def hinge(ceiling: torch.Tensor, beta: float = 1.0) -> float:
-        both = grouping.pull_and_hinge(moments, made.labels, ceiling, beta)
-        return float((both - grouping.pull_and_hinge(moments, made.labels, ceiling, 0.0)).detach())
+        both = grouping.pull_and_hinge(moments, made.labels, ceiling, beta).mean()
+        return float((both - grouping.pull_and_hinge(moments, made.labels, ceiling, 0.0).mean()).detach())
 
     ceiling = made.ceiling_MGG
     assert hinge(ceiling) == 0.0  # at activation, exactly
@@ -425,11 +428,12 @@ def test_the_hinge_acts_only_past_the_similarity_at_activation(tmp_path: Path) -
     assert hinge(ceiling - 0.01, 0.5) == pytest.approx(0.005, abs=1e-6)
     raw = [B.detach().clone().requires_grad_() for B in moments]
     at, free = (
-        torch.autograd.grad(grouping.pull_and_hinge(raw, made.labels, c, b), raw)
+        torch.autograd.grad(grouping.pull_and_hinge(raw, made.labels, c, b).mean(), raw)
         for c, b in ((ceiling, 0.5), (ceiling, 0.0))
     )
     assert all(torch.equal(x, y) for x, y in zip(at, free, strict=True))
-    (past,) = torch.autograd.grad(grouping.pull_and_hinge(raw, made.labels, ceiling - 0.01, 0.5), raw[:1])
+    hinged_M = grouping.pull_and_hinge(raw, made.labels, ceiling - 0.01, 0.5)
+    (past,) = torch.autograd.grad(hinged_M.mean(), raw[:1])
     assert not torch.equal(past, at[0])
 
 
@@ -439,24 +443,60 @@ def test_the_ramp_is_a_half_cosine_and_the_size_is_the_share_and_the_cap(tmp_pat
     weights = [w for kind in TYPES for w in made.matrices[kind]]
 
     def ratio(step: int) -> float:
-        """Norm of the gradient of what `loss` returns, over the running gradient norm."""
-        plan = made.plan(step, Plan())
-        assert plan.active == ("structure",)
-        gradients = torch.autograd.grad(made.loss(RESULT), weights)
-        return float(torch.stack([g.norm() for g in gradients]).norm()) / 4
+        """Norm of the mean gradient of what `loss` returns from this step on, over the running gradient norm."""
+        total = [torch.zeros_like(w) for w in weights]
+        for turn in range(TURNS):
+            plan = made.plan(step + turn, Plan())
+            assert plan.active == ("structure",)
+            made._ramp = lambda at: ramp(step)  # as it is at the first of them
+            if (term := made.loss(RESULT)) is not None:
+                found = torch.autograd.grad(term, weights, allow_unused=True)
+                for into, g in zip(total, found, strict=True):
+                    into += 0 if g is None else g / TURNS
+            made._ramp = ramp
+        return float(torch.stack([g.norm() for g in total]).norm()) / 4
 
-    for step in (0, 9, 24, 48, 49, 50, 400):  # the ramp is 50 of 1000 steps
+    ramp = made._ramp
+    for step in (0, 10, 24, 48, 50, 400):  # the ramp is 50 of 1000 steps
         expected = 0.03 * (1 - math.cos(math.pi * min(1, (step + 1) / 50))) / 2
         assert ratio(step) == pytest.approx(expected, rel=1e-4)
     made.reference /= 10  # as if the gradient had grown tenfold since the ramp's end: 30 % without the cap
-    assert ratio(401) == pytest.approx(0.1, rel=1e-4)
+    assert ratio(402) == pytest.approx(0.1, rel=1e-4)
     assert made.metrics()["gradient_ratio"] == pytest.approx(0.1)
     made.unit = 0.0
-    assert made.coefficient(402) == 0.0
+    assert made.coefficient(404) == 0.0
+
+
+def test_each_type_in_turn_adds_up_to_the_whole_term(tmp_path: Path) -> None:
+    """Over twelve steps the gradients are those of the whole term at each of them, and each touches one type only."""
+    made = acting(tmp_path, of_sizes(3, 3))
+    made.ceiling_MGG -= 0.05  # so that the hinge is in it
+    made.level, made.level_norm = 1.0, 1.0
+    weights = [w for kind in TYPES for w in made.matrices[kind]]
+    whole = torch.autograd.grad(made.term(), weights)
+    total, single = [torch.zeros_like(w) for w in weights], []
+    for step in range(CHECK, CHECK + TURNS):  # past the ramp
+        made.plan(step, Plan())
+        term = made.loss(RESULT)
+        assert (term is None) == bool(step % EVERY)
+        if term is None:
+            continue
+        found = torch.autograd.grad(term, weights, allow_unused=True)
+        touched = [k for k, g in enumerate(found) if g is not None]
+        turn = step // EVERY % len(TYPES)
+        assert touched == [6 * turn + k for k in range(6)]
+        single.append(float(torch.stack([found[k].norm() for k in touched]).norm()))
+        for k in touched:
+            total[k] += found[k] / made.coefficient(step)
+    for ours, theirs in zip(total, whole, strict=True):
+        assert torch.allclose(ours, TURNS * theirs, atol=1e-6)
+    assert made.metrics()["value"] == pytest.approx(float(made.term().detach()), rel=1e-5)
+    # Of one step, which clipping sees, in the root mean square: 2 sqrt(6) times the share, which is of the mean.
+    assert math.sqrt(np.mean(np.square(single))) == pytest.approx(EVERY * math.sqrt(6) * 0.03, rel=1e-4)
 
 
 def test_the_gradient_is_measured_at_intervals_and_the_reference_settles_with_the_ramp(tmp_path: Path) -> None:
-    made = acting(tmp_path, of_sizes(2, 2))
+    made = acting(tmp_path, of_sizes(2, 2), ramp=0.3)
     seen = []
     for step in range(3 * CHECK + 1):
         made.plan(step, Plan())
@@ -465,19 +505,20 @@ def test_the_gradient_is_measured_at_intervals_and_the_reference_settles_with_th
         with torch.no_grad():
             made.matrices["q"][0].mul_(1.01)
     assert [k for k in range(1, len(seen)) if seen[k][0] != seen[k - 1][0]] == [CHECK, 2 * CHECK, 3 * CHECK]
-    assert seen[-1][1] == seen[2 * CHECK][0] != seen[-1][0]  # step 60 is past the ramp of 50
+    assert seen[-1][1] == seen[2 * CHECK][0] != seen[-1][0]  # step 360 is past the ramp of 300
 
 
 def test_once_a_step_for_all_accumulated_parts(tmp_path: Path) -> None:
     made = acting(tmp_path, of_sizes(2, 2))
     made.accumulate = 4
-    made.plan(60, Plan())
+    made.plan(CHECK, Plan())
     first = made.loss(RESULT)
     assert [made.loss(RESULT) for _ in range(3)] == [None] * 3
+    assert float(first.detach()) > 0
     made.accumulate = 1
-    made.plan(60, Plan())
+    made.plan(CHECK, Plan())
     assert float(first.detach()) / 4 == pytest.approx(float(made.loss(RESULT).detach()))
-    made.plan(61, Plan())
+    made.plan(CHECK + EVERY, Plan())
     assert made.loss(RESULT) is not None
 
 

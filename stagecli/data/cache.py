@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -163,12 +163,14 @@ class FeatureCache:
                 reader = np.lib.format.read_array_header_1_0
                 if version != (1, 0):
                     reader = np.lib.format.read_array_header_2_0
-                shape, _, dtype = reader(file)
+                shape, by_column, dtype = reader(file)
                 count = int(np.prod(shape, dtype=np.int64))
                 if dtype.hasobject or file.tell() + count * dtype.itemsize != found.st_size:
                     raise ValueError("size of the file and shape of its array differ")
-            array: np.ndarray = np.load(path, mmap_mode="r" if count else None, allow_pickle=False)
-            return array
+                if not count:
+                    return np.zeros(shape, dtype)
+                order: Literal["C", "F"] = "F" if by_column else "C"
+                return np.memmap(file, dtype, "r", file.tell(), shape, order)
         except FileNotFoundError:
             return None
         except (ValueError, EOFError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
 from typing import Any, Protocol
@@ -54,21 +54,21 @@ def stratified(seed: int, step: int, batch_size: int) -> Tensor:
 
 
 class Memory:
-    """Decoded audio, least recently used out first, up to a number of megabytes."""
+    """Arrays of clips, such as decoded audio, least recently used out first, up to a number of megabytes."""
 
-    def __init__(self, source: Source, megabytes: int) -> None:
-        self.source, self.budget, self.used = source, megabytes * 2**20, 0
+    def __init__(self, load: Callable[[Clip], np.ndarray], megabytes: int) -> None:
+        self.load, self.budget, self.used = load, megabytes * 2**20, 0
         self.held: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def read(self, clip: Clip) -> np.ndarray:
-        audio = self.held.pop(clip.key, None)
-        if audio is None:
-            audio = self.source.read(clip)
-            self.used += audio.nbytes
-        self.held[clip.key] = audio
+        array = self.held.pop(clip.key, None)
+        if array is None:
+            array = self.load(clip)
+            self.used += array.nbytes
+        self.held[clip.key] = array
         while self.used > self.budget and len(self.held) > 1:
             self.used -= self.held.popitem(last=False)[1].nbytes
-        return audio
+        return array
 
 
 def crop_start(length: int, samples: int, rng: np.random.Generator) -> int:
@@ -120,7 +120,7 @@ class Examples(Dataset):
         self.seed = recipe.train.seed
         self.frames_cache, self.text_cache, self.features = frames_cache, text_cache, features
         self.source = source
-        self.memory = Memory(source, recipe.data.memory_mb)
+        self.memory = Memory(source.read, recipe.data.memory_mb)
 
     def __getitem__(self, sample: int) -> dict[str, Any]:
         clip = self.clips[clip_at(self.seed, len(self.clips), sample)]

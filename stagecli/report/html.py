@@ -11,15 +11,12 @@ from typing import Any
 
 from stagecli.curves import duration, number
 from stagecli.errors import StageError
-from stagecli.report import RunReport
+from stagecli.report import RunReport, heatmap
 from stagecli.report import regime as report_regime
+from stagecli.report.heatmap import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, HeatMap
 from stagecli.report.panels import Line, Panel, event_text, lanes, panels
 from stagecli.report.summary import summary
 from stagecli.report.text import best_text
-
-WIDTH, HEIGHT = 560, 270  # of a panel, in SVG units
-LEFT, RIGHT, TOP, BOTTOM = 62, 22, 34, 34
-
 
 # -- SVG -------------------------------------------------------------------------------------------
 
@@ -193,8 +190,7 @@ def html(reports: Sequence[RunReport]) -> str:
     if drawn:
         figures = []
         for p in drawn:
-            keys = legend(p) if len(p.lines) > 1 else ""
-            figures.append(f'<figure aria-label="{escaping.escape(p.title)}">{svg(p)}{keys}</figure>')
+            figures.append(f'<figure aria-label="{escaping.escape(p.title)}">{"".join(_drawn(p))}</figure>')
         body.append(f'<h2>Curves</h2><div class="panels">{"".join(figures)}</div>')
     events = _events(summaries)
     if events:
@@ -207,6 +203,13 @@ def html(reports: Sequence[RunReport]) -> str:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{style}</style>'
     head += f"<title>{escaping.escape(names)}</title>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+
+
+def _drawn(panel: Panel | HeatMap, x: float = 0, y: float = 0) -> list[str]:
+    """A panel and, under it, the keys of its curves."""
+    if isinstance(panel, HeatMap):
+        return [heatmap.svg(panel, x, y)]
+    return [svg(panel, x, y), *([legend(panel, x, y + HEIGHT)] if len(panel.lines) > 1 else [])]
 
 
 def _regime(summaries: Sequence[dict[str, Any]]) -> list[str]:
@@ -297,7 +300,7 @@ def plot(reports: Sequence[RunReport], path: str | Path) -> Path:
     return path
 
 
-def _sheet(drawn: Sequence[Panel]) -> str:
+def _sheet(drawn: Sequence[Panel | HeatMap]) -> str:
     cell_height = HEIGHT + 60
     width, height = 2 * WIDTH, cell_height * math.ceil(len(drawn) / 2)
     size = f'width="{width}" height="{height}"'
@@ -306,48 +309,54 @@ def _sheet(drawn: Sequence[Panel]) -> str:
         f'<style>{_SVG_STYLE}\n{_LIGHT}</style><rect {size} fill="#fff"/>',
     ]
     for k, panel in enumerate(drawn):
-        x, y = WIDTH * (k % 2), cell_height * (k // 2)
-        parts.append(svg(panel, x, y))
-        if len(panel.lines) > 1:
-            parts.append(legend(panel, x, y + HEIGHT))
+        parts += _drawn(panel, WIDTH * (k % 2), cell_height * (k // 2))
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _matplotlib(drawn: Sequence[Panel], path: Path) -> None:
-    from matplotlib.colors import hsv_to_rgb
+def _matplotlib(drawn: Sequence[Panel | HeatMap], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = math.ceil(len(drawn) / 2)
-    figure = Figure(figsize=(12, 3.4 * rows), layout="constrained")
+    figure = Figure(figsize=(12, 3.7 * rows), layout="constrained")
     axes = list(figure.subplots(rows, 2, squeeze=False).flat)
     for axis, panel in zip(axes, drawn, strict=False):
-        for k, line in enumerate(panel.lines):
-            hue = 0.69 - 0.62 * k / max(1, len(panel.lines) - 1)
-            colour = line.colour if line.band else hsv_to_rgb((hue, 0.75, 0.8))
-            steps, means, lows, highs = zip(*line.points, strict=True)
-            style = "-" if not line.dash else (0, tuple(float(d) / 1.5 for d in line.dash.split()))
-            axis.plot(steps, means, color=colour, linestyle=style, linewidth=1.4, label=line.label)
-            if line.band and len(steps) > 2:
-                axis.fill_between(steps, lows, highs, color=colour, alpha=0.18, linewidth=0)
-        for mark in panel.marks:
-            axis.axvline(mark.step, color="0.6", linewidth=0.9, linestyle=":")
-        log = panel.log and all(p[2] > 0 for line in panel.lines for p in line.points)
-        axis.set_yscale("log" if log else "linear")
-        if panel.bounds:
-            axis.set_ylim(*panel.bounds)
-        _label_marks(axis, panel)
-        low, high = axis.get_ylim()
-        axis.set_yticks(ticks(low, high, log))
-        axis.minorticks_off()
-        axis.yaxis.set_major_formatter(lambda value, _: _short(value))
-        axis.set_title(panel.title, fontsize=10, loc="left")
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.25)
-        if len(panel.lines) > 1:
-            axis.legend(fontsize=7, ncols=2)
+        if isinstance(panel, HeatMap):
+            heatmap.matplotlib(panel, axis)
+        else:
+            _curves(axis, panel)
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
     figure.savefig(path, dpi=130)
+
+
+def _curves(axis: Any, panel: Panel) -> None:
+    from matplotlib.colors import hsv_to_rgb
+
+    for k, line in enumerate(panel.lines):
+        hue = 0.69 - 0.62 * k / max(1, len(panel.lines) - 1)
+        colour = line.colour if line.band else hsv_to_rgb((hue, 0.75, 0.8))
+        steps, means, lows, highs = zip(*line.points, strict=True)
+        style = "-" if not line.dash else (0, tuple(float(d) / 1.5 for d in line.dash.split()))
+        axis.plot(steps, means, color=colour, linestyle=style, linewidth=1.4, label=line.label)
+        if line.band and len(steps) > 2:
+            axis.fill_between(steps, lows, highs, color=colour, alpha=0.18, linewidth=0)
+    for mark in panel.marks:
+        axis.axvline(mark.step, color="0.6", linewidth=0.9, linestyle=":")
+    log = panel.log and all(p[2] > 0 for line in panel.lines for p in line.points)
+    axis.set_yscale("log" if log else "linear")
+    if panel.bounds:
+        axis.set_ylim(*panel.bounds)
+    _label_marks(axis, panel)
+    low, high = axis.get_ylim()
+    axis.set_yticks(ticks(low, high, log))
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(lambda value, _: _short(value))
+    axis.set_title(panel.title, fontsize=10, loc="left")
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.25)
+    if len(panel.lines) > 1:  # under the axes: inside it would lie on the curves and on the words beside the marks
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+        axis.legend(fontsize=7, ncols=min(5, len(panel.lines)), frameon=False, **place)
 
 
 def _label_marks(axis: Any, panel: Panel) -> None:

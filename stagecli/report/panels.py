@@ -11,6 +11,7 @@ from stagecli.curves import number, series, thin
 from stagecli.report import RunReport
 from stagecli.report import evaluation as report_evaluation
 from stagecli.report import structure as report_structure
+from stagecli.report.heatmap import HeatMap
 from stagecli.report.regime import levels, reference
 from stagecli.report.summary import bin_rows
 from stagecli.tracked import described
@@ -54,11 +55,11 @@ class Panel:
     bounds: tuple[float, float] | None = None
 
 
-def panels(reports: Sequence[RunReport]) -> list[Panel]:
+def panels(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
     """What is drawn: losses, the regime, rates with all runs in each, then the loss by noise bin of each run."""
     several = len(reports) > 1
     marks = [mark for report in reports for mark in _marks(report, several)][:MARKS]
-    out = [panel for metric in LOSSES if (panel := _metric(reports, *metric, marks))]
+    out: list[Panel | HeatMap] = [panel for metric in LOSSES if (panel := _metric(reports, *metric, marks))]
     out += _evaluation(reports, marks)
     out += _regime(reports)
     out += _structure(reports)
@@ -101,15 +102,23 @@ def _evaluation(reports: Sequence[RunReport], marks: list[Mark]) -> list[Panel]:
     return out
 
 
-def _structure(reports: Sequence[RunReport]) -> list[Panel]:
-    """How far the blocks' groups stand out of the null, per run that has measured them."""
-    out = []
+def _structure(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
+    """Newest similarities of the blocks, and how far their groups stand out of the null, of each run that has any."""
+    out: list[Panel | HeatMap] = []
     for k, report in enumerate(reports):
-        found = report_structure.plot(report_structure.summary(report.probes, report.events))
-        line = _line(report.name, report.probes, "structure_z", k) if found else None
-        if found and line:
-            title = "Groups of blocks: z against the null" + (f", {report.name}" if len(reports) > 1 else "")
-            out.append(Panel(title, [line], False, [Mark(m["step"], m["text"]) for m in found["marks"]]))
+        summary = report_structure.summary(report.probes, report.events)
+        found = report_structure.plot(summary)
+        if not found or not summary:
+            continue
+        name = f", {report.name}" if len(reports) > 1 else ""
+        title = f"Similarity of the blocks' updates, step {summary['step']:,}{name}"
+        starts = [0, *found["boundaries"]] if found["labels"] else []
+        names = tuple(report_structure.letter(found["labels"][start]) for start in starts)
+        edges = tuple(found["boundaries"])
+        out.append(HeatMap(title, found["matrix"], found["low"], found["high"], edges, names))
+        if line := _line(report.name, report.probes, "structure_z", k):
+            marks = [Mark(m["step"], m["text"]) for m in found["marks"]]
+            out.append(Panel(f"Groups of blocks: z against the null{name}", [line], False, marks))
     return out
 
 

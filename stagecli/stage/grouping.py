@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -166,6 +166,23 @@ def every_partition(depth: int) -> Iterator[Labels]:
                 yield np.searchsorted(np.array(cuts), np.arange(depth), side="right").astype(np.int64)
 
 
+def choose(kind: str, depth: int, found: Grouping | None, rng: np.random.Generator) -> tuple[int, ...]:
+    """Labels that the term is to use: the ones `measured`, or a control: those `shuffled` over the blocks, a `random`
+    contiguous partition, or `thirds` of the depth. The first two need `found`."""
+    if kind == "thirds":
+        return tuple(3 * k // depth for k in range(depth))
+    if kind == "random":
+        every = counts(depth)
+        K = int(rng.integers(every.start, every.stop))
+        cuts = np.sort(rng.choice(depth - K - 1, K - 1, replace=False)) + 1  # of depth - K, one added to each
+        return tuple(np.searchsorted(cuts + np.arange(1, K), np.arange(depth), side="right").tolist())
+    assert found is not None
+    if kind == "measured":
+        return found.labels
+    shuffles = [rng.permutation(found.labels) for _ in range(16)]
+    return tuple(int(k) for k in min(shuffles, key=lambda labels: adjusted_rand(labels, found.labels)))
+
+
 # -- the test --------------------------------------------------------------------------------------
 
 
@@ -234,28 +251,29 @@ def second_moments(W_LOD: Tensor, P_DX: Tensor) -> Tensor:
     return torch.nn.functional.normalize((W_LOD.mT @ (W_LOD @ P_DX)).flatten(1), dim=1)
 
 
-def membership(labels: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=8)  # it is asked for every step, and a copy to a GPU makes it wait
+def membership(labels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """(1 where a block is in a group [L, G], what takes blocks to the means of their groups [G, L])."""
     same_LG = torch.nn.functional.one_hot(torch.tensor(labels)).float().to(device)
     return same_LG, (same_LG / same_LG.sum(0)).T
 
 
-def between(moments: Sequence[Tensor], labels: Sequence[int]) -> Tensor:
+def between(moments: Sequence[Tensor], labels: tuple[int, ...]) -> Tensor:
     """Cosines [M, G, G] of the groups' means, with a gradient for the first of a pair only; -1 on the diagonal."""
     _, mean_GL = membership(labels, moments[0].device)
     unit = [torch.nn.functional.normalize(mean_GL @ B_LX, dim=1) for B_LX in moments]
     return torch.stack([(u_GX @ u_GX.detach().T).fill_diagonal_(-1.0) for u_GX in unit])
 
 
-def pull_and_hinge(moments: Sequence[Tensor], labels: Sequence[int], ceiling_MGG: Tensor, beta: float) -> Tensor:
-    """mean over types of [mean over blocks of 1 - cos(B, its group's mean without gradient) + beta times the mean over
-    pairs of groups of how far their cosine exceeds `ceiling_MGG`]."""
+def pull_and_hinge(moments: Sequence[Tensor], labels: tuple[int, ...], ceiling_MGG: Tensor, beta: float) -> Tensor:
+    """Per type [M]: mean over blocks of 1 - cos(B, its group's mean without gradient), plus beta times the mean over
+    pairs of groups of how far their cosine exceeds `ceiling_MGG`."""
     same_LG, mean_GL = membership(labels, moments[0].device)
     apart = []
     for B_LX in moments:
         target_LX = same_LG @ (mean_GL @ B_LX.detach())
         apart.append((1 - torch.nn.functional.cosine_similarity(B_LX, target_LX, dim=1, eps=1e-12)).mean())
     past_MGG = torch.relu(between(moments, labels) - ceiling_MGG)  # relu: no gradient at the ceiling itself
-    M, G, _ = past_MGG.shape
+    G = past_MGG.shape[1]
     past_MGG = past_MGG * (1 - torch.eye(G, device=past_MGG.device))
-    return torch.stack(apart).mean() + beta * past_MGG.sum() / (M * max(1, G * (G - 1)))
+    return torch.stack(apart) + beta * past_MGG.sum((1, 2)) / max(1, G * (G - 1))

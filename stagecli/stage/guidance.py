@@ -2,16 +2,16 @@
 
     L += lambda mean_k mean_B h(t) [1 - cos(g_k(h_k), y)]
 
-y: the teacher's features, centred; h_k: the output of block k, interpolated to the teacher's frames; g_k: a 2-layer
-MLP; h(t) = 1 on `window`, else 0. REPA (arXiv 2410.06940) is the constant schedule, HASTE (arXiv 2505.16792) the
-one-shot ends; the schedule by r is this project's own. At the end projectors, their optimiser state and the features
-are gone.
+y: the teacher's features, centred, a `stride`-th of their frames at each step; h_k: the output of block k, interpolated
+to them; g_k: a 2-layer MLP; h(t) = 1 on `window`, else 0. REPA (arXiv 2410.06940) is
+the constant schedule, HASTE (arXiv 2505.16792) the one-shot ends; the schedule by r is this project's own. At the end
+projectors, their optimiser state and the features are gone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -30,6 +30,7 @@ NEEDED = 3  # probes, or measurements of the conflict, in a row for the end
 QUARTERS = 4  # of t, that the conflict is reported by
 DECAYS = 5.0  # the exponential schedule ends where it has come down to exp(-5), 0.7 %
 BETAS = (0.9, 0.99)
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class GuidanceOptions(Table):
@@ -53,6 +54,8 @@ class GuidanceOptions(Table):
     """Range of t in which samples are guided."""
     hidden: Positive = 512
     """Width of the projectors' hidden layer."""
+    stride: Positive = 4
+    """Compare every n-th of the teacher's frames, the next ones at the next step; 1: all of them."""
     conflict_every: Natural = 0
     """Steps between measurements of the gradient conflict; 0: a 50th of the budget."""
     threshold: float = -0.05
@@ -102,11 +105,12 @@ class GuidanceMechanism(Mechanism):
         self.layers = () if options.ablation else options.layers or tuple(sorted(default))
         self.features: FeatureSettings | None = FeatureSettings(options.teacher, options.layer)
         self.interval = options.conflict_every or max(1, self.steps // 50)
-        self.projectors: nn.ModuleDict | None = None
+        self.precision = PRECISIONS[recipe.train.precision]
+        self.projectors: Projectors | None = None
         self.optimizer: torch.optim.Optimizer | None = None
-        self.weight, self.r = 0.0, 0.0  # of the step that is planned
+        self.weight, self.r, self.at = 0.0, 0.0, 0  # of the step that is planned
         self.row, self.count = 0, 0
-        self.cosines: dict[int, Tensor] = {}  # sums since the last row of metrics
+        self.cosine_K: Tensor | None = None  # sums since the last row of metrics
         self.conflict: dict[str, float] = {}  # as last measured
         self.measuring, self.fresh = False, False
         self.sums: Tensor | None = None  # of this process's gradient cosines, over all samples and by quarter of t
@@ -125,9 +129,10 @@ class GuidanceMechanism(Mechanism):
         device = next(self.network.parameters()).device
         with torch.random.fork_rng(devices=[]):  # the run's own draws stay what they are without guidance
             torch.manual_seed(self.seed)
-            made = {str(k): _projector(self.width, self.options.hidden, self.feature_width) for k in self.layers}
-        self.projectors = nn.ModuleDict(made).to(device)
-        self.optimizer = torch.optim.AdamW(self.projectors.parameters(), betas=BETAS)
+            made = Projectors(len(self.layers), self.width, self.options.hidden, self.feature_width)
+        self.projectors = made.to(device)
+        fused = device.type in ("cuda", "cpu")
+        self.optimizer = torch.optim.AdamW(self.projectors.parameters(), betas=BETAS, fused=fused)
 
     def step(self, lr: float, average: Callable[[Tensor], Tensor], scale: float) -> None:
         if self.changes is not None:
@@ -137,14 +142,16 @@ class GuidanceMechanism(Mechanism):
         if self.optimizer is None or self.projectors is None:
             return
         weights = [p for p in self.projectors.parameters() if p.grad is not None]
-        for p in weights:
-            assert p.grad is not None
-            p.grad = average(p.grad) / scale
-        if weights and all(bool(torch.isfinite(p.grad).all()) for p in weights if p.grad is not None):
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
+        if not weights:
+            return
+        gradients = [average(p.grad) / scale for p in weights if p.grad is not None]
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        factor = (1 / norm.clamp_min(1e-6)).clamp_max(1.0)  # clips at a norm of 1
+        for p, g in zip(weights, gradients, strict=True):  # one that overflowed in fp16 is 0, and no GPU has to wait
+            p.grad = torch.where(norm.isfinite(), g * factor, 0.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     # -- the schedule ----------------------------------------------------------------------------
@@ -171,7 +178,7 @@ class GuidanceMechanism(Mechanism):
 
     def plan(self, step: int, plan: Plan) -> Plan:
         self.weight = self.strength(step, plan.r)
-        self.r = plan.r
+        self.r, self.at = plan.r, step
         if self.weight == 0:
             return plan
         self.measuring = (step + 1) % self.interval == 0
@@ -185,45 +192,53 @@ class GuidanceMechanism(Mechanism):
             # The blocks are chosen after this step: its forward pass has kept no hidden states.
             self.changes = self._changes(result) if self.changes is None else self.changes
             return None
-        target_BLD = result.condition["features"].float()
         low, high = self.options.window
         inside_B = ((result.t_B >= low) & (result.t_B <= high)).float()
-        total = target_BLD.new_zeros(())
-        for k in self.layers:
-            cosine_B = self._cosine(k, result.hidden[k], target_BLD)
-            total = total + (inside_B * (1 - cosine_B)).mean() / len(self.layers)
-            seen = (inside_B * cosine_B.detach()).sum() / inside_B.sum().clamp_min(1)
-            self.cosines[k] = seen + self.cosines[k] if k in self.cosines else seen
-        self.count += 1
-        total = self.weight * total
+        hidden = [result.hidden[k] for k in self.layers]
+        # Neighbouring frames say much the same. The gradients are compared over all, or most of ours would be 0.
+        target_BLD = result.condition["features"].float()
+        stride = 1 if self.measuring else min(self.options.stride, target_BLD.shape[1])
         if self.measuring:
-            self.sums = self._gradient_cosines(result, total)
+            deepest = self.layers.index(max(self.layers))
+            hidden[deepest] = self._watched(hidden[deepest], result.t_B)
             self.measuring = False
-        return total
+        cosine_KB = self._cosines(hidden, target_BLD, slice(self.at % stride, None, stride))
+        seen_K = (inside_B * cosine_KB.detach()).sum(1) / inside_B.sum().clamp_min(1)
+        self.cosine_K = seen_K if self.cosine_K is None else self.cosine_K + seen_K
+        self.count += 1
+        return self.weight * (inside_B * (1 - cosine_KB)).mean()
 
-    def _cosine(self, layer: int, hidden_BPW: Tensor, target_BLD: Tensor) -> Tensor:
-        """Mean cosine [B] of the projected hidden states with the teacher's features.
+    def _cosines(self, hidden: Sequence[Tensor], target_BLD: Tensor, frames: slice) -> Tensor:
+        """Mean cosines [K, B] of the projected hidden states, K of [B, P, W], with the teacher's features at `frames`.
 
-        In fp32: normalising in fp16 gives NaN late in training (REPA, issue 46).
+        The projectors run in the precision of training, the cosines in fp32: normalising in fp16 gives NaN late in
+        training (REPA, issue 46).
         """
         assert self.projectors is not None
-        hidden_BWL = F.interpolate(hidden_BPW.float().transpose(1, 2), size=target_BLD.shape[1], mode="linear")
-        with torch.autocast(device_type=hidden_BPW.device.type, enabled=False):
-            projected_BLD = self.projectors[str(layer)](hidden_BWL.transpose(1, 2))
-            return F.cosine_similarity(projected_BLD, target_BLD, dim=-1, eps=1e-6).mean(1)
+        x_NWP = torch.stack(list(hidden)).float().flatten(0, 1).transpose(1, 2)
+        x_NWL = F.interpolate(x_NWP, size=target_BLD.shape[1], mode="linear")[..., frames]
+        x_KBLW = x_NWL.transpose(1, 2).unflatten(0, (len(hidden), -1))
+        device, dtype = target_BLD.device.type, self.precision
+        with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
+            made_KND = self.projectors(x_KBLW.flatten(1, 2))
+        made_KBLD = made_KND.float().unflatten(1, x_KBLW.shape[1:3])
+        return F.cosine_similarity(made_KBLD, target_BLD[:, frames], dim=-1, eps=1e-6).mean(-1)
 
-    def _gradient_cosines(self, result: Result, guidance: Tensor) -> Tensor:
-        """Cosines between the two losses' gradients at the output of the deepest guided block: sums and counts [2, 5].
+    def _watched(self, at_BPW: Tensor, t_B: Tensor) -> Tensor:
+        """The same hidden states for guidance to read; the backward pass then leaves the gradients' cosines in `sums`.
 
-        Per sample, over all that are guided and by quarter of t.
+        What arrives here is guidance's gradient, and at the block's output the sum of both: no pass of its own. What a
+        sample's loss is multiplied by does not change its cosine.
         """
-        at = result.hidden[max(self.layers)]
-        ours = torch.autograd.grad(guidance, at, retain_graph=True)[0].float().flatten(1)
-        theirs = torch.autograd.grad(result.loss_B.mean(), at, retain_graph=True)[0].float().flatten(1)
-        guided_B = (ours.norm(dim=1) > 0).double()
-        quarter_BQ = F.one_hot((result.t_B * QUARTERS).long().clamp(0, QUARTERS - 1), QUARTERS).double()
-        which_BQ = guided_B[:, None] * F.pad(quarter_BQ, (1, 0), value=1.0)
-        return torch.stack([F.cosine_similarity(ours, theirs, dim=1).double() @ which_BQ, which_BQ.sum(0)])
+        ours: list[Tensor] = []
+        alias_BPW = at_BPW.view_as(at_BPW)
+        alias_BPW.register_hook(lambda g: ours.append(g.float().flatten(1)))
+
+        def both(g: Tensor) -> None:
+            self.sums = _gradient_cosines(ours[0], g.float().flatten(1) - ours[0], t_B)
+
+        at_BPW.register_hook(both)
+        return alias_BPW
 
     def _note_conflict(self, sums_2Q: Tensor) -> None:
         """Of all processes, so that all of them decide alike."""
@@ -283,7 +298,7 @@ class GuidanceMechanism(Mechanism):
     def _free(self) -> None:
         """Nothing of guidance is left in memory or in the loader."""
         self.features = self.projectors = self.optimizer = None
-        self.weight, self.conflict, self.cosines, self.count = 0.0, {}, {}, 0
+        self.weight, self.conflict, self.cosine_K, self.count = 0.0, {}, None, 0
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -296,7 +311,7 @@ class GuidanceMechanism(Mechanism):
             "row": self.row,
             "r": self.r,
             "count": self.count,
-            "cosines": {str(k): float(v) for k, v in self.cosines.items()},
+            "cosines": None if self.cosine_K is None else self.cosine_K.cpu(),
             "conflict": dict(self.conflict),
         }
 
@@ -311,16 +326,43 @@ class GuidanceMechanism(Mechanism):
             self.projectors.load_state_dict(state["projectors"])
             self.optimizer.load_state_dict(state["optimizer"])
         self.count, self.conflict = state["count"], dict(state["conflict"])
-        self.cosines = {int(k): torch.tensor(v) for k, v in state["cosines"].items()}
+        device = next(self.network.parameters()).device
+        self.cosine_K = None if state["cosines"] is None else state["cosines"].clone().to(device)
 
     def metrics(self) -> dict[str, float]:
         found = {"lambda": self.weight}
-        if self.count:
-            found |= {f"cosine_block{k}": float(total) / self.count for k, total in self.cosines.items()}
+        if self.cosine_K is not None:
+            sums = zip(self.layers, self.cosine_K.tolist(), strict=True)
+            found |= {f"cosine_block{k}": total / self.count for k, total in sums}
         found |= self.conflict
-        self.cosines, self.count = {}, 0
+        self.cosine_K, self.count = None, 0
         return found
 
 
-def _projector(width: int, hidden: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, out))
+class Projectors(nn.Module):
+    """A linear, SiLU, linear map for each of K blocks, all at once: [K, N, W] -> [K, N, D]."""
+
+    def __init__(self, blocks: int, width: int, hidden: int, out: int) -> None:
+        super().__init__()
+        made = [(nn.Linear(width, hidden), nn.Linear(hidden, out)) for _ in range(blocks)]
+        self.first_KWH, self.first_K1H = _stacked([first for first, _ in made])
+        self.second_KHD, self.second_K1D = _stacked([second for _, second in made])
+
+    def forward(self, h_KNW: Tensor) -> Tensor:
+        inner_KNH = F.silu(torch.baddbmm(self.first_K1H, h_KNW, self.first_KWH))
+        return torch.baddbmm(self.second_K1D, inner_KNH, self.second_KHD)
+
+
+def _stacked(linears: Sequence[nn.Linear]) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weights [K, in, out] and biases [K, 1, out]."""
+    weight_KIO = torch.stack([linear.weight.detach().T for linear in linears])
+    return nn.Parameter(weight_KIO), nn.Parameter(torch.stack([linear.bias.detach()[None] for linear in linears]))
+
+
+def _gradient_cosines(ours_BN: Tensor, theirs_BN: Tensor, t_B: Tensor) -> Tensor:
+    """Cosines per sample between two losses' gradients: sums and counts [2, 5], over all samples that are guided and by
+    quarter of t."""
+    guided_B = (ours_BN.norm(dim=1) > 0).double()
+    quarter_BQ = F.one_hot((t_B * QUARTERS).long().clamp(0, QUARTERS - 1), QUARTERS).double()
+    which_BQ = guided_B[:, None] * F.pad(quarter_BQ, (1, 0), value=1.0)
+    return torch.stack([F.cosine_similarity(ours_BN, theirs_BN, dim=1).double() @ which_BQ, which_BQ.sum(0)])

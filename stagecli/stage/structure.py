@@ -7,8 +7,10 @@ settled and stands out of a null without groups, the blocks of a group are drawn
 
 m: q, k, v, o, fc1, fc2; B_lm = A P / |A P|, A = W^T W (q, k, v, fc1) or W W^T (o, fc2), P a fixed random matrix of 64
 columns; B_gm: the mean over a group, without gradient in the first term and for h in the second. A does not change when
-heads or hidden units change places; raw weights are never averaged. That groups turn a regularizer on is the idea of
-arXiv 2605.04547, of which only the abstract is public; all formulas are this project's own (`docs/structure.md`).
+heads or hidden units change places; raw weights are never averaged. Every second step takes one m, in turn, twice as
+large: the same gradient over twelve steps at a twelfth of the cost (lazy regularization, StyleGAN2, arXiv 1912.04958).
+That groups turn a regularizer on is the idea of arXiv 2605.04547, of which only the abstract is public; all formulas
+are this project's own (`docs/structure.md`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from stagecli.stage.grouping import Grouping, Sketch
 
 READING = ("q", "k", "v", "fc1")  # from the residual stream; o and fc2 write to it
 TYPES = ("q", "k", "v", "o", "fc1", "fc2")
+EVERY_TYPE = slice(len(TYPES))
 MATRIX = re.compile(r"(?:.*\.)?blocks\.(\d+)\.(?:attention\.)?(q|k|v|o|fc1|fc2)\.weight")
 WIDTHS = {"moments": 4096, "updates": 512}  # of a sketch
 COLUMNS = 64  # of P
@@ -40,7 +43,9 @@ KEPT = 4  # probes that S is the mean over
 NEEDED = 3  # probes, or validations, in a row
 SAME = 0.9  # adjusted Rand index from which two partitions count as the same
 BETA = 0.5  # weight of the hinge
-CHECK = 20  # steps between measurements of the term's gradient
+EVERY = 2  # steps; the term of one type at each of them
+TURNS = EVERY * len(TYPES)  # steps until all types have had their turn
+CHECK = 10 * TURNS  # steps between measurements of the whole term's gradient
 MEMORY = 0.98  # of the running mean of the gradient norm, per step
 RISE = 0.01  # of the validation loss above its best, relative
 LEAST_DEPTH = 4  # two groups of two
@@ -63,7 +68,7 @@ class StructureOptions(Table):
     r: Fraction = 0.5
     """Least regime variable (when = "converged")."""
     share: PositiveReal = 0.03
-    """Norm of the term's gradient, relative to the whole gradient's, at the end of the ramp."""
+    """Norm of the term's gradient (mean of 12 steps), relative to the whole gradient's, at the end of the ramp."""
     cap: Annotated[float, Field(gt=0, le=1)] = 0.1
     """It is never more than this."""
     ramp: Fraction = 0.05
@@ -107,7 +112,7 @@ class StructureMechanism(Mechanism):
         self.ceiling_MGG: Tensor | None = None  # c0
         self.level, self.level_norm = 0.0, 0.0  # running mean of the gradient norm, and of 1
         self.unit, self.reference = 0.0, 0.0  # norm of the bare term's gradient: newest, and at the end of the ramp
-        self.value: Tensor | float = 0.0
+        self.values: list[Tensor | float] = [0.0] * len(TYPES)  # of the bare term by type, newest
         self.best, self.rises, self.valid_step = math.inf, 0, -1  # of the validation loss since the start
 
     def attach(self, network: nn.Module, feature_width: int | None) -> None:
@@ -206,7 +211,7 @@ class StructureMechanism(Mechanism):
         self.labels = self._choose()
         self.state, self.start = "active", signals.step
         with torch.no_grad():
-            self.ceiling_MGG = grouping.between(self._moments(), self.labels)
+            self.ceiling_MGG = grouping.between(self._moments(EVERY_TYPE), self.labels)
         if signals.valid is not None and math.isfinite(signals.valid[1]):
             self.valid_step, self.best = signals.valid
         evidence = {**self._scores(), "r": self.r, "groups": list(self.labels), "kind": self.options.groups}
@@ -215,20 +220,7 @@ class StructureMechanism(Mechanism):
     def _choose(self) -> tuple[int, ...]:
         """Groups of the blocks, from 0, by the option `groups`."""
         rng = np.random.default_rng(_seed(self.options.seed, 2, 0))
-        if self.options.groups == "thirds":
-            return tuple(3 * k // self.depth for k in range(self.depth))
-        if self.options.groups == "random":
-            every = grouping.counts(self.depth)
-            K = int(rng.integers(every.start, every.stop))
-            cuts = np.sort(rng.choice(self.depth - K - 1, K - 1, replace=False)) + 1  # of depth - K, one added to each
-            cuts = cuts + np.arange(1, K)
-            return tuple(np.searchsorted(cuts, np.arange(self.depth), side="right").tolist())
-        assert self.found is not None
-        if self.options.groups == "measured":
-            return self.found.labels
-        shuffles = [rng.permutation(self.found.labels) for _ in range(16)]
-        least = min(shuffles, key=lambda labels: grouping.adjusted_rand(labels, self.found.labels))  # type: ignore[union-attr]
-        return tuple(int(k) for k in least)
+        return grouping.choose(self.options.groups, self.depth, self.found, rng)
 
     def _validated(self, signals: Signals) -> list[Event]:
         """Off for good where the validation loss stays above its best since the term began."""
@@ -241,7 +233,7 @@ class StructureMechanism(Mechanism):
             return []
         what = f"the validation loss is over {100 * RISE:g} % above its best since the start, {NEEDED} times in a row"
         found = {"valid loss": loss, "best": self.best, "coefficient": self.coefficient(self.at), "since": self.start}
-        self.state, self.value, self.ceiling_MGG = "stopped", 0.0, None
+        self.state, self.values, self.ceiling_MGG = "stopped", [0.0] * len(TYPES), None
         return [Event(self.name, "active", "stopped", what, found)]
 
     # -- the term ----------------------------------------------------------------------------------
@@ -262,34 +254,43 @@ class StructureMechanism(Mechanism):
         return min(self._ramp(step) * o.share * level / self.reference, o.cap * level / self.unit)
 
     def loss(self, result: Result) -> Tensor | None:
-        """The term once a step, for all of its `accumulate` parts: the weights are the same in each."""
-        if self.state != "active" or not self.fresh:
+        """EVERY c times the term of the type whose turn it is: the mean over TURNS steps is c times the whole term.
+        Once a step for all of its `accumulate` parts: the weights are the same in each."""
+        since = self.at - self.start
+        if self.state != "active" or not self.fresh or since % EVERY:
             return None
         self.fresh = self.accumulate == 1
+        turn = since // EVERY % len(TYPES)
         with torch.autocast(device_type=self.device.type, enabled=False):
-            term = self.term()
-            if (self.at - self.start) % CHECK == 0:
-                self._remember_gradient(term)
-        self.value = term.detach()  # a number only when a row asks: a GPU is not to wait every step
-        return self.accumulate * self.coefficient(self.at) * term
+            if since % CHECK == 0:
+                self._remember_gradient()
+            part = self._by_type(slice(turn, turn + 1)).sum()
+        self.values[turn] = part.detach()  # a number only when a row asks: a GPU is not to wait every step
+        return self.accumulate * EVERY * self.coefficient(self.at) * part
 
     def term(self) -> Tensor:
-        """The bare term of the live weights: c = 1."""
-        assert self.ceiling_MGG is not None
-        return grouping.pull_and_hinge(self._moments(), self.labels, self.ceiling_MGG, BETA)
+        """The bare term of the live weights: c = 1, all types."""
+        return self._by_type(EVERY_TYPE).mean()
 
-    def _moments(self) -> list[Tensor]:
+    def _by_type(self, types: slice) -> Tensor:
+        """The bare term of some of TYPES, [M]."""
+        assert self.ceiling_MGG is not None
+        return grouping.pull_and_hinge(self._moments(types), self.labels, self.ceiling_MGG[types], BETA)
+
+    def _moments(self, types: slice) -> list[Tensor]:
         """Per type the sketched second moments [L, D * 64] of every block."""
         found = []
-        for kind in TYPES:
+        for kind in TYPES[types]:
             W_LOI = torch.stack([w.float() for w in self.matrices[kind]])
             reading_LOD = W_LOI if kind in READING else W_LOI.mT
             found.append(grouping.second_moments(reading_LOD, self.P_DX))
         return found
 
-    def _remember_gradient(self, term: Tensor) -> None:
+    def _remember_gradient(self) -> None:
+        found_M = self._by_type(EVERY_TYPE)
+        self.values = list(found_M.detach().unbind())
         weights = [w for kind in TYPES for w in self.matrices[kind]]
-        gradients = torch.autograd.grad(term, weights, retain_graph=True)
+        gradients = torch.autograd.grad(found_M.mean(), weights)
         self.unit = float(torch.stack([g.float().norm() for g in gradients]).norm())
         if self._ramp(self.at) < 1 or self.reference == 0:
             self.reference = self.unit
@@ -309,7 +310,7 @@ class StructureMechanism(Mechanism):
             "ceiling": self.ceiling_MGG,
             "labels": list(self.labels),
             **{name: getattr(self, name) for name in PLAIN},
-            "value": float(self.value),
+            "values": [float(v) for v in self.values],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -323,16 +324,17 @@ class StructureMechanism(Mechanism):
         found = state["found"]
         self.found = None if found is None else Grouping(tuple(found[0]), found[1], found[2], found[3])
         self.ceiling_MGG = None if state["ceiling"] is None else state["ceiling"].clone().to(self.device)
-        self.labels = tuple(state["labels"])
+        self.labels, self.values = tuple(state["labels"]), list(state["values"])
         for name in PLAIN:
             setattr(self, name, state[name])
 
     def metrics(self) -> dict[str, float]:
-        """gradient_ratio: norm of the term's gradient, as last measured, over the running gradient norm."""
+        """value: of the bare term, each type as last computed; gradient_ratio: norm of the whole term's gradient, as
+        last measured, over the running gradient norm."""
         c = self.coefficient(self.at) if self.state == "active" else 0.0
         ratio = c * self.unit * self.level_norm / self.level if self.level else 0.0
-        active = float(self.state == "active")
-        return {"active": active, "coefficient": c, "value": float(self.value), "gradient_ratio": ratio}
+        active, value = float(self.state == "active"), sum(map(float, self.values)) / len(TYPES)
+        return {"active": active, "coefficient": c, "value": value, "gradient_ratio": ratio}
 
     def _scores(self) -> dict[str, Any]:
         found = self.found
@@ -356,8 +358,8 @@ class StructureMechanism(Mechanism):
 
 
 PLAIN = (
-    "r", "ari", "change", "row", "probes_seen", "state", "start", "level", "level_norm", "unit", "reference", "value",
-    "best", "rises", "valid_step",
+    "r", "ari", "change", "row", "probes_seen", "state", "start", "level", "level_norm", "unit", "reference", "best",
+    "rises", "valid_step",
 )  # fmt: skip
 
 
