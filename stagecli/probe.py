@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stagecli.data.examples import PROBE_NOISE, Collate, Examples, stream
+from stagecli.data.examples import PROBE_NOISE, VALID_SEED, Collate, Examples, stream
 from stagecli.data.frames import to_device, to_frames
 from stagecli.errors import Problem, StageError
 from stagecli.model.ema import EMA
@@ -41,12 +41,14 @@ def open_monitor(recipe: Recipe, settings: ProbeSettings) -> Encoder:
     """The encoder that measures, checked against the recipe. Raises StageError before any training."""
     monitor = open_encoder(settings.monitor, settings.layer)
     nyquist = recipe.data.sample_rate / 2
+    heard = settings.partial_band and recipe.condition.cutoff and monitor.band > recipe.condition.cutoff[0]
+    top = min(nyquist, monitor.band) if heard else nyquist
     cutoff = recipe.condition.cutoff
     check_monitor(
         monitor,
         task=recipe.task.kind,
         sample_rate=recipe.data.sample_rate,
-        restored_band=(cutoff[0], nyquist) if recipe.task.kind == "sr" and cutoff else None,
+        restored_band=(cutoff[0], top) if recipe.task.kind == "sr" and cutoff else None,
         clip_seconds=recipe.data.seconds,
         judge_name=recipe.evaluate.judge,
     )
@@ -175,7 +177,7 @@ class ProbeSet:
 
     def _noise(self, clip: int, k: int, draw: int) -> np.ndarray:
         """eps [T, C] of a clip at the k-th t."""
-        rng = stream(self.recipe.train.seed, PROBE_NOISE, clip, k, draw)
+        rng = stream(VALID_SEED, PROBE_NOISE, clip, k, draw)
         return rng.standard_normal(self.prepared.shape, dtype=np.float32)
 
     # -- features --------------------------------------------------------------------------------

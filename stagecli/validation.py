@@ -13,7 +13,7 @@ import torch
 from stagecli.codec.base import Codec
 from stagecli.data.audio import write_wav
 from stagecli.data.degrade import degrade, test_low_pass
-from stagecli.data.examples import VALID, VALID_NOISE, Collate, crop, stream
+from stagecli.data.examples import VALID, VALID_NOISE, VALID_SEED, Collate, crop, stream
 from stagecli.data.frames import to_device, to_frames
 from stagecli.objective import flow_loss
 from stagecli.pipeline import Pipeline, Settings
@@ -43,7 +43,7 @@ def validate(prepared: Prepared, network: Callable, codec: Codec, accelerator: A
         batch = to_frames(to_device(collate([examples.valid_item(i) for i in part]), accelerator.device), codec)
         for k, t in enumerate(table.validate_t):
             noise = np.stack(
-                [stream(table.seed, VALID_NOISE, i, k).standard_normal(prepared.shape, dtype=np.float32) for i in part]
+                [stream(VALID_SEED, VALID_NOISE, i, k).standard_normal(prepared.shape, dtype=np.float32) for i in part]
             )
             t_B = torch.full((len(part),), t, device=accelerator.device)
             with accelerator.autocast():

@@ -257,7 +257,7 @@ def test_after_the_end_no_feature_is_read(whole: Path, tmp_path: Path, monkeypat
 
 
 def test_projectors_learn(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "l.toml", "t2a", **{**GUIDED, "train__steps": 60, "train__lr": 3e-3})
+    recipe = write_recipe(tmp_path / "l.toml", "t2a", **{**GUIDED, "train__steps": 90, "train__lr": 3e-3})
     assert run_cli("train", recipe, cwd=tmp_path).code == 0
     rows = [row["stage/guidance/cosine_block1"] for row in read_rows(tmp_path / "runs" / "l") if "train/loss" in row]
     assert np.mean(rows[-10:]) > np.mean(rows[:10]) + 0.1

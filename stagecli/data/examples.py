@@ -28,6 +28,7 @@ from stagecli.schema import Recipe
 
 # Independent random streams per (seed, sample); a new use gets a new number.
 ORDER, CROP, DROP, NOISE, VALID_NOISE, TIME, VALID, PROBE_NOISE = range(8)
+VALID_SEED = 0  # of everything that is measured on the valid split: runs of different seeds are measured alike
 
 
 def stream(seed: int, name: int, *index: int) -> np.random.Generator:
@@ -126,7 +127,11 @@ class Examples(Dataset):
         clip = self.clips[clip_at(self.seed, len(self.clips), sample)]
         noise = stream(self.seed, NOISE, sample).standard_normal(self.shape, dtype=np.float32)
         dropped = stream(self.seed, DROP, sample).random() < self.recipe.condition.dropout
-        item = {"sample": sample, "noise": torch.from_numpy(noise), **self.content(clip, (CROP, sample), dropped)}
+        item = {
+            "sample": sample,
+            "noise": torch.from_numpy(noise),
+            **self.content(clip, stream(self.seed, CROP, sample), dropped),
+        }
         if self.features is not None:
             item["features"] = self._features_of(clip, stream(self.seed, CROP, sample))
         return item
@@ -139,19 +144,18 @@ class Examples(Dataset):
         return self.features.crop(clip, crop_start(self.features.samples_of(clip), self.samples, rng))
 
     def valid_item(self, index: int) -> dict[str, Any]:
-        """The validation example of clip `index`: the same crop and filter every time, caption kept."""
-        return self.content(self.clips[index], (VALID, index), False)
+        """The validation example of clip `index`: the same crop and filter every time and in every run, caption kept."""
+        return self.content(self.clips[index], stream(VALID_SEED, VALID, index), False)
 
     def valid_audio(self, index: int) -> tuple[np.ndarray, int]:
         """The audio [N] behind `valid_item(index)`, before its level is brought to the input's (sr), and how many
         of its samples are the clip's, not padding."""
-        clip, rng = self.clips[index], stream(self.seed, VALID, index)
+        clip, rng = self.clips[index], stream(VALID_SEED, VALID, index)
         if self.frames_cache is not None:
             rng = stream(self.seed, CROP, int(rng.integers(self.recipe.data.crops)))
         return crop(self.memory.read(clip), self.samples, rng)
 
-    def content(self, clip: Clip, key: tuple[int, int], dropped: bool) -> dict[str, Any]:
-        rng = stream(self.seed, *key)
+    def content(self, clip: Clip, rng: np.random.Generator, dropped: bool) -> dict[str, Any]:
         item: dict[str, Any] = {}
         if self.frames_cache is not None:
             number = int(rng.integers(self.recipe.data.crops))

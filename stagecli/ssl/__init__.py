@@ -75,7 +75,8 @@ def check_monitor(
         if encoder.band < top:
             raise StageError(
                 f"{who} hears up to {encoder.band:g} Hz, but task {task} restores {restored_band[0]:g} to {top:g} Hz",
-                hint=f"use a full-band encoder (band at least {top:g} Hz)",
+                hint=f"use a full-band encoder (band at least {top:g} Hz), or measure what it hears: "
+                "stage.regime.partial_band = true",
             )
     needed = encoder.receptive_field / encoder.sample_rate
     if int(clip_seconds * encoder.sample_rate) < encoder.receptive_field:

@@ -60,7 +60,8 @@ class ProbeSettings:
     """What a mechanism wants measured.
 
     monitor: "kind:model" of an SSL encoder; layer: as in `ssl.make_encoder`; clips: of the valid split; t: noise
-    levels of each clip; every: steps from probe to probe.
+    levels of each clip; every: steps from probe to probe; partial_band: a monitor that hears a part of what the task
+    restores will do.
     """
 
     monitor: str
@@ -68,6 +69,7 @@ class ProbeSettings:
     clips: int
     t: tuple[float, ...]
     every: int
+    partial_band: bool = False
 
 
 @dataclass(frozen=True)

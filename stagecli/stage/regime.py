@@ -32,6 +32,8 @@ class RegimeOptions(Table):
     """SSL encoder that measures the discrepancy, as kind:model (bundled, transformers or torchaudio)."""
     layer: int | tuple[int, ...] | Literal["mean"] = -1
     """Layer of the monitor: a number (negative from the end), a list to average, or "mean" of all."""
+    partial_band: bool = False
+    """Measure sr with a monitor that does not hear all of what is restored; otherwise it is refused."""
     clips: Positive = 160
     """Clips of the valid split in the probe set. 160 keep the repeat noise of D under 1 %."""
     t: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.3, 0.5, 0.7)
@@ -65,7 +67,9 @@ class RegimeMechanism(Mechanism):
         steps, self.lr = recipe.train.steps, recipe.train.lr
         evaluations = options.clips * len(options.t)
         every = options.every or max(steps // PROBES, math.ceil(COST * evaluations / recipe.train.batch_size))
-        self.probes = ProbeSettings(options.monitor, options.layer, options.clips, options.t, every)
+        self.probes = ProbeSettings(
+            options.monitor, options.layer, options.clips, options.t, every, options.partial_band
+        )
         self.settings = Settings(
             steps=steps,
             start=options.start,
