@@ -144,7 +144,7 @@ class Examples(Dataset):
         return self.features.crop(clip, crop_start(self.features.samples_of(clip), self.samples, rng))
 
     def valid_item(self, index: int) -> dict[str, Any]:
-        """The validation example of clip `index`: the same crop and filter every time and in every run, caption kept."""
+        """The validation example of clip `index`: the same crop and filter in every run, caption kept."""
         return self.content(self.clips[index], stream(VALID_SEED, VALID, index), False)
 
     def valid_audio(self, index: int) -> tuple[np.ndarray, int]:
