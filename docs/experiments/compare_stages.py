@@ -1,0 +1,202 @@
+"""Static training, each mechanism alone, all three, and all three with r replayed from another seed: runs and tables.
+
+    export STAGECLI_DATA=DIR OMP_NUM_THREADS=1
+    python docs/experiments/compare_stages.py run runs/compare fsdd-t2a=600 esc10-sr=400 --seeds 0 1 2 --workers 16
+    python docs/experiments/compare_stages.py table runs/compare
+
+A run is the recipe NAME-static with tables added, `stage.regime` in all of them (it changes nothing that is trained).
+Runs of one seed see the same clips, noise and order. `structure` is forced on at 30 % of the budget, as its own test
+has never let it begin in runs of this length; in `all` it waits for its test, as in the recipe. Runs that are there
+already are kept. The tables give mean and standard deviation over seeds, and the difference to `static` by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+GUIDANCE, TIMESTEPS = "stage.guidance.weight=0.5", 'stage.timesteps.kind="adaptive"'
+ALL = [GUIDANCE, TIMESTEPS, "stage.structure.when=converged"]
+VARIANTS: dict[str, list[str]] = {
+    "static": [],
+    "timesteps": [TIMESTEPS],
+    "structure": ["stage.structure.when=step", "stage.structure.at=0.3"],
+    "guidance": [GUIDANCE],
+    "all": ALL,
+    "replayed": [*ALL, "stage.regime.source=replay"],
+}
+PROBES, EVALUATIONS = 70, 4  # of a run
+TASKS = {
+    "t2a": ["train.evaluate_clips=180", "train.evaluate_steps=10", "evaluate.batch_size=180"],
+    "sr": ["train.evaluate_clips=40", "evaluate.cutoffs=[4000, 12000]"],
+}
+SHOWN = {
+    "t2a": ("valid/loss", "eval/kad", "eval/fd_judge", "eval/fd_log_mel"),
+    "sr": ("valid/loss", "eval/lsd_4000", "eval/lsd_12000", "eval/lsd_hf_4000", "eval/si_sdr_4000"),
+}
+
+
+def folder(runs: Path, recipe: str, variant: str, seed: int) -> Path:
+    return runs / f"{recipe}-{variant}-{seed}"
+
+
+def finished(run: Path) -> bool:
+    try:
+        return bool(json.loads((run / "run.json").read_text())["status"] == "finished")
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def settings(
+    runs: Path, recipe: str, steps: int, variant: str, seed: int, seeds: list[int], more: list[str]
+) -> list[str]:
+    """What `--set` gets."""
+    task = "sr" if "-sr" in recipe else "t2a"
+    chosen = [
+        f"train.steps={steps}", f"train.seed={seed}", f"train.log_every={max(1, steps // 20)}",
+        f"train.evaluate_every={steps // EVALUATIONS}", f"train.validate_every={steps // EVALUATIONS}",
+        f"train.checkpoint_every={steps}", "train.samples=0", f"data.cache_dir={runs / '.cache'}",
+        "stage.regime.clips=16", "stage.regime.window=14", f"stage.regime.every={max(1, steps // PROBES)}",
+        *TASKS[task], *VARIANTS[variant], *more,
+    ]  # fmt: skip
+    if variant == "replayed":
+        other = seeds[(seeds.index(seed) + 1) % len(seeds)]
+        chosen.append(f"stage.regime.replay={folder(runs, recipe, 'all', other)}")
+    return chosen
+
+
+def work(jobs: Any, runs: Path, seeds: list[int], more: list[str], began: float) -> None:
+    """One process: takes runs off the queue until there is none left."""
+    from stagecli import recipe as recipes
+    from stagecli.launch import prepare_only, train
+    from stagecli.views import QuietView
+
+    while (job := jobs.get()) is not None:
+        recipe, steps, variant, seed = job
+        run = folder(runs, recipe, variant, seed)
+        if finished(run):
+            continue
+        ready = runs / ".cache" / f"{recipe}.ready"
+        try:
+            if variant == "features":  # of the teacher, once for all
+                chosen = settings(runs, recipe, steps, "guidance", seed, seeds, more)
+                prepare_only(recipes.load(f"{recipe}-static", chosen), lambda *_: None)
+                ready.touch()
+                continue
+            chosen = settings(runs, recipe, steps, variant, seed, seeds, more)
+            needed = [Path(s.partition("=")[2]) for s in chosen if s.startswith("stage.regime.replay=")]
+            while (GUIDANCE in chosen and not ready.exists()) or not all(map(finished, needed)):
+                time.sleep(0.5)
+            status = train(recipes.load(f"{recipe}-static", chosen), run, QuietView(), overrides=chosen)
+            print(f"{time.monotonic() - began:6.0f} s  {run.name}: {status}", flush=True)
+        except Exception:
+            print(f"{run.name}:\n{traceback.format_exc()}", flush=True)
+
+
+def run_all(runs: Path, budgets: dict[str, int], seeds: list[int], more: list[str], workers: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    (runs / ".cache").mkdir(parents=True, exist_ok=True)
+    jobs: Any = context.Queue()
+    order = [("features", seeds[:1]), *((variant, seeds) for variant in ("all", *(v for v in VARIANTS if v != "all")))]
+    for variant, chosen in order:
+        for seed in chosen:
+            for recipe, steps in budgets.items():
+                jobs.put((recipe, steps, variant, seed))
+    began = time.monotonic()
+    processes = [context.Process(target=work, args=(jobs, runs, seeds, more, began)) for _ in range(workers)]
+    for process in processes:
+        jobs.put(None)
+        process.start()
+    for process in processes:
+        process.join()
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def rows_of(run: Path, stream: str = "metrics") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / f"{stream}.jsonl").read_text().splitlines()]
+
+
+def curve(run: Path, name: str) -> dict[int, float]:
+    return {row["step"]: row[name] for row in rows_of(run) if row.get(name) is not None}
+
+
+def cell(values: Iterable[float]) -> str:
+    found = list(values)
+    spread = f" ± {statistics.stdev(found):.3g}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.4g}{spread}"
+
+
+def found_runs(runs: Path) -> dict[str, dict[str, dict[int, Path]]]:
+    """recipe -> variant -> seed -> folder, of the finished runs."""
+    found: dict[str, dict[str, dict[int, Path]]] = {}
+    for path in sorted(p for p in runs.iterdir() if finished(p)):
+        recipe, variant, seed = path.name.rsplit("-", 2)
+        found.setdefault(recipe, {}).setdefault(variant, {})[int(seed)] = path
+    return found
+
+
+def table(runs: Path) -> None:
+    for recipe, variants in found_runs(runs).items():
+        task = "sr" if "-sr" in recipe else "t2a"
+        ordered = [v for v in VARIANTS if v in variants]
+        for name in SHOWN[task]:
+            curves = {v: {s: curve(p, name) for s, p in variants[v].items()} for v in ordered}
+            steps = sorted(set.intersection(*(set(c) for v in curves.values() for c in v.values())))
+            print(f"\n{recipe}: {name}\n\n| variant | seeds | " + " | ".join(f"step {s}" for s in steps), end="")
+            print(" | at the end, against static, by seed |\n|---|---|" + "---|" * (len(steps) + 1))
+            for v, by_seed in curves.items():
+                cells = [cell(c[s] for c in by_seed.values()) for s in steps]
+                same = [s for s in by_seed if s in curves.get("static", {})]
+                last = [by_seed[s][steps[-1]] - curves["static"][s][steps[-1]] for s in same] if v != "static" else []
+                shown = f"{statistics.mean(last):+.3g} ({', '.join(f'{d:+.3g}' for d in last)})" if last else ""
+                print(f"| {v} | {len(by_seed)} | " + " | ".join(cells) + f" | {shown} |")
+        print(f"\n{recipe}: seconds a step, r, and events\n\n| variant | s a step | r at 1/2, 3/4, end | events |")
+        print("|---|---|---|---|")
+        for v in ordered:
+            print(f"| {v} | " + " | ".join(course(variants[v].values())) + " |")
+
+
+def course(runs: Iterable[Path]) -> tuple[str, str, str]:
+    """Median time of a step, r on its way, and how many runs had which event."""
+    pace, r, events = [], [], {}
+    for run in runs:
+        pace.append(statistics.median(row["speed/step_s"] for row in rows_of(run) if "speed/step_s" in row))
+        probes = rows_of(run, "probes")
+        r.append([probes[math.ceil(share * len(probes)) - 1]["r"] for share in (0.5, 0.75, 1)])
+        for row in rows_of(run, "events"):
+            if row["mechanism"] in ("guidance", "structure") and row["from"] != row["to"]:
+                events.setdefault(f"{row['mechanism']} {row['to']}", []).append(row["step"])
+    told = "; ".join(f"{what} at {', '.join(map(str, steps))}" for what, steps in events.items())
+    return f"{statistics.median(pace):.3f}", ", ".join(f"{statistics.mean(c):.2f}" for c in zip(*r, strict=True)), told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("do", choices=("run", "table"))
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("budgets", nargs="*", help="RECIPE=STEPS")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all runs (repeatable)")
+    args = parser.parse_args()
+    if args.do == "run":
+        budgets = {name: int(steps) for name, _, steps in (b.partition("=") for b in args.budgets)}
+        if not budgets:
+            sys.exit("name at least one RECIPE=STEPS")
+        run_all(args.runs, budgets, args.seeds, args.set, args.workers)
+    table(args.runs)
+
+
+if __name__ == "__main__":
+    main()
