@@ -135,10 +135,15 @@ def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float]:
     return top / base - 1, 2 * error
 
 
-def measure(name: str, shape: tuple[str, ...], accelerator: Accelerator, rounds: int, warm: int) -> None:
+def measure(
+    name: str, shape: tuple[str, ...], accelerator: Accelerator, rounds: int, warm: int, beside: list[str]
+) -> None:
+    """beside: the variants that are measured beside static; none given: all."""
     with tempfile.TemporaryDirectory() as folder:
         turns = {}
         for k, (variant, settings) in enumerate(variants(recipes.load(name).train.steps).items()):
+            if beside and variant not in ("static", *beside):
+                continue
             print(f"{name}: making {variant}", file=sys.stderr, flush=True)
             turns[variant] = Turn(make_trainer(name, (*shape, *settings), accelerator, Path(folder) / str(k)))
             if features := turns[variant].trainer.prepared.features:  # an epoch later they are all in memory
@@ -206,6 +211,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10 * BLOCK, help=f"in blocks of {BLOCK}")
     parser.add_argument("--warm", type=int, default=6, help="rounds before, that do not count")
     parser.add_argument("--set", action="append", default=[], help="of every variant, after the shape")
+    every = [name for name in variants(1000) if name != "static"]
+    parser.add_argument("--variant", action="append", default=[], choices=every, help="beside static; default: all")
     options = parser.parse_args()
     shape = (*SHAPE, *options.set)
     for name in options.recipes:
@@ -213,7 +220,7 @@ def main() -> None:
         accelerator = Accelerator(mixed_precision=precision, cpu=options.device == "cpu")
         if options.device == "cuda":
             memory(name, shape, accelerator)
-        measure(name, shape, accelerator, options.rounds, options.warm)
+        measure(name, shape, accelerator, options.rounds, options.warm, options.variant)
 
 
 if __name__ == "__main__":
