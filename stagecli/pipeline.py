@@ -103,27 +103,30 @@ class Pipeline:
         seed: int,
         settings: Settings,
         seconds: float | None = None,
+        first: int = 0,
         progress: Progress | None = None,
     ) -> list[np.ndarray]:
-        """One clip [N] per prompt; sample i depends on (seed, i) and its prompt, not on the batch."""
+        """One clip [N] per prompt; the sample of place i depends on (seed, i) and its prompt, not on the batch.
+
+        first: place of the first prompt, for a list that is made part by part.
+        """
         samples = self.samples if seconds is None else round(seconds * self.sample_rate)
         shape = (self.codec.frames(samples), self.codec.channels)
         done: list[np.ndarray] = []
         self.network.eval()
-        for first in range(0, len(prompts), settings.batch_size):
-            texts = prompts[first : first + settings.batch_size]
+        for start in range(0, len(prompts), settings.batch_size):
+            texts = prompts[start : start + settings.batch_size]
             known, empty = self.conditioning(texts), self.conditioning([""] * len(texts))
             velocity = sampler.guided(
                 partial(self._velocity, known), partial(self._velocity, empty), settings.guidance, settings.interval
             )
-            noise = torch.stack([self.noise(shape, seed, first + i) for i in range(len(texts))])
+            noise = torch.stack([self.noise(shape, seed, first + start + i) for i in range(len(texts))])
             frames = self._solve(velocity, noise, settings)
             done += list(self.codec.decode(frames, samples).float().cpu().numpy())
             if progress:
                 progress(len(done), len(prompts))
         return done
 
-    @torch.no_grad()
     def restore(
         self, low_N: np.ndarray, cutoff: float, *, seed: int, settings: Settings, index: int = 0, prompt: str = ""
     ) -> np.ndarray:
@@ -132,38 +135,69 @@ class Pipeline:
         Any length: windows of the training length overlap by half and share one state. The band
         below the cutoff is the input's.
         """
-        gain = level_gain(low_N)
-        scaled = torch.from_numpy((low_N * gain).astype(np.float32))[None].to(self.device)
-        low_1TC = self.codec.encode(scaled)
-        share = 2 * cutoff / self.sample_rate
+        return self.restore_many([low_N], cutoff, seed=seed, settings=settings, first=index, prompts=[prompt])[0]
+
+    def restored_at_once(self, samples: int, settings: Settings) -> int:
+        """How many clips of `samples` samples fill one batch of windows."""
+        frames, window, hop = self._windows(samples)
+        return max(1, settings.batch_size // len(sampler.window_starts(frames, window, hop)))
+
+    def _windows(self, samples: int) -> tuple[int, int, int]:
+        """(frames of the audio, of a window, between windows)."""
         window = self.codec.frames(self.samples)
-        hop = max(1, window // 2)
-        frames = low_1TC.shape[1]
-        low_WTC = sampler.windows(low_1TC, sampler.window_starts(frames, window, hop), window)
-        text = self.conditioning([prompt])
+        return self.codec.frames(samples), window, max(1, window // 2)
+
+    @torch.no_grad()
+    def restore_many(
+        self,
+        lows: Sequence[np.ndarray],
+        cutoff: float,
+        *,
+        seed: int,
+        settings: Settings,
+        first: int = 0,
+        prompts: Sequence[str],
+    ) -> list[np.ndarray]:
+        """`restore` of several clips of one length; clip i has the noise of index `first` + i and its prompt.
+
+        ValueError where the lengths differ.
+        """
+        if len({len(low) for low in lows}) != 1 or len(prompts) != len(lows):
+            raise ValueError("clips that are restored together must have one length, and a prompt each")
+        gains = [level_gain(low) for low in lows]
+        scaled = np.stack([low * gain for low, gain in zip(lows, gains, strict=True)]).astype(np.float32)
+        low_BTC = self.codec.encode(torch.from_numpy(scaled).to(self.device))
+        share = 2 * cutoff / self.sample_rate
+        frames, window, hop = self._windows(scaled.shape[1])
+        starts = sampler.window_starts(frames, window, hop)
+        low_WTC = sampler.windows(low_BTC, starts, window)
+        text = self.conditioning(prompts)
+        level_B = torch.tensor([math.log10(gain) for gain in gains], device=self.device)
         assert isinstance(self.codec.channel_hz, Tensor)
         band = kept_band(self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate)
 
         def part(x_BTC: Tensor, t: float, which: slice) -> Tensor:
             count = x_BTC.shape[0]
+            clip_B = torch.arange(which.start, which.stop, device=self.device) // len(starts)
             condition = Conditioning(
                 low_BTC=low_WTC[which],
                 cutoff_B=torch.full((count,), share, device=self.device),
-                level_B=torch.full((count,), math.log10(gain), device=self.device),
+                level_B=level_B[clip_B],
                 band_BC=band.expand(count, -1),
             )
             if text.text_BLD is not None and text.text_mask_BL is not None:
-                condition.text_BLD = text.text_BLD.expand(count, -1, -1)
-                condition.text_mask_BL = text.text_mask_BL.expand(count, -1)
+                condition.text_BLD, condition.text_mask_BL = text.text_BLD[clip_B], text.text_mask_BL[clip_B]
             return self._velocity(condition, x_BTC, t)
 
         self.network.eval()
         velocity = sampler.windowed(part, frames, window, hop, settings.batch_size)
-        velocity = sampler.keep_band(velocity, low_1TC, band)
-        noise = self.noise((frames, self.codec.channels), seed, index)[None]
-        frames_1TC = self._solve(velocity, noise, settings)
-        made_N = self.codec.decode(frames_1TC, len(low_N))[0].float().cpu().numpy() / gain
-        return splice(low_N, made_N, cutoff, self.sample_rate)
+        velocity = sampler.keep_band(velocity, low_BTC, band)
+        noise = torch.stack([self.noise((frames, self.codec.channels), seed, first + i) for i in range(len(lows))])
+        decoded_BN = self.codec.decode(self._solve(velocity, noise, settings), scaled.shape[1]).float().cpu().numpy()
+        return [
+            splice(low, made / gain, cutoff, self.sample_rate)
+            for low, made, gain in zip(lows, decoded_BN, gains, strict=True)
+        ]
 
 
 def text_encoder(recipe: Recipe, device: torch.device) -> PretrainedText | None:

@@ -17,6 +17,7 @@ from stagecli.metrics.moments import Embeddings, Moments, checked_sets
 __all__ = [
     "FrechetDistance",
     "FrechetInfinity",
+    "frechet_difference",
     "frechet_distance",
     "frechet_infinity",
     "frechet_interval",
@@ -119,6 +120,31 @@ def frechet_interval(
             part_factor = _factor(part)
         replicates.append(_distance(part, part_factor, Moments.of(y[rng.integers(len(y), size=len(y))])))
     return shifted_interval(value, replicates, level, lowest=0.0)
+
+
+def frechet_difference(
+    x_ND: Embeddings, a_MD: Embeddings, b_MD: Embeddings, seed: int, *, level: float = 0.95, draws: int = 100
+) -> Interval:
+    """Distance of b minus that of a to one reference x, with a bootstrap interval; row i of a and of b: one prompt.
+
+    A draw takes the same prompts for both, and the reference as given. The biases of two sets of one size cancel as
+    far as their spreads are alike; what is left is in `bias`, by which the quantiles are shifted.
+    Raises ValueError as `frechet_distance`; a and b of different shapes.
+    """
+    x, a = checked_sets(x_ND, a_MD, _NAMES)
+    _, b = checked_sets(x_ND, b_MD, _NAMES)
+    if a.shape != b.shape:
+        raise ValueError(f"pairs need equal shapes, got {tuple(a.shape)} and {tuple(b.shape)}")
+    whole = Moments.of(x)
+    factor = _factor(whole)
+    rng = np.random.default_rng(seed)
+
+    def change(rows: np.ndarray) -> float:
+        before, after = (_distance(whole, factor, Moments.of(y[rows])) for y in (a, b))
+        return after - before
+
+    replicates = [change(rng.integers(len(a), size=len(a))) for _ in range(draws)]
+    return shifted_interval(change(np.arange(len(a))), replicates, level)
 
 
 @dataclass(frozen=True)
