@@ -109,17 +109,19 @@ def _restored(
                 break
             batch.append(clip)
             targets.append(target)
-        known = all(ledger.get(f"{cutoff:g} Hz", clip.key) is not None for clip in batch)
-        if known:
-            yield from ((clip, target, {}) for clip, target in zip(batch, targets, strict=True))
-        else:
-            lows = [low_pass_filters.degrade(target, rate, low_pass) for target in targets]
+        known = [ledger.get(f"{cutoff:g} Hz", clip.key) is not None for clip in batch]
+        made: list[np.ndarray] = []
+        lows = [low_pass_filters.degrade(target, rate, low_pass) for target in targets] if not all(known) else []
+        if lows:
             made = pipeline.restore_many(
                 lows, cutoff, seed=seed, settings=settings, first=first, prompts=[clip.caption for clip in batch]
             )
-            for clip, target, low, model in zip(batch, targets, lows, made, strict=True):
-                naive = copy_up(torch.from_numpy(low), rate, cutoff).numpy()
-                yield clip, target, {"unprocessed": low, "copy-up": naive, "model": model}
+        for i, (clip, target) in enumerate(zip(batch, targets, strict=True)):
+            if known[i]:
+                yield clip, target, {}
+                continue
+            naive = copy_up(torch.from_numpy(lows[i]), rate, cutoff).numpy()
+            yield clip, target, {"unprocessed": lows[i], "copy-up": naive, "model": made[i]}
         first += len(batch)
 
 

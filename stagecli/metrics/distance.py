@@ -67,6 +67,17 @@ def _distance(x: Moments, factor_x: Tensor, y: Moments) -> float:
     return max(float(value), 0.0)
 
 
+def _distance_of_rows(x: Moments, factor_x: Tensor, y_MD: Tensor) -> float:
+    """`_distance` to the clips y themselves: M x M values instead of D x D where clips are fewer than dimensions."""
+    if len(y_MD) > x.dim:
+        return _distance(x, factor_x, Moments.of(y_MD))
+    centred_MD = (y_MD - y_MD.mean(0)) / math.sqrt(len(y_MD) - 1)
+    rows_MD = centred_MD @ factor_x
+    cross = torch.linalg.eigvalsh(rows_MD @ rows_MD.T).clamp_min(0).sqrt().sum()
+    traces = x.scatter_DD.trace() / (x.count - 1) + centred_MD.square().sum()
+    return max(float((x.mean_D - y_MD.mean(0)).square().sum() + traces - 2 * cross), 0.0)
+
+
 def frechet_of_moments(x: Moments, y: Moments) -> FrechetDistance:
     """`frechet_distance` of two sets that were gathered batch by batch; the clips themselves are not needed.
 
@@ -140,7 +151,7 @@ def frechet_difference(
     rng = np.random.default_rng(seed)
 
     def change(rows: np.ndarray) -> float:
-        before, after = (_distance(whole, factor, Moments.of(y[rows])) for y in (a, b))
+        before, after = (_distance_of_rows(whole, factor, y[rows]) for y in (a, b))
         return after - before
 
     replicates = [change(rng.integers(len(a), size=len(a))) for _ in range(draws)]
