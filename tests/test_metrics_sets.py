@@ -307,7 +307,6 @@ def test_memorisation_by_direction_and_its_warnings() -> None:
 
 def test_the_distance_by_clips_is_that_by_moments() -> None:
     from stagecli.metrics import distance
-    from stagecli.metrics.moments import Moments
 
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(50, 12)) @ rng.normal(size=(12, 12)))
@@ -320,8 +319,6 @@ def test_the_distance_by_clips_is_that_by_moments() -> None:
 
 def test_a_singular_reference_has_the_distance_of_the_matrix_root() -> None:
     """Cholesky's factor does not exist there; scipy's root is complex and its real part is meant."""
-    import scipy.linalg
-
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(6, 12)), rng.normal(size=(40, 12)) + 0.3
     cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
