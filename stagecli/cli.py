@@ -134,7 +134,8 @@ def evaluate(
         str | None, typer.Option("--clap", metavar="MODEL", help="t2a: CLAP score; hub id, folder.")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option("--label", help="t2a: label for the prompt accuracy (repeatable); default: all.")
+        list[str] | None,
+        typer.Option("--label", help="t2a: label of prompt accuracy (repeatable); default: all that captions decide."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="t2a: distances only, none of the training split.")] = False,
     reference: Annotated[Path | None, typer.Option("--reference", help="Folder of real audio.")] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stagecli.console import Console, cell
@@ -91,15 +91,14 @@ def show(documents: Sequence[Row], differences: Sequence[Row], out: Console) -> 
         head = ", ".join(f"{key.replace('_', ' ')} {cell(document[key])}" for key in FACTS if key in document)
         out.text(f"{name_of(document)}  ({document['task']}, {head})", style="bold")
         marks = Marks()
+        by_label = [name for name in metric_names(document) if ":" in name]
         for title, rows in _tables(document):
-            columns = ["metric", "", *(row["system"] for row in rows)]
-            body = [
-                [name, SIGNS[registered(name).better], *(figure(name, row["metrics"].get(name), marks) for row in rows)]
-                for name in metric_names(document)
-                if any(name in row["metrics"] for row in rows)
-            ]
-            out.table(title, columns, body)
-            out.text()
+            names = [name for name in metric_names(document) if name not in by_label]
+            _table(title, "metric", {name: name for name in names}, rows, marks, out)
+        if by_label:
+            # A table of their own: a classifier each, not all systems, and long names.
+            title = "prompt accuracy, by classifiers of real clips"
+            _table(title, "label", {name: name.partition(":")[2] for name in by_label}, document["rows"], marks, out)
         for line in ["<: lower is better; >: higher", *_keys(document, marks), *_nearest(document)]:
             out.text(line)
         following = documents[place + 1] if place + 1 < len(documents) else None
@@ -110,6 +109,25 @@ def show(documents: Sequence[Row], differences: Sequence[Row], out: Console) -> 
         out.text()
     for difference in differences:
         _show_difference(difference, out)
+
+
+def _table(title: str, head: str, shown: Mapping[str, str], rows: Sequence[Row], marks: Marks, out: Console) -> None:
+    """A row per metric (name: what it is called here), a column per system that has one of them."""
+    rows = [row for row in rows if any(name in row["metrics"] for name in shown)]
+    body = [
+        [called, SIGNS[registered(name).better], *(_of_row(name, row, marks) for row in rows)]
+        for name, called in shown.items()
+        if any(name in row["metrics"] for row in rows)
+    ]
+    out.table(title, [head, "", *(row["system"] for row in rows)], body)
+    out.text()
+
+
+def _of_row(name: str, row: Row, marks: Marks) -> str:
+    """`figure`, with its own number of clips where that is not the row's: not every clip has every label."""
+    metric = row["metrics"].get(name)
+    some = metric is not None and metric.get("n", row["n"]) != row["n"]
+    return figure(name, metric, marks) + (f" of {metric['n']}" if metric is not None and some else "")
 
 
 def _tables(document: Row) -> list[tuple[str, list[Row]]]:
@@ -212,7 +230,7 @@ def markdown(documents: Sequence[Row], differences: Sequence[Row]) -> str:
         titles = {"cutoff": "cutoff Hz", "group": "clips of"}
         body = [
             [*(cell(row.get(key, "all")) for key in extra), row["system"], str(row["n"]),
-             *(figure(name, row["metrics"].get(name), marks) for name in names)]
+             *(_of_row(name, row, marks) for name in names)]
             for row in document["rows"]
         ]  # fmt: skip
         facts = ", ".join(f"{key.replace('_', ' ')} {cell(document[key])}" for key in FACTS if key in document)
