@@ -93,7 +93,8 @@ def test_an_interrupted_evaluation_continues_with_the_same_numbers(
         return original(*arguments)
 
     monkeypatch.setattr(pairs, "score_pair", counted)
-    assert cli(*SR, "--json").code == 130
+    stopped = cli(*SR, "--json")
+    assert stopped.code == 130 and "the same command continues" in stopped.stderr and not stopped.stdout
     ledger = next((runs / "sr" / "evals").glob("*.clips.jsonl"))
     with ledger.open("a") as file:
         file.write('["2000 Hz", "half a li')  # as a kill would leave it
@@ -148,6 +149,26 @@ def test_perceptual_scores_on_real_speech(data_dir: Path) -> None:
     assert all(worse[name] < same[name] for name in names)
     short = pairs.score_pair(speech[:1500], noisy[:1500], 8000, 1000, "nuwave", ["stoi"])
     assert all(np.isnan(value) for value in short.values()), "no number where the metric hears too little"
+
+
+def test_real_recordings_by_class(data_dir: Path, cli: Cli, tmp_path: Path) -> None:
+    """Whole clips of five seconds of three classes through a run of a few steps: the low band stays the input's."""
+    lines = [json.loads(line) for line in (data_dir / "esc10" / "manifest.jsonl").read_text().splitlines()]
+    kept: dict[tuple[str, str], int] = {}
+    with (tmp_path / "manifest.jsonl").open("w") as file:
+        for row in lines:
+            key = (row["split"], row["label"])
+            kept[key] = kept.get(key, 0) + 1
+            if row["label"] in ("dog_bark", "rain", "rooster") and kept[key] <= 2:
+                file.write(json.dumps({**row, "path": str(data_dir / "esc10" / row["path"])}) + "\n")
+    changes = {"data__source": "manifest", "data__path": "manifest.jsonl", "data__clips": None, "train__steps": 4}
+    assert cli("train", write_recipe(tmp_path / "esc.toml", "sr", **changes)).code == 0
+    found = document(cli("evaluate", "runs/esc", "--samples", "6", "--cutoff", "4000", "--by", "label", "--json"))
+    groups = {row["group"]: row["n"] for row in found["rows"] if "group" in row and row["system"] == "model"}
+    assert groups == {f"label {name}": 2 for name in ("dog_bark", "rain", "rooster")}
+    for row in found["rows"]:
+        if row["system"] == "model":
+            assert row["metrics"]["lsd_lf"]["value"] < 0.5 < row["metrics"]["lsd_hf"]["value"]
 
 
 # --- what is printed ------------------------------------------------------------------------------

@@ -62,11 +62,15 @@ def work(flags: Flags, progress: Progress, out: Console) -> Callable[[], bool]:
     if flags.csv and str(flags.csv) != "-" and not flags.csv.resolve().parent.is_dir():
         raise StageError("cannot write the table", problems=[Problem(str(flags.csv), "its folder does not exist")])
     differences: list[Row] = []
-    if flags.reference or flags.generated:
-        wanted, documents = _folders(flags, progress, out)
-    else:
-        _none_of("runs", {"--training": flags.training, "--match-gain": flags.match_gain})
-        wanted, documents, differences = _runs(flags, progress, out)
+    try:
+        if flags.reference or flags.generated:
+            wanted, documents = _folders(flags, progress, out)
+        else:
+            _none_of("runs", {"--training": flags.training, "--match-gain": flags.match_gain})
+            wanted, documents, differences = _runs(flags, progress, out)
+    except KeyboardInterrupt:
+        out.note("interrupted; the same command continues where it stopped")
+        raise
     return partial(_answer, flags, documents, differences, wanted, out)
 
 

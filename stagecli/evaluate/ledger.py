@@ -26,12 +26,10 @@ class Ledger:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.found = 0
         self._scores: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-        self._file: Any = None
-        if path is None or not path.exists():
-            return
-        for line in path.read_text(encoding="utf-8").splitlines():
+        text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
+        self._torn = bool(text) and not text.endswith("\n")
+        for line in text.splitlines():
             try:
                 what, key, scores = json.loads(line)
             except ValueError:
@@ -47,11 +45,11 @@ class Ledger:
         return self._scores.get((what, key))
 
     def put(self, what: str, key: str, scores: dict[str, dict[str, float]]) -> None:
+        """Remember the scores of a clip."""
         self._scores[what, key] = scores
         if self.path is None:
             return
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+", encoding="utf-8", buffering=1)
-            self._file.write("\n")  # ends a line that was left half written
-        self._file.write(json.dumps([what, key, finite(scores)]) + "\n")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" * self._torn + json.dumps([what, key, finite(scores)]) + "\n")
+        self._torn = False

@@ -103,13 +103,16 @@ def evaluate_run(
     full = kind == "t2a" and not asked.quick and asked.split != "train"
     if kind == "t2a" and asked.split == "train" and not asked.quick:
         warn("split train: distances only; what is compared with the training split would be compared with itself")
+    if full and asked.split == "valid":
+        warn("split valid: the L2 of the classifier of prompt accuracy was chosen on the clips that are scored")
     source = _source(recipe, asked.split, full, progress)
     clips = evenly(source.clips(asked.split), asked.samples or recipe.evaluate.samples)
     seed = recipe.evaluate.seed if asked.seed is None else asked.seed
     identity = sampling_identity(str(read_info(run_dir).get("id")), path / "ema.safetensors")
     facts: Row = {
         "task": kind, "run": str(run_dir), "checkpoint": path.name, "split": asked.split, "clips": len(clips),
-        "seed": seed, "sampler": settings.sampler, "steps": settings.steps, "guidance": settings.guidance,
+        "sample_rate": pipeline.sample_rate, "seed": seed, "sampler": settings.sampler, "steps": settings.steps,
+        "guidance": settings.guidance,
     }  # fmt: skip
     decides: Row = {
         **{k: v for k, v in facts.items() if k != "run"}, **identity, "version": __version__,
@@ -266,6 +269,10 @@ def compared(a: Outcome, b: Outcome) -> Row:
     tasks = a.document["task"], b.document["task"]
     if tasks[0] != tasks[1]:
         result["notes"].append(f"a {tasks[0]} and a {tasks[1]} run have no metric in common")
+        return result
+    rates = a.document["sample_rate"], b.document["sample_rate"]
+    if rates[0] != rates[1]:
+        result["notes"].append(f"figures at {rates[0]} Hz and at {rates[1]} Hz do not compare")
         return result
     for what, scores in a.per_clip.items():
         other = b.per_clip.get(what, {})

@@ -17,7 +17,7 @@ SIGNS = {"lower": "<", "higher": ">"}
 HALF = "half of the bootstrap 95 % interval of the mean over clips"
 WHOLE = "95 % interval, of KAD by bootstrap over clips, of shares by Wilson's formula"
 BIASED = "no more clips than dimensions; biased upwards: compare at equal numbers of clips only"
-FACTS = ("split", "clips", "seed", "sampler", "steps", "guidance", "sample_rate", "judge")
+FACTS = ("split", "clips", "sample_rate", "seed", "sampler", "steps", "guidance", "judge")
 COLUMNS = (
     "run", "checkpoint", "task", "split", "system", "cutoff", "group", "metric", "value", "low", "high", "n",
     "left_out", "biased", "note", "unit", "better",
