@@ -127,5 +127,7 @@ def _minimise(x_ND: Tensor, target_N: Tensor, start: Tensor, penalty: float) -> 
         value = -log_p[torch.arange(len(log_p)), target_N].mean() + 0.5 * penalty * weight[:-1].square().sum()
         return float(value), gradient.reshape(-1).numpy()
 
-    found = minimize(loss, start.reshape(-1).numpy(), jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
+    # A step that gains less than 1e-6 nat changes no class.
+    options = {"maxiter": ITERATIONS, "ftol": 1e-6}
+    found = minimize(loss, start.reshape(-1).numpy(), jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(found.x).view_as(start)
