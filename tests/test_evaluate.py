@@ -19,7 +19,7 @@ from conftest import Result, forked, run_cli, write_recipe
 
 from stagecli.data.source import Clip
 from stagecli.errors import StageError
-from stagecli.evaluate import pairs, summary
+from stagecli.evaluate import pairs, summary, tables
 from stagecli.evaluate.classifier import fit, label_columns
 from stagecli.evaluate.ledger import Ledger
 from stagecli.metrics.distance import frechet_difference, frechet_distance
@@ -121,6 +121,28 @@ def test_what_is_kept_says_how_to_repeat_it(cli: Cli, runs: Path) -> None:
     assert kept["environment"]["packages"]["torch"]
     other = document(cli(*SR, "--json"))
     assert other["file"] != found["file"] and (runs.parent / found["file"]).exists(), "one replaced the other"
+
+
+def test_a_run_that_cannot_be_written_is_said_before_work(cli: Cli, runs: Path) -> None:
+    (runs / "sr" / "evals").rmdir()
+    (runs / "sr" / "evals").write_text("in the way")
+    result = cli(*SR)
+    assert result.code == 2 and "runs/sr/evals" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_clip_too_short_to_score_is_named(cli: Cli, tmp_path: Path) -> None:
+    from stagecli.data.audio import write_wav
+
+    rng = np.random.default_rng(0)
+    lines = [{"path": f"{split}.wav", "split": split} for split in ("train", "valid", "test")]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for split, samples in (("train", 4000), ("valid", 4000), ("test", 900)):
+        write_wav(tmp_path / f"{split}.wav", (0.1 * rng.standard_normal(samples)).astype(np.float32), 16000)
+    changes = {"data__source": "manifest", "data__path": "manifest.jsonl", "data__clips": None, "train__steps": 1}
+    assert cli("train", write_recipe(tmp_path / "r.toml", "sr", **changes)).code == 0
+    result = cli("evaluate", "runs/r")
+    assert result.code == 1 and "test.wav" in result.stderr and "too few" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_perceptual_metrics_are_refused_where_they_see_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +323,21 @@ def test_paired_differences_of_set_metrics_find_what_two_intervals_do_not() -> N
         frechet_difference(reference, a, b[:-1], 0)
 
 
+def test_an_extrapolation_is_a_number_where_there_are_clips_enough() -> None:
+    from stagecli.evaluate.hear import Heard
+    from stagecli.evaluate.sets import set_metrics
+
+    rng = np.random.default_rng(0)
+    sets = [Heard(*(torch.from_numpy(rng.normal(size=(90, 4))) for _ in range(3))) for _ in range(2)]
+    found = set_metrics(*sets, 0, full=True)
+    assert abs(found["fad_infinity"]["value"]) < found["fd_judge"]["value"] < 0.5 and not found["fd_judge"]["biased"]
+    few = set_metrics(sets[0].part(range(5)), sets[1].part(range(4)), 0, full=True)
+    assert few["fad_infinity"]["value"] is None and few["fd_judge"]["biased"]
+    assert few["precision"]["value"] is None and "at least" in few["precision"]["note"]
+    copies = Heard(*(torch.ones(9, 4).double() for _ in range(3)))
+    assert "copies" in set_metrics(copies, sets[1], 0, full=False)["kad"]["note"]
+
+
 def test_differences_leave_out_what_is_not_finite_on_either_side() -> None:
     a = {str(i): {"snr": float(i), "lsd": 1.0} for i in range(6)}
     b = {**{str(i): {"snr": i + 1.0, "lsd": 1.0} for i in range(5)}, "5": {"snr": float("inf"), "lsd": 2.0}, "6": {}}
@@ -391,7 +428,12 @@ def test_every_metric_of_t2a_on_real_digits(
     assert coded["kl"]["value"] < samples["kl"]["value"]
     assert "kad" not in coded and "precision" not in coded and "paired" in coded["fd_judge"]["note"]
     assert "bundled:judge" in found["conventions"]["kad"] and "72 clips of the train split" in json.dumps(found)
+    assert len(found["settings"]["judge_weights"]) > 12
     assert found["memorisation"]["copies"] == 0 and len(found["memorisation"]["pairs"]) == 20
+    page = tables.markdown([found], []).splitlines()
+    heads = next(line for line in page if line.startswith("| metric"))
+    assert "| samples (n 36) |" in heads and all(line.count("|") == 6 for line in page if line.startswith("| "))
+    assert any(line.startswith("| kad [^kad] |") for line in page)
     shown = cli("evaluate", "runs/digits").stdout
     for words in ("real, test split", "prompt_accuracy", "nearest of 72 training clips", "too few to extrapolate"):
         assert words in " ".join(shown.split())

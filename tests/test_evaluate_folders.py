@@ -14,7 +14,7 @@ import soundfile
 import torch
 import transformers
 from conftest import Result
-from test_ssl import save_clap
+from test_ssl import save_clap, save_wave
 
 from stagecli.errors import StageError
 from stagecli.evaluate import FolderOptions, evaluate_folders, folders
@@ -191,6 +191,16 @@ def test_one_clip_or_pair_is_held_at_a_time(
         metrics = found["rows"][0]["metrics"]
         assert metrics["fd_judge"]["biased"] and metrics["coverage"]["value"] is not None
         assert "bundled:judge" in found["conventions"]["kad"]
+
+
+def test_any_encoder_judges(tmp_path: Path) -> None:
+    save_wave(tmp_path / "hubert", "hubert")
+    sides = (write(tmp_path / "a", {f"{i}": noise(i) for i in range(20)}), write(tmp_path / "b", {"x": noise(99)}))
+    write(sides[1], {f"{i}": noise(i + 50) for i in range(20)})
+    found, _ = score(sides, "t2a", judge=f"transformers:{tmp_path / 'hubert'}")
+    metric = found["rows"][0]["metrics"]["fd_judge"]
+    assert metric["dimensions"] == 16 and not metric["biased"]
+    assert str(tmp_path / "hubert") in found["conventions"]["fd_judge"] and found["settings"]["judge_weights"]
 
 
 def test_what_makes_sets_hard_to_compare_is_said(tmp_path: Path) -> None:

@@ -126,7 +126,13 @@ def evaluate_run(
         warn(line)
 
     folder, name = run_dir / "evals", f"{path.name}_{asked.split}"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        problem = Problem(str(folder), error.strerror or str(error))
+        raise StageError("cannot keep results in the run", problems=[problem]) from error
     job = Job(
         folder, name, pipeline, source, clips, seed, settings, identity, facts, decides, progress, note, say
     )  # fmt: skip

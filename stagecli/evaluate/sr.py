@@ -11,7 +11,7 @@ import torch
 
 from stagecli.data import degrade as low_pass_filters
 from stagecli.data.source import Clip, Source
-from stagecli.errors import StageError
+from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.evaluate.ledger import Ledger
 from stagecli.evaluate.pairs import SR_METRICS, SR_QUICK, audible, conventions, score_named
 from stagecli.evaluate.summary import Row, summarise
@@ -120,9 +120,20 @@ def _restored(
             if known[i]:
                 yield clip, target, {}
                 continue
-            naive = copy_up(torch.from_numpy(lows[i]), rate, cutoff).numpy()
-            yield clip, target, {"unprocessed": lows[i], "copy-up": naive, "model": made[i]}
+            yield (
+                clip,
+                target,
+                {"unprocessed": lows[i], "copy-up": _naive(clip, lows[i], rate, cutoff), "model": made[i]},
+            )
         first += len(batch)
+
+
+def _naive(clip: Clip, low: np.ndarray, rate: int, cutoff: float) -> np.ndarray:
+    try:
+        return copy_up(torch.from_numpy(low), rate, cutoff).numpy()
+    except ValueError as error:
+        problem = Problem(clip.key, str(error))
+        raise StageError(f"no copy-up at {cutoff:g} Hz", problems=[problem], exit_code=EXIT_FAILED) from None
 
 
 def by_label(clips: Sequence[Clip], column: str) -> dict[str, list[str]]:

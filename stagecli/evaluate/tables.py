@@ -226,19 +226,12 @@ def markdown(documents: Sequence[Row], differences: Sequence[Row]) -> str:
     for document in documents:
         names, marks = metric_names(document), Marks()
         heads = [f"{name} {footnote(name, document['conventions'][name])}" for name in names]
-        extra = [key for key in ("cutoff", "group") if any(key in row for row in document["rows"])]
-        titles = {"cutoff": "cutoff Hz", "group": "clips of"}
-        body = [
-            [*(cell(row.get(key, "all")) for key in extra), row["system"], str(row["n"]),
-             *(_of_row(name, row, marks) for name in names)]
-            for row in document["rows"]
-        ]  # fmt: skip
         facts = ", ".join(f"{key.replace('_', ' ')} {cell(document[key])}" for key in FACTS if key in document)
         said = "".join(
             f" {key}{footnote(key, text)}." for key, text in document["conventions"].items() if key not in names
         )
         lines += [f"`{name_of(document)}` ({facts}).{said}", ""]
-        lines += _markdown_table([*(titles[key] for key in extra), "system", "n", *heads], body)
+        lines += _markdown_table(*_page_table(document, names, heads, marks))
         lines += ["", *(f"{line}  " for line in [*_keys(document, marks), *_nearest(document)]), ""]
     for difference in differences:
         lines += [f"B - A: A is `{difference['a']}`, B is `{difference['b']}`; paired bootstrap 95 % intervals.", ""]
@@ -253,6 +246,23 @@ def markdown(documents: Sequence[Row], differences: Sequence[Row]) -> str:
         lines += [*(f"{note}  " for note in difference["notes"]), ""]
     lines += [f"[^{key}]: {text}" for key, text in footnotes.items()]
     return "\n".join(lines) + "\n"
+
+
+def _page_table(
+    document: Row, names: Sequence[str], heads: Sequence[str], marks: Marks
+) -> tuple[list[str], list[list[str]]]:
+    """(heads, rows): a row per cutoff and system where there are cutoffs, else a row per metric: there are many."""
+    rows = document["rows"]
+    if not any("cutoff" in row for row in rows):
+        body = [[head, *(_of_row(name, row, marks) for row in rows)] for name, head in zip(names, heads, strict=True)]
+        return ["metric", *(f"{row['system']} (n {row['n']})" for row in rows)], body
+    groups = any("group" in row for row in rows)
+    body = [
+        [cell(row["cutoff"]), *([row.get("group", "all")] if groups else []), row["system"], str(row["n"]),
+         *(_of_row(name, row, marks) for name in names)]
+        for row in rows
+    ]  # fmt: skip
+    return ["cutoff Hz", *(["clips of"] if groups else []), "system", "n", *heads], body
 
 
 def _markdown_table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
