@@ -141,11 +141,17 @@ def _row(system: str, kind: str, metrics: Row, n: int) -> Row:
 
 def real_clips(source: Source, clips: Sequence[Clip], name: str, samples: int, seed: int) -> Clips:
     """Crops of `samples` samples, the same ones for the same seed."""
+
+    def key(i: int, clip: Clip) -> str:
+        # A clip that is shorter than the crop, by more than rounding, is taken whole whatever the seed.
+        whole = 0 < clip.seconds * source.sample_rate < samples - 2
+        return f"{source.content_hash(clip)} {samples}" + ("" if whole else f" {seed} {i}")
+
     return Clips(
         name,
         lambda i: crop(source.read(clips[i]), samples, stream(seed, 0, i))[0],
         len(clips),
-        [f"{source.content_hash(clip)} {seed} {i} {samples}" for i, clip in enumerate(clips)],
+        [key(i, clip) for i, clip in enumerate(clips)],
         [clip.key for clip in clips],
     )
 
