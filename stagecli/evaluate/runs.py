@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecli import __version__, checkpoint
+from stagecli import recipe as recipes
 from stagecli.data.source import Clip, Source, Split, open_source
 from stagecli.errors import Problem, StageError
 from stagecli.evaluate.clap import Clap
@@ -256,7 +257,11 @@ def evaluate_runs(
 ) -> tuple[list[Row], list[Row]]:
     """Documents of every run and checkpoint, in order, and the differences of each from the first."""
     for run in runs:
-        info = read_info(run)  # before any work: is it a run, and are the checkpoints there?
+        info = read_info(run)  # before any work: is it a run, do the options suit it, are the checkpoints there?
+        _suits(run, str(info.get("task")), asked)
+        if len(runs) > 1 and info.get("task") == "t2a":
+            recipe = recipes.load(run / "recipe.toml")
+            _judge(recipe, asked.judge or recipe.evaluate.judge, warn)
         for which in checkpoints:
             if which != "best":
                 checkpoint.find(run / "checkpoints", which)

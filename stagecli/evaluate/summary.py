@@ -90,7 +90,8 @@ def limits(texts: Iterable[str], known: Iterable[str]) -> list[Limit]:
             limit = None
         if limit is None:
             raise StageError(f"--fail-if {text!r} is no condition", hint='such as --fail-if "lsd > 1.2"; <, <=, >, >=')
-        if limit.metric.partition(":")[0] not in known:
+        base, colon, _ = limit.metric.partition(":")
+        if base not in known or (colon and base != "prompt_accuracy"):
             hint = f"what is computed here: {', '.join(known)}"
             if limit.metric in METRICS:
                 hint = f"it is not computed by this command; {hint}"
