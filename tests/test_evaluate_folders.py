@@ -113,6 +113,7 @@ def test_gain_is_matched_when_asked_and_said(pair: tuple[Path, Path]) -> None:
     normalised, said = score(pair)
     assert normalised["rows"][0]["metrics"]["lsd"]["value"] > plain + 0.3
     assert any("all 5 clips" in line and "peak-normalised" in line for line in said)
+    assert any("--match-gain" in line for line in said)
     matched, said = score(pair, gain_matched=True)
     assert matched["rows"][0]["metrics"]["lsd"]["value"] == pytest.approx(plain, abs=0.01)
     assert any("gain matched" in line and "dB" in line for line in said)
@@ -184,6 +185,7 @@ def test_one_clip_or_pair_is_held_at_a_time(
 
     monkeypatch.setattr(folders, "read_mono", counted)
     found, said = score(sides, task)
+    assert found["clips"] == 60
     assert len(alive) == 120, "each clip is read once"
     assert most <= held
     assert found["rows"][0]["n"] == 60 and not said

@@ -76,7 +76,7 @@ def evaluate_folders(
     _suits(task, options)
     score = _score_pairs if task == "sr" else _score_sets
     facts, conventions_of, row = score(reference, generated, options, progress, note)
-    head = {"task": task, "reference": str(reference), "generated": str(generated), **facts}
+    head = {"task": task, "reference": str(reference), "generated": str(generated), "clips": row["n"], **facts}
     row = {"system": generated.name or str(generated), "kind": "generated", **row}
     tail = {"settings": {**facts, "version": __version__}, "command": " ".join(command_line())}
     return finite(
@@ -201,6 +201,8 @@ def _score_pairs(
         note(f"{channels} channels: both sides are scored as the mean of their channels")
     for line in doubts.lines():
         note(line)
+    if any("level:" in kind for kind in doubts.kinds):
+        note("levels are off: --match-gain scales each clip onto its reference first")
     said = conventions(preset, [*SR_METRICS, *perceptual])
     if options.gain_matched:
         decibel = 20 * np.log10(gains)
