@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from stagecli import __version__
-from stagecli.console import Console, make_view, progress, scores
+from stagecli.console import Console, make_view, progress
 from stagecli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, StageError
 
 app = typer.Typer(
@@ -107,54 +107,72 @@ def _report_skipped(source: Any, out: Console) -> None:
             out.note(f"  {problem.where}  {problem.what}")
 
 
-@app.command(epilog="Examples:  stagecli evaluate runs/quickstart   |   stagecli evaluate --task sr --json")
+@app.command(
+    epilog="Examples:  stagecli evaluate runs/quickstart   |   stagecli evaluate runs/a runs/b --markdown   |   "
+    "stagecli evaluate --reference DIR --generated DIR --task t2a   |   ... --fail-if 'lsd > 1.2'"
+)
 def evaluate(
     runs: Annotated[list[Path] | None, typer.Argument(help="Runs; default: the newest finished one of --task.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="t2a or sr.")] = None,
     split: Annotated[str, typer.Option("--split", help="train, valid or test.")] = "test",
-    checkpoint: Checkpoint = "latest",
+    checkpoint: Annotated[
+        list[str] | None, typer.Option("--checkpoint", help="latest, best, or a step (repeatable).")
+    ] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=2, help="Clips to score at most.")] = None,
-    cutoff: Annotated[list[float] | None, typer.Option("--cutoff", help="Test cutoff in Hz (sr, repeatable).")] = None,
-    reference: Annotated[Path | None, typer.Option("--reference", help="Folder of real audio.")] = None,
-    generated: Annotated[Path | None, typer.Option("--generated", help="Folder of audio to score.")] = None,
-    judge: Annotated[str | None, typer.Option("--judge", help="SSL encoder that scores t2a, as kind:model.")] = None,
     seed: Seed = None,
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: Sampler = None,
+    cutoff: Annotated[list[float] | None, typer.Option("--cutoff", help="sr: test cutoff in Hz (repeatable).")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="sr: LSD convention, nuwave or ssr_eval.")] = None,
+    by: Annotated[str | None, typer.Option("--by", metavar="LABEL", help="sr: rows per value of a label too.")] = None,
+    perceptual: Annotated[
+        bool, typer.Option("--perceptual", help="sr: PESQ, STOI and ViSQOL too (extra `perceptual`; slow).")
+    ] = False,
+    judge: Annotated[str | None, typer.Option("--judge", help="t2a: SSL encoder that scores, as kind:model.")] = None,
+    clap: Annotated[
+        str | None, typer.Option("--clap", metavar="MODEL", help="t2a: CLAP score; hub id, folder.")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="t2a: label of prompt accuracy (repeatable); default: all that captions decide."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="t2a: distances only, none of the training split.")] = False,
+    reference: Annotated[Path | None, typer.Option("--reference", help="Folder of real audio.")] = None,
+    generated: Annotated[Path | None, typer.Option("--generated", help="Folder of audio to score.")] = None,
+    training: Annotated[
+        Path | None, typer.Option("--training", help="t2a folders: training clips, to look for copies of them.")
+    ] = None,
+    gain: Annotated[bool, typer.Option("--match-gain", help="sr folders: scale each clip onto its reference.")] = False,
+    fail_if: Annotated[
+        list[str] | None, typer.Option("--fail-if", metavar="TEST", help="Exit 1 where 'METRIC > NUMBER' (repeatable).")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write every figure to FILE, or - for stdout.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables for a page, with footnotes.")] = False,
     runs_dir: RunsDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Score runs on real clips, or one folder of audio against another."""
+    """Score runs on real clips, or one folder of audio against another.
+
+    A killed evaluation continues: give the same command again. Several runs or checkpoints: with differences
+    from the first.
+    """
     out = Console(as_json)
     _one_of("--task", task, ("t2a", "sr"), optional=not (reference or generated))
     _one_of("--split", split, ("train", "valid", "test"))
     _one_of("--sampler", sampler, ("euler", "heun", "ab2"), optional=True)
-    if reference or generated:
-        if not (reference and generated):
-            raise StageError("--reference and --generated belong together")
-        from stagecli.evaluate import evaluate_folders
+    _one_of("--preset", preset, ("nuwave", "ssr_eval"), optional=True)
+    from stagecli.evaluate.command import Flags, work
 
-        assert task is not None
-        documents = [evaluate_folders(reference, generated, task, cutoff=cutoff[0] if cutoff else None, judge=judge)]
-    else:
-        from stagecli.run import newest
-
-        if not runs:
-            runs = [newest(runs_dir, task)]
-            out.note(f"scoring {runs[0]}")
-        from stagecli.evaluate import evaluate_run
-
-        changes: dict[str, Any] = {"steps": steps, "guidance": guidance, "sampler": sampler}
-        options: dict[str, Any] = {"split": split, "checkpoint": checkpoint, "samples": samples, "seed": seed}
-        options["judge"] = judge
-        documents = []
-        for run in runs:
-            with _bars() as report:
-                documents.append(
-                    evaluate_run(run, task=task, cutoffs=cutoff or (), progress=report, **options, **changes)
-                )
-    out.result(documents if len(documents) > 1 else documents[0], lambda: scores(documents, out))
+    flags = Flags(
+        runs or [], task, split, checkpoint or [], samples, seed, steps, guidance, sampler, cutoff or [], preset, by,
+        perceptual, judge, clap, label or [], quick, reference, generated, training, gain, fail_if or [], csv, markdown,
+        runs_dir,
+    )  # fmt: skip
+    with _bars() as report:
+        show = work(flags, report, out)
+    if not show():
+        raise typer.Exit(EXIT_FAILED)
 
 
 class _bars:

@@ -20,7 +20,7 @@ from stagecli.curves import number
 from stagecli.errors import Problem, StageError
 from stagecli.views import Board, Notes, PlainView, QuietView, Throttle, View, line
 
-__all__ = ["Console", "LiveView", "PlainView", "QuietView", "View", "make_view", "progress", "scores"]
+__all__ = ["Console", "LiveView", "PlainView", "QuietView", "View", "make_view", "progress"]
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -181,43 +181,6 @@ def _problem_lines(problem: Problem, width: int) -> list[str]:
         word = re.match(r"[\w.\-]+", excerpt[column:])
         lines.append(f"  {'':>5} | {' ' * column}{'^' * (len(word.group()) if word else 1)}")
     return lines
-
-
-# -- evaluate --------------------------------------------------------------------------------------
-
-
-def scores(documents: Sequence[Row], out: Console) -> None:
-    """The tables of `evaluate`: one row per system, then the convention of every number."""
-    for document in documents:
-        names = list(document["rows"][0]["metrics"])
-        cutoffs = any("cutoff" in row for row in document["rows"])
-        head = f"{document.get('run') or document['generated']}  {document.get('checkpoint', '')}".rstrip()
-        detail = [
-            f"{key} {document[key]}" for key in ("split", "seed", "sampler", "steps", "guidance") if key in document
-        ]
-        rows = []
-        for row in document["rows"]:
-            first = [f"{row['cutoff']:g}"] if cutoffs else []
-            rows.append([*first, row["system"], row["n"], *(_score(row["metrics"][name]) for name in names)])
-        out.text(f"{head}  ({', '.join(detail)})", style="bold")
-        out.table("", [*(["cutoff Hz"] if cutoffs else []), "system", "n", *names], rows)
-        out.text()
-        if any(m.get("low") is not None for row in document["rows"] for m in row["metrics"].values()):
-            out.text("+-: half of the bootstrap 95 % interval of the mean over clips")
-        for name, convention in document["conventions"].items():
-            out.text(f"{name}: {convention}")
-        if any(m.get("biased") for row in document["rows"] for m in row["metrics"].values()):
-            out.text("*: fewer clips than dimensions; the figure is biased upwards")
-        if "file" in document:
-            out.note(f"wrote {document['file']}")
-
-
-def _score(metric: Row) -> str:
-    """`1.234 +-0.05` with half the interval where there is one; * marks a biased figure."""
-    text = cell(metric["value"]) + ("*" if metric.get("biased") else "")
-    if metric.get("low") is not None:
-        text += f" +-{(metric['high'] - metric['low']) / 2:.2g}"
-    return text + (f" [{metric['left_out']} left out]" if metric.get("left_out") else "")
 
 
 # -- progress and the live view --------------------------------------------------------------------

@@ -114,13 +114,13 @@ class Pipeline:
         shape = (self.codec.frames(samples), self.codec.channels)
         done: list[np.ndarray] = []
         self.network.eval()
-        for first in range(0, len(prompts), settings.batch_size):
-            texts = prompts[first : first + settings.batch_size]
+        for start in range(0, len(prompts), settings.batch_size):
+            texts = prompts[start : start + settings.batch_size]
             known, empty = self.conditioning(texts), self.conditioning([""] * len(texts))
             velocity = sampler.guided(
                 partial(self._velocity, known), partial(self._velocity, empty), settings.guidance, settings.interval
             )
-            places = range(first, first + len(texts)) if indices is None else indices[first : first + len(texts)]
+            places = indices[start : start + len(texts)] if indices else range(start, start + len(texts))
             noise = torch.stack([self.noise(shape, seed, i) for i in places])
             frames = self._solve(velocity, noise, settings)
             done += list(self.codec.decode(frames, samples).float().cpu().numpy())
@@ -128,7 +128,6 @@ class Pipeline:
                 progress(len(done), len(prompts))
         return done
 
-    @torch.no_grad()
     def restore(
         self, low_N: np.ndarray, cutoff: float, *, seed: int, settings: Settings, index: int = 0, prompt: str = ""
     ) -> np.ndarray:
@@ -137,74 +136,69 @@ class Pipeline:
         Any length: windows of the training length overlap by half and share one state. The band
         below the cutoff is the input's.
         """
-        gain = level_gain(low_N)
-        scaled = torch.from_numpy((low_N * gain).astype(np.float32))[None].to(self.device)
-        low_1TC = self.codec.encode(scaled)
-        share = 2 * cutoff / self.sample_rate
+        return self.restore_many([low_N], cutoff, seed=seed, settings=settings, indices=[index], prompts=[prompt])[0]
+
+    def restored_at_once(self, samples: int, settings: Settings) -> int:
+        """How many clips of `samples` samples fill one batch of windows."""
+        frames, window, hop = self._windows(samples)
+        return max(1, settings.batch_size // len(sampler.window_starts(frames, window, hop)))
+
+    def _windows(self, samples: int) -> tuple[int, int, int]:
+        """(frames of the audio, of a window, between windows)."""
         window = self.codec.frames(self.samples)
-        hop = max(1, window // 2)
-        frames = low_1TC.shape[1]
-        low_WTC = sampler.windows(low_1TC, sampler.window_starts(frames, window, hop), window)
-        text = self.conditioning([prompt])
-        assert isinstance(self.codec.channel_hz, Tensor)
-        band = kept_band(self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate)
-
-        def part(x_BTC: Tensor, t: float, which: slice) -> Tensor:
-            count = x_BTC.shape[0]
-            condition = Conditioning(
-                low_BTC=low_WTC[which],
-                cutoff_B=torch.full((count,), share, device=self.device),
-                level_B=torch.full((count,), math.log10(gain), device=self.device),
-                band_BC=band.expand(count, -1),
-            )
-            if text.text_BLD is not None and text.text_mask_BL is not None:
-                condition.text_BLD = text.text_BLD.expand(count, -1, -1)
-                condition.text_mask_BL = text.text_mask_BL.expand(count, -1)
-            return self._velocity(condition, x_BTC, t)
-
-        self.network.eval()
-        velocity = sampler.windowed(part, frames, window, hop, settings.batch_size)
-        velocity = sampler.keep_band(velocity, low_1TC, band)
-        noise = self.noise((frames, self.codec.channels), seed, index)[None]
-        frames_1TC = self._solve(velocity, noise, settings)
-        made_N = self.codec.decode(frames_1TC, len(low_N))[0].float().cpu().numpy() / gain
-        return splice(low_N, made_N, cutoff, self.sample_rate)
+        return self.codec.frames(samples), window, max(1, window // 2)
 
     @torch.no_grad()
-    def restore_crops(
+    def restore_many(
         self,
-        low_BN: np.ndarray,
+        lows: Sequence[np.ndarray],
         cutoff: float,
         *,
         seed: int,
         settings: Settings,
         indices: Sequence[int],
         prompts: Sequence[str],
-        progress: Progress | None = None,
-    ) -> np.ndarray:
-        """`restore` of clips of the training length [B, N], many at once; clip i has the noise of `indices[i]`."""
-        self.network.eval()
-        share, shape = 2 * cutoff / self.sample_rate, (self.codec.frames(self.samples), self.codec.channels)
+    ) -> list[np.ndarray]:
+        """`restore` of several clips of one length; clip i has the noise of `indices[i]` and its prompt.
+
+        ValueError where the lengths differ.
+        """
+        if len({len(low) for low in lows}) != 1 or not len(lows) == len(prompts) == len(indices):
+            raise ValueError("clips that are restored together must have one length, and an index and a prompt each")
+        gains = [level_gain(low) for low in lows]
+        scaled = np.stack([low * gain for low, gain in zip(lows, gains, strict=True)]).astype(np.float32)
+        low_BTC = self.codec.encode(torch.from_numpy(scaled).to(self.device))
+        share = 2 * cutoff / self.sample_rate
+        frames, window, hop = self._windows(scaled.shape[1])
+        starts = sampler.window_starts(frames, window, hop)
+        low_WTC = sampler.windows(low_BTC, starts, window)
+        text = self.conditioning(prompts)
+        level_B = torch.tensor([math.log10(gain) for gain in gains], device=self.device)
         assert isinstance(self.codec.channel_hz, Tensor)
-        band_1C = kept_band(self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate)
-        done = []
-        for first in range(0, len(low_BN), settings.batch_size):
-            part = slice(first, first + settings.batch_size)
-            gain_B = np.array([level_gain(low_N) for low_N in low_BN[part]])
-            scaled_BN = torch.from_numpy((low_BN[part] * gain_B[:, None]).astype(np.float32)).to(self.device)
-            condition = self.conditioning(prompts[part])
-            condition.low_BTC = self.codec.encode(scaled_BN)
-            condition.cutoff_B = torch.full((len(gain_B),), share, device=self.device)
-            condition.level_B = torch.from_numpy(np.log10(gain_B).astype(np.float32)).to(self.device)
-            condition.band_BC = band_1C.expand(len(gain_B), -1)
-            velocity = sampler.keep_band(partial(self._velocity, condition), condition.low_BTC, condition.band_BC)
-            noise_BTC = torch.stack([self.noise(shape, seed, i) for i in indices[part]])
-            made_BN = self.codec.decode(self._solve(velocity, noise_BTC, settings), self.samples).float().cpu().numpy()
-            pairs = zip(low_BN[part], made_BN / gain_B[:, None], strict=True)
-            done += [splice(low_N, made_N, cutoff, self.sample_rate) for low_N, made_N in pairs]
-            if progress:
-                progress(len(done), len(low_BN))
-        return np.stack(done)
+        band = kept_band(self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate)
+
+        def part(x_BTC: Tensor, t: float, which: slice) -> Tensor:
+            count = x_BTC.shape[0]
+            clip_B = torch.arange(which.start, which.stop, device=self.device) // len(starts)
+            condition = Conditioning(
+                low_BTC=low_WTC[which],
+                cutoff_B=torch.full((count,), share, device=self.device),
+                level_B=level_B[clip_B],
+                band_BC=band.expand(count, -1),
+            )
+            if text.text_BLD is not None and text.text_mask_BL is not None:
+                condition.text_BLD, condition.text_mask_BL = text.text_BLD[clip_B], text.text_mask_BL[clip_B]
+            return self._velocity(condition, x_BTC, t)
+
+        self.network.eval()
+        velocity = sampler.windowed(part, frames, window, hop, settings.batch_size)
+        velocity = sampler.keep_band(velocity, low_BTC, band)
+        noise = torch.stack([self.noise((frames, self.codec.channels), seed, i) for i in indices])
+        decoded_BN = self.codec.decode(self._solve(velocity, noise, settings), scaled.shape[1]).float().cpu().numpy()
+        return [
+            splice(low, made / gain, cutoff, self.sample_rate)
+            for low, made, gain in zip(lows, decoded_BN, gains, strict=True)
+        ]
 
 
 def text_encoder(recipe: Recipe, device: torch.device) -> PretrainedText | None:

@@ -105,8 +105,11 @@ def _write_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*kept, *rows]))
 
 
-def find_audio(source: Path) -> list[Path]:
-    """A file, or every audio file under a folder. Raises StageError listing what cannot be used."""
+def find_audio(source: Path, progress: Progress | None = None) -> list[Path]:
+    """A file, or every audio file under a folder. Raises StageError listing what cannot be used.
+
+    progress: (files looked at, files); each is decoded once, block by block.
+    """
     if source.is_dir():
         files = sorted(p for p in source.rglob("*") if p.is_file() and p.suffix.lower() in AUDIO_SUFFIXES)
         if not files:
@@ -114,7 +117,9 @@ def find_audio(source: Path) -> list[Path]:
     else:
         files = [source]
     problems = []
-    for path in files:
+    for done, path in enumerate(files, 1):
+        if progress:
+            progress(done, len(files))
         try:
             info, reason = examine(path)
         except OSError as error:

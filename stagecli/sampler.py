@@ -94,8 +94,8 @@ def window_starts(frames: int, window: int, hop: int) -> list[int]:
 
 
 def windows(x_BTC: Tensor, starts: list[int], window: int) -> Tensor:
-    """[1, T, C] -> [W, min(T, window), C], one row per start."""
-    return torch.cat([x_BTC[:, s : s + window] for s in starts])
+    """[B, T, C] -> [B * W, min(T, window), C], one row per clip and start, in the order of `windowed`."""
+    return torch.stack([x_BTC[:, s : s + window] for s in starts], dim=1).flatten(0, 1)
 
 
 def windowed(
@@ -103,8 +103,9 @@ def windowed(
 ) -> Velocity:
     """One velocity over any length from overlapping windows (MultiDiffusion, arXiv 2302.08113).
 
-    `velocity(x [G, window, C], t, which)` gets at most `group` windows at once; `which` are their
-    numbers. All windows share one x [1, T, C] and are blended by triangles, so no seam arises.
+    `velocity(x [G, window, C], t, which)` gets at most `group` windows at once; `which` are their numbers, those of
+    the first clip of x [B, T, C] before those of the second. All windows of a clip share its row of x and are
+    blended by triangles, so no seam arises.
     """
     starts = window_starts(frames, window, hop)
     size = min(frames, window)
@@ -113,13 +114,14 @@ def windowed(
 
     def whole(x_BTC: Tensor, t: float) -> Tensor:
         weight = ramp.to(x_BTC)
-        total, norm = torch.zeros_like(x_BTC[0]), torch.zeros_like(x_BTC[0, :, :1])
-        for first in range(0, len(starts), group):
-            which = slice(first, min(first + group, len(starts)))
-            parts = velocity(windows(x_BTC, starts[which], window), t, which)
-            for start, part in zip(starts[which], parts, strict=True):
-                total[start : start + size] += weight * part
-                norm[start : start + size] += weight
-        return (total / norm)[None]
+        total, norm = torch.zeros_like(x_BTC), torch.zeros_like(x_BTC[..., :1])
+        places = [(clip, start) for clip in range(len(x_BTC)) for start in starts]
+        for first in range(0, len(places), group):
+            which = slice(first, min(first + group, len(places)))
+            cut = torch.stack([x_BTC[clip, start : start + size] for clip, start in places[which]])
+            for (clip, start), part in zip(places[which], velocity(cut, t, which), strict=True):
+                total[clip, start : start + size] += weight * part
+                norm[clip, start : start + size] += weight
+        return total / norm
 
     return whole

@@ -94,28 +94,31 @@ class Scorer:
         return torch.cat([scores, torch.where(defined_B, 1.0, float("nan"))[:, None]], dim=1)
 
     def _pairs(self) -> dict[str, float]:
-        names, prompts = computed(self.recipe), [self.captions[i] for i in self.mine]
+        names = computed(self.recipe)
         by_cutoff: dict[str, list[float]] = {name: [] for name in names}
         scores: dict[str, float] = {}
         for hz, low_BN in self.low.items():
             found = torch.zeros(0, len(names) + 1)
             if self.mine:
-                made_BN = self.pipeline.restore_crops(
-                    low_BN,
-                    hz,
-                    seed=self.seed,
-                    settings=self.settings,
-                    indices=self.mine,
-                    prompts=prompts,
-                    progress=partial(self.progress, f"evaluating at {hz:g} Hz"),
-                )
-                found = self._score(self.target, torch.from_numpy(made_BN), hz)
+                found = self._score(self.target, torch.from_numpy(self._restored(low_BN, hz)), hz)
             table = self._shared(found)
             for k, name in enumerate(names):
                 value = _mean(table[:, k]) if bool(table[:, -1].isfinite().all()) else float("nan")
                 by_cutoff[name].append(value)
                 scores[at_cutoff(name, hz)] = value
         return {**{name: sum(values) / len(values) for name, values in by_cutoff.items()}, **scores}
+
+    def _restored(self, low_BN: np.ndarray, hz: float) -> np.ndarray:
+        made: list[np.ndarray] = []
+        for first in range(0, len(low_BN), self.settings.batch_size):
+            part = slice(first, first + self.settings.batch_size)
+            indices = self.mine[part]
+            prompts = [self.captions[i] for i in indices]
+            made += self.pipeline.restore_many(
+                list(low_BN[part]), hz, seed=self.seed, settings=self.settings, indices=indices, prompts=prompts
+            )
+            self.progress(f"evaluating at {hz:g} Hz", len(made), len(low_BN))
+        return np.stack(made)
 
     # -- t2a: sets -----------------------------------------------------------------------------------
 

@@ -115,14 +115,14 @@ def test_generate_by_index_is_the_same_sample(trained: Path) -> None:
 
 def test_audio_that_is_not_finite_is_a_row_without_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training goes on, and such weights are never the best."""
-    restore = Pipeline.restore_crops
+    restore = Pipeline.restore_many
 
-    def broken(self: Pipeline, low_BN: np.ndarray, *args: Any, **keys: Any) -> np.ndarray:
-        made = restore(self, low_BN, *args, **keys)
-        made[0, 5] = np.nan
+    def broken(self: Pipeline, lows: list[np.ndarray], *args: Any, **keys: Any) -> list[np.ndarray]:
+        made = restore(self, lows, *args, **keys)
+        made[0][5] = np.nan
         return made
 
-    monkeypatch.setattr(Pipeline, "restore_crops", broken)
+    monkeypatch.setattr(Pipeline, "restore_many", broken)
     more = {"train__evaluate_every": 4, "train__best": "eval/lsd", "train__samples": 0, "train__steps": 4}
     recipe = write_recipe(tmp_path / "sr.toml", "sr", **more)
     assert run_cli("train", recipe, cwd=tmp_path).code == 0

@@ -303,3 +303,28 @@ def test_memorisation_by_direction_and_its_warnings() -> None:
     for made, message in ((train[:, :2], "different dim"), (0 * train, "no direction"), (train[:0], "at least one")):
         with pytest.raises(ValueError, match=message):
             memorisation(made, train, test, cosine=True)
+
+
+def test_the_distance_by_clips_is_that_by_moments() -> None:
+    from stagecli.metrics import distance
+
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(50, 12)) @ rng.normal(size=(12, 12)))
+    whole = Moments.of(x)
+    for few in (5, 12, 13, 40):
+        y = torch.from_numpy(rng.normal(size=(few, 12)) + 0.3)
+        found = distance._distance_of_rows(whole, distance._factor(whole), y)
+        assert found == pytest.approx(distance.frechet_distance(x, y).value, rel=1e-6)
+
+
+def test_a_singular_reference_has_the_distance_of_the_matrix_root() -> None:
+    """Cholesky's factor does not exist there; scipy's root is complex and its real part is meant."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(6, 12)), rng.normal(size=(40, 12)) + 0.3
+    cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    cross = np.trace(scipy.linalg.sqrtm(cov_x @ cov_y)).real
+    plain = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * cross
+    assert frechet_distance(x, y).value == pytest.approx(plain, rel=1e-5)
+    assert frechet_distance(y, x).value == pytest.approx(plain, rel=1e-5)
+    copies = np.repeat(rng.normal(size=(1, 12)), 5, axis=0)
+    assert frechet_distance(copies, copies).value == pytest.approx(0, abs=1e-9)

@@ -17,6 +17,7 @@ from stagecli.metrics.moments import Embeddings, Moments, checked_sets
 __all__ = [
     "FrechetDistance",
     "FrechetInfinity",
+    "frechet_difference",
     "frechet_distance",
     "frechet_infinity",
     "frechet_interval",
@@ -43,20 +44,38 @@ class FrechetDistance:
     biased: bool
 
 
-def _root(moments: Moments) -> Tensor:
-    """Symmetric square root [D, D] of the covariance."""
-    values_D, vectors_DD = torch.linalg.eigh(moments.covariance())
+def _factor(moments: Moments) -> Tensor:
+    """L [D, D] with L L^T = C: Cholesky's, or where C is singular (few clips) the symmetric square root."""
+    covariance = moments.covariance()
+    factor_DD, failed = torch.linalg.cholesky_ex(covariance)
+    if int(failed) == 0:
+        return factor_DD
+    values_D, vectors_DD = torch.linalg.eigh(covariance)
     return (vectors_DD * values_D.clamp_min(0).sqrt()) @ vectors_DD.T
 
 
-def _distance(x: Moments, root_x: Tensor, y: Moments) -> float:
-    """|mu_x - mu_y|^2 + tr C_x + tr C_y - 2 tr (C_x^(1/2) C_y C_x^(1/2))^(1/2), never below 0."""
+def _distance(x: Moments, factor_x: Tensor, y: Moments) -> float:
+    """|mu_x - mu_y|^2 + tr C_x + tr C_y - 2 tr (C_x C_y)^(1/2), never below 0.
+
+    C_x C_y = L L^T C_y has the eigenvalues of the symmetric L^T C_y L, whatever factor L of C_x is taken.
+    """
     cov_y = y.covariance()
-    product = root_x @ cov_y @ root_x
+    product = factor_x.T @ cov_y @ factor_x
     cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
     trace_x = x.scatter_DD.trace() / (x.count - 1)
     value = (x.mean_D - y.mean_D).square().sum() + trace_x + cov_y.trace() - 2 * cross
     return max(float(value), 0.0)
+
+
+def _distance_of_rows(x: Moments, factor_x: Tensor, y_MD: Tensor) -> float:
+    """`_distance` to the clips y themselves: M x M values instead of D x D where clips are fewer than dimensions."""
+    if len(y_MD) > x.dim:
+        return _distance(x, factor_x, Moments.of(y_MD))
+    centred_MD = (y_MD - y_MD.mean(0)) / math.sqrt(len(y_MD) - 1)
+    rows_MD = centred_MD @ factor_x
+    cross = torch.linalg.eigvalsh(rows_MD @ rows_MD.T).clamp_min(0).sqrt().sum()
+    traces = x.scatter_DD.trace() / (x.count - 1) + centred_MD.square().sum()
+    return max(float((x.mean_D - y_MD.mean(0)).square().sum() + traces - 2 * cross), 0.0)
 
 
 def frechet_of_moments(x: Moments, y: Moments) -> FrechetDistance:
@@ -67,15 +86,15 @@ def frechet_of_moments(x: Moments, y: Moments) -> FrechetDistance:
     if x.dim != y.dim:
         raise ValueError(f"x and y have different dimensions: {x.dim} and {y.dim}")
     n, m, dim = x.count, y.count, x.dim
-    return FrechetDistance(_distance(x, _root(x), y), n, m, dim, min(n, m) <= dim)
+    return FrechetDistance(_distance(x, _factor(x), y), n, m, dim, min(n, m) <= dim)
 
 
 def frechet_distance(x_ND: Embeddings, y_MD: Embeddings) -> FrechetDistance:
     """Frechet distance of two Gaussians fitted to x [N, D] and y [M, D] (Dowson and Landau, 1982).
 
-    |mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), in float64. The trace of the root is that of the
-    symmetric C_x^(1/2) C_y C_x^(1/2), by two symmetric eigendecompositions: real and never negative
-    where a general matrix square root of C_x C_y turns complex.
+    |mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), in float64. The trace of the root is the sum of
+    the roots of the eigenvalues of the symmetric L^T C_y L, C_x = L L^T: real and never negative where a general
+    matrix square root of C_x C_y turns complex, and faster.
     Raises ValueError: not [N, D], fewer than two clips, different D, NaN or infinite values.
     """
     x, y = checked_sets(x_ND, y_MD, _NAMES)
@@ -102,16 +121,41 @@ def frechet_interval(
     x, y = checked_sets(x_ND, y_MD, _NAMES)
     rng = np.random.default_rng(seed)
     whole = Moments.of(x)
-    root = _root(whole)
-    value = _distance(whole, root, Moments.of(y))
+    factor = _factor(whole)
+    value = _distance(whole, factor, Moments.of(y))
     replicates = []
     for _ in range(draws):
-        part, part_root = whole, root
+        part, part_factor = whole, factor
         if resample == "both":
             part = Moments.of(x[rng.integers(len(x), size=len(x))])
-            part_root = _root(part)
-        replicates.append(_distance(part, part_root, Moments.of(y[rng.integers(len(y), size=len(y))])))
+            part_factor = _factor(part)
+        replicates.append(_distance(part, part_factor, Moments.of(y[rng.integers(len(y), size=len(y))])))
     return shifted_interval(value, replicates, level, lowest=0.0)
+
+
+def frechet_difference(
+    x_ND: Embeddings, a_MD: Embeddings, b_MD: Embeddings, seed: int, *, level: float = 0.95, draws: int = 100
+) -> Interval:
+    """Distance of b minus that of a to one reference x, with a bootstrap interval; row i of a and of b: one prompt.
+
+    A draw takes the same prompts for both, and the reference as given. The biases of two sets of one size cancel as
+    far as their spreads are alike; what is left is in `bias`, by which the quantiles are shifted.
+    Raises ValueError as `frechet_distance`; a and b of different shapes.
+    """
+    x, a = checked_sets(x_ND, a_MD, _NAMES)
+    _, b = checked_sets(x_ND, b_MD, _NAMES)
+    if a.shape != b.shape:
+        raise ValueError(f"pairs need equal shapes, got {tuple(a.shape)} and {tuple(b.shape)}")
+    whole = Moments.of(x)
+    factor = _factor(whole)
+    rng = np.random.default_rng(seed)
+
+    def change(rows: np.ndarray) -> float:
+        before, after = (_distance_of_rows(whole, factor, y[rows]) for y in (a, b))
+        return after - before
+
+    replicates = [change(rng.integers(len(a), size=len(a))) for _ in range(draws)]
+    return shifted_interval(change(np.arange(len(a))), replicates, level)
 
 
 @dataclass(frozen=True)
@@ -156,13 +200,13 @@ def _line(
 ) -> tuple[float, float, float]:
     """(intercept, slope, R^2) of the distance against 1 / size of y, over nested subsets without repetition.
 
-    fixed: moments of x and the root of their covariance, where the whole of x is used throughout.
+    fixed: moments of x and the factor of its covariance, where the whole of x is used throughout.
     """
     points = []
     for _ in range(shuffles):
         if fixed is None:
             sizes_x = [max(2, round(size * len(x) / len(y))) for size in sizes]
-            left = [(part, _root(part)) for part in _prefixes(x, sizes_x, rng.permutation(len(x)))]
+            left = [(part, _factor(part)) for part in _prefixes(x, sizes_x, rng.permutation(len(x)))]
         else:
             left = [fixed] * len(sizes)
         right = _prefixes(y, sizes, rng.permutation(len(y)))
@@ -215,8 +259,8 @@ def frechet_infinity(
     sizes = sorted({round(1 / inverse) for inverse in np.linspace(1 / smallest, 1 / m, points)})
     rng = np.random.default_rng(seed)
     whole = Moments.of(x)
-    root = _root(whole)
-    fixed = None if over == "both" else (whole, root)
+    factor = _factor(whole)
+    fixed = None if over == "both" else (whole, factor)
     value, slope, r2 = _line(x, y, sizes, fixed, shuffles, rng)
     interval = None
     if draws:
@@ -227,5 +271,5 @@ def frechet_infinity(
             replicates.append(_line(again_x, again_y, sizes, fixed, shuffles, rng)[0])
         interval = shifted_interval(value, replicates, level)
     low, high = (interval.low, interval.high) if interval else (None, None)
-    plain = _distance(whole, root, Moments.of(y))
+    plain = _distance(whole, factor, Moments.of(y))
     return FrechetInfinity(value, low, high, r2, slope, tuple(sizes), plain, n, m, dim)

@@ -49,7 +49,8 @@ def spectra_in_blocks(
 
 def _magnitude(spectrum: Tensor) -> Tensor:
     """sqrt(max(|X|^2, 1e-8))."""
-    return (spectrum.real.square() + spectrum.imag.square()).clamp_min(_POWER_FLOOR).sqrt()
+    power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+    return power.clamp_min_(_POWER_FLOOR).sqrt_()
 
 
 def _terms(x_BN: Tensor, y_BN: Tensor, n_fft: int, hop: int, size: int) -> tuple[Tensor, Tensor]:
@@ -58,9 +59,9 @@ def _terms(x_BN: Tensor, y_BN: Tensor, n_fft: int, hop: int, size: int) -> tuple
     error, energy, log_error, count = (x_BN.new_zeros(x_BN.shape[0]) for _ in range(4))
     for spectra in spectra_in_blocks(x_BN, y_BN, n_fft, hop, window):
         x, y = (_magnitude(z) for z in spectra)
-        error = error + (x - y).square().sum((1, 2))
+        error = error + (x - y).square_().sum((1, 2))
         energy = energy + x.square().sum((1, 2))
-        log_error = log_error + (x / y).log().abs().sum((1, 2))
+        log_error = log_error + (x / y).log_().abs_().sum((1, 2))
         count = count + x[0].numel()
     silent = (x_BN == 0).all(1)
     return (error / energy).sqrt().masked_fill(silent, float("nan")), log_error / count

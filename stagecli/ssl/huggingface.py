@@ -49,7 +49,7 @@ def load(model: str, layer: Layer = -1) -> Encoder:
             f"encoder {model} is a model of type {kind!r}, which is not supported",
             hint=f"use a checkpoint of one of these types: {', '.join(MODEL_TYPES)}",
         )
-    extractor = _load_extractor(folder, model, _FAMILIES[kind][1])
+    extractor = load_extractor(folder, model, _FAMILIES[kind][1])
     network = _load_network(folder, model, kind, plain)
     name = f"transformers:{model}"
     if kind in _WAVE:
@@ -58,7 +58,7 @@ def load(model: str, layer: Layer = -1) -> Encoder:
     return makers.get(kind, CLAPEncoder)(network, extractor, name, layer)
 
 
-def _load_extractor(folder: Path, source: str, class_name: str) -> Any:
+def load_extractor(folder: Path, source: str, class_name: str) -> Any:
     """The numpy feature extractor, read for its settings and filters; StageError where there is none."""
     import transformers
 
