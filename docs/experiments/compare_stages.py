@@ -34,6 +34,14 @@ VARIANTS: dict[str, list[str]] = {
     "all": ALL,
     "replayed": [*ALL, "stage.regime.source=replay"],
 }
+# A second look: t that ends at about logit-normal, where [objective] has it, and that early density for good.
+ENDING = [TIMESTEPS, "stage.timesteps.s1=0.61"]
+VARIANTS |= {
+    "timesteps_ln": ENDING,
+    "all_ln": [GUIDANCE, *ENDING, "stage.structure.when=converged"],
+    "shifted": ["stage.timesteps.kind=logit-normal", "stage.timesteps.mean=0.4", "stage.timesteps.std=0.92"],
+}
+FIRST = tuple(VARIANTS)[:6]
 PROBES, EVALUATIONS = 70, 4  # of a run
 TASKS = {
     "t2a": ["train.evaluate_clips=180", "train.evaluate_steps=10", "evaluate.batch_size=180"],
@@ -102,13 +110,15 @@ def work(jobs: Any, runs: Path, seeds: list[int], more: list[str], began: float)
             print(f"{run.name}:\n{traceback.format_exc()}", flush=True)
 
 
-def run_all(runs: Path, budgets: dict[str, int], seeds: list[int], more: list[str], workers: int) -> None:
+def run_all(
+    runs: Path, budgets: dict[str, int], seeds: list[int], more: list[str], chosen: list[str], workers: int
+) -> None:
     context = multiprocessing.get_context("spawn")
     (runs / ".cache").mkdir(parents=True, exist_ok=True)
     jobs: Any = context.Queue()
-    order = [("features", seeds[:1]), *((variant, seeds) for variant in ("all", *(v for v in VARIANTS if v != "all")))]
-    for variant, chosen in order:
-        for seed in chosen:
+    order = [("features", seeds[:1]), *((v, seeds) for v in sorted(chosen, key=lambda v: v != "all"))]
+    for variant, some in order:
+        for seed in some:
             for recipe, steps in budgets.items():
                 jobs.put((recipe, steps, variant, seed))
     began = time.monotonic()
@@ -188,13 +198,14 @@ def main() -> None:
     parser.add_argument("budgets", nargs="*", help="RECIPE=STEPS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(FIRST))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all runs (repeatable)")
     args = parser.parse_args()
     if args.do == "run":
         budgets = {name: int(steps) for name, _, steps in (b.partition("=") for b in args.budgets)}
         if not budgets:
             sys.exit("name at least one RECIPE=STEPS")
-        run_all(args.runs, budgets, args.seeds, args.set, args.workers)
+        run_all(args.runs, budgets, args.seeds, args.set, args.variants, args.workers)
     table(args.runs)
 
 

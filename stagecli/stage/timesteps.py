@@ -34,9 +34,13 @@ class TimestepsOptions(Table):
     kind: Kind = "adaptive"
     """`adaptive` follows the regime variable r and needs [stage.regime]; the others are baselines."""
     m0: float = 0.4
-    """Centre of logit t at r = 0; it goes to 0 with r (adaptive)."""
+    """Centre of logit t at r = 0; it goes to `m1` with r (adaptive)."""
     s0: Annotated[float, Field(ge=0.1, le=2)] = 0.56
-    """Scale of logit t at r = 0; it goes to 1 with r (adaptive)."""
+    """Scale of logit t at r = 0; it goes to `s1` with r (adaptive)."""
+    m1: float = 0.0
+    """Centre of logit t at r = 1 (adaptive)."""
+    s1: Annotated[float, Field(ge=0.1, le=2)] = 1.0
+    """Scale of logit t at r = 1; with m1 = 0, 1 is uniform and 0.61 about logit-normal (adaptive)."""
     floor: Fraction = 0.05
     """Share of t drawn uniformly (adaptive)."""
     kappa: Fraction = 0.0
@@ -232,7 +236,7 @@ class TimestepsMechanism(Mechanism):
         return self._fixed()
 
     def _adaptive(self, r: float) -> TimeDensity:
-        """(1 - floor) LL(m(r), s(r)) + floor U, times the bins' factors if asked for; uniform at r = 1."""
+        """(1 - floor) LL(m(r), s(r)) + floor U, times the bins' factors if asked for; by default uniform at r = 1."""
         o = self.options
         m, s = self.centre_and_scale(r)
         density: TimeDensity = Uniform() if (m, s) == (0.0, 1.0) else LogitLogistic(m, s)
@@ -246,8 +250,8 @@ class TimestepsMechanism(Mechanism):
 
     def centre_and_scale(self, r: float) -> tuple[float, float]:
         """m(r) and s(r) of logit t (adaptive)."""
-        left = 1 - min(1.0, max(0.0, r))
-        return self.options.m0 * left, 1 - (1 - self.options.s0) * left
+        o, left = self.options, 1 - min(1.0, max(0.0, r))
+        return o.m1 - (o.m1 - o.m0) * left, o.s1 - (o.s1 - o.s0) * left
 
     def uniform_share(self, step: int) -> float:
         """Share of the uniform density at a step (curriculum)."""
