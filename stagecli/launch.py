@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stagecli.errors import EXIT_FAILED, Problem, StageError
+from stagecli.precision import settled
 from stagecli.prepare import Prepared, prepare
 from stagecli.run import open_run
 from stagecli.schema import Recipe
@@ -25,6 +26,7 @@ def train(
     restart: bool = False,
 ) -> str:
     """Train a recipe in `run_dir`, or resume it there. Returns the status; raises StageError."""
+    recipe = settled(recipe)
     accelerator = make_accelerator(recipe)
     run = None
     if accelerator.is_main_process:
@@ -60,4 +62,5 @@ def train(
 
 def prepare_only(recipe: Recipe, progress: Callable[[str, int, int], None]) -> Prepared:
     """Check the data and fill the caches, and train nothing."""
+    recipe = settled(recipe)
     return prepare(recipe, None, make_accelerator(recipe).device, progress, Stages.of(recipe).features)

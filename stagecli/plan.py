@@ -14,6 +14,7 @@ from stagecli.console import Console
 from stagecli.data.source import open_source
 from stagecli.model.network import count_parameters, meta_network
 from stagecli.pipeline import text_encoder
+from stagecli.precision import settled
 from stagecli.probe import open_monitor
 from stagecli.schema import Recipe
 from stagecli.ssl import open_encoder
@@ -39,6 +40,7 @@ def facts(recipe: Recipe) -> dict[str, Any]:
     samples = round(recipe.data.seconds * recipe.data.sample_rate)
     seen = recipe.train.steps * recipe.train.batch_size
     width, depth, heads = recipe.model.resolved()
+    recipe = settled(recipe)
     stages = Stages.of(recipe)
     probes = "none"
     if stages.probes is not None:
@@ -57,6 +59,7 @@ def facts(recipe: Recipe) -> dict[str, Any]:
         "parameters": parameters,
         # fp32 weights, gradients, two AdamW moments and the EMA; activations come on top.
         "weights and optimiser, MB": round(parameters * 4 * 5 / 2**20),
+        "precision": recipe.train.precision,
         "steps": recipe.train.steps,
         "passes over the data": round(seen / max(1, len(train)), 2),
         "mechanisms": ", ".join(stages.mechanisms) or "none (plain training)",

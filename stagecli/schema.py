@@ -171,7 +171,8 @@ class Train(Table):
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     clip: PositiveReal = 1.0
     """Largest gradient norm."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """`auto`: bf16 where the device computes in it, else fp32; settled when the run is made, and written to it."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the weight average that is sampled and evaluated."""
     compile: bool = False

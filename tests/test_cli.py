@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,7 @@ def test_help_and_listing_do_not_import_torch() -> None:
     """One fresh interpreter for all of them: what a command imports stays."""
     code = """
 import sys
+import tomllib
 from stagecli import cli
 for arguments in (["--help"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"], ["recipes", "list"]):
     sys.argv = ["stagecli", *arguments]
@@ -516,3 +518,22 @@ def test_the_terminal_is_pinned() -> None:
     """What `run_cli` promises to the tests above."""
     assert run_cli("--version", cwd=Path.cwd()).stdout.startswith("stagecli ")
     assert TERMINAL["COLUMNS"] == "100"
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_precision_auto_is_settled_by_the_machine_and_kept(
+    fast: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    recipe = write_recipe(tmp_path / "a.toml", train__precision="auto", train__steps=1, train__samples=0)
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    kept = tomllib.loads((tmp_path / "runs" / "a" / "recipe.toml").read_text())
+    assert kept["train"]["precision"] == expected
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0  # resumes: nothing has changed
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: not fast)
+    other = run_cli("train", recipe, cwd=tmp_path)
+    assert other.code == 2 and "precision" in other.stderr

@@ -333,6 +333,16 @@ def test_shipped_recipe(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert recipes.about(path)["summary"] == recipe.about.summary
 
 
+@pytest.mark.parametrize("name", ["fsdd-t2a", "esc10-t2a", "esc10-sr", "audiocaps-t2a", "vctk-sr-48k"])
+def test_twins_differ_in_the_stage_tables_alone(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAGECLI_DATA", str(tmp_path))
+    static, stage = recipes.load(f"{name}-static"), recipes.load(f"{name}-stage")
+    assert not static.stage
+    assert set(stage.stage) == {"regime", "guidance", "timesteps", "structure"}
+    without = {"about", "stage"}
+    assert static.model_dump(exclude=without) == stage.model_dump(exclude=without)
+
+
 def test_there_are_shipped_recipes() -> None:
     assert {"quickstart", "quickstart-sr"} <= {path.stem for path in SHIPPED}
 

@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator
 
 from stagecli import recipe as recipes
+from stagecli.precision import settled
 from stagecli.schema import Recipe
 from stagecli.trainer import Trainer
 from stagecli.views import QuietView
@@ -121,7 +122,7 @@ def make_trainer(name: str, settings: tuple[str, ...], accelerator: Accelerator,
 def load(name: str, settings: tuple[str, ...]) -> Recipe:
     steps = recipes.load(name).train.steps
     never = [f"train.{what}={steps}" for what in ("validate_every", "checkpoint_every")]
-    return recipes.load(name, [*never, "train.samples=0", *settings])
+    return settled(recipes.load(name, [*never, "train.samples=0", *settings]))
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float]:
