@@ -11,7 +11,7 @@ summary, tables                 means, intervals, limits; what is printed
 from stagecli.evaluate.folders import FolderOptions, evaluate_folders
 from stagecli.evaluate.runs import Asked, Outcome, evaluate_run, evaluate_runs
 from stagecli.evaluate.sr import SROptions, score_sr
-from stagecli.evaluate.t2a import T2AOptions, evaluate_t2a, score_t2a
+from stagecli.evaluate.t2a import T2AOptions, score_t2a
 
 __all__ = [
     "Asked",
@@ -22,7 +22,6 @@ __all__ = [
     "evaluate_folders",
     "evaluate_run",
     "evaluate_runs",
-    "evaluate_t2a",
     "score_sr",
     "score_t2a",
 ]

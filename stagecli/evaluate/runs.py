@@ -17,7 +17,7 @@ from stagecli.evaluate.ledger import Ledger, fingerprint
 from stagecli.evaluate.sets import set_difference
 from stagecli.evaluate.sr import SROptions, by_label, score_sr
 from stagecli.evaluate.summary import Row, difference, name_of
-from stagecli.evaluate.t2a import T2AOptions, T2AScores, evaluate_t2a, sampling_identity
+from stagecli.evaluate.t2a import T2AOptions, T2AScores, sampling_identity, score_t2a
 from stagecli.pipeline import Pipeline, Settings, load_pipeline
 from stagecli.prepare import evenly
 from stagecli.run import command_line, environment, finite, read_info, write_atomic
@@ -181,7 +181,7 @@ def _t2a(job: Job, asked: Asked, judge: Encoder, full: bool) -> Scored:
         "clap": clap.convention if clap else None,
     }  # fmt: skip
     options = T2AOptions(full, asked.labels, clap, job.identity, job.note)
-    scores = evaluate_t2a(
+    scores = score_t2a(
         job.pipeline, job.source, job.clips, job.seed, job.settings, samples, judge, job.progress, options
     )
     job.facts |= {"judge": judge.label, "samples": str(samples)}

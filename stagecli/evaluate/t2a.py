@@ -68,27 +68,12 @@ def score_t2a(
     judge: Encoder,
     progress: Progress,
     options: T2AOptions | None = None,
-) -> tuple[list[Row], dict[str, str]]:
-    """Rows for the samples, for real training clips and for the reference's codec round trip, and conventions.
+) -> T2AScores:
+    """Rows for the samples, for real training clips and for the reference's codec round trip, and what differences need.
 
     The samples (one per clip, from its caption) are kept in `folder`. Without options: the distances only.
+    Raises StageError: a named label that cannot be learnt, bad audio.
     """
-    scores = evaluate_t2a(pipeline, source, clips, seed, settings, folder, judge, progress, options)
-    return scores.rows, scores.conventions
-
-
-def evaluate_t2a(
-    pipeline: Pipeline,
-    source: Source,
-    clips: Sequence[Clip],
-    seed: int,
-    settings: Settings,
-    folder: Path,
-    judge: Encoder,
-    progress: Progress,
-    options: T2AOptions | None = None,
-) -> T2AScores:
-    """As `score_t2a`, with what differences need. Raises StageError: a named label that cannot be learnt, bad audio."""
     options = options or T2AOptions()
     cache_dir = Path(pipeline.recipe.data.cache_dir)
     listener = Listener(judge, pipeline.sample_rate, cache_dir, pipeline.device)
