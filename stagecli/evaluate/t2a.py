@@ -69,7 +69,7 @@ def score_t2a(
     progress: Progress,
     options: T2AOptions | None = None,
 ) -> T2AScores:
-    """Rows for the samples, for real training clips and for the reference's codec round trip, and what differences need.
+    """Rows for the samples, real training clips and the reference's codec round trip, and what differences need.
 
     The samples (one per clip, from its caption) are kept in `folder`. Without options: the distances only.
     Raises StageError: a named label that cannot be learnt, bad audio.
