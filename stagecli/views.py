@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from stagecli.curves import Curve, bar, duration, number, sparkline
+from stagecli.report.mechanisms import figures
 from stagecli.tracked import PREFIX, described, higher_is_better
 from stagecli.views_regime import RegimeBoard, probe_text
 
@@ -176,7 +177,9 @@ class Board:
             value = number(self.last.get(key))
             if value is not None:
                 small += [(f"{label} ", "dim"), (f"{value:{form}}   ", "")]
-        return [*out, small] if small else out
+        said = figures(self.last).items()
+        stages: list[Line] = [[(f"{name:<10}  ", "dim"), (text[: max(0, width - 12)], "")] for name, text in said]
+        return [*out, *([small] if small else []), *stages]
 
     def _evaluation(self, room: int, plain: bool) -> list[Line]:
         """The newest evaluation: the number that is followed with its curve, then the others."""

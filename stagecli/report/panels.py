@@ -10,6 +10,7 @@ from typing import Any
 from stagecli.curves import number, series, thin
 from stagecli.report import RunReport
 from stagecli.report import evaluation as report_evaluation
+from stagecli.report import mechanisms as report_mechanisms
 from stagecli.report import structure as report_structure
 from stagecli.report.heatmap import HeatMap
 from stagecli.report.regime import levels, reference
@@ -63,6 +64,7 @@ def panels(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
     out += _evaluation(reports, marks)
     out += _regime(reports)
     out += _structure(reports)
+    out += [panel for report in reports for panel in _mechanisms(report, several)]
     out += [panel for metric in PACES if (panel := _metric(reports, *metric, marks))]
     for report in reports:
         lines = _bin_lines(report)
@@ -119,6 +121,21 @@ def _structure(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
         if line := _line(report.name, report.probes, "structure_z", k):
             marks = [Mark(m["step"], m["text"]) for m in found["marks"]]
             out.append(Panel(f"Groups of blocks: z against the null{name}", [line], False, marks))
+    return out
+
+
+def _mechanisms(report: RunReport, several: bool) -> list[Panel]:
+    """What each mechanism reports, figures of one kind together."""
+    out = []
+    for (mechanism, kind), keys in report_mechanisms.together(report_mechanisms.names(report.metrics)).items():
+        lines = []
+        for k, key in enumerate(keys):
+            points = thin(*series(report.metrics, key), POINTS)
+            colour = _hue(k, len(keys)) if len(keys) > 2 else RUN_COLOURS[k]
+            lines += [Line(report_mechanisms.parts(key)[1], points, colour, DASHES[k % 8], False)] if points else []
+        if any(len(line.points) > 1 for line in lines):
+            title = f"{mechanism}: {kind}" + (f", {report.name}" if several else "")
+            out.append(Panel(title, lines, False, _marks(report, several)[:MARKS]))
     return out
 
 

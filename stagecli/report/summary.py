@@ -13,6 +13,7 @@ from typing import Any
 from stagecli.curves import number, series, thin, trend
 from stagecli.report import RunReport, attempts
 from stagecli.report import evaluation as report_evaluation
+from stagecli.report import mechanisms as report_mechanisms
 from stagecli.report import regime as report_regime
 from stagecli.report import structure as report_structure
 from stagecli.report.words import sentences
@@ -48,7 +49,7 @@ def summary(report: RunReport, *, now: float | None = None) -> Row:
         "speed": _speed(rows, columns), "learning_rate": next(iter(columns("optim/lr")[1][-1:]), None),
         "time": {"spent_s": _spent(report), "last_row_s_ago": None if last_row is None else now - last_row},
         "evaluation": report_evaluation.summary(rows, columns, report.chosen_by),
-        "series": _curves(columns, report_evaluation.names(rows)),
+        "series": _curves(columns, [*report_evaluation.names(rows), *report_mechanisms.names(rows)]),
         "superseded_rows": report.superseded, "events": report.events, "attempts": attempts(info),
         "checkpoints": report.checkpoints, "samples": report.samples, "evals": report.evals,
         "damage": report.damage,

@@ -9,6 +9,7 @@ from typing import Any
 from stagecli.console import Console, cell, percent
 from stagecli.curves import duration, number, sparkline
 from stagecli.report import evaluation as report_evaluation
+from stagecli.report import mechanisms as report_mechanisms
 from stagecli.report import regime as report_regime
 from stagecli.report import structure as report_structure
 
@@ -39,7 +40,7 @@ def sections(summaries: Sequence[Row], out: Console) -> list[Section]:
     """The parts of the view as (name, what draws it), from top to bottom."""
     parts: list[tuple[str, Callable[[Sequence[Row], Console], None]]] = [
         ("head", _head), ("regime", _regime), ("regime curves", _regime_curves), ("regime events", _regime_events),
-        ("structure", _structure),
+        ("structure", _structure), ("mechanisms", _mechanisms),
         ("bins", _bins), ("curves", _curves), ("events", _events), ("reading", _reading),
     ]  # fmt: skip
     return [(name, lambda draw=draw: draw(summaries, out)) for name, draw in parts]  # type: ignore[misc]
@@ -56,6 +57,15 @@ def _structure(summaries: Sequence[Row], out: Console) -> None:
         for line in report_structure.lines(s["structure"], out.width, out.ascii_only):
             out.text(line)
         out.text()
+
+
+def _mechanisms(summaries: Sequence[Row], out: Console) -> None:
+    """What each mechanism did over time: lambda, cosines, quantiles of t, whatever it reports."""
+    found = [s["series"] for s in summaries]
+    keys = dict.fromkeys(key for series in found for key in series if key.startswith(report_mechanisms.PREFIX))
+    if keys:
+        labels = {key: report_mechanisms.label(key) for key in keys}
+        _table_of_curves("Mechanisms", summaries, found, labels, set(), out)
 
 
 def _pairs(title: str, names: Sequence[str], facts: Sequence[dict[str, str]], out: Console) -> None:
