@@ -3,6 +3,7 @@
     export STAGECLI_DATA=DIR OMP_NUM_THREADS=1
     python docs/experiments/compare_stages.py run runs/compare fsdd-t2a=600 esc10-sr=400 --seeds 0 1 2 --workers 16
     python docs/experiments/compare_stages.py table runs/compare
+    python docs/experiments/compare_stages.py plot runs/compare --out docs/compare
 
 A run is the recipe NAME-static with tables added, `stage.regime` in all of them (it changes nothing that is trained).
 Runs of one seed see the same clips, noise and order. `structure` is forced on at 30 % of the budget, as its own test
@@ -141,16 +142,19 @@ def curve(run: Path, name: str) -> dict[int, float]:
     return {row["step"]: row[name] for row in rows_of(run) if row.get(name) is not None}
 
 
-def cell(values: Iterable[float]) -> str:
+def cell(values: Iterable[float], seeds: int) -> str:
     found = list(values)
+    if not found:
+        return ""
+    few = f" (of {len(found)})" if len(found) < seeds else ""
     spread = f" ± {statistics.stdev(found):.3g}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.4g}{spread}"
+    return f"{statistics.mean(found):.4g}{spread}{few}"
 
 
 def found_runs(runs: Path) -> dict[str, dict[str, dict[int, Path]]]:
-    """recipe -> variant -> seed -> folder, of the finished runs."""
+    """recipe -> variant -> seed -> folder, of all runs that have begun."""
     found: dict[str, dict[str, dict[int, Path]]] = {}
-    for path in sorted(p for p in runs.iterdir() if finished(p)):
+    for path in sorted(p.parent for p in runs.glob("*/metrics.jsonl")):
         recipe, variant, seed = path.name.rsplit("-", 2)
         found.setdefault(recipe, {}).setdefault(variant, {})[int(seed)] = path
     return found
@@ -162,12 +166,12 @@ def table(runs: Path) -> None:
         ordered = [v for v in VARIANTS if v in variants]
         for name in SHOWN[task]:
             curves = {v: {s: curve(p, name) for s, p in variants[v].items()} for v in ordered}
-            steps = sorted(set.intersection(*(set(c) for v in curves.values() for c in v.values())))
+            steps = sorted(set.union(*(set(c) for v in curves.values() for c in v.values())))
             print(f"\n{recipe}: {name}\n\n| variant | seeds | " + " | ".join(f"step {s}" for s in steps), end="")
             print(" | at the end, against static, by seed |\n|---|---|" + "---|" * (len(steps) + 1))
             for v, by_seed in curves.items():
-                cells = [cell(c[s] for c in by_seed.values()) for s in steps]
-                same = [s for s in by_seed if s in curves.get("static", {})]
+                cells = [cell((c[s] for c in by_seed.values() if s in c), len(by_seed)) for s in steps]
+                same = [s for s, c in by_seed.items() if steps[-1] in c and steps[-1] in curves["static"].get(s, {})]
                 last = [by_seed[s][steps[-1]] - curves["static"][s][steps[-1]] for s in same] if v != "static" else []
                 shown = f"{statistics.mean(last):+.3g} ({', '.join(f'{d:+.3g}' for d in last)})" if last else ""
                 print(f"| {v} | {len(by_seed)} | " + " | ".join(cells) + f" | {shown} |")
@@ -179,24 +183,63 @@ def table(runs: Path) -> None:
 
 def course(runs: Iterable[Path]) -> tuple[str, str, str]:
     """Median time of a step, r on its way, and how many runs had which event."""
-    pace, r, events = [], [], {}
+    paces, r, events = [], [], {}
     for run in runs:
-        pace.append(statistics.median(row["speed/step_s"] for row in rows_of(run) if "speed/step_s" in row))
+        paces.append(pace(run))
         probes = rows_of(run, "probes")
         r.append([probes[math.ceil(share * len(probes)) - 1]["r"] for share in (0.5, 0.75, 1)])
         for row in rows_of(run, "events"):
             if row["mechanism"] in ("guidance", "structure") and row["from"] != row["to"]:
                 events.setdefault(f"{row['mechanism']} {row['to']}", []).append(row["step"])
     told = "; ".join(f"{what} at {', '.join(map(str, steps))}" for what, steps in events.items())
-    return f"{statistics.median(pace):.3f}", ", ".join(f"{statistics.mean(c):.2f}" for c in zip(*r, strict=True)), told
+    return f"{statistics.median(paces):.3f}", ", ".join(f"{statistics.mean(c):.2f}" for c in zip(*r, strict=True)), told
+
+
+def pace(run: Path) -> float:
+    """Median seconds of a step, without probes, validation and evaluation."""
+    return statistics.median(row["speed/step_s"] for row in rows_of(run) if "speed/step_s" in row)
+
+
+def plot(runs: Path, out: Path) -> None:
+    """OUT-RECIPE.svg: each metric against steps, and against the time of as many steps; mean, and range over seeds."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
+
+    for recipe, variants in found_runs(runs).items():
+        names = SHOWN["sr" if "-sr" in recipe else "t2a"][1:3]
+        figure, axes = plt.subplots(len(names), 2, figsize=(10, 3.6 * len(names)), sharey="row", squeeze=False)
+        for k, variant in enumerate(v for v in VARIANTS if len(variants.get(v, ())) > 1):
+            by_seed = list(variants[variant].values())
+            seconds = statistics.mean(map(pace, by_seed))
+            for row, name in enumerate(names):
+                curves = [curve(run, name) for run in by_seed]
+                steps = sorted(set.intersection(*map(set, curves)))  # that all seeds have
+                values = [[c[s] for c in curves] for s in steps]
+                for axis, unit in zip(axes[row], (1.0, seconds), strict=True):
+                    x = [s * unit for s in steps]
+                    axis.plot(x, list(map(statistics.mean, values)), "o-", color=f"C{k}", label=variant, ms=3)
+                    axis.fill_between(x, list(map(min, values)), list(map(max, values)), color=f"C{k}", alpha=0.12)
+                    axis.set_yscale("log")
+                    axis.yaxis.set_major_formatter(ScalarFormatter())
+                    axis.yaxis.set_minor_formatter(ScalarFormatter())
+                    axis.grid(alpha=0.3)
+                axes[row][0].set_ylabel(f"{name} on valid, lower is better")
+        for axis, label in zip(axes[-1], ("step", "seconds of training (steps x median step)"), strict=True):
+            axis.set_xlabel(label)
+        axes[0][0].legend(fontsize=8)
+        figure.suptitle(f"{recipe}-static with tables added: mean and range over seeds")
+        figure.tight_layout()
+        figure.savefig(f"{out}-{recipe}.svg")
+        plt.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("do", choices=("run", "table"))
+    parser.add_argument("do", choices=("run", "table", "plot"))
     parser.add_argument("runs", type=Path)
     parser.add_argument("budgets", nargs="*", help="RECIPE=STEPS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("compare"), help="plot: OUT-RECIPE.svg")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(FIRST))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all runs (repeatable)")
@@ -206,7 +249,10 @@ def main() -> None:
         if not budgets:
             sys.exit("name at least one RECIPE=STEPS")
         run_all(args.runs, budgets, args.seeds, args.set, args.variants, args.workers)
-    table(args.runs)
+    if args.do == "plot":
+        plot(args.runs, args.out)
+    else:
+        table(args.runs)
 
 
 if __name__ == "__main__":
