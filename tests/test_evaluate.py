@@ -364,7 +364,7 @@ def test_a_killed_evaluation_of_t2a_generates_what_is_missing(
     original, made = Pipeline.generate, []
 
     def dying(self: Pipeline, prompts: Any, **keys: Any) -> Any:
-        if keys["first"] == 8:
+        if keys["indices"][0] == 8:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, prompts, **keys)
 
@@ -378,7 +378,7 @@ def test_a_killed_evaluation_of_t2a_generates_what_is_missing(
     assert len(list((runs / "t2a" / "evals").glob("*/*.wav"))) == 8
 
     def counted(self: Pipeline, prompts: Any, **keys: Any) -> Any:
-        made.append((keys["first"], len(prompts)))
+        made.append((keys["indices"][0], len(prompts)))
         return original(self, prompts, **keys)
 
     monkeypatch.setattr(Pipeline, "generate", counted)
@@ -449,7 +449,7 @@ def test_every_metric_of_t2a_on_real_digits(
     copied = [np.pad(audio, (0, 3200))[:3200] for audio in copied if len(audio) <= 3200]
     monkeypatch.setattr(
         Pipeline, "generate",
-        lambda self, prompts, first, **keys: [copied[(first + i) % len(copied)] for i in range(len(prompts))],
+        lambda self, prompts, indices, **keys: [copied[i % len(copied)] for i in indices],
     )  # fmt: skip
     caught = document(cli("evaluate", "runs/digits", "--json", "--seed", "7"))
     assert by_system(caught, "samples")["metrics"]["memorised_share"]["value"] == 1.0
