@@ -85,7 +85,7 @@ def test_the_best_checkpoint_is_the_best_of_those_saved(kind: str, trained: Path
 def test_the_scores_are_those_of_the_checkpoint(trained: Path) -> None:
     """The last row's LSD again, from the saved EMA weights, clip by clip through `restore`."""
     from stagecli.data.degrade import degrade, test_low_pass
-    from stagecli.evaluate import score_pair
+    from stagecli.evaluate.pairs import score_pair
     from stagecli.prepare import evenly, prepare
 
     run = trained / "sr"
@@ -98,7 +98,7 @@ def test_the_scores_are_those_of_the_checkpoint(trained: Path) -> None:
         target = examples.valid_audio(i)[0]
         low = degrade(target, 16000, test_low_pass(recipe.evaluate, 4000))
         made = pipeline.restore(low, 4000, seed=recipe.evaluate.seed, settings=Settings.of(recipe.evaluate), index=i)
-        found.append(score_pair(target, made, 16000, 4000, "nuwave"))
+        found.append(score_pair(target, made, 16000, 4000, "nuwave", ("lsd", "lsd_hf", "lsd_lf", "si_sdr")))
     row = evaluations(run)[-1]
     for name in ("lsd", "lsd_hf", "lsd_lf", "si_sdr"):
         assert row[f"eval/{name}_4000"] == pytest.approx(np.mean([f[name] for f in found]), rel=1e-4)
