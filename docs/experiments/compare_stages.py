@@ -35,12 +35,12 @@ VARIANTS: dict[str, list[str]] = {
     "all": ALL,
     "replayed": [*ALL, "stage.regime.source=replay"],
 }
-# A second look: t that ends at about logit-normal, where [objective] has it, and that early density for good.
-ENDING = [TIMESTEPS, "stage.timesteps.s1=0.61"]
+# A second look: t that ends at about logit-normal, where [objective] has it, and the early density for good.
+SHIFTED = ["stage.timesteps.kind=logit-normal", "stage.timesteps.mean=0.4", "stage.timesteps.std=0.92"]
 VARIANTS |= {
-    "timesteps_ln": ENDING,
-    "all_ln": [GUIDANCE, *ENDING, "stage.structure.when=converged"],
-    "shifted": ["stage.timesteps.kind=logit-normal", "stage.timesteps.mean=0.4", "stage.timesteps.std=0.92"],
+    "timesteps_ln": [TIMESTEPS, "stage.timesteps.s1=0.61"],
+    "shifted": SHIFTED,
+    "guidance_shifted": [GUIDANCE, *SHIFTED],
 }
 FIRST = tuple(VARIANTS)[:6]
 PROBES, EVALUATIONS = 70, 4  # of a run
