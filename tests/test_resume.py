@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +207,26 @@ def test_rows_of_an_interval_that_a_checkpoint_cuts(kind: str, tmp_path: Path) -
     assert run_cli("train", recipe, "--name", "cut", cwd=tmp_path).code == 0
     assert attempts(tmp_path / "runs" / "cut") == [0, 4]
     same(tmp_path / "runs" / "cut", tmp_path / "runs" / "whole")
+
+
+def test_sigterm_to_the_whole_process_group_saves_and_resumes(tmp_path: Path) -> None:
+    """As `timeout` and schedulers send it: loader processes get it too."""
+    recipe = write_recipe(tmp_path / "g.toml", train__steps=100000, train__samples=0, data__workers=2)
+    command = [sys.executable, "-m", "stagecli", "train", str(recipe)]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "runs" / "g" / "metrics.jsonl"
+    try:
+        for _ in range(600):
+            if metrics.exists() and metrics.read_text().count("\n") >= 2:
+                break
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "resume with" in said
+    assert list((tmp_path / "runs" / "g" / "checkpoints").glob("step_*"))
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

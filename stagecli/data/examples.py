@@ -28,6 +28,7 @@ from stagecli.schema import Recipe
 
 # Independent random streams per (seed, sample); a new use gets a new number.
 ORDER, CROP, DROP, NOISE, VALID_NOISE, TIME, VALID, PROBE_NOISE = range(8)
+LINGER = 20  # seconds that a loader process outlives a SIGTERM: the trainer has to end its step
 VALID_SEED = 0  # of everything that is measured on the valid split: runs of different seeds are measured alike
 
 
@@ -251,10 +252,12 @@ class MicroBatches:
 
 
 def _start_worker(_: int) -> None:
-    """One thread each; Ctrl-C reaches the whole process group, and it is the trainer that answers it."""
+    """One thread each; Ctrl-C, and SIGTERM of `timeout` or a scheduler, reach the whole process group, and it is the
+    trainer that answers them: it still needs this step's examples. A worker that is ended alone goes a little later.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LINGER))
 
 
 def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> DataLoader:
