@@ -34,8 +34,8 @@ class RegimeOptions(Table):
     """Layer of the monitor: a number (negative from the end), a list to average, or "mean" of all."""
     partial_band: bool = False
     """Measure sr with a monitor that does not hear all of what is restored; otherwise it is refused."""
-    clips: Positive = 160
-    """Clips of the valid split in the probe set. 160 keep the repeat noise of D under 1 %."""
+    clips: Positive = 192
+    """Clips of the valid split in the probe set. 192 keep the repeat noise of D under 1 % (docs/regime.md)."""
     t: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.3, 0.5, 0.7)
     """Noise levels at which each clip is probed."""
     every: Natural = 0
