@@ -407,6 +407,16 @@ def test_adaptive_goes_from_noise_to_uniform_with_r() -> None:
     assert adaptive(floor=1.0).density(0, 0.0) == Uniform()
 
 
+def test_adaptive_ends_at_the_density_of_the_objective() -> None:
+    normal = {"timesteps": "logit-normal", "mean": 0.3, "std": 0.8}
+    late = made(objective=normal, kind="adaptive", floor=0.0).density(0, 1.0)
+    grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    distance = (late.pdf(grid) - LogitNormal(0.3, 0.8).pdf(grid)).abs().mean() / 2
+    assert float(distance) < 0.04
+    assert made(objective=normal, kind="adaptive", m1=0.0, s1=1.0).density(0, 1.0) == Uniform()
+    assert made(objective=normal, kind="adaptive", floor=0.0).density(0, 0.0) == LogitLogistic(0.4, 0.56)
+
+
 def test_adaptive_without_regime_is_refused(tmp_path: Path) -> None:
     recipe = recipes.load(write_recipe(tmp_path / "a.toml", stage__timesteps__kind="adaptive"))
     with pytest.raises(StageError, match=r"stage\.regime"):

@@ -25,11 +25,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-GUIDANCE, TIMESTEPS = "stage.guidance.weight=0.5", 'stage.timesteps.kind="adaptive"'
-ALL = [GUIDANCE, TIMESTEPS, "stage.structure.when=converged"]
+GUIDANCE = "stage.guidance.weight=0.5"
+TIMESTEPS = ["stage.timesteps.kind=adaptive", "stage.timesteps.m1=0", "stage.timesteps.s1=1"]  # to uniform
+ALL = [GUIDANCE, *TIMESTEPS, "stage.structure.when=converged"]
 VARIANTS: dict[str, list[str]] = {
     "static": [],
-    "timesteps": [TIMESTEPS],
+    "timesteps": TIMESTEPS,
     "structure": ["stage.structure.when=step", "stage.structure.at=0.3"],
     "guidance": [GUIDANCE],
     "all": ALL,
@@ -38,7 +39,7 @@ VARIANTS: dict[str, list[str]] = {
 # A second look: t that ends at about logit-normal, where [objective] has it, and the early density for good.
 SHIFTED = ["stage.timesteps.kind=logit-normal", "stage.timesteps.mean=0.4", "stage.timesteps.std=0.92"]
 VARIANTS |= {
-    "timesteps_ln": [TIMESTEPS, "stage.timesteps.s1=0.61"],
+    "timesteps_ln": ["stage.timesteps.kind=adaptive"],  # to the density of [objective]: the default
     "shifted": SHIFTED,
     "guidance_shifted": [GUIDANCE, *SHIFTED],
 }

@@ -28,6 +28,7 @@ Kind = Literal[
     "loss-second-moment",
 ]  # fmt: skip
 Width = Annotated[float, Field(ge=0.05)]
+LOGISTIC = 0.61  # scale of the logit-logistic that is nearest to logit-normal(0, 1): total variation 0.033
 
 
 class TimestepsOptions(Table):
@@ -37,10 +38,10 @@ class TimestepsOptions(Table):
     """Centre of logit t at r = 0; it goes to `m1` with r (adaptive)."""
     s0: Annotated[float, Field(ge=0.1, le=2)] = 0.56
     """Scale of logit t at r = 0; it goes to `s1` with r (adaptive)."""
-    m1: float = 0.0
-    """Centre of logit t at r = 1 (adaptive)."""
-    s1: Annotated[float, Field(ge=0.1, le=2)] = 1.0
-    """Scale of logit t at r = 1; with m1 = 0, 1 is uniform and 0.61 about logit-normal (adaptive)."""
+    m1: float | None = None
+    """Centre of logit t at r = 1; default: that of the density of [objective] (adaptive)."""
+    s1: Annotated[float, Field(ge=0.1, le=2)] | None = None
+    """Scale of logit t at r = 1; default: that of [objective]: 1 for uniform, 0.61 std for logit-normal (adaptive)."""
     floor: Fraction = 0.05
     """Share of t drawn uniformly (adaptive)."""
     kappa: Fraction = 0.0
@@ -193,6 +194,9 @@ class TimestepsMechanism(Mechanism):
         self.reference: TimeDensity = Uniform()
         if objective.timesteps == "logit-normal":
             self.reference = LogitNormal(objective.mean, objective.std)
+        normal = objective.timesteps == "logit-normal"
+        m1, s1 = (objective.mean, LOGISTIC * objective.std) if normal else (0.0, 1.0)
+        self.end = (m1 if options.m1 is None else options.m1, s1 if options.s1 is None else options.s1)  # at r = 1
         self.edges = self._edges()
         self.tracker: SquaredLosses | LossFall | None = None
         if options.kind == "loss-second-moment":
@@ -236,7 +240,7 @@ class TimestepsMechanism(Mechanism):
         return self._fixed()
 
     def _adaptive(self, r: float) -> TimeDensity:
-        """(1 - floor) LL(m(r), s(r)) + floor U, times the bins' factors if asked for; by default uniform at r = 1."""
+        """(1 - floor) LL(m(r), s(r)) + floor U, times the bins' factors if asked for; U alone where LL is uniform."""
         o = self.options
         m, s = self.centre_and_scale(r)
         density: TimeDensity = Uniform() if (m, s) == (0.0, 1.0) else LogitLogistic(m, s)
@@ -251,7 +255,8 @@ class TimestepsMechanism(Mechanism):
     def centre_and_scale(self, r: float) -> tuple[float, float]:
         """m(r) and s(r) of logit t (adaptive)."""
         o, left = self.options, 1 - min(1.0, max(0.0, r))
-        return o.m1 - (o.m1 - o.m0) * left, o.s1 - (o.s1 - o.s0) * left
+        m1, s1 = self.end
+        return m1 - (m1 - o.m0) * left, s1 - (s1 - o.s0) * left
 
     def uniform_share(self, step: int) -> float:
         """Share of the uniform density at a step (curriculum)."""
