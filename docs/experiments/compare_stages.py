@@ -36,12 +36,12 @@ VARIANTS: dict[str, list[str]] = {
     "all": ALL,
     "replayed": [*ALL, "stage.regime.source=replay"],
 }
-# A second look: t that ends at about logit-normal, where [objective] has it, and the early density for good.
+# A second look, on digits: t that ends at the density of [objective], and about the early density for good.
 SHIFTED = ["stage.timesteps.kind=logit-normal", "stage.timesteps.mean=0.4", "stage.timesteps.std=0.92"]
 VARIANTS |= {
-    "timesteps_ln": ["stage.timesteps.kind=adaptive"],  # to the density of [objective]: the default
+    "timesteps_ln": ["stage.timesteps.kind=adaptive"],  # to the density of [objective]: the default now
+    "all_ln": [GUIDANCE, "stage.timesteps.kind=adaptive", "stage.structure.when=converged"],
     "shifted": SHIFTED,
-    "guidance_shifted": [GUIDANCE, *SHIFTED],
 }
 FIRST = tuple(VARIANTS)[:6]
 PROBES, EVALUATIONS = 70, 4  # of a run
