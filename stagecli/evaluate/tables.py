@@ -258,7 +258,7 @@ def _page_table(
         return ["metric", *(f"{row['system']} (n {row['n']})" for row in rows)], body
     groups = any("group" in row for row in rows)
     body = [
-        [cell(row["cutoff"]), *([row.get("group", "all")] if groups else []), row["system"], str(row["n"]),
+        [f"{row['cutoff']:g}", *([row.get("group", "all")] if groups else []), row["system"], str(row["n"]),
          *(_of_row(name, row, marks) for name in names)]
         for row in rows
     ]  # fmt: skip
