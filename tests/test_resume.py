@@ -266,9 +266,13 @@ def test_ctrl_c_before_the_first_step(tmp_path: Path, monkeypatch: pytest.Monkey
         time.sleep(1)
 
     recipe = write_recipe(tmp_path / "t2a.toml")
-    with monkeypatch.context() as patch:
-        patch.setattr(PlainView, "progress", interrupting)
-        result = run_cli("train", recipe, cwd=tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(PlainView, "progress", interrupting)
+            result = run_cli("train", recipe, cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.code == 130
     assert "Traceback" not in result.stderr
     assert run_cli("train", recipe, cwd=tmp_path).code == 0
