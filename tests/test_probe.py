@@ -356,3 +356,24 @@ def test_two_processes_measure_and_decide_as_one(whole: Path, tmp_path: Path) ->
         assert one["stage"] == other["stage"]
         assert one["r"] == pytest.approx(other["r"], abs=1e-6)
     assert facts(tmp_path / "runs" / "t2a")
+
+
+def test_a_monitor_of_a_part_of_the_band_measures_only_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundled teacher hears up to 22.05 of the 24 kHz that vctk-sr-48k restores."""
+    from stagecli import recipe as recipes
+    from stagecli.errors import StageError
+    from stagecli.probe import open_monitor
+    from stagecli.stage.controller import Stages
+
+    monkeypatch.setenv("STAGECLI_DATA", str(tmp_path))
+    asked = recipes.load("vctk-sr-48k-stage")
+    settings = Stages.of(asked).probes
+    assert settings is not None and open_monitor(asked, settings).band == 22050
+    plain = recipes.load("vctk-sr-48k-stage", ["stage.regime.partial_band=false"])
+    settings = Stages.of(plain).probes
+    assert settings is not None
+    with pytest.raises(StageError, match="hears up to 22050 Hz") as caught:
+        open_monitor(plain, settings)
+    assert "partial_band" in str(caught.value.hint)
