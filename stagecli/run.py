@@ -31,6 +31,15 @@ from stagecli.schema import Recipe
 
 SCHEMA = 1
 STREAMS = ("metrics", "bins", "events", "probes")
+# What scores while training are measured with, besides the weights.
+MEASURED_WITH = (
+    "train.validate_clips",
+    "train.validate_t",
+    "train.evaluate_clips",
+    "train.evaluate_steps",
+    "evaluate.",
+)
+UNSCORED = ("evaluate.batch_size", "evaluate.samples")  # of `evaluate` alone, or without an effect on a score
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -100,6 +109,7 @@ class Run:
     def __init__(self, path: Path, info: dict[str, Any]) -> None:
         self.path = path
         self.info = info
+        self.measured_otherwise: list[str] = []  # "key: before -> now", of what scores are measured with
         self._files: dict[str, Any] = {}
 
     @property
@@ -189,6 +199,8 @@ def open_run(
     else:
         info = _new_info(recipe, folder, argv, overrides)
     run = Run(folder, info)
+    if began and (folder / "recipe.toml").exists():
+        run.measured_otherwise = _measured_otherwise(recipes.load(folder / "recipe.toml"), recipe)
     try:
         for name in ("checkpoints", "samples", "evals", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -241,6 +253,12 @@ def _same_recipe(recipe: Recipe, folder: Path, info: dict[str, Any]) -> None:
         problems=[Problem(k, f"{before.get(k)!r} in the run, {after.get(k)!r} now") for k in changed],
         hint="train under another name with --name, or with --restart, which moves the old run aside",
     )
+
+
+def _measured_otherwise(before: Recipe, now: Recipe) -> list[str]:
+    old, new = recipes.flat(before), recipes.flat(now)
+    keys = [key for key in new if key.startswith(MEASURED_WITH) and key not in UNSCORED]
+    return [f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in keys if old.get(key) != new[key]]
 
 
 def _nobody_writes(folder: Path, info: dict[str, Any]) -> None:

@@ -299,6 +299,9 @@ class Trainer:
             self._tell_left_out()
             if resumed:
                 self._event(Event("trainer", "stopped", "training", f"resumed from step {self.step}"))
+            if changes := self.run.measured_otherwise:
+                reason = f"scores from here on do not compare with those before: {'; '.join(changes)}"
+                self._event(Event("trainer", "as before", "measured otherwise", reason))
 
     def _tell_left_out(self) -> None:
         """Clips that `data.on_bad_file = "skip"` leaves out: named on the screen, all of them in the events."""

@@ -171,6 +171,24 @@ def test_a_dry_run_says_what_is_evaluated_and_misses_a_judge(tmp_path: Path) -> 
         assert result.code == 2 and "nobody" in result.stderr
 
 
+def test_a_resume_says_when_scores_are_measured_otherwise(tmp_path: Path) -> None:
+    base = {"train__evaluate_every": 3, "train__evaluate_clips": 6, "train__steps": 4}
+    told = []
+    for changes in (
+        {},
+        {"train__steps": 5, "train__log_every": 1, "evaluate__batch_size": 2},
+        {"train__steps": 6, "evaluate__seed": 7},
+    ):
+        base = {**base, **changes}
+        assert run_cli("train", write_recipe(tmp_path / "m.toml", "t2a", **base), cwd=tmp_path).code == 0
+        there = (tmp_path / "runs" / "m" / "events.jsonl").exists()
+        events = read_rows(tmp_path / "runs" / "m", "events") if there else []
+        told.append([row["reason"] for row in events if row["to"] == "measured otherwise"])
+    assert told[:2] == [[], []]
+    assert len(told[2]) == 1
+    assert "evaluate.seed: 0 -> 7" in told[2][0]
+
+
 def test_the_preset_names_its_rows(tmp_path: Path) -> None:
     recipe = recipes.load(write_recipe(tmp_path / "sr.toml", "sr", evaluate__preset="ssr_eval"))
     assert tracked.computed(recipe) == ("lsd_ssr_eval", "lsd_ssr_eval_hf", "lsd_ssr_eval_lf", "si_sdr")
