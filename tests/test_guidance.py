@@ -365,3 +365,43 @@ def test_half_precision_cosines_stay_finite(tmp_path: Path) -> None:
         cosine_KB = guidance._cosines(hidden, torch.zeros(2, 3, 8), slice(None))
     assert bool(torch.isfinite(cosine_KB).all())
     assert cosine_KB.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["t2a", "sr"])
+def test_after_the_end_a_step_allocates_what_an_unguided_step_does(kind: str, tmp_path: Path) -> None:
+    """Every single allocation of a step, in order: the same work is done, and nothing more."""
+    after = 5  # steps
+    found = {}
+    for name, options in (("plain", {}), ("guided", GUIDED), ("ended", {**STOPPED, "stage__guidance__end": 2 / STEPS})):
+        path = write_recipe(tmp_path / f"{name}.toml", kind, **{**options, "train__steps": STEPS})
+        found[name] = allocations(recipes.load(path), tmp_path / name, after)
+    assert len(found["plain"]) > 1000
+    assert found["ended"] == found["plain"]
+    assert sum(map(max, found["guided"], [0] * 10**6)) > sum(map(max, found["plain"], [0] * 10**6))
+
+
+def allocations(recipe: Any, run_dir: Path, at: int) -> list[int]:
+    """Bytes allocated (freed: negative) in the course of the step after `at`, from one report of a step to the next."""
+    from accelerate import Accelerator
+
+    from stagecli.trainer import Trainer
+    from stagecli.views import QuietView
+
+    class Watch(QuietView):
+        profile: torch.profiler.profile | None = None
+
+        def step(self, step: int) -> None:
+            if step == at:
+                self.profile = torch.profiler.profile(profile_memory=True)
+                self.profile.__enter__()
+            elif self.profile is not None:
+                self.profile.__exit__(None, None, None)
+                trainer.interrupt.asked = True
+
+    run_dir.mkdir()
+    trainer = Trainer(recipe, Accelerator(cpu=True), run_dir, None, watch := Watch())
+    trainer.fit()
+    assert watch.profile is not None
+    assert watch.profile.profiler is not None
+    events = [e for e in watch.profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]

@@ -12,6 +12,7 @@ over blocks of rounds.
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import os
 import statistics
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -62,6 +64,7 @@ class Turn(QuietView):
 
     def __init__(self, make: Callable[[Turn], Trainer]) -> None:
         self.go, self.done, self.stop = threading.Semaphore(0), threading.Semaphore(0), False
+        self.watching, self.profile, self.most = False, None, 0  # the most that the step watched allocated
         self.failed: BaseException | None = None
         self.trainer = make(self)
         self.trainer.interrupt = self  # type: ignore[assignment]  # signals are the main thread's
@@ -91,10 +94,16 @@ class Turn(QuietView):
             raise self.failed
 
     def step(self, step: int) -> None:
+        if self.profile is not None:
+            self.profile.__exit__(None, None, None)
+            self.most, self.profile = most_allocated(self.profile, self.trainer.device.type), None
         self.done.release()
         self.go.acquire()
         if self.stop:
             raise SystemExit
+        if self.watching:
+            self.watching, self.profile = False, torch.profiler.profile(profile_memory=True)
+            self.profile.__enter__()
 
     def take(self) -> tuple[float, float]:
         """One step: its CPU and its wall seconds."""
@@ -181,35 +190,43 @@ def measure(
         print(f"| {variant} | {' | '.join(cells)} |", flush=True)
 
 
-def memory(name: str, shape: tuple[str, ...], accelerator: Accelerator) -> None:
-    """Peak and resident MiB on CUDA over ten steps: static, guided, and the same run once guidance has ended."""
-    print(
-        f"\n{name}: memory on {torch.cuda.get_device_name()}, MiB\n\n| variant | peak | between steps |\n|---|---|---|"
-    )
-    steps, at = recipes.load(name).train.steps, 20
-    stop = ("stage.guidance.schedule=stop", f"stage.guidance.end={at / steps}")
-    for variant, settings in (("static", ()), ("guidance", stop)):
-        with tempfile.TemporaryDirectory() as folder:
-            turn = Turn(make_trainer(name, (*shape, *settings), accelerator, Path(folder)))
-            for label, first in ((variant, 5), (f"{variant}, after its end", at + 5)):
-                while turn.trainer.step < first:
-                    turn.take()
-                torch.cuda.reset_peak_memory_stats()
-                for _ in range(10):
-                    turn.take()
-                numbers = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
-                if label in ("static", "guidance", "guidance, after its end"):
-                    print(f"| {label} | {' | '.join(f'{n / 2**20:.1f}' for n in numbers)} |", flush=True)
-            turn.close_down()
-            del turn
-            torch.cuda.empty_cache()
+def memory(name: str, shape: tuple[str, ...], accelerator: Accelerator, folder: Path) -> None:
+    """Bytes of tensors between steps, and the most a step allocates on top: static, guided, guidance having ended."""
+    print(f"\n{name}: memory on {accelerator.device}, MiB\n\n| variant | tensors between steps | a step on top |")
+    print("|---|---|---|")
+    stop = ("stage.guidance.schedule=stop", f"stage.guidance.end={1 / recipes.load(name).train.steps}")
+    for variant, settings in (("static", ()), ("guidance", GUIDANCE), ("guidance, after its end", stop)):
+        turn = Turn(make_trainer(name, (*shape, *settings), accelerator, folder / variant))
+        for step in range(5):
+            turn.watching = step == 3
+            turn.take()
+        print(f"| {variant} | {tensors(accelerator.device.type) / 2**20:.2f} | {turn.most / 2**20:.2f} |", flush=True)
+        turn.close_down()
+        del turn
+        accelerator.free_memory()
+
+
+def tensors(device: str) -> int:
+    """Bytes of all tensors that there are on a device."""
+    gc.collect()
+    there = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and x.device.type == device]
+    found = [x.untyped_storage() for x in there]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
+
+
+def most_allocated(profile: torch.profiler.profile, device: str) -> int:
+    """The largest sum of what had been allocated on a device and not yet freed, in bytes."""
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in events if e.device_type().name.lower() == device]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), default=0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=["fsdd-t2a", "esc10-sr"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=10 * BLOCK, help=f"in blocks of {BLOCK}")
+    parser.add_argument("--rounds", type=int, default=10 * BLOCK, help=f"in blocks of {BLOCK}; 0: memory alone")
     parser.add_argument("--warm", type=int, default=6, help="rounds before, that do not count")
     parser.add_argument("--set", action="append", default=[], help="of every variant, after the shape")
     every = [name for name in variants(1000) if name != "static"]
@@ -219,9 +236,10 @@ def main() -> None:
     for name in options.recipes:
         precision = {"fp32": "no"}.get(load(name, shape).train.precision, load(name, shape).train.precision)
         accelerator = Accelerator(mixed_precision=precision, cpu=options.device == "cpu")
-        if options.device == "cuda":
-            memory(name, shape, accelerator)
-        measure(name, shape, accelerator, options.rounds, options.warm, options.variant)
+        with tempfile.TemporaryDirectory() as temporary:
+            memory(name, shape, accelerator, Path(temporary))
+        if options.rounds:
+            measure(name, shape, accelerator, options.rounds, options.warm, options.variant)
 
 
 if __name__ == "__main__":
