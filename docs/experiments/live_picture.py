@@ -30,7 +30,7 @@ def main(run: str, step: int, out: str) -> None:
         "device": "cpu",
         "precision": recipe.train.precision,
         "batch_size": recipe.train.batch_size,
-        "run_dir": run,
+        "run_dir": f"runs/{report.name}",  # not where this machine has it
     }
     rows = [row for row in report.metrics if row["step"] <= step]
     now = time.monotonic()
