@@ -152,6 +152,8 @@ class Objective(Table):
     """Mean of logit t (logit-normal)."""
     std: PositiveReal = 1.0
     """Standard deviation of logit t (logit-normal)."""
+    floor: Fraction = 0.0
+    """Share of t drawn uniformly instead: sampling starts at t = 1, where logit-normal has next to nothing."""
 
 
 class Train(Table):

@@ -375,13 +375,16 @@ def test_after_the_end_a_step_allocates_what_an_unguided_step_does(kind: str, tm
     for name, options in (("plain", {}), ("guided", GUIDED), ("ended", {**STOPPED, "stage__guidance__end": 2 / STEPS})):
         path = write_recipe(tmp_path / f"{name}.toml", kind, **{**options, "train__steps": STEPS})
         found[name] = allocations(recipes.load(path), tmp_path / name, after)
-    assert len(found["plain"]) > 1000
+    assert len(found["plain"]) > 500
     assert found["ended"] == found["plain"]
-    assert sum(map(max, found["guided"], [0] * 10**6)) > sum(map(max, found["plain"], [0] * 10**6))
+    assert sum(found["guided"]) > sum(found["plain"])
 
 
 def allocations(recipe: Any, run_dir: Path, at: int) -> list[int]:
-    """Bytes allocated (freed: negative) in the course of the step after `at`, from one report of a step to the next."""
+    """Bytes of each allocation from the report of step `at` to that of the next one.
+
+    What is freed in between may be another test's, when garbage happens to be collected: it is left out.
+    """
     from accelerate import Accelerator
 
     from stagecli.trainer import Trainer
@@ -404,4 +407,4 @@ def allocations(recipe: Any, run_dir: Path, at: int) -> list[int]:
     assert watch.profile is not None
     assert watch.profile.profiler is not None
     events = [e for e in watch.profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if e.nbytes() > 0]

@@ -417,6 +417,19 @@ def test_adaptive_ends_at_the_density_of_the_objective() -> None:
     assert made(objective=normal, kind="adaptive", floor=0.0).density(0, 0.0) == LogitLogistic(0.4, 0.56)
 
 
+def test_the_objectives_floor_is_drawn_with_and_without_the_mechanism(tmp_path: Path) -> None:
+    normal = {"timesteps": "logit-normal", "mean": 0.3, "std": 0.8}
+    floored = Floored(LogitNormal(0.3, 0.8), 0.05)
+    changes = {f"objective__{k}": v for k, v in {**normal, "floor": 0.05}.items()}
+    assert Stages.of(recipes.load(write_recipe(tmp_path / "f.toml", **changes))).plan(0).density == floored
+    for floor, expected in ((0.0, LogitNormal(0.3, 0.8)), (0.05, floored), (1.0, Uniform())):
+        weighted = made(objective={**normal, "floor": floor}, kind="adaptive", kappa=1.0)
+        assert weighted.reference == expected
+        late = weighted.density(0, 1.0)  # its own floor is 0.05
+        assert integral(lambda t, d=late: d.pdf(t) * d.weight(t)) == pytest.approx(1, abs=1e-6)
+    assert made(objective={"floor": 0.5}, kind="adaptive").reference == Uniform()
+
+
 def test_adaptive_without_regime_is_refused(tmp_path: Path) -> None:
     recipe = recipes.load(write_recipe(tmp_path / "a.toml", stage__timesteps__kind="adaptive"))
     with pytest.raises(StageError, match=r"stage\.regime"):

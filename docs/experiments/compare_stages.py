@@ -1,14 +1,17 @@
 """Static training, each mechanism alone, all three, and all three with r replayed from another seed: runs and tables.
 
     export STAGECLI_DATA=DIR OMP_NUM_THREADS=1
-    python docs/experiments/compare_stages.py run runs/compare fsdd-t2a=600 esc10-sr=400 --seeds 0 1 2 --workers 16
+    python docs/experiments/compare_stages.py run runs/compare fsdd-t2a=390 esc10-sr=300 --workers 2
     python docs/experiments/compare_stages.py table runs/compare
+    python docs/experiments/compare_stages.py score runs/compare --guidance 1.5 --workers 2
     python docs/experiments/compare_stages.py plot runs/compare --out docs/compare
 
 A run is the recipe NAME-static with tables added, `stage.regime` in all of them (it changes nothing that is trained).
 Runs of one seed see the same clips, noise and order. `structure` is forced on at 30 % of the budget, as its own test
 has never let it begin in runs of this length; in `all` it waits for its test, as in the recipe. Runs that are there
-already are kept. The tables give mean and standard deviation over seeds, and the difference to `static` by seed.
+already are kept. `score` scores the last checkpoints of t2a runs again with other strengths of classifier-free
+guidance, as the best strength moves with training. The tables give mean and standard deviation over seeds, and the
+difference to `static` by seed.
 """
 
 from __future__ import annotations
@@ -20,33 +23,25 @@ import multiprocessing
 import statistics
 import sys
 import time
+import tomllib
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-GUIDANCE = "stage.guidance.weight=0.5"
-TIMESTEPS = ["stage.timesteps.kind=adaptive", "stage.timesteps.m1=0", "stage.timesteps.s1=1"]  # to uniform
-ALL = [GUIDANCE, *TIMESTEPS, "stage.structure.when=converged"]
+GUIDANCE, TIMESTEPS = "stage.guidance.weight=0.5", "stage.timesteps.kind=adaptive"  # and what the twin says
+ALL = [GUIDANCE, TIMESTEPS, "stage.structure.when=converged"]
 VARIANTS: dict[str, list[str]] = {
     "static": [],
-    "timesteps": TIMESTEPS,
+    "timesteps": [TIMESTEPS],
     "structure": ["stage.structure.when=step", "stage.structure.at=0.3"],
     "guidance": [GUIDANCE],
     "all": ALL,
     "replayed": [*ALL, "stage.regime.source=replay"],
 }
-# A second look, on digits: t that ends at the density of [objective], and about the early density for good.
-SHIFTED = ["stage.timesteps.kind=logit-normal", "stage.timesteps.mean=0.4", "stage.timesteps.std=0.92"]
-VARIANTS |= {
-    "timesteps_ln": ["stage.timesteps.kind=adaptive"],  # to the density of [objective]: the default now
-    "all_ln": [GUIDANCE, "stage.timesteps.kind=adaptive", "stage.structure.when=converged"],
-    "shifted": SHIFTED,
-}
-FIRST = tuple(VARIANTS)[:6]
-PROBES, EVALUATIONS = 70, 4  # of a run
+PROBES, EVALUATIONS = 50, 3  # of a run
 TASKS = {
-    "t2a": ["train.evaluate_clips=180", "train.evaluate_steps=10", "evaluate.batch_size=180"],
+    "t2a": ["train.evaluate_clips=180", "train.evaluate_steps=10", "evaluate.batch_size=60"],
     "sr": ["train.evaluate_clips=40", "evaluate.cutoffs=[4000, 12000]"],
 }
 SHOWN = {
@@ -70,6 +65,8 @@ def settings(
     runs: Path, recipe: str, steps: int, variant: str, seed: int, seeds: list[int], more: list[str]
 ) -> list[str]:
     """What `--set` gets."""
+    from stagecli import recipe as recipes
+
     task = "sr" if "-sr" in recipe else "t2a"
     chosen = [
         f"train.steps={steps}", f"train.seed={seed}", f"train.log_every={max(1, steps // 20)}",
@@ -78,6 +75,9 @@ def settings(
         "stage.regime.clips=16", "stage.regime.window=14", f"stage.regime.every={max(1, steps // PROBES)}",
         *TASKS[task], *VARIANTS[variant], *more,
     ]  # fmt: skip
+    if TIMESTEPS in chosen:
+        table = tomllib.loads(recipes.find(f"{recipe}-stage").read_text())["stage"]["timesteps"]
+        chosen += [f"stage.timesteps.{key}={value}" for key, value in table.items() if key != "kind"]
     if variant == "replayed":
         other = seeds[(seeds.index(seed) + 1) % len(seeds)]
         chosen.append(f"stage.regime.replay={folder(runs, recipe, 'all', other)}")
@@ -108,6 +108,8 @@ def work(jobs: Any, runs: Path, seeds: list[int], more: list[str], began: float)
                 time.sleep(0.5)
             status = train(recipes.load(f"{recipe}-static", chosen), run, QuietView(), overrides=chosen)
             print(f"{time.monotonic() - began:6.0f} s  {run.name}: {status}", flush=True)
+            if status != "finished":  # Ctrl-C or SIGTERM: of this process too
+                return
         except Exception:
             print(f"{run.name}:\n{traceback.format_exc()}", flush=True)
 
@@ -176,6 +178,8 @@ def table(runs: Path) -> None:
                 last = [by_seed[s][steps[-1]] - curves["static"][s][steps[-1]] for s in same] if v != "static" else []
                 shown = f"{statistics.mean(last):+.3g} ({', '.join(f'{d:+.3g}' for d in last)})" if last else ""
                 print(f"| {v} | {len(by_seed)} | " + " | ".join(cells) + f" | {shown} |")
+        if task == "t2a":
+            strengths_table(recipe, variants)
         print(f"\n{recipe}: seconds a step, r, and events\n\n| variant | s a step | r at 1/2, 3/4, end | events |")
         print("|---|---|---|---|")
         for v in ordered:
@@ -199,6 +203,52 @@ def course(runs: Iterable[Path]) -> tuple[str, str, str]:
 def pace(run: Path) -> float:
     """Median seconds of a step, without probes, validation and evaluation."""
     return statistics.median(row["speed/step_s"] for row in rows_of(run) if "speed/step_s" in row)
+
+
+def score(run: Path, strengths: list[float]) -> None:
+    """strengths.json in the run: strength -> scores of its last checkpoint, as the run itself scores."""
+    from dataclasses import replace
+
+    import torch
+    from accelerate import Accelerator
+
+    from stagecli.pipeline import load_pipeline
+    from stagecli.prepare import prepare
+    from stagecli.scorer import Scorer
+
+    pipeline, _ = load_pipeline(run)
+    prepared = prepare(pipeline.recipe, run, torch.device("cpu"), lambda *_: None)
+    scorer = Scorer(prepared, pipeline, Accelerator(cpu=True), lambda *_: None)
+    found = {}
+    for strength in strengths:
+        scorer.settings = replace(scorer.settings, guidance=strength)
+        found[strength] = scorer.measure()
+    (run / "strengths.json").write_text(json.dumps(found, indent=1))
+    print(f"{run.name} scored", file=sys.stderr, flush=True)
+
+
+def score_all(runs: Path, strengths: list[float], workers: int) -> None:
+    t2a = [run for run in sorted(p.parent for p in runs.glob("*/run.json")) if "-sr-" not in run.name and finished(run)]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        pool.starmap(score, [(run, strengths) for run in t2a], chunksize=1)
+
+
+def strengths_table(recipe: str, variants: dict[str, dict[int, Path]]) -> None:
+    """The end of each run by strength of guidance, where `score` has been there."""
+    read: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
+    for v in (v for v in VARIANTS if v in variants):
+        there = {seed: path for seed, run in variants[v].items() if (path := run / "strengths.json").exists()}
+        read[v] = {seed: json.loads(path.read_text()) for seed, path in there.items()}
+    strengths = sorted({k for by_seed in read.values() for scores in by_seed.values() for k in scores}, key=float)
+    for strength in strengths:
+        for name in SHOWN["t2a"][1:]:
+            print(f"\n{recipe}: {name} at the end, guidance {strength}\n")
+            print("| variant | mean | against static, by seed |\n|---|---|---|")
+            for v, by_seed in read.items():
+                values = {seed: scores[strength][name] for seed, scores in by_seed.items()}
+                base = {seed: scores[strength][name] for seed, scores in read["static"].items()}
+                over = ", ".join(f"{values[s] - base[s]:+.3g}" for s in values if s in base and v != "static")
+                print(f"| {v} | {cell(values.values(), len(variants[v]))} | {over} |")
 
 
 def plot(runs: Path, out: Path) -> None:
@@ -236,13 +286,14 @@ def plot(runs: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("do", choices=("run", "table", "plot"))
+    parser.add_argument("do", choices=("run", "score", "table", "plot"))
     parser.add_argument("runs", type=Path)
     parser.add_argument("budgets", nargs="*", help="RECIPE=STEPS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("compare"), help="plot: OUT-RECIPE.svg")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(FIRST))
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.5], help="score: strengths")
+    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all runs (repeatable)")
     args = parser.parse_args()
     if args.do == "run":
@@ -250,6 +301,8 @@ def main() -> None:
         if not budgets:
             sys.exit("name at least one RECIPE=STEPS")
         run_all(args.runs, budgets, args.seeds, args.set, args.variants, args.workers)
+    if args.do == "score":
+        score_all(args.runs, args.guidance, args.workers)
     if args.do == "plot":
         plot(args.runs, args.out)
     else:

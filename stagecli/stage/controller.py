@@ -12,7 +12,7 @@ from stagecli.objective import Result
 from stagecli.schema import Recipe
 from stagecli.stage import registry
 from stagecli.stage.base import Event, FeatureSettings, Mechanism, Plan, ProbeSettings, Signals
-from stagecli.stage.densities import LogitNormal, Uniform
+from stagecli.stage.densities import plain
 
 
 class Stages:
@@ -81,7 +81,4 @@ class Stages:
 
 def base_plan(recipe: Recipe) -> Plan:
     """Plain training: the density of the `[objective]` table."""
-    objective = recipe.objective
-    if objective.timesteps == "logit-normal":
-        return Plan(density=LogitNormal(objective.mean, objective.std))
-    return Plan(density=Uniform())
+    return Plan(density=plain(recipe.objective))

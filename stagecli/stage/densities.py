@@ -11,10 +11,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from stagecli.schema import Objective
 
 T_LOW, T_HIGH = 1e-7, 1 - 2**-23  # t stays here: both are float32 and neither is 0 or 1
 U_EDGE = 1e-12  # u is brought this far from 0 and 1, where quantiles are infinite
@@ -132,6 +136,14 @@ class LogitNormal(TimeDensity):
         low, high = self.mass
         y = torch.sigmoid(self.mean + self.std * torch.special.ndtri(low + (high - low) * u))
         return (y - self.low) / (self.high - self.low)
+
+
+def plain(objective: Objective) -> TimeDensity:
+    """The density of the `[objective]` table."""
+    if objective.timesteps == "uniform" or objective.floor == 1:
+        return Uniform()
+    normal = LogitNormal(objective.mean, objective.std)
+    return Floored(normal, objective.floor) if objective.floor else normal
 
 
 def log_snr_normal(mean: float, std: float) -> LogitNormal:

@@ -191,9 +191,7 @@ class TimestepsMechanism(Mechanism):
             )
         self.options, self.steps = options, recipe.train.steps
         objective = recipe.objective
-        self.reference: TimeDensity = Uniform()
-        if objective.timesteps == "logit-normal":
-            self.reference = LogitNormal(objective.mean, objective.std)
+        self.reference = densities.plain(objective)
         normal = objective.timesteps == "logit-normal"
         m1, s1 = (objective.mean, LOGISTIC * objective.std) if normal else (0.0, 1.0)
         self.end = (m1 if options.m1 is None else options.m1, s1 if options.s1 is None else options.s1)  # at r = 1
