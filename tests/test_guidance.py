@@ -395,7 +395,7 @@ def allocations(recipe: Any, run_dir: Path, at: int) -> list[int]:
 
         def step(self, step: int) -> None:
             if step == at:
-                self.profile = torch.profiler.profile(profile_memory=True)
+                self.profile = torch.profiler.profile(profile_memory=True, acc_events=True)
                 self.profile.__enter__()
             elif self.profile is not None:
                 self.profile.__exit__(None, None, None)

@@ -102,7 +102,7 @@ class Turn(QuietView):
         if self.stop:
             raise SystemExit
         if self.watching:
-            self.watching, self.profile = False, torch.profiler.profile(profile_memory=True)
+            self.watching, self.profile = False, torch.profiler.profile(profile_memory=True, acc_events=True)
             self.profile.__enter__()
 
     def take(self) -> tuple[float, float]:
