@@ -39,6 +39,12 @@ VARIANTS: dict[str, list[str]] = {
     "all": ALL,
     "replayed": [*ALL, "stage.regime.source=replay"],
 }
+# CPU time of a step over static's, side by side in one process (docs/structure.md#cost): runs of a comparison share
+# their machine with each other, and their own step times differ by more than this.
+COST = {
+    "t2a": {"timesteps": 0.004, "structure": 0.016, "guidance": 0.036, "all": 0.069, "replayed": 0.069},
+    "sr": {"timesteps": 0.003, "structure": 0.016, "guidance": 0.026, "all": 0.018, "replayed": 0.018},
+}
 PROBES, EVALUATIONS = 50, 3  # of a run
 TASKS = {
     "t2a": ["train.evaluate_clips=180", "train.evaluate_steps=10", "evaluate.batch_size=60"],
@@ -233,7 +239,14 @@ def score(run: Path, strengths: list[float]) -> None:
 
 
 def score_all(runs: Path, strengths: list[float], workers: int) -> None:
-    t2a = [run for run in sorted(p.parent for p in runs.glob("*/run.json")) if "-sr-" not in run.name and finished(run)]
+    """Of all t2a runs that are finished and not yet scored at these strengths."""
+
+    def scored(run: Path) -> bool:
+        path = run / "strengths.json"
+        return path.exists() and set(map(str, strengths)) <= json.loads(path.read_text()).keys()
+
+    found = sorted(p.parent for p in runs.glob("*/run.json"))
+    t2a = [run for run in found if "-sr-" not in run.name and finished(run) and not scored(run)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         pool.starmap(score, [(run, strengths) for run in t2a], chunksize=1)
 
@@ -257,16 +270,20 @@ def strengths_table(recipe: str, variants: dict[str, dict[int, Path]]) -> None:
 
 
 def plot(runs: Path, out: Path) -> None:
-    """OUT-RECIPE.svg: each metric against steps, and against the time of as many steps; mean, and range over seeds."""
+    """OUT-RECIPE.svg: each metric against steps, and against the time of as many steps; mean, and range over seeds.
+
+    A step takes static's time, and the mechanisms' as it was measured side by side.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import ScalarFormatter
 
     for recipe, variants in found_runs(runs).items():
-        names = SHOWN["sr" if "-sr" in recipe else "t2a"][1:3]
+        task = "sr" if "-sr" in recipe else "t2a"
+        names, step = SHOWN[task][1:3], pace(variants["static"].values())
         figure, axes = plt.subplots(len(names), 2, figsize=(10, 3.6 * len(names)), sharey="row", squeeze=False)
         for k, variant in enumerate(v for v in VARIANTS if len(variants.get(v, ())) > 1):
             by_seed = list(variants[variant].values())
-            seconds = pace(by_seed)
+            seconds = step * (1 + COST[task].get(variant, 0.0))
             for row, name in enumerate(names):
                 curves = [curve(run, name) for run in by_seed]
                 steps = sorted(set.intersection(*map(set, curves)))  # that all seeds have
@@ -280,7 +297,9 @@ def plot(runs: Path, out: Path) -> None:
                     axis.yaxis.set_minor_formatter(ScalarFormatter())
                     axis.grid(alpha=0.3)
                 axes[row][0].set_ylabel(f"{name} on valid, lower is better")
-        for axis, label in zip(axes[-1], ("step", "seconds of training (steps x seconds of a step)"), strict=True):
+        for axis, label in zip(
+            axes[-1], ("step", "seconds of training (of a step: static's, and the measured cost)"), strict=True
+        ):
             axis.set_xlabel(label)
         axes[0][0].legend(fontsize=8)
         figure.suptitle(f"{recipe}-static with tables added: mean and range over seeds")
