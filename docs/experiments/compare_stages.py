@@ -256,7 +256,8 @@ def strengths_table(recipe: str, variants: dict[str, dict[int, Path]]) -> None:
     read: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for v in (v for v in VARIANTS if v in variants):
         there = {seed: path for seed, run in variants[v].items() if (path := run / "strengths.json").exists()}
-        read[v] = {seed: json.loads(path.read_text()) for seed, path in there.items()}
+        if there:
+            read[v] = {seed: json.loads(path.read_text()) for seed, path in there.items()}
     strengths = sorted({k for by_seed in read.values() for scores in by_seed.values() for k in scores}, key=float)
     for strength in strengths:
         for name in SHOWN["t2a"][1:]:
