@@ -208,7 +208,7 @@ def course(runs: Iterable[Path]) -> tuple[str, str, str]:
 
 
 def pace(runs: Iterable[Path]) -> float:
-    """Seconds of a step in the fastest tenth of all rows: what it takes when nothing else runs on the machine.
+    """Seconds of a step in the fastest tenth of all rows: where other load disturbs least.
 
     Probes, validation and evaluation are not in it.
     """
