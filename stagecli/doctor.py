@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stagecli.console import Console
-from stagecli.run import environment, free_bytes
+from stagecli.runs.directory import environment, free_bytes
+from stagecli.terminal.console import Console
 
 NEEDED_MB = 500  # a checkpoint of a small model, samples and logs
 
@@ -96,4 +96,6 @@ def show(document: dict[str, Any], out: Console) -> None:
     out.table("", ["", "check", "detail"], rows)
     facts = document["environment"]
     versions = " ".join(f"{k} {v}" for k, v in facts["packages"].items())
-    out.text(f"stagecli {facts['stagecli']}, python {facts['python']}, {facts['platform']}; {versions}")
+    out.text(
+        f"stagecli {facts['stagecli']}, python {facts['python']}, {facts['platform']}; {versions}"
+    )

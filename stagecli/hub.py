@@ -63,9 +63,12 @@ def fetch(source: str, what: str, *, pickled: bool = False) -> Path:
         snapshot = Path(snapshot_download(source, allow_patterns=[*_CONFIGS, *_SAFE]))
         if pickled and not _any(snapshot, _SAFE):
             snapshot = Path(snapshot_download(source, allow_patterns=[*_CONFIGS, *_PICKLED]))
-    except Exception as error:  # the hub client raises a different class for each way to be unreachable
+    except (
+        Exception
+    ) as error:  # the hub client raises a different class for each way to be unreachable
         raise StageError(
-            f"{what} {source} cannot be fetched from the model hub ({reason(error)})", hint=LOCAL_HINT
+            f"{what} {source} cannot be fetched from the model hub ({reason(error)})",
+            hint=LOCAL_HINT,
         ) from error
     if not (snapshot / "config.json").is_file():
         raise StageError(f"{what} {source} has no config.json on the model hub", hint=LOCAL_HINT)
@@ -81,7 +84,9 @@ def read_config(folder: Path, source: str, what: str) -> dict[str, Any]:
         # code can come into play.
         plain, _ = PretrainedConfig.get_config_dict(str(folder), local_files_only=True)
     except Exception as error:  # malformed JSON has its own exception classes
-        raise StageError(f"{what} {source}: config.json cannot be read ({reason(error)})", hint=LOCAL_HINT) from error
+        raise StageError(
+            f"{what} {source}: config.json cannot be read ({reason(error)})", hint=LOCAL_HINT
+        ) from error
     return plain
 
 
@@ -98,7 +103,8 @@ def _quiet() -> Iterator[None]:
     """Without the progress bars and load reports of transformers: what matters becomes a StageError."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -139,8 +145,12 @@ def load_weights(
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except Exception as error:  # mismatched shapes are a RuntimeError, a missing file an OSError, ...
-        raise StageError(f"{what} {source}: the weights cannot be loaded ({reason(error)})", hint=LOCAL_HINT) from error
+    except (
+        Exception
+    ) as error:  # mismatched shapes are a RuntimeError, a missing file an OSError, ...
+        raise StageError(
+            f"{what} {source}: the weights cannot be loaded ({reason(error)})", hint=LOCAL_HINT
+        ) from error
     missing = sorted(name for name in info["missing_keys"] if needed(name))
     if missing:
         raise StageError(
@@ -159,7 +169,9 @@ def weights_hash(network: nn.Module) -> str:
 
     digests = []
     for name, value in network.state_dict().items():
-        if "masked_spec_embed" in name:  # used in pre-training only; some checkpoints lack it and get a random one
+        if (
+            "masked_spec_embed" in name
+        ):  # used in pre-training only; some checkpoints lack it and get a random one
             continue
         digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

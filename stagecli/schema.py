@@ -110,7 +110,7 @@ class Condition(Table):
     depth: Positive = 2
     """Layers of the `bytes` encoder."""
     dropout: Fraction = 0.1
-    """Share of captions dropped in training, so that sampling can use guidance."""
+    """Share of captions dropped in training, so that sampling can use classifier-free guidance."""
     cutoff: tuple[Hertz, Hertz] | None = None
     """Range of the low-pass cutoff in Hz (sr)."""
     filters: tuple[FilterFamily, ...] = ("cheby1", "butter", "bessel", "ellip")
@@ -146,7 +146,7 @@ class Model(Table):
 
 class Objective(Table):
     kind: Literal["rectified-flow"] = "rectified-flow"
-    timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    density: Literal["uniform", "logit-normal"] = "uniform"
     """Density that t is drawn from, where no mechanism says otherwise."""
     mean: float = 0.0
     """Mean of logit t (logit-normal)."""
@@ -212,10 +212,10 @@ class Evaluate(Table):
     """`ab2`: second-order Adams-Bashforth, one network call a step."""
     steps: Positive = 50
     """Sampler steps."""
-    guidance: Annotated[float, Field(ge=0)] = 1.0
-    """Classifier-free guidance weight; 1: none."""
-    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Range of t in which guidance acts."""
+    cfg_scale: Annotated[float, Field(ge=0)] = 1.0
+    """Scale of classifier-free guidance (CFG); 1 turns it off."""
+    cfg_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Range of t in which classifier-free guidance acts."""
     samples: Positive = 200
     """Clips that `evaluate` scores at most."""
     batch_size: Positive = 16

@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 import pytest
 
 TERMINAL = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-NOISY = ("FORCE_COLOR", "STAGECLI_NO_PROGRESS", "STAGECLI_DEBUG", "TTY_COMPATIBLE", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+NOISY = (
+    "FORCE_COLOR",
+    "STAGECLI_NO_PROGRESS",
+    "STAGECLI_DEBUG",
+    "TTY_COMPATIBLE",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+)
 
 # Small enough that a run of a dozen steps takes less than a second.
 T2A: dict[str, Any] = {
@@ -81,7 +89,9 @@ def write_recipe(path: Path, kind: str = "t2a", **changes: Any) -> Path:
         table, _, name = key.rpartition(".")
         if value is not None:
             tables.setdefault(table, []).append(f"{name} = {json.dumps(value)}")
-    path.write_text("\n".join(f"[{table}]\n" + "\n".join(lines) + "\n" for table, lines in tables.items()))
+    path.write_text(
+        "\n".join(f"[{table}]\n" + "\n".join(lines) + "\n" for table, lines in tables.items())
+    )
     return path
 
 
@@ -97,7 +107,8 @@ def run_cli(*args: object, cwd: Path, env: dict[str, str] | None = None) -> Resu
     from stagecli import cli
 
     fresh_accelerate()
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     code: Any = 0
     with pytest.MonkeyPatch.context() as patch:
         for name in NOISY:
@@ -134,11 +145,18 @@ def two_processes(*args: object, cwd: Path) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
 
     def process(rank: int) -> Callable[[], None]:
         def work() -> None:
-            result = run_cli(*args, cwd=cwd, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            result = run_cli(
+                *args, cwd=cwd, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            )
             (cwd / f"rank{rank}.txt").write_text(result.stderr)
             os._exit(result.code)
 
@@ -153,7 +171,9 @@ def two_processes(*args: object, cwd: Path) -> list[str]:
     return said
 
 
-def die_at(owner: Any, name: str, when: Callable[..., bool], before: Callable[..., object] | None = None) -> None:
+def die_at(
+    owner: Any, name: str, when: Callable[..., bool], before: Callable[..., object] | None = None
+) -> None:
     """Make `owner.name` kill this process with SIGKILL on the first call for which `when(*args)` holds."""
     original = getattr(owner, name)
 

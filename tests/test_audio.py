@@ -50,7 +50,9 @@ def test_check_audio_of_a_good_file(tmp_path: Path) -> None:
     assert check_audio(tmp_path / "b.wav", RATE) == "file is missing"
 
 
-@pytest.mark.parametrize(("rate", "to"), [(44100, 16000), (16000, 44100), (48000, 44100), (22050, 8000)])
+@pytest.mark.parametrize(
+    ("rate", "to"), [(44100, 16000), (16000, 44100), (48000, 44100), (22050, 8000)]
+)
 def test_resampling_keeps_tones_and_removes_what_would_alias(rate: int, to: int) -> None:
     time_N = np.arange(rate) / rate
     kept = 0.4 * min(rate, to)
@@ -79,4 +81,6 @@ def test_truncation_in_rarer_containers(tmp_path: Path, kind: str) -> None:
     soundfile.write(path, tone(), RATE, format=kind, subtype="PCM_16")
     assert check_audio(path, RATE) is None
     path.write_bytes(path.read_bytes()[:4000])
-    assert "is truncated" in str(check_audio(path, RATE)) or "damaged" in str(check_audio(path, RATE))
+    assert "is truncated" in str(check_audio(path, RATE)) or "damaged" in str(
+        check_audio(path, RATE)
+    )

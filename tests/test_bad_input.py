@@ -19,7 +19,9 @@ Cli = Callable[..., Result]
 
 
 def sound(seed: int, seconds: float = 0.5) -> np.ndarray:
-    return (0.1 * np.random.default_rng(seed).standard_normal(int(seconds * RATE))).astype(np.float32)
+    return (0.1 * np.random.default_rng(seed).standard_normal(int(seconds * RATE))).astype(
+        np.float32
+    )
 
 
 def data_set(folder: Path, good: int = 6) -> list[dict[str, Any]]:
@@ -37,7 +39,11 @@ def manifest(folder: Path, entries: list[Any]) -> Path:
     lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
     (folder / "data" / "m.jsonl").write_text("\n".join(lines) + "\n")
     return write_recipe(
-        folder / "bad.toml", data__source="manifest", data__path="data/m.jsonl", data__clips=None, train__steps=2
+        folder / "bad.toml",
+        data__source="manifest",
+        data__path="data/m.jsonl",
+        data__clips=None,
+        train__steps=2,
     )
 
 
@@ -53,9 +59,15 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncated, "is truncated"),
     "no-samples": (lambda path: soundfile.write(path, sound(1)[:0], RATE), "holds no samples"),
     "silent": (lambda path: soundfile.write(path, 0 * sound(1), RATE), "is silent"),
-    "nan": (lambda path: soundfile.write(path, sound(1) * np.nan, RATE, subtype="FLOAT"), "holds NaN"),
+    "nan": (
+        lambda path: soundfile.write(path, sound(1) * np.nan, RATE, subtype="FLOAT"),
+        "holds NaN",
+    ),
     "text": (lambda path: path.write_text("not audio at all\n" * 20), "is not audio"),
-    "low-rate": (lambda path: soundfile.write(path, sound(1), 4000), "sample rate 4000 Hz is below the recipe's 8000"),
+    "low-rate": (
+        lambda path: soundfile.write(path, sound(1), 4000),
+        "sample rate 4000 Hz is below the recipe's 8000",
+    ),
 }
 
 
@@ -75,17 +87,24 @@ def refused(folder: Path, cli: Cli, recipe: Path) -> str:
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_is_refused_with_its_line_and_a_corrected_one_trains(name: str, tmp_path: Path, cli: Cli) -> None:
+def test_a_bad_file_is_refused_with_its_line_and_a_corrected_one_trains(
+    name: str, tmp_path: Path, cli: Cli
+) -> None:
     make, what = BAD_FILES[name]
     entries = data_set(tmp_path)
     make(tmp_path / "data" / f"{name}.wav")
-    recipe = manifest(tmp_path, [*entries[:2], {"path": f"{name}.wav", "caption": "x", "split": "train"}, *entries[2:]])
+    recipe = manifest(
+        tmp_path,
+        [*entries[:2], {"path": f"{name}.wav", "caption": "x", "split": "train"}, *entries[2:]],
+    )
     message = refused(tmp_path, cli, recipe)
     assert "data/m.jsonl:3" in message
     assert f"{name}.wav" in message
     assert what in message
     assert "on_bad_file" in message, "the hint"
-    soundfile.write(tmp_path / "data" / f"{name}.wav", sound(7), RATE)  # corrected: the same command trains
+    soundfile.write(
+        tmp_path / "data" / f"{name}.wav", sound(7), RATE
+    )  # corrected: the same command trains
     again = cli("train", recipe)
     assert again.code == 0, again.stderr
 
@@ -102,9 +121,16 @@ def test_bad_files_are_left_out_and_reported_by_name_and_count(tmp_path: Path, c
     count = len(BAD_FILES) + 2
     assert f"{count} clips left out" in result.stderr
     first_row = result.stderr.index("step 1/")
-    for word in (*(f"{name}.wav" for name in BAD_FILES), "m.jsonl:1", "m.jsonl:2", f"{count} clips left out"):
+    for word in (
+        *(f"{name}.wav" for name in BAD_FILES),
+        "m.jsonl:1",
+        "m.jsonl:2",
+        f"{count} clips left out",
+    ):
         assert 0 <= result.stderr.find(word) < first_row, f"{word} is not said before training"
-    events = [row for row in read_rows(tmp_path / "runs" / "bad", "events") if row["mechanism"] == "data"]
+    events = [
+        row for row in read_rows(tmp_path / "runs" / "bad", "events") if row["mechanism"] == "data"
+    ]
     assert len(events[0]["evidence"]["clips"]) == count
     prepared = cli("train", recipe, *sets, "--prepare-only")
     assert prepared.code == 0
@@ -123,7 +149,9 @@ def test_bad_files_are_left_out_and_reported_by_name_and_count(tmp_path: Path, c
         ({"path": "good0.wav", "caption": "x", "split": "trian"}, "trian"),
     ],
 )
-def test_a_bad_line_is_refused_with_its_number(line: Any, what: str, tmp_path: Path, cli: Cli) -> None:
+def test_a_bad_line_is_refused_with_its_number(
+    line: Any, what: str, tmp_path: Path, cli: Cli
+) -> None:
     entries = data_set(tmp_path)
     message = refused(tmp_path, cli, manifest(tmp_path, [*entries[1:4], line, *entries[4:]]))
     assert "data/m.jsonl:4" in message
@@ -148,11 +176,17 @@ def test_a_start_that_failed_does_not_block_a_corrected_recipe(tmp_path: Path, c
     assert "lr = 0.002" in (tmp_path / "runs" / "bad" / "recipe.toml").read_text()
 
 
-def test_missing_data_and_an_unset_variable(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_and_an_unset_variable(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("NO_SUCH_FOLDER", raising=False)
-    recipe = write_recipe(tmp_path / "r.toml", data__source="manifest", data__path="nowhere/m.jsonl")
+    recipe = write_recipe(
+        tmp_path / "r.toml", data__source="manifest", data__path="nowhere/m.jsonl"
+    )
     assert "nowhere/m.jsonl" in refused(tmp_path, cli, recipe)
-    recipe = write_recipe(tmp_path / "v.toml", data__source="folder", data__path="${NO_SUCH_FOLDER}/x")
+    recipe = write_recipe(
+        tmp_path / "v.toml", data__source="folder", data__path="${NO_SUCH_FOLDER}/x"
+    )
     message = refused(tmp_path, cli, recipe)
     line = 1 + recipe.read_text().splitlines().index('path = "${NO_SUCH_FOLDER}/x"')
     assert f"v.toml:{line}:" in message
@@ -165,14 +199,18 @@ def test_a_run_directory_that_cannot_be_written(tmp_path: Path, cli: Cli) -> Non
     (tmp_path / "taken").write_text("a file where the runs are to lie")
     result = cli("train", recipe, "--runs-dir", "taken")
     assert result.code == 2
-    assert "taken/t2a" in result.stderr and "--runs-dir" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        "taken/t2a" in result.stderr
+        and "--runs-dir" in result.stderr
+        and "Traceback" not in result.stderr
+    )
     assert cli("train", recipe).code == 0
 
 
 def test_a_full_disk_at_the_start_does_not_block_the_name(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stagecli import run as runs
+    from stagecli.runs import directory as runs
 
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
@@ -187,20 +225,30 @@ def test_a_full_disk_at_the_start_does_not_block_the_name(
 
 
 @pytest.mark.parametrize("where", ["checkpoint", "rows", "samples"])
-def test_a_full_disk_while_training(where: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_training(
+    where: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit 1, the checkpoint before it intact, and the same command goes on to the same end."""
-    from stagecli import checkpoint, validation
-    from stagecli import run as runs
+    from stagecli.runs import checkpoint
+    from stagecli.runs import directory as runs
+    from stagecli.train import validation
 
-    recipe = write_recipe(tmp_path / "t2a.toml", train__steps=8, train__checkpoint_every=2, train__sample_every=5)
+    recipe = write_recipe(
+        tmp_path / "t2a.toml", train__steps=8, train__checkpoint_every=2, train__sample_every=5
+    )
     assert cli("train", recipe, "--name", "whole").code == 0
     no_space = OSError(errno.ENOSPC, "No space left on device")
-    save, append, write, written = checkpoint.save_file, runs.Run.append, runs.write_atomic, validation.write_wav
+    save = checkpoint.save_file
+    append = runs.Run.append
+    write = runs.write_atomic
+    written = validation.write_wav
     full = False
 
     def save_file(tensors: Any, path: Path) -> None:
         nonlocal full
-        full = full or (where == "checkpoint" and "step_00000006" in str(path) and "trainer" in path.name)
+        full = full or (
+            where == "checkpoint" and "step_00000006" in str(path) and "trainer" in path.name
+        )
         if full:
             raise no_space
         save(tensors, path)
@@ -237,10 +285,15 @@ def test_a_full_disk_while_training(where: str, tmp_path: Path, cli: Cli, monkey
     assert "Traceback" not in result.stderr
     run = tmp_path / "runs" / "cut"
     assert checkpoint.find(run / "checkpoints").name == "step_00000004"
-    assert cli("sample", run, "--prompt", "a bell").code == 0, "the checkpoint before it is not intact"
+    assert cli("sample", run, "--prompt", "a bell").code == 0, (
+        "the checkpoint before it is not intact"
+    )
     again = cli("train", recipe, "--name", "cut")
     assert again.code == 0, again.stderr
-    weights = [p.parent / p.name / "checkpoints/step_00000008/model.safetensors" for p in (run, run.parent / "whole")]
+    weights = [
+        p.parent / p.name / "checkpoints/step_00000008/model.safetensors"
+        for p in (run, run.parent / "whole")
+    ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
@@ -251,10 +304,11 @@ def test_a_loss_or_gradient_that_is_no_number(
     """Step 6 fails: its clips are named, the state of step 5 is saved, finite, and resumes."""
     import torch
 
-    from stagecli import trainer
-    from stagecli.checkpoint import load_weights
+    from stagecli.runs.checkpoint import load_weights
+    from stagecli.train import trainer
 
-    flow_loss, calls = trainer.flow_loss, 0
+    flow_loss = trainer.flow_loss
+    calls = 0
 
     def failing(*args: Any, **keys: Any) -> Any:
         nonlocal calls
@@ -263,7 +317,9 @@ def test_a_loss_or_gradient_that_is_no_number(
         if calls == 6:
             # The root of 0 is 0, and its slope infinite: a gradient of NaN behind a loss that looks well.
             zero = (result.velocity_BTC - result.velocity_BTC.detach()).square().sum()
-            result.loss_B = result.loss_B * math.nan if what == "loss" else result.loss_B + zero.sqrt()
+            result.loss_B = (
+                result.loss_B * math.nan if what == "loss" else result.loss_B + zero.sqrt()
+            )
         return result
 
     recipe = write_recipe(tmp_path / "t2a.toml")
@@ -274,7 +330,11 @@ def test_a_loss_or_gradient_that_is_no_number(
     run = tmp_path / "runs" / "t2a"
     assert result.code == 1
     assert f"the {what} is not finite at step 6" in result.stderr
-    assert "synth/train/" in result.stderr and "train.lr" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        "synth/train/" in result.stderr
+        and "train.lr" in result.stderr
+        and "Traceback" not in result.stderr
+    )
     assert (run / "checkpoints" / "latest").read_text().strip() == "step_00000005"
     saved = load_weights(run / "checkpoints" / "step_00000005", "model")
     assert all(bool(torch.isfinite(value).all()) for value in saved.values())

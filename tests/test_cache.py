@@ -78,7 +78,10 @@ def test_fill_computes_only_what_is_missing(tmp_path: Path) -> None:
         return (np.full(3, float(key)) for key in keys)
 
     assert cache.fill(["1", "2", "3", "2"], compute, 2) == 3
-    assert cache.fill(["1", "2", "3", "4", "5"], compute, 8, lambda done, of: seen.append((done, of))) == 2
+    assert (
+        cache.fill(["1", "2", "3", "4", "5"], compute, 8, lambda done, of: seen.append((done, of)))
+        == 2
+    )
     assert calls == [["1", "2"], ["3"], ["4", "5"]]
     assert seen == [(3, 5), (5, 5)]
     found = cache.get("5")
@@ -163,7 +166,10 @@ def test_another_config_is_another_cache(tmp_path: Path) -> None:
 def test_the_same_config_is_the_same_cache(tmp_path: Path) -> None:
     path = FeatureCache(tmp_path, "mel", CONFIG).path
     assert FeatureCache(tmp_path, "mel", dict(reversed(CONFIG.items()))).path == path
-    assert FeatureCache(tmp_path, "mel", {**CONFIG, "sample_rate": 16000.0, "seed": np.int64(0)}).path == path
+    assert (
+        FeatureCache(tmp_path, "mel", {**CONFIG, "sample_rate": 16000.0, "seed": np.int64(0)}).path
+        == path
+    )
     assert canonical({"a": (1, 2)}) == canonical({"a": [1, 2.0]})
     assert canonical({"a": True}) != canonical({"a": 1})
     for bad in ({"a": float("nan")}, {"a": Path("x")}, {1: "a"}):
@@ -172,7 +178,8 @@ def test_the_same_config_is_the_same_cache(tmp_path: Path) -> None:
 
 
 def test_content_hash_is_of_the_content(tmp_path: Path) -> None:
-    file, index = tmp_path / "a.wav", FileIndex(tmp_path / "cache" / "hashes.jsonl")
+    file = tmp_path / "a.wav"
+    index = FileIndex(tmp_path / "cache" / "hashes.jsonl")
     file.write_bytes(b"one")
     first = content_hash(file, index)
     assert index.get(str(file), stamp_of(file)) == first

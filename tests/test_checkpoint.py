@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stagecli import checkpoint
 from stagecli.errors import EXIT_FAILED, StageError
+from stagecli.runs import checkpoint
 
 
 def same(a: Any, b: Any) -> bool:
@@ -29,7 +29,10 @@ def same(a: Any, b: Any) -> bool:
             isinstance(b, Tensor)
             and a.dtype == b.dtype
             and a.shape == b.shape
-            and a.contiguous().flatten().view(torch.uint8).equal(b.contiguous().flatten().view(torch.uint8))
+            and a.contiguous()
+            .flatten()
+            .view(torch.uint8)
+            .equal(b.contiguous().flatten().view(torch.uint8))
         )
     if isinstance(a, dict):
         return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
@@ -43,7 +46,12 @@ def same(a: Any, b: Any) -> bool:
 def save(folder: Path, step: int, value: float = 1.0, **trainer: Any) -> Path:
     weights = {"w": torch.full((64,), value)}
     return checkpoint.save(
-        folder, step, model=weights, ema=weights, trainer=trainer, state={"samples": step, "best": None}
+        folder,
+        step,
+        model=weights,
+        ema=weights,
+        trainer=trainer,
+        state={"samples": step, "best": None},
     )
 
 
@@ -53,7 +61,9 @@ def value_of(path: Path, which: str = "model") -> float:
 
 # --- pack and unpack ------------------------------------------------------------------------------
 
-dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
+dtypes = st.sampled_from(
+    [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+)
 
 
 @st.composite
@@ -67,11 +77,17 @@ def tensors(draw: st.DrawFn) -> Tensor:
 
 
 # "/" and "$tensor" are what keys are built of inside; numbers and their digits are different keys.
-keys = st.sampled_from(["a", "b", "a/b", "", "$tensor", "$dict", "0", "__metadata__", "ü"]) | st.integers(0, 2)
+keys = st.sampled_from(
+    ["a", "b", "a/b", "", "$tensor", "$dict", "0", "__metadata__", "ü"]
+) | st.integers(0, 2)
 leaves = tensors() | st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
 trees = st.recursive(
     leaves,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4) | st.tuples(inner, inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(keys, inner, max_size=4)
+        | st.tuples(inner, inner)
+    ),
     max_leaves=8,
 )
 
@@ -88,7 +104,12 @@ def test_pack_and_unpack(tmp_path_factory: pytest.TempPathFactory, tree: Any) ->
 
 
 def test_tensors_of_different_keys_are_kept_apart() -> None:
-    tree = {"a/b": torch.zeros(1), "a": {"b": torch.ones(1)}, 1: torch.full((1,), 2.0), "1": torch.full((1,), 3.0)}
+    tree = {
+        "a/b": torch.zeros(1),
+        "a": {"b": torch.ones(1)},
+        1: torch.full((1,), 2.0),
+        "1": torch.full((1,), 3.0),
+    }
     assert same(tree, checkpoint.unpack(*checkpoint.pack(tree)))
 
 
@@ -126,7 +147,12 @@ def test_optimizer_state_goes_on_to_the_bit(tmp_path: Path) -> None:
     trained(network, optimizer, 3)
     state = network.state_dict()
     path = checkpoint.save(
-        tmp_path, 3, model=state, ema=state, trainer={"optimizer": optimizer.state_dict()}, state={"x": 1}
+        tmp_path,
+        3,
+        model=state,
+        ema=state,
+        trainer={"optimizer": optimizer.state_dict()},
+        state={"x": 1},
     )
     expected = trained(network, optimizer, 3)
     other, fresh = make()
@@ -152,14 +178,23 @@ def test_model_and_ema_are_kept_apart(tmp_path: Path) -> None:
 def test_a_checkpoint_carries_what_it_is_used_with(tmp_path: Path) -> None:
     statistics = {"mean_C": torch.ones(3), "std_C": torch.zeros(3)}
     path = checkpoint.save(
-        tmp_path, 1, model={}, ema={}, trainer={}, state={}, codec=statistics, recipe='[task]\nkind = "ü"\n'
+        tmp_path,
+        1,
+        model={},
+        ema={},
+        trainer={},
+        state={},
+        codec=statistics,
+        recipe='[task]\nkind = "ü"\n',
     )
     assert same(checkpoint.load_weights(path, "codec"), statistics)
     assert (path / "recipe.toml").read_text(encoding="utf-8") == '[task]\nkind = "ü"\n'
 
 
 def test_state_json_is_strict_json(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, 1, model={}, ema={}, trainer={}, state={"best": {"value": float("nan")}})
+    path = checkpoint.save(
+        tmp_path, 1, model={}, ema={}, trainer={}, state={"best": {"value": float("nan")}}
+    )
 
     def refuse(name: str) -> None:
         raise AssertionError(name)
@@ -179,7 +214,9 @@ def test_a_step_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
 
 
 def listing(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def fail_at(number: int, real: Callable[..., Any], half: bool = False) -> Callable[..., Any]:
@@ -201,7 +238,14 @@ def fail_at(number: int, real: Callable[..., Any], half: bool = False) -> Callab
 @pytest.mark.parametrize("same_step", [False, True])
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("save_file", 1), ("save_file", 2), ("save_file", 4), ("write_atomic", 1), ("_sync", 3), ("replace", 1)],
+    [
+        ("save_file", 1),
+        ("save_file", 2),
+        ("save_file", 4),
+        ("write_atomic", 1),
+        ("_sync", 3),
+        ("replace", 1),
+    ],
 )
 def test_a_failed_save_leaves_everything_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, same_step: bool
@@ -211,9 +255,13 @@ def test_a_failed_save_leaves_everything_as_it_was(
     before = listing(tmp_path)
     target = os if name == "replace" else checkpoint
     if name == "replace":
-        number = 3 if same_step else 2  # first state.json is renamed, then the old directory of the step, if any
+        number = (
+            3 if same_step else 2
+        )  # first state.json is renamed, then the old directory of the step, if any
     with monkeypatch.context() as patch:
-        patch.setattr(target, name, fail_at(number, getattr(target, name), half=name == "save_file"))
+        patch.setattr(
+            target, name, fail_at(number, getattr(target, name), half=name == "save_file")
+        )
         with pytest.raises(StageError, match="cannot write the checkpoint of step") as caught:
             save(tmp_path, 2 if same_step else 3, 7.0)
     assert caught.value.exit_code == EXIT_FAILED
@@ -234,7 +282,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"cannot mount a small disk here: {getattr(error, 'stderr', '') or error}".strip())
+        pytest.skip(
+            f"cannot mount a small disk here: {getattr(error, 'stderr', '') or error}".strip()
+        )
     yield folder
     subprocess.run(["umount", str(folder)], check=True, timeout=10)
 
@@ -315,7 +365,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
     ("keep", "best", "left"),
     [(1, None, [5]), (2, None, [4, 5]), (2, 1, [1, 4, 5]), (2, 5, [4, 5]), (9, 2, [1, 2, 3, 4, 5])],
 )
-def test_rotate_keeps_the_newest_and_the_best(tmp_path: Path, keep: int, best: int | None, left: list[int]) -> None:
+def test_rotate_keeps_the_newest_and_the_best(
+    tmp_path: Path, keep: int, best: int | None, left: list[int]
+) -> None:
     for step in range(1, 6):
         save(tmp_path, step)
     checkpoint.rotate(tmp_path, keep, best)
@@ -325,7 +377,9 @@ def test_rotate_keeps_the_newest_and_the_best(tmp_path: Path, keep: int, best: i
     assert checkpoint.steps(tmp_path) == left
 
 
-def test_a_kill_while_rotating_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_rotating_leaves_no_half_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in (1, 2):
         save(tmp_path, step)
 

@@ -24,7 +24,9 @@ KEPT_DB = 75  # of the band below the cutoff: 84 and more are measured, 48 to 61
 
 
 def noise(seconds: float, rate: int, seed: int = 0) -> np.ndarray:
-    return (0.1 * np.random.default_rng(seed).standard_normal(int(seconds * rate))).astype(np.float32)
+    return (0.1 * np.random.default_rng(seed).standard_normal(int(seconds * rate))).astype(
+        np.float32
+    )
 
 
 def low_passed(audio: np.ndarray, rate: int, cutoff: float) -> np.ndarray:
@@ -73,7 +75,13 @@ def low_passed(audio: np.ndarray, rate: int, cutoff: float) -> np.ndarray:
     ],
 )
 def test_exit_code(
-    arguments: list[str], code: int, words: list[str], cli: Cli, runs: Path, tmp_path: Path, sr_recipe: Any
+    arguments: list[str],
+    code: int,
+    words: list[str],
+    cli: Cli,
+    runs: Path,
+    tmp_path: Path,
+    sr_recipe: Any,
 ) -> None:
     write_recipe(tmp_path / "good.toml")
     write_recipe(tmp_path / "bad.toml", train__stepz=3)
@@ -89,7 +97,9 @@ def test_exit_code(
         assert result.stdout
 
 
-def test_ctrl_c_in_a_reading_command_is_130(cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_a_reading_command_is_130(
+    cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from stagecli import report
 
     def interrupted(*_: object) -> None:
@@ -108,12 +118,20 @@ def test_debug_shows_the_traceback(cli: Cli) -> None:
 
 def test_every_mistake_of_a_recipe_at_once_each_with_its_place(cli: Cli, tmp_path: Path) -> None:
     recipe = write_recipe(
-        tmp_path / "bad.toml", train__stepz=3, model__width=33, codec__kind="mdtc", data__sample_rate="fast"
+        tmp_path / "bad.toml",
+        train__stepz=3,
+        model__width=33,
+        codec__kind="mdtc",
+        data__sample_rate="fast",
     )
     lines = recipe.read_text().splitlines()
     result = cli("train", recipe, "--set", "train.batch_size=0")
     assert result.code == 2
-    for text, word in (("stepz", "did you mean `steps`?"), ('kind = "mdtc"', "mdct"), ("sample_rate", "'fast'")):
+    for text, word in (
+        ("stepz", "did you mean `steps`?"),
+        ('kind = "mdtc"', "mdct"),
+        ("sample_rate", "'fast'"),
+    ):
         number = next(i for i, line in enumerate(lines, 1) if line.startswith(text))
         assert f"bad.toml:{number}:" in result.stderr and word in result.stderr
     assert "--set train.batch_size=0" in result.stderr
@@ -134,9 +152,27 @@ OPTIONS = {
         "--quiet",
         "Path of a recipe",
     ],
-    "evaluate": ["--task", "--split", "--checkpoint", "--samples", "--cutoff", "--reference", "--generated", "--json"],
+    "evaluate": [
+        "--task",
+        "--split",
+        "--checkpoint",
+        "--samples",
+        "--cutoff",
+        "--reference",
+        "--generated",
+        "--json",
+    ],
     "inspect-regime": ["--plot", "--html", "--follow", "--every", "--json", "run directories"],
-    "sample": ["--prompt", "--prompts", "--input", "--output", "--seconds", "--cutoff", "--seed", "--json"],
+    "sample": [
+        "--prompt",
+        "--prompts",
+        "--input",
+        "--output",
+        "--seconds",
+        "--cutoff",
+        "--seed",
+        "--json",
+    ],
     "recipes": ["list", "show", "copy", "check"],
     "recipes show": ["--set", "--json"],
     "recipes copy": ["--force"],
@@ -197,7 +233,13 @@ def test_dry_run_says_the_plan_and_writes_nothing(kind: str, cli: Cli, tmp_path:
     result = cli("train", recipe, "--dry-run")
     assert result.code == 0, result.stderr
     assert tree(tmp_path) == before and sorted(p.name for p in tmp_path.iterdir()) == ["r.toml"]
-    for word in ("training clips", "24", "width 32, depth 2", "parameters", "none (plain training)"):
+    for word in (
+        "training clips",
+        "24",
+        "width 32, depth 2",
+        "parameters",
+        "none (plain training)",
+    ):
         assert word in result.stdout
 
 
@@ -212,7 +254,11 @@ def test_one_line_per_interval_where_there_is_no_terminal(cli: Cli, tmp_path: Pa
     result = cli("train", write_recipe(tmp_path / "r.toml", train__log_every=4))
     assert result.code == 0
     assert result.stdout == ""
-    steps = [line.split()[1] for line in result.stderr.splitlines() if line.startswith("step") and "loss" in line]
+    steps = [
+        line.split()[1]
+        for line in result.stderr.splitlines()
+        if line.startswith("step") and "loss" in line
+    ]
     assert steps == ["4/10", "8/10", "10/10"]
     assert "\r" not in result.stderr and "\x1b" not in result.stderr
     assert result.stderr.isascii()
@@ -226,20 +272,29 @@ def test_one_line_per_interval_where_there_is_no_terminal(cli: Cli, tmp_path: Pa
 def test_recipes_list_show_and_check_as_json(cli: Cli, tmp_path: Path) -> None:
     listed = json.loads(cli("recipes", "list", "--json").stdout)
     assert "quickstart" in {row["name"] for row in listed}
-    shown = json.loads(cli("recipes", "show", "quickstart", "--set", "train.lr=3e-4", "--json").stdout)
+    shown = json.loads(
+        cli("recipes", "show", "quickstart", "--set", "train.lr=3e-4", "--json").stdout
+    )
     assert shown["train"]["lr"] == 3e-4
     good = cli("recipes", "check", "quickstart", "--json")
     assert good.code == 0 and json.loads(good.stdout)["ok"] is True
     bad = cli("recipes", "check", write_recipe(tmp_path / "bad.toml", train__stepz=3), "--json")
     assert bad.code == 1
     problems = json.loads(bad.stdout)["problems"]
-    assert len(problems) == 1 and "stepz" in problems[0]["what"] and "bad.toml:" in problems[0]["where"]
+    assert (
+        len(problems) == 1
+        and "stepz" in problems[0]["what"]
+        and "bad.toml:" in problems[0]["where"]
+    )
 
 
 def test_a_shown_recipe_is_the_recipe(cli: Cli, tmp_path: Path) -> None:
     shown = cli("recipes", "show", "quickstart-sr").stdout
     (tmp_path / "shown.toml").write_text(shown)
-    signatures = [json.loads(cli("recipes", "check", r, "--json").stdout) for r in ("quickstart-sr", "shown.toml")]
+    signatures = [
+        json.loads(cli("recipes", "check", r, "--json").stdout)
+        for r in ("quickstart-sr", "shown.toml")
+    ]
     assert signatures[0]["signature"] == signatures[1]["signature"]
 
 
@@ -277,14 +332,20 @@ def test_evaluate_t2a(cli: Cli, runs: Path) -> None:
     distances = [of["fd_log_mel"]["value"] for of in rows.values() if "fd_log_mel" in of]
     assert len(distances) == 3 and min(distances) >= 0
     assert found["conventions"]["fd_log_mel"]
-    assert json.loads(Path(runs.parent / found["file"]).read_text()) == {k: v for k, v in found.items() if k != "file"}
-    assert document(cli("evaluate", "runs/t2a", "--json"))["rows"] == found["rows"], "not repeatable"
+    assert json.loads(Path(runs.parent / found["file"]).read_text()) == {
+        k: v for k, v in found.items() if k != "file"
+    }
+    assert document(cli("evaluate", "runs/t2a", "--json"))["rows"] == found["rows"], (
+        "not repeatable"
+    )
     other = document(cli("evaluate", "runs/t2a", "--json", "--seed", "5", "--steps", "3"))
     assert (other["seed"], other["steps"]) == (5, 3)
     assert other["rows"][0] != found["rows"][0]
 
 
-def test_evaluate_without_a_run_takes_the_newest_finished_one_and_says_which(cli: Cli, runs: Path) -> None:
+def test_evaluate_without_a_run_takes_the_newest_finished_one_and_says_which(
+    cli: Cli, runs: Path
+) -> None:
     shutil.copytree(runs / "sr", runs / "unfinished")
     info = json.loads((runs / "unfinished" / "run.json").read_text())
     (runs / "unfinished" / "run.json").write_text(json.dumps({**info, "status": "failed"}))
@@ -298,7 +359,15 @@ def test_evaluate_without_a_run_takes_the_newest_finished_one_and_says_which(cli
     # The band below the cutoff is the input's, up to what a network of ten steps spills over the edge.
     low = [metrics[system]["lsd_lf"]["value"] for system in ("unprocessed", "model")]
     assert low[1] < low[0] + 0.5 < metrics["model"]["lsd_hf"]["value"]
-    assert set(metrics["model"]) >= {"lsd", "lsd_hf", "lsd_lf", "si_sdr", "snr", "mr_stft", "log_mel"}
+    assert set(metrics["model"]) >= {
+        "lsd",
+        "lsd_hf",
+        "lsd_lf",
+        "si_sdr",
+        "snr",
+        "mr_stft",
+        "log_mel",
+    }
 
 
 def test_evaluate_tables_name_the_convention(cli: Cli, runs: Path) -> None:
@@ -321,7 +390,9 @@ def test_evaluate_folders(cli: Cli, tmp_path: Path) -> None:
     assert sr["rows"][0]["metrics"]["lsd"]["value"] == pytest.approx(2 * np.log10(2), abs=1e-3)
     t2a = document(cli("evaluate", *both, "--task", "t2a"))
     assert t2a["rows"][0]["metrics"]["fd_log_mel"]["value"] > 0
-    same = document(cli("evaluate", "--reference", "real", "--generated", "real", "--json", "--task", "t2a"))
+    same = document(
+        cli("evaluate", "--reference", "real", "--generated", "real", "--json", "--task", "t2a")
+    )
     assert same["rows"][0]["metrics"]["fd_log_mel"]["value"] == pytest.approx(0, abs=1e-3)
     assert "--cutoff" in cli("evaluate", *both, "--task", "sr").stderr
     (tmp_path / "made" / "b.wav").unlink()
@@ -358,16 +429,40 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def test_sample_prompts_from_flags_and_files(cli: Cli, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a deep bell\n\n  zwei Töne  \n", encoding="utf-8")
     (tmp_path / "p.jsonl").write_text('{"prompt": "rain"}\n{"caption": "a dog"}\n')
-    found = document(cli("sample", "runs/t2a", "-p", "one", "--prompts", "p.txt", "-o", "out", "--seed", "3", "--json"))
+    found = document(
+        cli(
+            "sample",
+            "runs/t2a",
+            "-p",
+            "one",
+            "--prompts",
+            "p.txt",
+            "-o",
+            "out",
+            "--seed",
+            "3",
+            "--json",
+        )
+    )
     assert [row["prompt"] for row in found] == ["one", "a deep bell", "zwei Töne"]
     rows = rows_of(tmp_path / "out")
     assert rows == [{k: v for k, v in row.items() if k != "file"} for row in found]
-    expected = {"seed": 3, "steps": 2, "guidance": 1.0, "sampler": "euler", "checkpoint": "step_00000010"}
+    expected = {
+        "seed": 3,
+        "steps": 2,
+        "cfg_scale": 1.0,
+        "sampler": "euler",
+        "checkpoint": "step_00000010",
+    }
     for row in rows:
         assert {k: row[k] for k in expected} == expected
         audio, rate = soundfile.read(tmp_path / "out" / row["path"])
-        assert rate == 8000 and audio.shape == (3200,) and np.isfinite(audio).all() and np.any(audio)
-    assert [r["prompt"] for r in document(cli("sample", "runs/t2a", "--prompts", "p.jsonl", "--json"))] == [
+        assert (
+            rate == 8000 and audio.shape == (3200,) and np.isfinite(audio).all() and np.any(audio)
+        )
+    assert [
+        r["prompt"] for r in document(cli("sample", "runs/t2a", "--prompts", "p.jsonl", "--json"))
+    ] == [
         "rain",
         "a dog",
     ]
@@ -378,17 +473,25 @@ def test_sample_prompts_from_flags_and_files(cli: Cli, runs: Path, tmp_path: Pat
 
 
 def test_sample_to_one_file_and_of_another_length(cli: Cli, runs: Path, tmp_path: Path) -> None:
-    found = document(cli("sample", "runs/t2a", "-p", "a", "-o", "one/clip.wav", "--seconds", "1.5", "--json"))
+    found = document(
+        cli("sample", "runs/t2a", "-p", "a", "-o", "one/clip.wav", "--seconds", "1.5", "--json")
+    )
     assert [row["path"] for row in found] == ["clip.wav"]
     audio, rate = soundfile.read(tmp_path / "one" / "clip.wav")
     assert len(audio) == 1.5 * rate
     assert cli("sample", "runs/t2a", "-p", "b", "-o", "one/other.wav").code == 0
-    assert {row["path"]: row["prompt"] for row in rows_of(tmp_path / "one")} == {"clip.wav": "a", "other.wav": "b"}
+    assert {row["path"]: row["prompt"] for row in rows_of(tmp_path / "one")} == {
+        "clip.wav": "a",
+        "other.wav": "b",
+    }
 
 
 def test_the_same_seed_gives_the_same_bytes(cli: Cli, runs: Path, tmp_path: Path) -> None:
     for name, seed in (("x", 1), ("y", 1), ("z", 2)):
-        assert cli("sample", "runs/t2a", "-p", "a bell", "-p", "rain", "-o", name, "--seed", seed).code == 0
+        assert (
+            cli("sample", "runs/t2a", "-p", "a bell", "-p", "rain", "-o", name, "--seed", seed).code
+            == 0
+        )
     wavs = {n: [sha(tmp_path / n / f"000{i}.wav") for i in range(2)] for n in "xyz"}
     assert wavs["x"] == wavs["y"]
     assert not set(wavs["x"]) & set(wavs["z"])
@@ -396,16 +499,20 @@ def test_the_same_seed_gives_the_same_bytes(cli: Cli, runs: Path, tmp_path: Path
 
 def test_a_sample_does_not_depend_on_its_batch(trained: Path) -> None:
     """Alone or beside a longer prompt: equal up to the order of sums (1e-4 of the frames' scale)."""
-    from stagecli.pipeline import Settings, load_pipeline
+    from stagecli.generate.pipeline import SamplerSettings, load_pipeline
 
     pipeline, _ = load_pipeline(trained / "runs" / "t2a")
-    prompts, frames = ["a bell", "a much longer prompt than that"], []
+    prompts = ["a bell", "a much longer prompt than that"]
+    frames = []
     pipeline.codec.decode = lambda x_BTC, samples: frames.append(x_BTC) or x_BTC[:, :, 0]  # type: ignore[assignment]
     for size in (1, 2):
         pipeline.generate(
-            prompts, seed=4, settings=Settings.of(pipeline.recipe.evaluate, batch_size=size, guidance=2.0)
+            prompts,
+            seed=4,
+            settings=SamplerSettings.of(pipeline.recipe.evaluate, batch_size=size, cfg_scale=2.0),
         )
-    alone, together = np.concatenate([frames[0], frames[1]]), frames[2].numpy()
+    alone = np.concatenate([frames[0], frames[1]])
+    together = frames[2].numpy()
     assert np.abs(alone[0] - alone[1]).max() > 1e-2, "the two samples are one"
     np.testing.assert_allclose(alone, together, atol=1e-4)
 
@@ -413,7 +520,9 @@ def test_a_sample_does_not_depend_on_its_batch(trained: Path) -> None:
 # --- sample: sr -----------------------------------------------------------------------------------
 
 
-def restored(cli: Cli, tmp_path: Path, audio: np.ndarray, rate: int, *more: object) -> tuple[np.ndarray, Result]:
+def restored(
+    cli: Cli, tmp_path: Path, audio: np.ndarray, rate: int, *more: object
+) -> tuple[np.ndarray, Result]:
     write_wav(tmp_path / "in.wav", audio, rate)
     result = cli("sample", "runs/sr", "--input", "in.wav", "-o", "out", "--json", *more)
     assert result.code == 0, result.stderr
@@ -449,7 +558,9 @@ def test_the_low_band_of_a_file_at_another_rate_is_kept(
     assert json.loads(result.stdout)[0]["cutoff"] == pytest.approx(rate / 2, rel=0.01)
     edge = 0.85 * rate / 2
     assert snr(band(up, 16000, 50, edge), band(made, 16000, 50, edge)) > KEPT_DB
-    assert np.std(band(made, 16000, 1.1 * rate / 2, 8000)) > 1e-3 * level, "nothing was made above the cutoff"
+    assert np.std(band(made, 16000, 1.1 * rate / 2, 8000)) > 1e-3 * level, (
+        "nothing was made above the cutoff"
+    )
 
 
 def test_a_band_limited_file_at_the_rate_of_the_model(cli: Cli, runs: Path, tmp_path: Path) -> None:
@@ -459,16 +570,25 @@ def test_a_band_limited_file_at_the_rate_of_the_model(cli: Cli, runs: Path, tmp_
     assert snr(band(audio, 16000, 50, 2500), band(made, 16000, 50, 2500)) > KEPT_DB
 
 
-def test_a_full_band_file_is_refused_unless_a_cutoff_is_given(cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_a_full_band_file_is_refused_unless_a_cutoff_is_given(
+    cli: Cli, runs: Path, tmp_path: Path
+) -> None:
     write_wav(tmp_path / "full.wav", noise(0.5, 16000), 16000)
     refused = cli("sample", "runs/sr", "--input", "full.wav", "-o", "out")
     assert refused.code == 2
-    assert "full.wav" in refused.stderr and "nothing to restore" in refused.stderr and "--cutoff" in refused.stderr
-    assert cli("sample", "runs/sr", "--input", "full.wav", "-o", "out", "--cutoff", "3000").code == 0
+    assert (
+        "full.wav" in refused.stderr
+        and "nothing to restore" in refused.stderr
+        and "--cutoff" in refused.stderr
+    )
+    assert (
+        cli("sample", "runs/sr", "--input", "full.wav", "-o", "out", "--cutoff", "3000").code == 0
+    )
 
 
 def test_stereo_keeps_its_channels_and_their_levels(cli: Cli, runs: Path, tmp_path: Path) -> None:
-    left, right = noise(0.6, 8000, 1), 0.1 * noise(0.6, 8000, 2)
+    left = noise(0.6, 8000, 1)
+    right = 0.1 * noise(0.6, 8000, 2)
     made, _ = restored(cli, tmp_path, np.stack([left, right], axis=1), 8000)
     assert made.shape == (2, 9600)
     for before, after in ((left, made[0]), (right, made[1])):
@@ -476,7 +596,9 @@ def test_stereo_keeps_its_channels_and_their_levels(cli: Cli, runs: Path, tmp_pa
         assert snr(band(up, 16000, 50, 3400), band(after, 16000, 50, 3400)) > KEPT_DB
 
 
-def test_a_silent_channel_stays_silent_and_says_nothing_about_the_band(cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_a_silent_channel_stays_silent_and_says_nothing_about_the_band(
+    cli: Cli, runs: Path, tmp_path: Path
+) -> None:
     """At the model's own rate the band is measured, and a channel of zeros has none to measure."""
     left = low_passed(noise(0.6, 16000), 16000, 3000)
     made, result = restored(cli, tmp_path, np.stack([left, 0 * left], axis=1), 16000)
@@ -494,20 +616,26 @@ def test_very_short_files(samples: int, cli: Cli, runs: Path, tmp_path: Path) ->
     assert np.isfinite(made).all()
 
 
-def test_a_folder_keeps_its_shape_and_a_bad_file_is_named(cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_a_folder_keeps_its_shape_and_a_bad_file_is_named(
+    cli: Cli, runs: Path, tmp_path: Path
+) -> None:
     for name in ("a.wav", "sub/b.wav"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         write_wav(tmp_path / "in" / name, noise(0.3, 8000), 8000)
     found = document(cli("sample", "runs/sr", "--input", "in", "-o", "out", "--json"))
     assert [row["path"] for row in found] == ["a.wav", "sub/b.wav"]
     assert all((tmp_path / "out" / row["path"]).exists() for row in found)
-    assert cli("sample", "runs/sr", "--input", "in", "-o", "in").code == 2, "would overwrite its own input"
+    assert cli("sample", "runs/sr", "--input", "in", "-o", "in").code == 2, (
+        "would overwrite its own input"
+    )
     (tmp_path / "in" / "c.wav").write_text("no audio")
     bad = cli("sample", "runs/sr", "--input", "in", "-o", "out2")
     assert bad.code == 2 and "in/c.wav" in bad.stderr and not (tmp_path / "out2").exists()
 
 
-def test_a_file_outside_of_what_was_trained_is_warned_about(cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_a_file_outside_of_what_was_trained_is_warned_about(
+    cli: Cli, runs: Path, tmp_path: Path
+) -> None:
     write_wav(tmp_path / "in.wav", noise(0.3, 2000), 2000)
     result = cli("sample", "runs/sr", "--input", "in.wav", "-o", "out", "--json")
     document(result)
@@ -529,7 +657,9 @@ def test_precision_auto_is_settled_by_the_machine_and_kept(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    recipe = write_recipe(tmp_path / "a.toml", train__precision="auto", train__steps=1, train__samples=0)
+    recipe = write_recipe(
+        tmp_path / "a.toml", train__precision="auto", train__steps=1, train__samples=0
+    )
     assert run_cli("train", recipe, cwd=tmp_path).code == 0
     kept = tomllib.loads((tmp_path / "runs" / "a" / "recipe.toml").read_text())
     assert kept["train"]["precision"] == expected

@@ -17,7 +17,14 @@ RATE = 8000
 
 
 def small(**changes: object) -> MelCodec:
-    settings = {"sample_rate": RATE, "n_fft": 256, "hop": 64, "n_mels": 32, "f_min": 50.0, **changes}
+    settings = {
+        "sample_rate": RATE,
+        "n_fft": 256,
+        "hop": 64,
+        "n_mels": 32,
+        "f_min": 50.0,
+        **changes,
+    }
     return MelCodec(**settings)
 
 
@@ -44,7 +51,8 @@ def test_decoding_repeats_and_does_not_depend_on_the_batch_or_the_global_seed() 
 
 
 def test_padding_behind_a_clip_leaves_the_frames_before_it_alone() -> None:
-    codec, audio_BN = small(), torch.randn(1, 1024)
+    codec = small()
+    audio_BN = torch.randn(1, 1024)
     longer_BN = torch.cat([audio_BN, torch.zeros(1, 512)], 1)
     torch.testing.assert_close(codec.analyse(longer_BN)[:, :16], codec.analyse(audio_BN))
 
@@ -62,26 +70,37 @@ def test_the_last_synthesis_carries_a_gradient() -> None:
     codec = small(iterations=2)
     raw_BTC = codec.analyse(tone(440, 1000)).requires_grad_()
     codec.synthesise(raw_BTC).square().sum().backward()
-    assert raw_BTC.grad is not None and torch.isfinite(raw_BTC.grad).all() and raw_BTC.grad.abs().sum() > 0
+    assert (
+        raw_BTC.grad is not None
+        and torch.isfinite(raw_BTC.grad).all()
+        and raw_BTC.grad.abs().sum() > 0
+    )
 
 
 def test_log_base_10_is_the_natural_logarithm_scaled() -> None:
     audio_BN = tone(700)
     torch.testing.assert_close(
-        small(log_base="10").analyse(audio_BN) * math.log(10), small().analyse(audio_BN), atol=1e-4, rtol=1e-4
+        small(log_base="10").analyse(audio_BN) * math.log(10),
+        small().analyse(audio_BN),
+        atol=1e-4,
+        rtol=1e-4,
     )
 
 
 @pytest.mark.parametrize(("power", "log_base"), [(1.0, "e"), (2.0, "10")])
-def test_griffin_lim_keeps_the_pitch_the_level_and_the_mel_frames(power: float, log_base: str) -> None:
-    codec, audio_BN = small(power=power, log_base=log_base), tone(440)
+def test_griffin_lim_keeps_the_pitch_the_level_and_the_mel_frames(
+    power: float, log_base: str
+) -> None:
+    codec = small(power=power, log_base=log_base)
+    audio_BN = tone(440)
     raw_BTC = codec.analyse(audio_BN)
     back_BN = codec.synthesise(raw_BTC)[:, : audio_BN.shape[1]]
     inner_N = back_BN[0, 500:3500]
     peak_hz = torch.fft.rfft(inner_N * torch.hann_window(3000)).abs().argmax() * RATE / 3000
     assert abs(peak_hz - 440) < 35  # half the distance between two mel filters
     assert 0.5 < (inner_N.square().mean() / audio_BN[0, 500:3500].square().mean()).sqrt() < 1.5
-    inner_BTC, back_BTC = raw_BTC[:, 8:-8], codec.analyse(back_BN)[:, 8:-8]
+    inner_BTC = raw_BTC[:, 8:-8]
+    back_BTC = codec.analyse(back_BN)[:, 8:-8]
     loud_BTC = inner_BTC > inner_BTC.max() - 3 * codec.scale
     assert (back_BTC - inner_BTC)[loud_BTC].abs().mean() / codec.scale < 0.5
 
@@ -129,12 +148,15 @@ def vocoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_vocoder_folder_is_loaded_frozen_and_decodes(vocoder_folder: Path) -> None:
-    codec, again = small(vocoder=str(vocoder_folder)), small(vocoder=str(vocoder_folder))
+    codec = small(vocoder=str(vocoder_folder))
+    again = small(vocoder=str(vocoder_folder))
     frames_BTC = codec.encode(tone(440, 1000)).requires_grad_()
     audio_BN = codec.decode(frames_BTC, 1000)
     assert audio_BN.shape == (1, 1000)
     assert torch.equal(audio_BN, again.decode(frames_BTC, 1000))
-    assert codec.vocoder is not None and not any(p.requires_grad for p in codec.vocoder.parameters())
+    assert codec.vocoder is not None and not any(
+        p.requires_grad for p in codec.vocoder.parameters()
+    )
     audio_BN.square().sum().backward()
     assert frames_BTC.grad is not None and frames_BTC.grad.abs().sum() > 0
 
@@ -142,11 +164,17 @@ def test_a_vocoder_folder_is_loaded_frozen_and_decodes(vocoder_folder: Path) -> 
 def test_a_vocoder_that_does_not_fit_is_refused_with_every_difference(vocoder_folder: Path) -> None:
     with pytest.raises(StageError) as caught:
         MelCodec(sample_rate=16000, n_fft=512, hop=128, n_mels=40, vocoder=str(vocoder_folder))
-    assert {p.where for p in caught.value.problems} == {"codec.sample_rate", "codec.n_mels", "codec.hop"}
+    assert {p.where for p in caught.value.problems} == {
+        "codec.sample_rate",
+        "codec.n_mels",
+        "codec.hop",
+    }
     assert "8000" in str(caught.value) and caught.value.hint
 
 
-def test_a_missing_vocoder_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_vocoder_names_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for source in (str(tmp_path / "absent"), "nobody/no-such-vocoder"):
         with pytest.raises(StageError, match="cannot load the vocoder") as caught:

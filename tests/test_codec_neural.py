@@ -23,13 +23,23 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(0)
     dac = transformers.DacConfig(
-        encoder_hidden_size=8, decoder_hidden_size=32, downsampling_ratios=[2, 5, 4], sampling_rate=RATE,
-        n_codebooks=2, codebook_size=16, codebook_dim=4,
-    )  # fmt: skip
+        encoder_hidden_size=8,
+        decoder_hidden_size=32,
+        downsampling_ratios=[2, 5, 4],
+        sampling_rate=RATE,
+        n_codebooks=2,
+        codebook_size=16,
+        codebook_dim=4,
+    )
     encodec = transformers.EncodecConfig(
-        num_filters=4, hidden_size=16, upsampling_ratios=[4, 5, 2], sampling_rate=RATE, num_lstm_layers=1,
-        codebook_size=16, target_bandwidths=[1.6],
-    )  # fmt: skip
+        num_filters=4,
+        hidden_size=16,
+        upsampling_ratios=[4, 5, 2],
+        sampling_rate=RATE,
+        num_lstm_layers=1,
+        codebook_size=16,
+        target_bandwidths=[1.6],
+    )
     transformers.DacModel(dac).save_pretrained(root / "dac")
     transformers.EncodecModel(encodec).save_pretrained(root / "encodec")
     return {"dac": root / "dac", "encodec": root / "encodec"}
@@ -57,7 +67,9 @@ def test_frames_are_the_encoder_output_and_decoding_skips_the_quantiser(codec: N
     assert torch.equal(codec.synthesise(latent_BCT.transpose(1, 2))[:, : samples.shape[1]], samples)
 
 
-def test_weights_come_from_the_folder_and_loading_is_repeatable(checkpoints: dict[str, Path]) -> None:
+def test_weights_come_from_the_folder_and_loading_is_repeatable(
+    checkpoints: dict[str, Path],
+) -> None:
     audio_BN = torch.randn(1, 400)
     first, second = (NeuralCodec(str(checkpoints["dac"]), sample_rate=RATE) for _ in range(2))
     assert torch.equal(first.encode(audio_BN), second.encode(audio_BN))
@@ -112,12 +124,16 @@ def test_unsupported_models(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(other))
     with pytest.raises(StageError, match="'bert', which is not supported"):
         NeuralCodec(str(tmp_path), sample_rate=RATE)
-    transformers.EncodecConfig(audio_channels=2, normalize=True, sampling_rate=RATE).save_pretrained(tmp_path)
+    transformers.EncodecConfig(
+        audio_channels=2, normalize=True, sampling_rate=RATE
+    ).save_pretrained(tmp_path)
     with pytest.raises(StageError, match="stereo"):
         NeuralCodec(str(tmp_path), sample_rate=RATE)
 
 
-def test_weights_missing_incomplete_or_pickled(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_missing_incomplete_or_pickled(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copy(checkpoints["dac"] / "config.json", tmp_path)

@@ -21,7 +21,9 @@ CODECS = {
     "mdct-kbd": lambda: MDCTCodec(sample_rate=RATE, hop=256, window="kbd", alpha=0.2),
     "mdct-vorbis": lambda: MDCTCodec(sample_rate=RATE, hop=128, window="vorbis", alpha=1.0),
     "stft-half": lambda: STFTCodec(sample_rate=RATE, n_fft=1024, hop=512, alpha=0.3),
-    "stft-quarter": lambda: STFTCodec(sample_rate=RATE, n_fft=512, hop=128, window="kbd", alpha=0.5),
+    "stft-quarter": lambda: STFTCodec(
+        sample_rate=RATE, n_fft=512, hop=128, window="kbd", alpha=0.5
+    ),
 }
 
 
@@ -88,7 +90,9 @@ def test_round_trip_of_a_real_clip(codec: SpectralCodec) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(samples=st.integers(1, 3000), name=st.sampled_from(["mdct-kbd", "stft-half", "stft-quarter"]))
+@given(
+    samples=st.integers(1, 3000), name=st.sampled_from(["mdct-kbd", "stft-half", "stft-quarter"])
+)
 def test_any_length_comes_back(samples: int, name: str) -> None:
     codec = CODECS[name]()
     audio_BN = torch.randn(1, samples, generator=torch.Generator().manual_seed(samples))
@@ -155,7 +159,9 @@ def test_replaced_mdct_band_survives_decoding_exactly() -> None:
 
 
 def test_audio_below_the_cutoff_is_the_kept_one(codec: SpectralCodec) -> None:
-    kept_BN, cutoff, guard = synthetic(16384), 6000.0, 1.5 * 44100 / 128
+    kept_BN = synthetic(16384)
+    cutoff = 6000.0
+    guard = 1.5 * 44100 / 128
     fitted(codec, kept_BN)
     kept_BTC = codec.encode(kept_BN)
     other_BTC = codec.encode(kept_BN.flip(0))  # same level, other sound

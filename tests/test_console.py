@@ -13,31 +13,73 @@ from typing import Any
 import pytest
 from test_report import make_run
 
-from stagecli import console
-from stagecli.console import Console, LiveView, PlainView, QuietView
-from stagecli.curves import Curve, bar
 from stagecli.errors import Problem, StageError
 from stagecli.report import read_run
-from stagecli.report import text as report_text
+from stagecli.report.curves import Curve, bar
 from stagecli.report.summary import summary
-from stagecli.views import Board
+from stagecli.terminal import console
+from stagecli.terminal import inspect as report_text
+from stagecli.terminal.console import Console, LiveView, PlainView, QuietView
+from stagecli.terminal.views import Board
 
 INFO = {
-    "name": "demo", "task": "t2a", "steps": 100, "step": 0, "parameters": 4_100_000, "device": "cpu",
-    "precision": "fp32", "batch_size": 8, "run_dir": "runs/demo",
-}  # fmt: skip
+    "name": "demo",
+    "task": "t2a",
+    "steps": 100,
+    "step": 0,
+    "parameters": 4_100_000,
+    "device": "cpu",
+    "precision": "fp32",
+    "batch_size": 8,
+    "run_dir": "runs/demo",
+}
 ROW = {
-    "step": 10, "time": 0.0, "attempt": 1, "train/loss": 0.5, "train/grad_norm": 1.25, "optim/lr": 1e-4,
-    "speed/samples_per_s": 80.0, "speed/step_s": 0.1,
-}  # fmt: skip
+    "step": 10,
+    "time": 0.0,
+    "attempt": 1,
+    "train/loss": 0.5,
+    "train/grad_norm": 1.25,
+    "optim/lr": 1e-4,
+    "speed/samples_per_s": 80.0,
+    "speed/step_s": 0.1,
+}
 PROBE = {
-    "step": 10, "time": 0.0, "attempt": 1, "D": 0.334, "D_t0.30": 0.25, "D_t0.50": 0.34, "D_t0.70": 0.41, "Dn": 0.412,
-    "Dn_t0.30": 0.31, "Dn_t0.50": 0.42, "Dn_t0.70": 0.51, "tau": 9.0, "slope": -0.002, "slope_se": 0.0001, "q": 0.4,
-    "q_se": 0.05, "target": 0.5, "r": 0.12, "frozen": False, "failsafe": False, "stage": "acquisition",
-    "clock_step": 5, "source": "measured", "seconds": 1.25, "seconds_total": 190.0, "share": 0.021,
+    "step": 10,
+    "time": 0.0,
+    "attempt": 1,
+    "D": 0.334,
+    "D_t0.30": 0.25,
+    "D_t0.50": 0.34,
+    "D_t0.70": 0.41,
+    "Dn": 0.412,
+    "Dn_t0.30": 0.31,
+    "Dn_t0.50": 0.42,
+    "Dn_t0.70": 0.51,
+    "tau": 9.0,
+    "slope": -0.002,
+    "slope_se": 0.0001,
+    "q": 0.4,
+    "q_se": 0.05,
+    "target": 0.5,
+    "r": 0.12,
+    "frozen": False,
+    "failsafe": False,
+    "stage": "acquisition",
+    "clock_step": 5,
+    "source": "measured",
+    "seconds": 1.25,
+    "seconds_total": 190.0,
+    "share": 0.021,
     "monitor": "bundled judge",
-}  # fmt: skip
-EVENT = {"step": 10, "mechanism": "trainer", "from": None, "to": "running", "reason": "begun [bold]", "evidence": {}}
+}
+EVENT = {
+    "step": 10,
+    "mechanism": "trainer",
+    "from": None,
+    "to": "running",
+    "reason": "begun [bold]",
+    "evidence": {},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +117,9 @@ def test_error_snapshot(capsys: pytest.CaptureFixture[str]) -> None:
     error = StageError(
         "`recipes/tiny.toml` has 2 problems",
         problems=[
-            Problem("recipes/tiny.toml:14:1", "train.warmpu_steps: unknown key", "warmpu_steps = 500"),
+            Problem(
+                "recipes/tiny.toml:14:1", "train.warmpu_steps: unknown key", "warmpu_steps = 500"
+            ),
             Problem("--set", "stage.high must be > low (0.2), got 0.1 [0, 1]"),
         ],
         hint="did you mean `train.warmup_steps`?",
@@ -115,20 +159,39 @@ def test_json_is_alone_on_stdout(capsys: pytest.CaptureFixture[str], tmp_path: P
 def test_result_and_table(capsys: pytest.CaptureFixture[str]) -> None:
     out = Console()
     out.result({"clips": 3, "loss": 0.123456}, None)
-    out.result({}, lambda: out.table("Clips", ["name", "count"], [["[red]a", 5], ["b", 10], ["c", None]]))
+    out.result(
+        {}, lambda: out.table("Clips", ["name", "count"], [["[red]a", 5], ["b", 10], ["c", None]])
+    )
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == ["clips  3", "loss  0.1235"]
-    assert lines[2:] == ["Clips", "name    count", "─" * 14, "[red]a      5", "b          10", "c           -"]
+    assert lines[2:] == [
+        "Clips",
+        "name    count",
+        "─" * 14,
+        "[red]a      5",
+        "b          10",
+        "c           -",
+    ]
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_inspect_reads_without_colour(capsys: pytest.CaptureFixture[str], tmp_path: Path, several: bool) -> None:
+def test_inspect_reads_without_colour(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, several: bool
+) -> None:
     names = ["one", "two"] if several else ["one"]
     report_text.inspect([summary(read_run(make_run(tmp_path / name))) for name in names], Console())
     out, err = capsys.readouterr()
     assert err == ""
     assert "\x1b[3" not in out
-    for expected in (*names, "finished", "1,000 of 1,000", "0.25-0.50", "valid loss", "- -> running", "Reading"):
+    for expected in (
+        *names,
+        "finished",
+        "1,000 of 1,000",
+        "0.25-0.50",
+        "valid loss",
+        "- -> running",
+        "Reading",
+    ):
         assert expected in out
     assert re.search(r"best validation loss 0.1067 at step 1,000", out)
     tables = out.split("Reading")[0].replace(str(tmp_path), "")
@@ -150,15 +213,17 @@ def test_dumb_terminal_is_ascii(
 
 
 def test_latin_stdout_does_not_fail() -> None:
-    code = "from stagecli.console import Console as C; C().text('\\u00e9 \\u2588'); C().table('', ['a'], [['\\u4e2d']])"
+    code = "from stagecli.terminal.console import Console as C; C().text('\\u00e9 \\u2588'); C().table('', ['a'], [['\\u4e2d']])"
     env = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": "."}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=env)
     assert done.stdout.isascii()
 
 
 def test_import_is_light() -> None:
-    code = "import stagecli.console, stagecli.follow, stagecli.report.html, sys; print(sorted(sys.modules))"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    code = "import stagecli.terminal.console, stagecli.terminal.follow, stagecli.report.html, sys; print(sorted(sys.modules))"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    ).stdout
     assert not {"'rich'", "'torch'", "'numpy'", "'matplotlib'"} & set(re.findall(r"'\w+'", modules))
 
 
@@ -253,7 +318,14 @@ def test_live_view_leaves_a_final_panel(monkeypatch: pytest.MonkeyPatch, encodin
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     assert text.isascii() == (encoding == "ascii")
     final = text[text.rindex("train demo: interrupted") :]
-    for expected in ("10/100", "10.0 %", "train loss  0.5", "best 0.45 at step 10", "80 samples/s", "begun [bold]"):
+    for expected in (
+        "10/100",
+        "10.0 %",
+        "train loss  0.5",
+        "best 0.45 at step 10",
+        "80 samples/s",
+        "begun [bold]",
+    ):
         assert expected in final
     assert "regime  acquisition   r 0.120" in final
     assert final.rstrip().endswith("to go on: train demo")
@@ -280,11 +352,19 @@ def test_board_fits(width: int, height: int) -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize(("width", "height"), [(36, 13), (56, 16), (76, 21), (116, 42)])
-def test_board_shows_the_regime_from_the_first_probe_on(width: int, height: int, plain: bool) -> None:
+def test_board_shows_the_regime_from_the_first_probe_on(
+    width: int, height: int, plain: bool
+) -> None:
     board = Board(info=INFO, at=10)
     board.add_row({**ROW, "valid/loss": 0.4})
     board.add_bins(bins_row(10))
-    regime = {**EVENT, "mechanism": "regime", "from": "waiting", "to": "acquisition", "reason": "Dn is under 0.9"}
+    regime = {
+        **EVENT,
+        "mechanism": "regime",
+        "from": "waiting",
+        "to": "acquisition",
+        "reason": "Dn is under 0.9",
+    }
     board.add_event(EVENT)
     board.add_event(regime)
     before = shown(board, width, height, plain)
@@ -297,21 +377,38 @@ def test_board_shows_the_regime_from_the_first_probe_on(width: int, height: int,
     assert "acquisition" in text
     assert text.isascii() or not plain
     if width >= 56:
-        assert all(len(line) <= width for line in text.splitlines() if line.startswith(("regime", "Dn", "D ", "   ")))
+        assert all(
+            len(line) <= width
+            for line in text.splitlines()
+            if line.startswith(("regime", "Dn", "D ", "   "))
+        )
         assert "r 0.120" in text
     if width >= 76:
         assert re.search(r"noise t +loss", text)
-        for part in ("t 0.30", "0.310", "0.334", "##" if plain else "██", "per 10 steps", "q 0.40", "Dn is under 0.9",
-                     "3m 10s, 2.1 % of training", "last event  step 10  trainer"):  # fmt: skip
+        for part in (
+            "t 0.30",
+            "0.310",
+            "0.334",
+            "##" if plain else "██",
+            "per 10 steps",
+            "q 0.40",
+            "Dn is under 0.9",
+            "3m 10s, 2.1 % of training",
+            "last event  step 10  trainer",
+        ):
             assert part in text
-    board.regime.add({**PROBE, "step": 30, "Dn": None, "D": None, "r": None, "frozen": True, "source": "replay"})
+    board.regime.add(
+        {**PROBE, "step": 30, "Dn": None, "D": None, "r": None, "frozen": True, "source": "replay"}
+    )
     text = shown(board, 116, 42, plain)
     for part in ("0.034", "gave no number", "r not known", "frozen: D is rising", "r is replayed"):
         assert part in text
 
 
 def shown(board: Board, width: int, height: int, plain: bool) -> str:
-    return "\n".join("".join(text for text, _ in line) for line in board.lines(width, height, plain))
+    return "\n".join(
+        "".join(text for text, _ in line) for line in board.lines(width, height, plain)
+    )
 
 
 def test_board_parts() -> None:

@@ -22,7 +22,9 @@ def noise(samples: int = RATE, seed: int = 0) -> np.ndarray:
     return (0.1 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
 
 
-def gain_db(before_N: np.ndarray, after_N: np.ndarray, low: float, high: float, rate: int = RATE) -> float:
+def gain_db(
+    before_N: np.ndarray, after_N: np.ndarray, low: float, high: float, rate: int = RATE
+) -> float:
     """Change of the energy between two frequencies; Blackman, so that the ends of the crop do not leak."""
     window_N = np.blackman(len(before_N))
     hertz_F = np.fft.rfftfreq(len(before_N), 1 / rate)
@@ -64,7 +66,9 @@ def test_bessel_attenuates_like_butter_at_the_cutoff() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("order", [1, 2, 5, 10])
 @pytest.mark.parametrize("cutoff", [300.0, 4000.0, 15000.0, 21000.0])
-def test_is_scipys_filter_forward_and_backward(family: FilterFamily, order: int, cutoff: float) -> None:
+def test_is_scipys_filter_forward_and_backward(
+    family: FilterFamily, order: int, cutoff: float
+) -> None:
     """The response in closed form is that of the sections which SciPy designs, below the resampling's slope."""
     from scipy import signal
 
@@ -77,7 +81,10 @@ def test_is_scipys_filter_forward_and_backward(family: FilterFamily, order: int,
     hertz_F = np.linspace(0, cutoff, 500)
     _, expected_F = signal.freqz_sos(sections, hertz_F, fs=RATE)
     np.testing.assert_allclose(
-        module._response(LowPass(family, order, cutoff), hertz_F, RATE), np.abs(expected_F) ** 2, rtol=1e-6, atol=1e-9
+        module._response(LowPass(family, order, cutoff), hertz_F, RATE),
+        np.abs(expected_F) ** 2,
+        rtol=1e-6,
+        atol=1e-9,
     )
 
 
@@ -99,7 +106,9 @@ def test_the_cutoff_may_be_any_real_number() -> None:
     family=st.sampled_from(FAMILIES),
     order=st.integers(1, 11),
 )
-def test_length_is_the_inputs(samples: int, rate: int, share: float, family: FilterFamily, order: int) -> None:
+def test_length_is_the_inputs(
+    samples: int, rate: int, share: float, family: FilterFamily, order: int
+) -> None:
     audio_N = noise(samples)
     before_N = audio_N.copy()
     low_N = degrade(audio_N, rate, LowPass(family, order, share * rate / 2))
@@ -116,7 +125,12 @@ def test_no_delay_and_quiet_ends() -> None:
         error_N = degrade(tone_N, RATE, LowPass(family, 8, 4000.0)) - tone_N
         assert np.abs(error_N[2000:-2000]).max() < 0.015
         assert np.abs(error_N).max() < 0.1
-    assert np.abs(degrade(np.full(9000, 0.5, np.float32), RATE, LowPass("butter", 4, 300.0)) - 0.5).max() < 1e-4
+    assert (
+        np.abs(
+            degrade(np.full(9000, 0.5, np.float32), RATE, LowPass("butter", 4, 300.0)) - 0.5
+        ).max()
+        < 1e-4
+    )
 
 
 def test_same_input_same_output() -> None:
@@ -147,8 +161,11 @@ def test_drawn_filters_cover_their_ranges_and_repeat() -> None:
     assert 15950 < cutoffs.max() <= 16000
     assert np.median(cutoffs) == pytest.approx(9000, rel=0.05)
     again = np.random.default_rng(3)
-    assert drawn[:20] == [draw_low_pass(again, (2000.0, 16000.0), families, (2, 10)) for _ in range(20)]
-    one, other = np.random.default_rng(5), np.random.default_rng(5)
+    assert drawn[:20] == [
+        draw_low_pass(again, (2000.0, 16000.0), families, (2, 10)) for _ in range(20)
+    ]
+    one = np.random.default_rng(5)
+    other = np.random.default_rng(5)
     draw_low_pass(one, (2000.0, 16000.0), families, (2, 10))
     draw_low_pass(other, (4000.0, 4000.0), ["butter"], (8, 8))
     assert one.random() == other.random()
@@ -156,11 +173,14 @@ def test_drawn_filters_cover_their_ranges_and_repeat() -> None:
 
 def test_evaluation_filter_is_the_recipes() -> None:
     assert module.test_low_pass(Evaluate(), 4000.0) == LowPass("cheby1", 8, 4000.0)
-    assert module.test_low_pass(Evaluate(filter="bessel", order=5), 123.4) == LowPass("bessel", 5, 123.4)
+    assert module.test_low_pass(Evaluate(filter="bessel", order=5), 123.4) == LowPass(
+        "bessel", 5, 123.4
+    )
 
 
 def test_degrading_is_cheap() -> None:
-    audio_N, low_pass = noise(RATE * 3 // 2), LowPass("cheby1", 8, 8123.4)
+    audio_N = noise(RATE * 3 // 2)
+    low_pass = LowPass("cheby1", 8, 8123.4)
     degrade(audio_N, RATE, low_pass)
     spent = []
     for _ in range(10):

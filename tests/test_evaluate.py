@@ -17,14 +17,14 @@ import pytest
 import torch
 from conftest import Result, forked, run_cli, write_recipe
 
-from stagecli.data.source import Clip
+from stagecli.data.rows import Clip
 from stagecli.errors import StageError
 from stagecli.evaluate import pairs, summary, tables
 from stagecli.evaluate.classifier import fit, label_columns
 from stagecli.evaluate.ledger import Ledger
+from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
 from stagecli.metrics.distance import frechet_difference, frechet_distance
 from stagecli.metrics.kernel import kernel_audio_distance, kernel_difference
-from stagecli.pipeline import Pipeline, Settings, load_pipeline
 
 Cli = Callable[..., Result]
 
@@ -35,7 +35,11 @@ def document(result: Result) -> Any:
 
 
 def by_system(found: Any, system: str, **keys: Any) -> Any:
-    rows = [r for r in found["rows"] if r["system"] == system and all(r.get(k) == v for k, v in keys.items())]
+    rows = [
+        r
+        for r in found["rows"]
+        if r["system"] == system and all(r.get(k) == v for k, v in keys.items())
+    ]
     assert len(rows) == 1, [r["system"] for r in found["rows"]]
     return rows[0]
 
@@ -47,35 +51,55 @@ SR = ("evaluate", "runs/sr", "--cutoff", "2000", "--samples", "6")
 
 def test_clips_restored_together_are_those_restored_alone(trained: Path) -> None:
     pipeline, _ = load_pipeline(trained / "runs" / "sr")
-    settings = Settings.of(pipeline.recipe.evaluate, batch_size=5)
+    settings = SamplerSettings.of(pipeline.recipe.evaluate, batch_size=5)
     rng = np.random.default_rng(0)
     lows = [(scale * rng.standard_normal(5000)).astype(np.float32) for scale in (0.3, 0.01, 0.1)]
-    together = pipeline.restore_many(lows, 2000, seed=3, settings=settings, indices=[4, 5, 6], prompts=[""] * 3)
+    together = pipeline.restore_many(
+        lows, 2000, seed=3, settings=settings, indices=[4, 5, 6], prompts=[""] * 3
+    )
     for i, low in enumerate(lows):
         alone = pipeline.restore(low, 2000, seed=3, settings=settings, index=4 + i)
         np.testing.assert_allclose(together[i], alone, atol=1e-5 * np.abs(alone).max())
     with pytest.raises(ValueError, match="one length"):
         pipeline.restore_many(
-            [lows[0], lows[1][:-1]], 2000, seed=3, settings=settings, indices=[0, 1], prompts=["", ""]
+            [lows[0], lows[1][:-1]],
+            2000,
+            seed=3,
+            settings=settings,
+            indices=[0, 1],
+            prompts=["", ""],
         )
     # 5000 samples are three windows of 3200 that overlap by half.
-    assert pipeline.restored_at_once(5000, Settings.of(pipeline.recipe.evaluate, batch_size=7)) == 2
+    assert (
+        pipeline.restored_at_once(5000, SamplerSettings.of(pipeline.recipe.evaluate, batch_size=7))
+        == 2
+    )
 
 
 def test_rows_by_label_are_the_means_of_their_clips(cli: Cli, runs: Path) -> None:
     found = document(cli(*SR, "--by", "kind", "--json"))
-    groups = {row["group"]: row["n"] for row in found["rows"] if "group" in row and row["system"] == "model"}
+    groups = {
+        row["group"]: row["n"]
+        for row in found["rows"]
+        if "group" in row and row["system"] == "model"
+    }
     assert sum(groups.values()) == 6 and len(groups) > 1
     whole = by_system(found, "model", group=None)["metrics"]["lsd"]["value"]
-    parts = [by_system(found, "model", group=g)["metrics"]["lsd"]["value"] * n for g, n in groups.items()]
+    parts = [
+        by_system(found, "model", group=g)["metrics"]["lsd"]["value"] * n for g, n in groups.items()
+    ]
     assert sum(parts) / 6 == pytest.approx(whole)
     refused = cli(*SR, "--by", "colour")
     assert refused.code == 2 and "colour" in refused.stderr and "kind" in refused.stderr
 
 
 def test_the_preset_is_in_the_convention_and_in_the_number(cli: Cli, runs: Path) -> None:
-    nuwave, other = (document(cli(*SR, "--json", "--preset", name)) for name in ("nuwave", "ssr_eval"))
-    values = [by_system(found, "unprocessed")["metrics"]["lsd"]["value"] for found in (nuwave, other)]
+    nuwave, other = (
+        document(cli(*SR, "--json", "--preset", name)) for name in ("nuwave", "ssr_eval")
+    )
+    values = [
+        by_system(found, "unprocessed")["metrics"]["lsd"]["value"] for found in (nuwave, other)
+    ]
     assert abs(values[0] - values[1]) > 0.1
     assert "nuwave" in nuwave["conventions"]["lsd"] and "ssr_eval" in other["conventions"]["lsd"]
 
@@ -96,14 +120,20 @@ def test_an_interrupted_evaluation_continues_with_the_same_numbers(
 
     monkeypatch.setattr(pairs, "score_pair", counted)
     stopped = cli(*SR, "--json")
-    assert stopped.code == 130 and "the same command continues" in stopped.stderr and not stopped.stdout
+    assert (
+        stopped.code == 130
+        and "the same command continues" in stopped.stderr
+        and not stopped.stdout
+    )
     ledger = next((runs / "sr" / "evals").glob("*.clips.jsonl"))
     with ledger.open("a") as file:
         file.write('["2000 Hz", "half a li')  # as a kill would leave it
     again = cli(*SR, "--json")
     assert document(again)["rows"] == whole["rows"]
     assert "3 scores with the same settings are there already" in again.stderr
-    assert len(scored) == 11 + 9, "three clips were scored, with three systems each, before the interruption"
+    assert len(scored) == 11 + 9, (
+        "three clips were scored, with three systems each, before the interruption"
+    )
     before = len(scored)
     # Another grouping reuses all; another seed nothing.
     document(cli(*SR, "--json", "--by", "kind"))
@@ -118,18 +148,27 @@ def test_what_is_kept_says_how_to_repeat_it(cli: Cli, runs: Path) -> None:
     assert kept == {k: v for k, v in found.items() if k != "file"}
     assert kept["command"].endswith("evaluate runs/sr --cutoff 2000 --samples 6 --json --steps 3")
     settings = kept["settings"]
-    assert (settings["steps"], settings["seed"], settings["filter"], settings["cutoffs"]) == (3, 0, "cheby1", [2000])
+    assert (settings["steps"], settings["seed"], settings["filter"], settings["cutoffs"]) == (
+        3,
+        0,
+        "cheby1",
+        [2000],
+    )
     assert settings["checkpoint"] == "step_00000010" and settings["version"] and settings["weights"]
     assert kept["environment"]["packages"]["torch"]
     other = document(cli(*SR, "--json"))
-    assert other["file"] != found["file"] and (runs.parent / found["file"]).exists(), "one replaced the other"
+    assert other["file"] != found["file"] and (runs.parent / found["file"]).exists(), (
+        "one replaced the other"
+    )
 
 
 def test_a_run_that_cannot_be_written_is_said_before_work(cli: Cli, runs: Path) -> None:
     (runs / "sr" / "evals").rmdir()
     (runs / "sr" / "evals").write_text("in the way")
     result = cli(*SR)
-    assert result.code == 2 and "runs/sr/evals" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        result.code == 2 and "runs/sr/evals" in result.stderr and "Traceback" not in result.stderr
+    )
 
 
 def test_a_clip_too_short_to_score_is_named(cli: Cli, tmp_path: Path) -> None:
@@ -139,15 +178,26 @@ def test_a_clip_too_short_to_score_is_named(cli: Cli, tmp_path: Path) -> None:
     lines = [{"path": f"{split}.wav", "split": split} for split in ("train", "valid", "test")]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for split, samples in (("train", 4000), ("valid", 4000), ("test", 900)):
-        write_wav(tmp_path / f"{split}.wav", (0.1 * rng.standard_normal(samples)).astype(np.float32), 16000)
-    changes = {"data__source": "manifest", "data__path": "manifest.jsonl", "data__clips": None, "train__steps": 1}
+        write_wav(
+            tmp_path / f"{split}.wav",
+            (0.1 * rng.standard_normal(samples)).astype(np.float32),
+            16000,
+        )
+    changes = {
+        "data__source": "manifest",
+        "data__path": "manifest.jsonl",
+        "data__clips": None,
+        "train__steps": 1,
+    }
     assert cli("train", write_recipe(tmp_path / "r.toml", "sr", **changes)).code == 0
     result = cli("evaluate", "runs/r")
     assert result.code == 1 and "test.wav" in result.stderr and "too few" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_perceptual_metrics_are_refused_where_they_see_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perceptual_metrics_are_refused_where_they_see_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     chosen, notes = pairs.audible([2000, 4000, 5000], 16000)
     assert set(chosen[2000]) == set(pairs.PERCEPTUAL)
     assert "pesq_nb" not in chosen[4000] and "stoi" in chosen[4000]
@@ -155,7 +205,9 @@ def test_perceptual_metrics_are_refused_where_they_see_nothing(monkeypatch: pyte
     refused = [note for note in notes if "not computed" in note]
     assert any("4000 Hz: pesq_nb sees up to 3700 Hz" in note for note in refused)
     assert any("2000 Hz: stoi sees 38 %" in note and "blind to the rest" in note for note in notes)
-    monkeypatch.setattr(pairs.importlib.util, "find_spec", lambda name: None if name == "pystoi" else True)
+    monkeypatch.setattr(
+        pairs.importlib.util, "find_spec", lambda name: None if name == "pystoi" else True
+    )
     with pytest.raises(StageError, match="pystoi is not installed") as caught:
         pairs.audible([2000], 16000)
     assert "stagecli[perceptual]" in str(caught.value.hint)
@@ -169,26 +221,46 @@ def test_perceptual_scores_on_real_speech(data_dir: Path) -> None:
     speech = np.concatenate([read_mono(file, 8000) for file in files])
     noisy = speech + 0.02 * np.random.default_rng(0).standard_normal(len(speech)).astype(np.float32)
     names = ["pesq_nb", "stoi", "estoi"]
-    same, worse = (pairs.score_pair(speech, audio, 8000, 1000, "nuwave", names) for audio in (speech, noisy))
+    same, worse = (
+        pairs.score_pair(speech, audio, 8000, 1000, "nuwave", names) for audio in (speech, noisy)
+    )
     assert all(worse[name] < same[name] for name in names)
     short = pairs.score_pair(speech[:1500], noisy[:1500], 8000, 1000, "nuwave", ["stoi"])
-    assert all(np.isnan(value) for value in short.values()), "no number where the metric hears too little"
+    assert all(np.isnan(value) for value in short.values()), (
+        "no number where the metric hears too little"
+    )
 
 
 def test_real_recordings_by_class(data_dir: Path, cli: Cli, tmp_path: Path) -> None:
     """Whole clips of five seconds of three classes through a run of a few steps: the low band stays the input's."""
-    lines = [json.loads(line) for line in (data_dir / "esc10" / "manifest.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (data_dir / "esc10" / "manifest.jsonl").read_text().splitlines()
+    ]
     kept: dict[tuple[str, str], int] = {}
     with (tmp_path / "manifest.jsonl").open("w") as file:
         for row in lines:
             key = (row["split"], row["label"])
             kept[key] = kept.get(key, 0) + 1
             if row["label"] in ("dog_bark", "rain", "rooster") and kept[key] <= 2:
-                file.write(json.dumps({**row, "path": str(data_dir / "esc10" / row["path"])}) + "\n")
-    changes = {"data__source": "manifest", "data__path": "manifest.jsonl", "data__clips": None, "train__steps": 4}
+                file.write(
+                    json.dumps({**row, "path": str(data_dir / "esc10" / row["path"])}) + "\n"
+                )
+    changes = {
+        "data__source": "manifest",
+        "data__path": "manifest.jsonl",
+        "data__clips": None,
+        "train__steps": 4,
+    }
     assert cli("train", write_recipe(tmp_path / "esc.toml", "sr", **changes)).code == 0
-    found = document(cli("evaluate", "runs/esc", "--samples", "6", "--cutoff", "4000", "--by", "label", "--json"))
-    groups = {row["group"]: row["n"] for row in found["rows"] if "group" in row and row["system"] == "model"}
+    found = document(
+        cli("evaluate", "runs/esc", "--samples", "6", "--cutoff", "4000", "--by", "label", "--json")
+    )
+    groups = {
+        row["group"]: row["n"]
+        for row in found["rows"]
+        if "group" in row and row["system"] == "model"
+    }
     assert groups == {f"label {name}": 2 for name in ("dog_bark", "rain", "rooster")}
     for row in found["rows"]:
         if row["system"] == "model":
@@ -216,12 +288,20 @@ def test_fail_if(condition: str, code: int, words: str, cli: Cli, runs: Path) ->
     result = cli(*SR[:4], "--samples", "2", "--fail-if", condition, "--json")
     assert result.code == code, result.stderr
     assert words in " ".join(result.stderr.split())
-    assert bool(result.stdout) == (code != 2), "the table is printed, unless the condition was refused before work"
+    assert bool(result.stdout) == (code != 2), (
+        "the table is printed, unless the condition was refused before work"
+    )
 
 
 def test_fail_if_speaks_of_what_the_model_made_at_every_cutoff() -> None:
     def row(system: str, kind: str, cutoff: float, value: float | None) -> Any:
-        return {"system": system, "kind": kind, "cutoff": cutoff, "n": 3, "metrics": {"lsd": {"value": value}}}
+        return {
+            "system": system,
+            "kind": kind,
+            "cutoff": cutoff,
+            "n": 3,
+            "metrics": {"lsd": {"value": value}},
+        }
 
     rows = [
         row("unprocessed", "baseline", 1000, 9.0),
@@ -229,20 +309,31 @@ def test_fail_if_speaks_of_what_the_model_made_at_every_cutoff() -> None:
         row("model", "model", 2000, 2.0),
     ]
     limits = summary.limits(["lsd > 1.5"], ["lsd", "snr"])
-    assert summary.broken(limits, [{"run": "r", "rows": rows}]) == ["lsd > 1.5: lsd is 2 for r, model, cutoff 2000 Hz"]
+    assert summary.broken(limits, [{"run": "r", "rows": rows}]) == [
+        "lsd > 1.5: lsd is 2 for r, model, cutoff 2000 Hz"
+    ]
     assert summary.broken(limits, [{"run": "r", "rows": rows[:2]}]) == []
     no_value = summary.broken(limits, [{"run": "r", "rows": [row("model", "model", 1000, None)]}])
     assert "no value" in no_value[0], "what could not be computed does not pass"
-    assert "was not computed" in summary.broken(summary.limits(["snr < 1"], ["snr"]), [{"run": "r", "rows": rows}])[0]
+    assert (
+        "was not computed"
+        in summary.broken(summary.limits(["snr < 1"], ["snr"]), [{"run": "r", "rows": rows}])[0]
+    )
 
 
-def test_csv_and_markdown_hold_the_numbers_of_the_document(cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_csv_and_markdown_hold_the_numbers_of_the_document(
+    cli: Cli, runs: Path, tmp_path: Path
+) -> None:
     found = document(cli(*SR, "--json", "--csv", "out.csv"))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
     assert len(rows) == sum(len(row["metrics"]) for row in found["rows"])
     wanted = next(row for row in rows if (row["system"], row["metric"]) == ("model", "lsd"))
     lsd = by_system(found, "model")["metrics"]["lsd"]
-    assert (float(wanted["value"]), float(wanted["low"]), wanted["n"]) == (lsd["value"], lsd["low"], "6")
+    assert (float(wanted["value"]), float(wanted["low"]), wanted["n"]) == (
+        lsd["value"],
+        lsd["low"],
+        "6",
+    )
     assert (wanted["better"], wanted["unit"], wanted["run"]) == ("lower", "log10 power", "runs/sr")
     assert cli(*SR, "--csv", "-").stdout == (tmp_path / "out.csv").read_text()
     page = cli(*SR, "--markdown").stdout
@@ -271,7 +362,9 @@ def test_csv_and_markdown_hold_the_numbers_of_the_document(cli: Cli, runs: Path,
         (["--reference", "runs", "--generated", "runs", "--task", "sr", "--seed", "1"], "--seed"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(arguments: list[str], word: str, cli: Cli, runs: Path) -> None:
+def test_options_that_do_not_fit_are_refused(
+    arguments: list[str], word: str, cli: Cli, runs: Path
+) -> None:
     result = cli("evaluate", *arguments)
     assert result.code == 2 and word in result.stderr and result.stdout == "", result
 
@@ -290,8 +383,13 @@ def test_differences_of_two_checkpoints_are_those_of_their_tables(cli: Cli, runs
         assert metric["value"] == pytest.approx(values[1] - values[0])
         assert metric["low"] <= metric["value"] <= metric["high"]
     shown = cli(*SR, "--checkpoint", "8", "--checkpoint", "10").stdout
-    assert "B: runs/sr step_00000010" in shown and "not corrected for the number of comparisons" in shown
-    same = document(cli("evaluate", "runs/sr", *SR[1:], "--json"))["differences"][0]["rows"][0]["metrics"]
+    assert (
+        "B: runs/sr step_00000010" in shown
+        and "not corrected for the number of comparisons" in shown
+    )
+    same = document(cli("evaluate", "runs/sr", *SR[1:], "--json"))["differences"][0]["rows"][0][
+        "metrics"
+    ]
     assert all(metric["value"] == 0 and not metric["decided"] for metric in same.values())
 
 
@@ -303,21 +401,27 @@ def test_differences_of_two_t2a_runs(cli: Cli, runs: Path) -> None:
         values = [by_system(of, "samples")["metrics"][name]["value"] for of in found["runs"]]
         assert metrics[name]["value"] == pytest.approx(values[1] - values[0], abs=1e-4)
         assert metrics[name]["low"] < metrics[name]["value"] < metrics[name]["high"]
-    unlike = document(cli("evaluate", "runs/sr", "runs/t2a", "--samples", "2", "--json"))["differences"][0]
+    unlike = document(cli("evaluate", "runs/sr", "runs/t2a", "--samples", "2", "--json"))[
+        "differences"
+    ][0]
     assert unlike["rows"] == [] and "no metric in common" in unlike["notes"][0]
 
 
 def test_paired_differences_of_set_metrics_find_what_two_intervals_do_not() -> None:
     """Two sets that share their hard prompts; b is a little nearer to the reference."""
     rng = np.random.default_rng(0)
-    reference, shared = rng.normal(size=(300, 4)), rng.normal(size=(120, 4))
-    a, b = shared + 0.5, shared + 0.35
+    reference = rng.normal(size=(300, 4))
+    shared = rng.normal(size=(120, 4))
+    a = shared + 0.5
+    b = shared + 0.35
     kad = kernel_difference(reference, a, b, 0)
     assert kad.value == pytest.approx(
         kernel_audio_distance(reference, b).value - kernel_audio_distance(reference, a).value
     )
     distance = frechet_difference(reference, a, b, 0)
-    assert distance.value == pytest.approx(frechet_distance(reference, b).value - frechet_distance(reference, a).value)
+    assert distance.value == pytest.approx(
+        frechet_distance(reference, b).value - frechet_distance(reference, a).value
+    )
     assert kad.high < 0 and distance.high < 0
     for found in (kernel_difference(reference, a, a, 0), frechet_difference(reference, a, a, 0)):
         assert found.value == found.low == found.high == 0
@@ -332,9 +436,14 @@ def test_an_extrapolation_is_a_number_where_there_are_clips_enough() -> None:
     from stagecli.evaluate.sets import set_metrics
 
     rng = np.random.default_rng(0)
-    sets = [Heard(*(torch.from_numpy(rng.normal(size=(90, 4))) for _ in range(3))) for _ in range(2)]
+    sets = [
+        Heard(*(torch.from_numpy(rng.normal(size=(90, 4))) for _ in range(3))) for _ in range(2)
+    ]
     found = set_metrics(*sets, 0, full=True)
-    assert abs(found["fad_infinity"]["value"]) < found["fd_judge"]["value"] < 0.5 and not found["fd_judge"]["biased"]
+    assert (
+        abs(found["fad_infinity"]["value"]) < found["fd_judge"]["value"] < 0.5
+        and not found["fd_judge"]["biased"]
+    )
     few = set_metrics(sets[0].part(range(5)), sets[1].part(range(4)), 0, full=True)
     assert few["fad_infinity"]["value"] is None and few["fd_judge"]["biased"]
     assert few["precision"]["value"] is None and "at least" in few["precision"]["note"]
@@ -344,7 +453,11 @@ def test_an_extrapolation_is_a_number_where_there_are_clips_enough() -> None:
 
 def test_differences_leave_out_what_is_not_finite_on_either_side() -> None:
     a = {str(i): {"snr": float(i), "lsd": 1.0} for i in range(6)}
-    b = {**{str(i): {"snr": i + 1.0, "lsd": 1.0} for i in range(5)}, "5": {"snr": float("inf"), "lsd": 2.0}, "6": {}}
+    b = {
+        **{str(i): {"snr": i + 1.0, "lsd": 1.0} for i in range(5)},
+        "5": {"snr": float("inf"), "lsd": 2.0},
+        "6": {},
+    }
     found = summary.difference(a, b, 0)
     assert (found["snr"]["value"], found["snr"]["n"], found["snr"]["left_out"]) == (1.0, 5, 1)
     assert found["snr"]["decided"] and not found["lsd"]["decided"]
@@ -361,7 +474,8 @@ def test_a_killed_evaluation_of_t2a_generates_what_is_missing(
     command = ("evaluate", "runs/t2a", "--samples", "10", "--quick", "--json")
     whole = document(cli(*command))
     shutil.rmtree(runs / "t2a" / "evals")
-    original, made = Pipeline.generate, []
+    original = Pipeline.generate
+    made = []
 
     def dying(self: Pipeline, prompts: Any, **keys: Any) -> Any:
         if keys["indices"][0] == 8:
@@ -386,15 +500,21 @@ def test_a_killed_evaluation_of_t2a_generates_what_is_missing(
     assert made == [(8, 2)]
     document(cli(*command))
     assert made == [(8, 2)], "all samples were there"
-    document(cli(*command, "--guidance", "3"))
+    document(cli(*command, "--cfg-scale", "3"))
     assert made[1:] == [(0, 4), (4, 4), (8, 2)], "samples of other settings are not those"
 
 
 @pytest.fixture
 def fsdd(data_dir: Path, tmp_path: Path, cli: Cli) -> Path:
     """A run of ten steps on a few real digits: three digits by three speakers, three splits."""
-    lines = [json.loads(line) for line in (data_dir / "fsdd" / "manifest.jsonl").read_text().splitlines()]
-    lines = [r for r in lines if r["label"] in ("zero", "one", "six") and r["speaker"] in ("george", "theo", "lucas")]
+    lines = [
+        json.loads(line) for line in (data_dir / "fsdd" / "manifest.jsonl").read_text().splitlines()
+    ]
+    lines = [
+        r
+        for r in lines
+        if r["label"] in ("zero", "one", "six") and r["speaker"] in ("george", "theo", "lucas")
+    ]
     kept: dict[tuple[str, str, str], int] = {}
     most = {"train": 8, "valid": 3, "test": 4}
     with (tmp_path / "manifest.jsonl").open("w") as file:
@@ -404,8 +524,15 @@ def fsdd(data_dir: Path, tmp_path: Path, cli: Cli) -> Path:
             if kept[key] <= most[row["split"]]:
                 row["path"] = str(data_dir / "fsdd" / row["path"])
                 file.write(json.dumps(row) + "\n")
-    changes = {"data.source": "manifest", "data.path": "manifest.jsonl", "data.clips": None, "evaluate.samples": 40}
-    recipe = write_recipe(tmp_path / "digits.toml", **{k.replace(".", "__"): v for k, v in changes.items()})
+    changes = {
+        "data.source": "manifest",
+        "data.path": "manifest.jsonl",
+        "data.clips": None,
+        "evaluate.samples": 40,
+    }
+    recipe = write_recipe(
+        tmp_path / "digits.toml", **{k.replace(".", "__"): v for k, v in changes.items()}
+    )
     result = cli("train", recipe)
     assert result.code == 0, result.stderr
     return tmp_path / "runs" / "digits"
@@ -417,29 +544,57 @@ def test_every_metric_of_t2a_on_real_digits(
     found = document(cli("evaluate", "runs/digits", "--json"))
     samples = by_system(found, "samples")["metrics"]
     assert set(samples) == {
-        "kad", "fd_judge", "fd_log_mel", "fad_infinity", "precision", "recall", "density", "coverage", "kl",
-        "inception_score", "prompt_accuracy:label", "prompt_accuracy:speaker", "memorised_share",
-    }  # fmt: skip
-    real, coded = (by_system(found, name)["metrics"] for name in ("real, test split", "codec round trip"))
+        "kad",
+        "fd_judge",
+        "fd_log_mel",
+        "fad_infinity",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "kl",
+        "inception_score",
+        "prompt_accuracy:label",
+        "prompt_accuracy:speaker",
+        "memorised_share",
+    }
+    real, coded = (
+        by_system(found, name)["metrics"] for name in ("real, test split", "codec round trip")
+    )
     train = by_system(found, "real, train split")["metrics"]
-    assert train["kad"]["value"] < samples["kad"]["value"] and train["kad"]["low"] < 0 < train["kad"]["high"]
+    assert (
+        train["kad"]["value"] < samples["kad"]["value"]
+        and train["kad"]["low"] < 0 < train["kad"]["high"]
+    )
     assert samples["kad"]["low"] <= samples["kad"]["value"] <= samples["kad"]["high"]
     assert samples["fd_judge"]["biased"] and samples["fd_judge"]["dimensions"] > 36
-    assert samples["fad_infinity"]["value"] is None and "too few to extrapolate" in samples["fad_infinity"]["note"]
+    assert (
+        samples["fad_infinity"]["value"] is None
+        and "too few to extrapolate" in samples["fad_infinity"]["note"]
+    )
     # The classifier knows real digits and not the noise of a network of ten steps; it is the bound.
     for name in ("prompt_accuracy:label", "prompt_accuracy:speaker"):
         assert real[name]["value"] > 0.6 > samples[name]["value"] and real[name]["n"] == 36
     assert coded["kl"]["value"] < samples["kl"]["value"]
     assert "kad" not in coded and "precision" not in coded and "paired" in coded["fd_judge"]["note"]
-    assert "bundled:judge" in found["conventions"]["kad"] and "72 clips of the train split" in json.dumps(found)
+    assert "bundled:judge" in found["conventions"][
+        "kad"
+    ] and "72 clips of the train split" in json.dumps(found)
     assert len(found["settings"]["judge_weights"]) > 12
     assert found["memorisation"]["copies"] == 0 and len(found["memorisation"]["pairs"]) == 20
     page = tables.markdown([found], []).splitlines()
     heads = next(line for line in page if line.startswith("| metric"))
-    assert "| samples (n 36) |" in heads and all(line.count("|") == 6 for line in page if line.startswith("| "))
+    assert "| samples (n 36) |" in heads and all(
+        line.count("|") == 6 for line in page if line.startswith("| ")
+    )
     assert any(line.startswith("| kad [^kad] |") for line in page)
     shown = cli("evaluate", "runs/digits").stdout
-    for words in ("real, test split", "prompt_accuracy", "nearest of 72 training clips", "too few to extrapolate"):
+    for words in (
+        "real, test split",
+        "prompt_accuracy",
+        "nearest of 72 training clips",
+        "too few to extrapolate",
+    ):
         assert words in " ".join(shown.split())
     # A model that gives back what it was trained on.
     from stagecli.data.audio import read_mono
@@ -448,9 +603,10 @@ def test_every_metric_of_t2a_on_real_digits(
     copied = [read_mono(Path(row["path"]), 8000) for row in rows if row["split"] == "train"]
     copied = [np.pad(audio, (0, 3200))[:3200] for audio in copied if len(audio) <= 3200]
     monkeypatch.setattr(
-        Pipeline, "generate",
+        Pipeline,
+        "generate",
         lambda self, prompts, indices, **keys: [copied[i % len(copied)] for i in indices],
-    )  # fmt: skip
+    )
     caught = document(cli("evaluate", "runs/digits", "--json", "--seed", "7"))
     assert by_system(caught, "samples")["metrics"]["memorised_share"]["value"] == 1.0
     assert caught["memorisation"]["copies"] == 36
@@ -464,7 +620,11 @@ def test_a_judge_that_steered_the_run_is_refused(
     mechanism: str, word: str, cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = runs / "t2a" / "recipe.toml"
-    table = '[stage.guidance]\nschedule = "constant"\n' if mechanism == "guidance" else "[stage.regime]\n"
+    table = (
+        '[stage.guidance]\nschedule = "constant"\n'
+        if mechanism == "guidance"
+        else "[stage.regime]\n"
+    )
     recipe.write_text(recipe.read_text() + table + f'{word} = "bundled:teacher"\n')
     command = ("evaluate", "runs/t2a", "--quick", "--samples", "3", "--json")
     refused = cli(*command, "--judge", "bundled:teacher")
@@ -479,10 +639,20 @@ def test_label_columns_are_what_captions_decide() -> None:
     def clip(i: int, **labels: Any) -> Clip:
         return Clip(f"{i}", f"a {labels['kind']} sound", "train", labels)
 
-    base = [{"kind": "dog" if i % 2 else "cat", "fold": str(i % 3), "seconds": 1.5 + i % 2, "id": f"x{i}",
-             "licence": "cc" if i % 3 else "by"} for i in range(12)]  # fmt: skip
+    base = [
+        {
+            "kind": "dog" if i % 2 else "cat",
+            "fold": str(i % 3),
+            "seconds": 1.5 + i % 2,
+            "id": f"x{i}",
+            "licence": "cc" if i % 3 else "by",
+        }
+        for i in range(12)
+    ]
     train = [clip(i, **labels) for i, labels in enumerate(base)]
-    assert label_columns(train, train[:4]) == ["kind"], "numbers, identities and what no caption says are no labels"
+    assert label_columns(train, train[:4]) == ["kind"], (
+        "numbers, identities and what no caption says are no labels"
+    )
     assert label_columns(train, train[:4], ["licence", "kind"]) == ["licence", "kind"]
     new = [clip(0, kind="bird", fold="0", seconds=1.0, id="y", licence="cc")]
     assert label_columns(train, new) == []
@@ -504,7 +674,12 @@ def test_the_classifier_learns_what_there_is_to_learn_and_no_more() -> None:
     assert torch.equal(again.weight, found.weight), "not repeatable"
     lost = fit(noise[:60], labels[:60], noise[60:90], labels[60:90])
     assert sum(a == b for a, b in zip(lost.heard(noise[90:]), labels[90:], strict=True)) < 20
-    partly = fit(x[:60], ["" if i % 2 else name for i, name in enumerate(labels[:60])], x[60:90], labels[60:90])
+    partly = fit(
+        x[:60],
+        ["" if i % 2 else name for i, name in enumerate(labels[:60])],
+        x[60:90],
+        labels[60:90],
+    )
     assert partly.classes == ("a", "b", "c"), "clips without a label are left out"
 
 

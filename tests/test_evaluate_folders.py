@@ -61,7 +61,9 @@ def test_pairs_get_every_metric_and_their_mean(pair: tuple[Path, Path]) -> None:
     assert set(metrics) == set(folders.SR_METRICS) and said == []
     expected = []
     for i in range(5):
-        x, y = (torch.from_numpy(soundfile.read(side / f"{i}.wav", dtype="float32")[0]) for side in pair)
+        x, y = (
+            torch.from_numpy(soundfile.read(side / f"{i}.wav", dtype="float32")[0]) for side in pair
+        )
         expected.append(float(lsd_bands(x, y, RATE, 4000)["lsd_hf"]))
     assert metrics["lsd_hf"]["value"] == pytest.approx(np.mean(expected))
     assert found["rows"][0]["n"] == 5 and found["settings"]["preset"] == "nuwave"
@@ -76,10 +78,19 @@ def test_pairs_get_every_metric_and_their_mean(pair: tuple[Path, Path]) -> None:
             lambda made: write(made, {"2": noise(2, 7999), "4": noise(4, 4000)}),
             ["2 of 5 pairs", "7999 samples", "4000"],
         ),
-        (lambda made: write(made, {"1": noise(1)}, 8000), ["most files have 16000 Hz", "made/1.wav", "8000 Hz"]),
-        (lambda made: write(made, {"1": np.stack([noise(1)] * 2, 1)}), ["2 channels, its reference has 1"]),
+        (
+            lambda made: write(made, {"1": noise(1)}, 8000),
+            ["most files have 16000 Hz", "made/1.wav", "8000 Hz"],
+        ),
+        (
+            lambda made: write(made, {"1": np.stack([noise(1)] * 2, 1)}),
+            ["2 channels, its reference has 1"],
+        ),
         (lambda made: write(made, {"1": np.full(8000, np.nan, np.float32)}), ["made/1.wav", "NaN"]),
-        (lambda made: write(made.parent / "real", {"0": np.zeros(8000, np.float32)}), ["reference is silent"]),
+        (
+            lambda made: write(made.parent / "real", {"0": np.zeros(8000, np.float32)}),
+            ["reference is silent"],
+        ),
         (lambda made: (made / "0.wav").write_bytes(b"no audio"), ["made/0.wav"]),
     ],
 )
@@ -102,7 +113,9 @@ def test_doubts_are_said_once_per_kind(pair: tuple[Path, Path]) -> None:
     assert "made/2.wav: estimate: silent" in text
     assert "level: the estimate is off by" in text and "of LSD by itself" in text
     assert found["notes"] == said
-    assert found["rows"][0]["metrics"]["si_sdr"]["left_out"] == 1, "what a silent clip has no value for is counted"
+    assert found["rows"][0]["metrics"]["si_sdr"]["left_out"] == 1, (
+        "what a silent clip has no value for is counted"
+    )
 
 
 def test_gain_is_matched_when_asked_and_said(pair: tuple[Path, Path]) -> None:
@@ -124,7 +137,9 @@ def test_gain_is_matched_when_asked_and_said(pair: tuple[Path, Path]) -> None:
         score(pair, gain_matched=True)
 
 
-def test_scored_pairs_are_not_scored_again(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scored_pairs_are_not_scored_again(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     original = folders.score_pair
 
@@ -143,7 +158,9 @@ def test_scored_pairs_are_not_scored_again(pair: tuple[Path, Path], monkeypatch:
     assert score(pair)[0]["rows"] != first and len(calls) == 7, "a changed file is scored anew"
 
 
-def test_the_command_refuses_what_does_not_belong_together(cli: Cli, pair: tuple[Path, Path]) -> None:
+def test_the_command_refuses_what_does_not_belong_together(
+    cli: Cli, pair: tuple[Path, Path]
+) -> None:
     both = ("evaluate", "--reference", "real", "--generated", "made")
     for more, word in (
         (["--task", "sr"], "--cutoff"),
@@ -170,7 +187,10 @@ def test_one_clip_or_pair_is_held_at_a_time(
     clips = {f"{i:02d}": noise(i, 2000) for i in range(60)}
     sides = (
         write(tmp_path / "a", clips),
-        write(tmp_path / "b", {name: 0.99 * clip + noise(99, 2000, 0.01) for name, clip in clips.items()}),
+        write(
+            tmp_path / "b",
+            {name: 0.99 * clip + noise(99, 2000, 0.01) for name, clip in clips.items()},
+        ),
     )
     alive: list[weakref.ref[np.ndarray]] = []
     most = 0
@@ -197,18 +217,27 @@ def test_one_clip_or_pair_is_held_at_a_time(
 
 def test_any_encoder_judges(tmp_path: Path) -> None:
     save_wave(tmp_path / "hubert", "hubert")
-    sides = (write(tmp_path / "a", {f"{i}": noise(i) for i in range(20)}), write(tmp_path / "b", {"x": noise(99)}))
+    sides = (
+        write(tmp_path / "a", {f"{i}": noise(i) for i in range(20)}),
+        write(tmp_path / "b", {"x": noise(99)}),
+    )
     write(sides[1], {f"{i}": noise(i + 50) for i in range(20)})
     found, _ = score(sides, "t2a", judge=f"transformers:{tmp_path / 'hubert'}")
     metric = found["rows"][0]["metrics"]["fd_judge"]
     assert metric["dimensions"] == 16 and not metric["biased"]
-    assert str(tmp_path / "hubert") in found["conventions"]["fd_judge"] and found["settings"]["judge_weights"]
+    assert (
+        str(tmp_path / "hubert") in found["conventions"]["fd_judge"]
+        and found["settings"]["judge_weights"]
+    )
 
 
 def test_what_makes_sets_hard_to_compare_is_said(tmp_path: Path) -> None:
     real = write(tmp_path / "real", {f"{i}": noise(i) for i in range(8)})
     made = write(tmp_path / "made", {f"x{i}": np.stack([noise(i, 4000)] * 2, 1) for i in range(7)})
-    write(made, {"silent": np.zeros((4000, 2), np.float32), "loud": np.clip(30 * noise(3, 4000), -1, 1)})
+    write(
+        made,
+        {"silent": np.zeros((4000, 2), np.float32), "loud": np.clip(30 * noise(3, 4000), -1, 1)},
+    )
     _, said = score((real, made), "t2a")
     text = "\n".join(said)
     for word in (
@@ -227,13 +256,17 @@ def test_copies_of_training_clips_are_found(cli: Cli, tmp_path: Path) -> None:
     train = {f"t{i}": noise(i) for i in range(12)}
     write(tmp_path / "train", train)
     write(tmp_path / "real", {f"r{i}": noise(100 + i) for i in range(8)})
-    write(tmp_path / "made", {f"m{i}": train[f"t{i}"] if i < 3 else noise(200 + i) for i in range(8)})
+    write(
+        tmp_path / "made", {f"m{i}": train[f"t{i}"] if i < 3 else noise(200 + i) for i in range(8)}
+    )
     both = ("evaluate", "--task", "t2a", "--reference", "real", "--generated", "made")
     result = cli(*both, "--training", "train", "--json")
     assert result.code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["memorisation"]["copies"] == 3
-    assert {p["sample"].split("/")[-1] for p in found["memorisation"]["pairs"][:3]} == {f"m{i}.wav" for i in range(3)}
+    assert {p["sample"].split("/")[-1] for p in found["memorisation"]["pairs"][:3]} == {
+        f"m{i}.wav" for i in range(3)
+    }
     assert found["rows"][0]["metrics"]["memorised_share"]["value"] >= 3 / 8
     assert "memorised_share" not in json.loads(cli(*both, "--json").stdout)["rows"][0]["metrics"]
     failing = cli(*both, "--training", "train", "--fail-if", "memorised_share > 0.1")
@@ -251,11 +284,20 @@ def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clap")
     torch.manual_seed(0)
     save_clap(folder)
-    names = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "loud", "bell", "soft", "rain"])}
+    names = {
+        word: i
+        for i, word in enumerate(
+            ["<s>", "<pad>", "</s>", "<unk>", "a", "loud", "bell", "soft", "rain"]
+        )
+    }
     words = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
     ).save_pretrained(folder)
     return folder
 
@@ -266,7 +308,9 @@ def test_clap_embeds_as_transformers_does(clap: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(clap)
     tokens = tokenizer(["a loud bell", "rain"], padding=True, return_tensors="pt")
     with torch.no_grad():
-        pooled = model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        pooled = model.get_text_features(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        )
     text = pooled if isinstance(pooled, torch.Tensor) else pooled.pooler_output
     text = torch.nn.functional.normalize(text, dim=-1).double()
     torch.testing.assert_close(ours.text(["a loud bell", "rain"]), text, atol=1e-5, rtol=1e-5)
@@ -280,20 +324,37 @@ def test_clap_embeds_as_transformers_does(clap: Path) -> None:
     assert float(ours.audio(audio, 48000) @ theirs) > 0.999
     # Two equal windows and a rest too short to count: the embedding of one window.
     long = np.concatenate([audio, audio, audio[:10000]])
-    torch.testing.assert_close(ours.audio(long, 48000), ours.audio(audio, 48000), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours.audio(long, 48000), ours.audio(audio, 48000), atol=1e-5, rtol=1e-5
+    )
 
 
-def test_clap_scores_of_a_run_and_of_a_folder(clap: Path, cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_clap_scores_of_a_run_and_of_a_folder(
+    clap: Path, cli: Cli, runs: Path, tmp_path: Path
+) -> None:
     result = cli("evaluate", "runs/t2a", "--quick", "--samples", "4", "--clap", clap, "--json")
     assert result.code == 0, result.stderr
     found = json.loads(result.stdout)
     rows = {row["system"]: row["metrics"] for row in found["rows"]}
-    assert -1 <= rows["samples"]["clap_score"]["value"] <= 1 and "clap_score" in rows["real, test split"]
+    assert (
+        -1 <= rows["samples"]["clap_score"]["value"] <= 1
+        and "clap_score" in rows["real, test split"]
+    )
     assert str(clap) in found["conventions"]["clap_score"]
     # The same samples as a folder, with the prompts beside them.
-    folder = ("evaluate", "--task", "t2a", "--reference", found["samples"], "--generated", found["samples"])
+    folder = (
+        "evaluate",
+        "--task",
+        "t2a",
+        "--reference",
+        found["samples"],
+        "--generated",
+        found["samples"],
+    )
     again = json.loads(cli(*folder, "--clap", clap, "--json").stdout)
-    assert again["rows"][0]["metrics"]["clap_score"]["value"] == pytest.approx(rows["samples"]["clap_score"]["value"])
+    assert again["rows"][0]["metrics"]["clap_score"]["value"] == pytest.approx(
+        rows["samples"]["clap_score"]["value"]
+    )
     listed = tmp_path / found["samples"] / "samples.jsonl"
     lines = listed.read_text().splitlines()
     listed.write_text("\n".join(lines[:-1]) + "\n")

@@ -13,14 +13,14 @@ from conftest import losses_of, read_rows, run_cli, sha, write_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecli import recipe as recipes
-from stagecli import tracked
 from stagecli.errors import StageError
-from stagecli.pipeline import Pipeline, Settings, load_pipeline
+from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
+from stagecli.metrics import tracked
+from stagecli.recipe import load as recipes
 from stagecli.report import evaluation, read_run
 from stagecli.report.panels import panels
 from stagecli.report.summary import summary
-from stagecli.views import Board, PlainView
+from stagecli.terminal.views import Board, PlainView
 
 LAST = "step_00000010"
 
@@ -30,8 +30,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """runs/{t2a,sr} with evaluations and runs/{t2a,sr}-plain without."""
     folder = tmp_path_factory.mktemp("evaluated")
     for kind, best in (("t2a", "eval/fd_log_mel"), ("sr", "eval/si_sdr")):
-        more: dict[str, Any] = {"train__evaluate_every": 3, "train__evaluate_clips": 6, "train__best": best}
-        recipe = write_recipe(folder / f"{kind}.toml", kind, train__keep=10, evaluate__batch_size=4, **more)
+        more: dict[str, Any] = {
+            "train__evaluate_every": 3,
+            "train__evaluate_clips": 6,
+            "train__best": best,
+        }
+        recipe = write_recipe(
+            folder / f"{kind}.toml", kind, train__keep=10, evaluate__batch_size=4, **more
+        )
         assert run_cli("train", recipe, cwd=folder).code == 0
         plain = write_recipe(folder / f"{kind}-plain.toml", kind, train__keep=10)
         assert run_cli("train", plain, cwd=folder).code == 0
@@ -47,7 +53,8 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
 def test_it_changes_nothing_that_is_trained(kind: str, trained: Path) -> None:
-    run, plain = trained / kind, trained / f"{kind}-plain"
+    run = trained / kind
+    plain = trained / f"{kind}-plain"
     assert losses_of(run) == losses_of(plain)
     for name in ("model", "ema"):
         assert sha(run / "checkpoints" / LAST / f"{name}.safetensors") == sha(
@@ -67,13 +74,17 @@ def test_rows_at_every_nth_step_at_checkpoints_and_at_the_end(kind: str, trained
         assert row["eval/clips"] == 6
         assert row["eval/seconds"] > 0
         if kind == "sr":
-            assert row["eval/lsd"] == pytest.approx((row["eval/lsd_2000"] + row["eval/lsd_4000"]) / 2)
+            assert row["eval/lsd"] == pytest.approx(
+                (row["eval/lsd_2000"] + row["eval/lsd_4000"]) / 2
+            )
 
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
 def test_the_best_checkpoint_is_the_best_of_those_saved(kind: str, trained: Path) -> None:
     metric, choose = {"t2a": ("eval/fd_log_mel", min), "sr": ("eval/si_sdr", max)}[kind]
-    saved = {row["step"]: row[metric] for row in evaluations(trained / kind) if row["step"] in (4, 8, 10)}
+    saved = {
+        row["step"]: row[metric] for row in evaluations(trained / kind) if row["step"] in (4, 8, 10)
+    }
     value = choose(saved.values())
     best = json.loads((trained / kind / "run.json").read_text())["best"]
     assert best["metric"] == metric and best["value"] == value and saved[best["step"]] == value
@@ -85,8 +96,9 @@ def test_the_best_checkpoint_is_the_best_of_those_saved(kind: str, trained: Path
 def test_the_scores_are_those_of_the_checkpoint(trained: Path) -> None:
     """The last row's LSD again, from the saved EMA weights, clip by clip through `restore`."""
     from stagecli.data.degrade import degrade, test_low_pass
+    from stagecli.data.examples import evenly
     from stagecli.evaluate.pairs import score_pair
-    from stagecli.prepare import evenly, prepare
+    from stagecli.train.prepare import prepare
 
     run = trained / "sr"
     pipeline, _ = load_pipeline(run)
@@ -97,23 +109,35 @@ def test_the_scores_are_those_of_the_checkpoint(trained: Path) -> None:
     for i in range(6):
         target = examples.valid_audio(i)[0]
         low = degrade(target, 16000, test_low_pass(recipe.evaluate, 4000))
-        made = pipeline.restore(low, 4000, seed=recipe.evaluate.seed, settings=Settings.of(recipe.evaluate), index=i)
-        found.append(score_pair(target, made, 16000, 4000, "nuwave", ("lsd", "lsd_hf", "lsd_lf", "si_sdr")))
+        made = pipeline.restore(
+            low,
+            4000,
+            seed=recipe.evaluate.seed,
+            settings=SamplerSettings.of(recipe.evaluate),
+            index=i,
+        )
+        found.append(
+            score_pair(target, made, 16000, 4000, "nuwave", ("lsd", "lsd_hf", "lsd_lf", "si_sdr"))
+        )
     row = evaluations(run)[-1]
     for name in ("lsd", "lsd_hf", "lsd_lf", "si_sdr"):
-        assert row[f"eval/{name}_4000"] == pytest.approx(np.mean([f[name] for f in found]), rel=1e-4)
+        assert row[f"eval/{name}_4000"] == pytest.approx(
+            np.mean([f[name] for f in found]), rel=1e-4
+        )
 
 
 def test_generate_by_index_is_the_same_sample(trained: Path) -> None:
     pipeline, _ = load_pipeline(trained / "t2a")
-    chosen = Settings.of(pipeline.recipe.evaluate)
+    chosen = SamplerSettings.of(pipeline.recipe.evaluate)
     prompts = ["a", "b", "c"]
     whole = pipeline.generate(prompts, seed=3, settings=chosen)
     part = pipeline.generate(prompts[1:], seed=3, settings=chosen, indices=[1, 2])
     np.testing.assert_allclose(np.stack(part), np.stack(whole[1:]), atol=1e-4)
 
 
-def test_audio_that_is_not_finite_is_a_row_without_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_that_is_not_finite_is_a_row_without_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Training goes on, and such weights are never the best."""
     restore = Pipeline.restore_many
 
@@ -123,7 +147,12 @@ def test_audio_that_is_not_finite_is_a_row_without_numbers(tmp_path: Path, monke
         return made
 
     monkeypatch.setattr(Pipeline, "restore_many", broken)
-    more = {"train__evaluate_every": 4, "train__best": "eval/lsd", "train__samples": 0, "train__steps": 4}
+    more = {
+        "train__evaluate_every": 4,
+        "train__best": "eval/lsd",
+        "train__samples": 0,
+        "train__steps": 4,
+    }
     recipe = write_recipe(tmp_path / "sr.toml", "sr", **more)
     assert run_cli("train", recipe, cwd=tmp_path).code == 0
     (row,) = evaluations(tmp_path / "runs" / "sr")
@@ -138,15 +167,33 @@ def test_audio_that_is_not_finite_is_a_row_without_numbers(tmp_path: Path, monke
     ("kind", "changes", "said"),
     [
         ("sr", {"train__best": "eval/lsd"}, "never measured: train.evaluate_every is 0"),
-        ("sr", {"train__best": "eval/fd_judge", "train__evaluate_every": 5}, "eval/fd_judge is for t2a"),
-        ("t2a", {"train__best": "eval/lsd_4000", "train__evaluate_every": 5}, "eval/lsd_4000 is for sr"),
-        ("t2a", {"train__best": "eval/clap_score", "train__evaluate_every": 5}, "not computed in training"),
-        ("sr", {"train__best": "eval/lsd_3000", "train__evaluate_every": 5}, "not computed in training"),
+        (
+            "sr",
+            {"train__best": "eval/fd_judge", "train__evaluate_every": 5},
+            "eval/fd_judge is for t2a",
+        ),
+        (
+            "t2a",
+            {"train__best": "eval/lsd_4000", "train__evaluate_every": 5},
+            "eval/lsd_4000 is for sr",
+        ),
+        (
+            "t2a",
+            {"train__best": "eval/clap_score", "train__evaluate_every": 5},
+            "not computed in training",
+        ),
+        (
+            "sr",
+            {"train__best": "eval/lsd_3000", "train__evaluate_every": 5},
+            "not computed in training",
+        ),
         ("sr", {"train__best": "eval/lds", "train__evaluate_every": 5}, "did you mean `eval/lsd`?"),
         ("sr", {"train__best": "loss"}, "did you mean `valid/loss`?"),
     ],
 )
-def test_a_metric_that_cannot_choose_is_refused(kind: str, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_metric_that_cannot_choose_is_refused(
+    kind: str, changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     path = write_recipe(tmp_path / "r.toml", kind, **changes)
     with pytest.raises(StageError) as caught:
         recipes.load(path)
@@ -165,9 +212,14 @@ def test_crops_too_short_for_the_metric_are_refused_before_training(tmp_path: Pa
 def test_a_dry_run_says_what_is_evaluated_and_misses_a_judge(tmp_path: Path) -> None:
     more = {"train__evaluate_every": 5, "train__evaluate_steps": 7, "train__evaluate_clips": 3}
     recipe = write_recipe(tmp_path / "t2a.toml", "t2a", **more)
-    assert "every 5 steps, 3 valid clips, 7 sampler steps" in run_cli("train", recipe, "--dry-run", cwd=tmp_path).stdout
+    assert (
+        "every 5 steps, 3 valid clips, 7 sampler steps"
+        in run_cli("train", recipe, "--dry-run", cwd=tmp_path).stdout
+    )
     for command in (("--dry-run",), ()):
-        result = run_cli("train", recipe, "--set", "evaluate.judge=bundled:nobody", *command, cwd=tmp_path)
+        result = run_cli(
+            "train", recipe, "--set", "evaluate.judge=bundled:nobody", *command, cwd=tmp_path
+        )
         assert result.code == 2 and "nobody" in result.stderr
 
 
@@ -180,7 +232,10 @@ def test_a_resume_says_when_scores_are_measured_otherwise(tmp_path: Path) -> Non
         {"train__steps": 6, "evaluate__seed": 7},
     ):
         base = {**base, **changes}
-        assert run_cli("train", write_recipe(tmp_path / "m.toml", "t2a", **base), cwd=tmp_path).code == 0
+        assert (
+            run_cli("train", write_recipe(tmp_path / "m.toml", "t2a", **base), cwd=tmp_path).code
+            == 0
+        )
         there = (tmp_path / "runs" / "m" / "events.jsonl").exists()
         events = read_rows(tmp_path / "runs" / "m", "events") if there else []
         told.append([row["reason"] for row in events if row["to"] == "measured otherwise"])
@@ -191,7 +246,12 @@ def test_a_resume_says_when_scores_are_measured_otherwise(tmp_path: Path) -> Non
 
 def test_the_preset_names_its_rows(tmp_path: Path) -> None:
     recipe = recipes.load(write_recipe(tmp_path / "sr.toml", "sr", evaluate__preset="ssr_eval"))
-    assert tracked.computed(recipe) == ("lsd_ssr_eval", "lsd_ssr_eval_hf", "lsd_ssr_eval_lf", "si_sdr")
+    assert tracked.computed(recipe) == (
+        "lsd_ssr_eval",
+        "lsd_ssr_eval_hf",
+        "lsd_ssr_eval_lf",
+        "si_sdr",
+    )
     found = tracked.described("eval/lsd_ssr_eval_hf_4000")
     assert found is not None and (found[0].name, found[1]) == ("lsd_ssr_eval_hf", "4000")
 
@@ -210,12 +270,20 @@ def test_best_is_the_last_of_the_extremes(values: list[float]) -> None:
             assert best is None
         else:
             extreme = choose(v for _, v in known)
-            assert best == {"step": [k for k, v in known if v == extreme][-1], "metric": metric, "value": extreme}
+            assert best == {
+                "step": [k for k, v in known if v == extreme][-1],
+                "metric": metric,
+                "value": extreme,
+            }
 
 
 def test_a_best_by_another_metric_counts_no_more() -> None:
     before = {"step": 3, "metric": "valid/loss", "value": 0.1}
-    assert tracked.best(before, "eval/lsd", 5, 2.0) == {"step": 5, "metric": "eval/lsd", "value": 2.0}
+    assert tracked.best(before, "eval/lsd", 5, 2.0) == {
+        "step": 5,
+        "metric": "eval/lsd",
+        "value": 2.0,
+    }
 
 
 # -- plateaus --------------------------------------------------------------------------------------
@@ -238,7 +306,8 @@ def test_no_plateau_on_a_smooth_curve_that_still_falls() -> None:
 
 def test_slow_progress_under_the_noise_is_not_a_plateau() -> None:
     """3 standard deviations of the noise over 60 rows: no row stands out, the trend does."""
-    rng, missed = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    missed = 0
     for _ in range(50):
         values = 0.1 * rng.standard_normal(60) - 0.005 * np.arange(60)
         missed += evaluation.plateau("valid/loss", list(range(60)), values.tolist()) is not None
@@ -246,9 +315,12 @@ def test_slow_progress_under_the_noise_is_not_a_plateau() -> None:
 
 
 def test_a_plateau_is_found_and_dated() -> None:
-    rng, found = np.random.default_rng(1), 0
+    rng = np.random.default_rng(1)
+    found = 0
     for _ in range(50):
-        values = np.concatenate([np.linspace(3, 1, 10), np.ones(20)]) + 0.02 * rng.standard_normal(30)
+        values = np.concatenate([np.linspace(3, 1, 10), np.ones(20)]) + 0.02 * rng.standard_normal(
+            30
+        )
         flat = evaluation.plateau("eval/lsd", [100 * k for k in range(30)], values.tolist())
         if flat is not None:
             found += 1
@@ -268,8 +340,13 @@ def test_the_advice_follows_the_learning_rate_and_the_direction() -> None:
 
     def said(values: list[float], rate: list[float]) -> str:
         columns = {"eval/si_sdr": (steps, values), "eval/seconds": (steps, values)}
-        rows = [{"step": s, "eval/si_sdr": v, "eval/seconds": 1.0} for s, v in zip(steps, values, strict=True)]
-        return evaluation.sentences(evaluation.summary(rows, columns.__getitem__, "eval/si_sdr"), rate)[-1]
+        rows = [
+            {"step": s, "eval/si_sdr": v, "eval/seconds": 1.0}
+            for s, v in zip(steps, values, strict=True)
+        ]
+        return evaluation.sentences(
+            evaluation.summary(rows, columns.__getitem__, "eval/si_sdr"), rate
+        )[-1]
 
     assert "eval/si_sdr has not improved by more than" in said(values, [1e-3, 1e-3])
     assert "lower it before adding steps" in said(values, [1e-3, 1e-3])
@@ -289,23 +366,33 @@ def test_inspect_shows_curves_and_says_by_what(trained: Path) -> None:
     assert {"eval/lsd", "eval/si_sdr_4000"} <= said["series"].keys()
     drawn = {panel.title: panel for panel in panels([report])}
     panel = drawn["si_sdr on valid, dB (higher is better)"]
-    assert [line.label for line in panel.lines] == ["mean over cutoffs", "si_sdr, 2000 Hz", "si_sdr, 4000 Hz"]
+    assert [line.label for line in panel.lines] == [
+        "mean over cutoffs",
+        "si_sdr, 2000 Hz",
+        "si_sdr, 4000 Hz",
+    ]
     assert len(drawn["lsd on valid, log10 power (lower is better)"].lines) == 3
-    both = [panel for panel in panels([report, report]) if panel.title.startswith("si_sdr on valid")]
+    both = [
+        panel for panel in panels([report, report]) if panel.title.startswith("si_sdr on valid")
+    ]
     assert len(both) == 1 and len(both[0].lines) == 2
 
 
 def test_the_live_view_and_the_plain_one_show_the_newest_evaluation(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    board, view = Board(info={"steps": 10, "best_by": "eval/si_sdr"}, at=10), PlainView()
+    board = Board(info={"steps": 10, "best_by": "eval/si_sdr"}, at=10)
+    view = PlainView()
     for row in read_rows(trained / "sr"):
         board.add_row(row)
         view.row(row)
     text = "\n".join("".join(piece for piece, _ in line) for line in board.lines(100, 40, True))
     rows = evaluations(trained / "sr")
     top = max(rows, key=lambda row: row["eval/si_sdr"])
-    assert f"{rows[-1]['eval/si_sdr']:.4g}" in text and f"best {top['eval/si_sdr']:.4g} at step {top['step']}" in text
+    assert (
+        f"{rows[-1]['eval/si_sdr']:.4g}" in text
+        and f"best {top['eval/si_sdr']:.4g} at step {top['step']}" in text
+    )
     assert f"lsd_hf {rows[-1]['eval/lsd_hf']:.4g}" in text and "lsd_2000" not in text
     said = capsys.readouterr().err
     assert f"eval/lsd {rows[-1]['eval/lsd']:.4g}" in said and "eval/lsd_2000" not in said

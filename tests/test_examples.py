@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stagecli import recipe as recipes
 from stagecli.condition.low import KEPT, LEVEL, band_weight, kept_band, level_gain
 from stagecli.condition.text import BEGIN, OFFSET, PAD
 from stagecli.data.cache import FeatureCache
@@ -31,12 +30,21 @@ from stagecli.data.examples import (
     stratified,
     stream,
 )
-from stagecli.data.source import Clip
+from stagecli.data.rows import Clip
 from stagecli.data.synth import SynthSource
+from stagecli.recipe import load as recipes
 from stagecli.schema import Recipe
 
-CLIPS, RATE, HOP = 6, 8000, 250
-TINY = [f"data.clips={CLIPS}", f"data.sample_rate={RATE}", "data.seconds=0.25", "train.batch_size=4", "data.workers=0"]
+CLIPS = 6
+RATE = 8000
+HOP = 250
+TINY = [
+    f"data.clips={CLIPS}",
+    f"data.sample_rate={RATE}",
+    "data.seconds=0.25",
+    "train.batch_size=4",
+    "data.workers=0",
+]
 SR = ["condition.cutoff=[1000, 3000]", "evaluate.cutoffs=[2000]"]
 FRAMES = (8, 3)
 
@@ -62,7 +70,9 @@ def examples(name: str = "quickstart", *sets: str, samples: int | None = None) -
     recipe = made(name, *sets)
     source = Counting(recipe)
     length = samples or round(recipe.data.seconds * RATE)
-    return Examples(recipe, source, source.clips("train"), shape=(-(-length // HOP), 3), samples=length, hop=HOP)
+    return Examples(
+        recipe, source, source.clips("train"), shape=(-(-length // HOP), 3), samples=length, hop=HOP
+    )
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -76,11 +86,17 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 @given(seed=st.integers(0, 2**31), clips=st.integers(1, 50), epoch=st.integers(0, 1000))
 @settings(max_examples=50, deadline=None)
 def test_each_pass_has_each_clip_once(seed: int, clips: int, epoch: int) -> None:
-    assert sorted(clip_at(seed, clips, epoch * clips + i) for i in range(clips)) == list(range(clips))
+    assert sorted(clip_at(seed, clips, epoch * clips + i) for i in range(clips)) == list(
+        range(clips)
+    )
 
 
 def test_passes_and_seeds_have_orders_of_their_own() -> None:
-    orders = {tuple(clip_at(seed, 20, epoch * 20 + i) for i in range(20)) for seed in range(3) for epoch in range(3)}
+    orders = {
+        tuple(clip_at(seed, 20, epoch * 20 + i) for i in range(20))
+        for seed in range(3)
+        for epoch in range(3)
+    }
     assert len(orders) == 9
     mixed = [clip_at(0, 20, i) for i in (5, 45, 5, 25, 5)]  # in any order of asking
     assert mixed[0] == mixed[2] == mixed[4]
@@ -118,25 +134,38 @@ def test_strata_come_in_random_order_and_fill_the_interval() -> None:
 
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[int, int, int]:
-    world, accumulate = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    world = draw(st.integers(1, 4))
+    accumulate = draw(st.integers(1, 4))
     return world * accumulate * draw(st.integers(1, 5)), world, accumulate
 
 
 @given(layouts(), st.integers(0, 5), st.integers(0, 4))
 @settings(max_examples=80, deadline=None)
-def test_the_union_over_processes_is_the_global_batch(layout: tuple[int, int, int], start: int, steps: int) -> None:
+def test_the_union_over_processes_is_the_global_batch(
+    layout: tuple[int, int, int], start: int, steps: int
+) -> None:
     batch, world, accumulate = layout
-    parts = [list(MicroBatches(batch, accumulate, rank, world, start, start + steps)) for rank in range(world)]
+    parts = [
+        list(MicroBatches(batch, accumulate, rank, world, start, start + steps))
+        for rank in range(world)
+    ]
     assert all(len(part) == steps * accumulate for part in parts)
-    assert len(MicroBatches(batch, accumulate, 0, world, start, start + steps)) == steps * accumulate
+    assert (
+        len(MicroBatches(batch, accumulate, 0, world, start, start + steps)) == steps * accumulate
+    )
     for k in range(steps):
         step = start + k
         rows = [
-            row for micro in range(accumulate) for rank in range(world) for row in parts[rank][k * accumulate + micro]
+            row
+            for micro in range(accumulate)
+            for rank in range(world)
+            for row in parts[rank][k * accumulate + micro]
         ]
         assert rows == list(range(step * batch, (step + 1) * batch))
     u = stratified(0, start, batch)
-    batches = [MicroBatches(batch, accumulate, rank, world, start, start + 1) for rank in range(world)]
+    batches = [
+        MicroBatches(batch, accumulate, rank, world, start, start + 1) for rank in range(world)
+    ]
     taken = [u[part.rows(micro)] for micro in range(accumulate) for part in batches]
     assert torch.cat(taken).equal(u)  # and so is t
 
@@ -166,7 +195,8 @@ def test_processes_and_accumulation_do_not_change_a_sample() -> None:
 
 
 def test_a_sample_depends_on_its_index_and_the_seed_alone() -> None:
-    data, again = examples(), examples()
+    data = examples()
+    again = examples()
     forward = [data[i] for i in range(8)]
     backward = [again[i] for i in reversed(range(8))]
     assert all(same(a, b) for a, b in zip(forward, reversed(backward), strict=True))
@@ -202,7 +232,9 @@ def test_crop(length: int, samples: int, seed: int) -> None:
 
 
 def test_crops_reach_both_ends() -> None:
-    starts = {int(crop(np.arange(10.0), 8, np.random.default_rng(seed))[0][0]) for seed in range(40)}
+    starts = {
+        int(crop(np.arange(10.0), 8, np.random.default_rng(seed))[0][0]) for seed in range(40)
+    }
     assert starts == {0, 1, 2}
 
 
@@ -251,31 +283,47 @@ def test_memory_reads_once_and_stays_in_its_budget() -> None:
 
 def test_the_low_input_is_empty_above_its_cutoff_and_level() -> None:
     data = examples("quickstart-sr")
-    cutoffs, clear = set(), 0
+    cutoffs = set()
+    clear = 0
     for i in range(8):
         item = data[i]
-        low, audio, share = item["low"].double(), item["audio"].double(), float(item["cutoff"])
+        low = item["low"].double()
+        audio = item["audio"].double()
+        share = float(item["cutoff"])
         cutoffs.add(share)
         assert 1000 <= share * RATE / 2 <= 3000
-        taper = torch.hann_window(len(low), dtype=torch.float64)  # the clip's ends are no part of the filter
+        taper = torch.hann_window(
+            len(low), dtype=torch.float64
+        )  # the clip's ends are no part of the filter
         above = torch.fft.rfftfreq(len(low), 1 / RATE) > share * RATE / 2 + 100
         left = [float(torch.fft.rfft(x * taper)[above].abs().max()) for x in (low, audio)]
         assert left[0] < 2e-3 * LEVEL * len(low) ** 0.5
         clear += left[1] > 20 * left[0]
         original = data.source.read(data.clips[clip_at(data.seed, CLIPS, i)])
         ratio = float(np.dot(audio.numpy(), original) / np.dot(original, original))
-        assert level_gain((low / ratio).numpy()) == pytest.approx(ratio, rel=1e-3)  # of the input, not of the target
+        assert level_gain((low / ratio).numpy()) == pytest.approx(
+            ratio, rel=1e-3
+        )  # of the input, not of the target
         assert float(item["level"]) == pytest.approx(np.log10(ratio), abs=1e-3)
-        np.testing.assert_allclose(audio.numpy() / ratio, original, atol=1e-5)  # one gain for both restores it
+        np.testing.assert_allclose(
+            audio.numpy() / ratio, original, atol=1e-5
+        )  # one gain for both restores it
     assert len(cutoffs) == 8
     assert clear > 4  # most targets do have something up there
 
 
 def test_level_gain_brings_inputs_to_one_level_and_leaves_silence() -> None:
     tone = np.sin(np.arange(4000) / 5).astype(np.float32)
-    levels = [float(np.sqrt(np.mean(np.square(x * level_gain(x))))) for x in (0.1 * tone, 0.3 * tone, tone)]
+    levels = [
+        float(np.sqrt(np.mean(np.square(x * level_gain(x)))))
+        for x in (0.1 * tone, 0.3 * tone, tone)
+    ]
     assert levels == pytest.approx([LEVEL] * 3, rel=1e-4)
-    assert level_gain(np.zeros(10, np.float32)) == level_gain(1e-6 * tone) == level_gain(np.zeros(0, np.float32))
+    assert (
+        level_gain(np.zeros(10, np.float32))
+        == level_gain(1e-6 * tone)
+        == level_gain(np.zeros(0, np.float32))
+    )
     assert level_gain(1e-6 * tone) * 1e-6 < LEVEL  # what is all but silent stays quiet
 
 
@@ -298,20 +346,24 @@ def test_share_of_dropped_captions() -> None:
     assert data[kept]["caption"] == data.clips[clip_at(data.seed, CLIPS, kept)].caption
     assert all(examples("quickstart", "condition.dropout=1")[i]["caption"] == "" for i in range(5))
     assert all(examples("quickstart", "condition.dropout=0")[i]["caption"] for i in range(5))
-    assert all(examples("quickstart", "condition.dropout=1").valid_item(i)["caption"] for i in range(5))
+    assert all(
+        examples("quickstart", "condition.dropout=1").valid_item(i)["caption"] for i in range(5)
+    )
 
 
 def test_dropout_does_not_change_crops_and_noise() -> None:
-    with_all, without = (
-        examples("quickstart", "condition.dropout=0")[7],
-        examples("quickstart", "condition.dropout=1")[7],
-    )
+    with_all = examples("quickstart", "condition.dropout=0")[7]
+    without = examples("quickstart", "condition.dropout=1")[7]
     assert with_all["audio"].equal(without["audio"])
     assert with_all["noise"].equal(without["noise"])
 
 
 def test_collate_pads_captions() -> None:
-    items = [{"caption": "ab", "sample": 3}, {"caption": "", "sample": 4}, {"caption": "abcdefgh", "sample": 5}]
+    items = [
+        {"caption": "ab", "sample": 3},
+        {"caption": "", "sample": 4},
+        {"caption": "abcdefgh", "sample": 5},
+    ]
     batch = Collate(5)(items)
     a = ord("a") + OFFSET
     assert batch["text_ids"].tolist() == [
@@ -335,19 +387,38 @@ def test_pad_texts() -> None:
 
 def test_cached_frames_and_texts_take_the_place_of_audio_and_captions(tmp_path: Path) -> None:
     recipe = made(
-        "quickstart", "condition.text=transformers", "condition.model=x", "data.crops=2", "condition.dropout=0.5"
+        "quickstart",
+        "condition.text=transformers",
+        "condition.model=x",
+        "data.crops=2",
+        "condition.dropout=0.5",
     )
     source = Counting(recipe)
     clips = source.clips("train")
-    frames, texts = FeatureCache(tmp_path, "frames", {}), FeatureCache(tmp_path, "text", {})
+    frames = FeatureCache(tmp_path, "frames", {})
+    texts = FeatureCache(tmp_path, "text", {})
     for i, clip in enumerate(clips):
-        frames.put(source.content_hash(clip), np.stack([np.full(FRAMES, 10 * i + k, np.float32) for k in range(2)]))
+        frames.put(
+            source.content_hash(clip),
+            np.stack([np.full(FRAMES, 10 * i + k, np.float32) for k in range(2)]),
+        )
         texts.put(clip.caption, np.full((i + 1, 4), i, np.float32))
     texts.put("", np.full((1, 4), -1, np.float32))
-    data = Examples(recipe, source, clips, shape=FRAMES, samples=2000, hop=HOP, frames_cache=frames, text_cache=texts)
-    crops, empty = set(), 0
+    data = Examples(
+        recipe,
+        source,
+        clips,
+        shape=FRAMES,
+        samples=2000,
+        hop=HOP,
+        frames_cache=frames,
+        text_cache=texts,
+    )
+    crops = set()
+    empty = 0
     for i in range(60):
-        item, number = data[i], clip_at(data.seed, CLIPS, i)
+        item = data[i]
+        number = clip_at(data.seed, CLIPS, i)
         assert "audio" not in item
         value = int(item["raw"][0, 0])
         assert item["raw"].eq(value).all()

@@ -35,29 +35,41 @@ def test_golden_losses(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
 @pytest.mark.parametrize("timesteps", ["uniform", "logit-normal"])
-def test_without_mechanisms_training_is_the_plain_loop(kind: str, timesteps: str, tmp_path: Path) -> None:
+def test_without_mechanisms_training_is_the_plain_loop(
+    kind: str, timesteps: str, tmp_path: Path
+) -> None:
     """The same data, order, t and noise in a loop that does not know stages: equal to the bit."""
-    from stagecli import recipe as recipes
     from stagecli.data.examples import Collate, stratified
     from stagecli.data.frames import to_frames
     from stagecli.model.ema import EMA
     from stagecli.model.network import Network
-    from stagecli.prepare import prepare
-    from stagecli.schedule import learning_rate
+    from stagecli.recipe import load as recipes
+    from stagecli.train.prepare import prepare
+    from stagecli.train.schedule import learning_rate
 
-    changes = {"train__steps": STEPS, "objective__timesteps": timesteps, "objective__mean": 0.3, "objective__std": 0.8}
+    changes = {
+        "train__steps": STEPS,
+        "objective__density": timesteps,
+        "objective__mean": 0.3,
+        "objective__std": 0.8,
+    }
     path = write_recipe(tmp_path / f"{kind}.toml", kind, **changes)
     recipe = recipes.load(path)
-    table, size = recipe.train, recipe.train.batch_size
+    table = recipe.train
+    size = recipe.train.batch_size
     prepared = prepare(recipe, None, torch.device("cpu"), lambda *_: None)
-    examples, collate = prepared.examples(prepared.train), Collate(recipe.condition.max_length)
+    examples = prepared.examples(prepared.train)
+    collate = Collate(recipe.condition.max_length)
 
     torch.manual_seed(table.seed)
     network = Network(recipe, channels=prepared.codec.channels)
     ema = EMA(network, table.ema)
     decayed = [p for n, p in network.named_parameters() if p.ndim >= 2 and "embed" not in n]
     others = [p for n, p in network.named_parameters() if p.ndim < 2 or "embed" in n]
-    groups = [{"params": decayed, "weight_decay": table.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": table.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, betas=table.betas, fused=True)
     losses = []
     for step in range(STEPS):
@@ -65,7 +77,8 @@ def test_without_mechanisms_training_is_the_plain_loop(kind: str, timesteps: str
         t = stratified(table.seed, step, size)
         if timesteps == "logit-normal":
             t = torch.sigmoid(0.3 + 0.8 * torch.special.ndtri(t.double())).float()
-        x0, noise = batch["x0"], batch["noise"]
+        x0 = batch["x0"]
+        noise = batch["noise"]
         x_t = (1 - t[:, None, None]) * x0 + t[:, None, None] * noise
         error = (network(x_t, t, batch).velocity_BTC - (noise - x0)).square()
         if kind == "sr":
@@ -88,7 +101,9 @@ def test_without_mechanisms_training_is_the_plain_loop(kind: str, timesteps: str
     saved = tmp_path / "runs" / kind / "checkpoints" / f"step_{STEPS:08d}"
     from safetensors.torch import load_file, save_file
 
-    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "plain.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "plain.safetensors"
+    )
     assert sha(tmp_path / "plain.safetensors") == sha(saved / "model.safetensors")
     average = load_file(saved / "ema.safetensors")
     assert all(torch.equal(average[name], value) for name, value in ema.average.items())

@@ -11,17 +11,21 @@ import torch
 from conftest import die_at, losses_of, read_rows, run_cli, sha, two_processes, write_recipe
 from test_resume import attempts, facts, killed, weights
 
-from stagecli import recipe as recipes
-from stagecli.data.source import open_source
+from stagecli.data.open import open_source
 from stagecli.errors import StageError
-from stagecli.features import TargetFeatures
-from stagecli.objective import Result
+from stagecli.flow.objective import Result
+from stagecli.recipe import load as recipes
 from stagecli.ssl import make_encoder
 from stagecli.stage.base import Plan, Probe, Signals
 from stagecli.stage.guidance import GuidanceMechanism, GuidanceOptions, Projectors
+from stagecli.train.teacher_features import TargetFeatures
 
 STEPS = 12
-GUIDED: dict[str, Any] = {"train__steps": STEPS, "stage__guidance__schedule": "constant", "stage__guidance__hidden": 16}
+GUIDED: dict[str, Any] = {
+    "train__steps": STEPS,
+    "stage__guidance__schedule": "constant",
+    "stage__guidance__hidden": 16,
+}
 STOPPED = {**GUIDED, "stage__guidance__schedule": "stop", "stage__guidance__end": 0.5}
 
 
@@ -72,8 +76,15 @@ def test_the_end_by_r_takes_three_probes_in_a_row(tmp_path: Path) -> None:
     ended = []
     for step, r in enumerate([0.6, 0.71, 0.72, 0.73, 0.74]):
         guidance.plan(step, Plan(r=r))
-        assert guidance.observe(Signals(step, torch.zeros(1), torch.zeros(1), 1.0, 1.0)) == []  # no probe, no decision
-        ended.append([event.after for event in guidance.observe(Signals(step, *[torch.zeros(1)] * 2, 1.0, 1.0, probe))])
+        assert (
+            guidance.observe(Signals(step, torch.zeros(1), torch.zeros(1), 1.0, 1.0)) == []
+        )  # no probe, no decision
+        ended.append(
+            [
+                event.after
+                for event in guidance.observe(Signals(step, *[torch.zeros(1)] * 2, 1.0, 1.0, probe))
+            ]
+        )
     assert ended == [[], [], [], ["ended"], []]
     assert guidance.features is None
     assert guidance.plan(9, Plan(r=0.0)) == Plan(r=0.0)
@@ -91,7 +102,9 @@ def result_of(batch: int = 6, frames: int = 10, width: int = 32, features: int =
     return Result(loss_B, x_BTC, x_BTC, t_B, {"features": torch.randn(batch, 7, features)}, hidden)  # type: ignore[arg-type]
 
 
-def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(tmp_path: Path) -> None:
+def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(
+    tmp_path: Path,
+) -> None:
     guidance = mechanism(tmp_path, layers=[1, 2], stride=1)
     guidance.attach(torch.nn.Linear(2, 2), 192)
     guidance.plan(0, Plan())
@@ -100,7 +113,9 @@ def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(
     assert term is not None
     assert term.shape == ()
     expected = 0.0
-    cosine_KB = guidance._cosines(list(result.hidden.values()), result.condition["features"], slice(None))
+    cosine_KB = guidance._cosines(
+        list(result.hidden.values()), result.condition["features"], slice(None)
+    )
     assert cosine_KB.shape == (2, 6)
     for cosine_B in cosine_KB:
         expected += 0.5 * float((1 - cosine_B[1:5]).detach().sum()) / 6 / 2
@@ -115,7 +130,9 @@ def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(
 @pytest.mark.parametrize("tokens", [3, 10])
 def test_over_a_few_steps_every_frame_counts_once(tokens: int, tmp_path: Path) -> None:
     """The mean over `stride` steps is the term over all frames, of the projected and interpolated hidden states."""
-    thin, whole = (mechanism(tmp_path, layers=[1, 2], stride=stride, conflict_every=99) for stride in (4, 1))
+    thin, whole = (
+        mechanism(tmp_path, layers=[1, 2], stride=stride, conflict_every=99) for stride in (4, 1)
+    )
     result = result_of(frames=tokens)
     result.condition["features"] = torch.randn(6, 8, 192)
     terms: dict[int, list[float]] = {1: [], 4: []}
@@ -133,7 +150,8 @@ def test_projectors_are_two_layers_each_of_its_own_block() -> None:
     made = Projectors(2, 3, 5, 4)
     x_KNW = torch.randn(2, 7, 3)
     for k in range(2):
-        first, second = torch.nn.Linear(3, 5), torch.nn.Linear(5, 4)
+        first = torch.nn.Linear(3, 5)
+        second = torch.nn.Linear(5, 4)
         with torch.no_grad():
             first.weight.copy_(made.first_KWH[k].T)
             first.bias.copy_(made.first_K1H[k, 0])
@@ -156,7 +174,9 @@ def test_projectors_clip_and_a_gradient_that_overflows_moves_nothing(tmp_path: P
         assert all(bool(torch.isfinite(p).all()) for p in weights)
         states = guidance.optimizer.state.values()  # type: ignore[union-attr]
         norm = torch.stack([s["exp_avg"].norm() for s in states]).norm()
-        assert float(norm) == pytest.approx(0.1 if moves else 0.0, rel=1e-3)  # 1 - 0.9 of a gradient clipped at 1
+        assert float(norm) == pytest.approx(
+            0.1 if moves else 0.0, rel=1e-3
+        )  # 1 - 0.9 of a gradient clipped at 1
     assert not torch.equal(before[0], weights[0])
 
 
@@ -167,17 +187,25 @@ def test_the_gradient_cosine_is_that_of_the_two_losses(tmp_path: Path) -> None:
     result = result_of()
     term = guidance.loss(result)
     assert term is not None
-    weight_B = torch.linspace(0.5, 2, 6)  # of the samples' losses: no cosine depends on it, nor on fp16's scale
+    weight_B = torch.linspace(
+        0.5, 2, 6
+    )  # of the samples' losses: no cosine depends on it, nor on fp16's scale
     (64 * ((weight_B * result.loss_B).mean() + term)).backward(retain_graph=True)
     guidance.step(0.0, lambda x: x, 64.0)
     ours = torch.autograd.grad(term, result.hidden[2], retain_graph=True)[0].flatten(1)
-    theirs = torch.autograd.grad(result.loss_B.mean(), result.hidden[2], retain_graph=True)[0].flatten(1)
+    theirs = torch.autograd.grad(result.loss_B.mean(), result.hidden[2], retain_graph=True)[
+        0
+    ].flatten(1)
     cosine_B = torch.nn.functional.cosine_similarity(ours, theirs)[1:5]
     assert guidance.conflict["gradient_cosine"] == pytest.approx(float(cosine_B.mean()), abs=1e-5)
-    assert guidance.conflict["gradient_cosine_t0.125"] == pytest.approx(float(cosine_B[0]), abs=1e-5)
+    assert guidance.conflict["gradient_cosine_t0.125"] == pytest.approx(
+        float(cosine_B[0]), abs=1e-5
+    )
 
 
-def test_features_of_a_crop_are_those_of_its_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_a_crop_are_those_of_its_audio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cut from the whole clip, between grid points interpolated, past the end held."""
     monkeypatch.chdir(tmp_path)
     long = recipe_of(tmp_path, data__sample_rate=44100, data__clips=3, data__seconds=0.8)
@@ -187,13 +215,16 @@ def test_features_of_a_crop_are_those_of_its_audio(tmp_path: Path, monkeypatch: 
     features = TargetFeatures(
         "bundled:teacher", 0, recipe, source, clips, torch.device("cpu"), lambda done, total: None
     )
-    encoder = make_encoder("bundled", "teacher", 0)  # layer 0 sees 100 ms: away from the edges no other context
+    encoder = make_encoder(
+        "bundled", "teacher", 0
+    )  # layer 0 sees 100 ms: away from the edges no other context
     clip = max(clips, key=lambda c: c.seconds)
     audio = source.read(clip)
     from stagecli.condition.low import level_gain
 
     audio = audio * level_gain(audio)
-    start, samples = encoder.grid.hop * 3, round(0.4 * 44100)
+    start = encoder.grid.hop * 3
+    samples = round(0.4 * 44100)
     assert len(audio) >= start + samples
     direct = encoder(torch.from_numpy(audio[start : start + samples])[None])[0] - features.centre_D
     cut = features.crop(clip, start)
@@ -201,7 +232,9 @@ def test_features_of_a_crop_are_those_of_its_audio(tmp_path: Path, monkeypatch: 
     cosine = torch.nn.functional.cosine_similarity(cut[2:-2], direct[2:-2], dim=-1)
     assert float(cosine.min()) > 0.99
     between = features.crop(clip, start + encoder.grid.hop // 2)
-    assert torch.allclose(between, (cut + features.crop(clip, start + encoder.grid.hop)) / 2, atol=1e-3)
+    assert torch.allclose(
+        between, (cut + features.crop(clip, start + encoder.grid.hop)) / 2, atol=1e-3
+    )
     assert torch.isfinite(features.crop(clip, len(audio))).all()
 
 
@@ -214,7 +247,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guided")
     for kind in ("t2a", "sr"):
         for name, changes in ((kind, STOPPED), (f"{kind}-plain", {"train__steps": STEPS})):
-            result = run_cli("train", write_recipe(folder / f"{name}.toml", kind, **changes), cwd=folder)
+            result = run_cli(
+                "train", write_recipe(folder / f"{name}.toml", kind, **changes), cwd=folder
+            )
             assert result.code == 0, result.stderr
     return folder / "runs"
 
@@ -222,10 +257,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
 def test_guidance_changes_training_reports_itself_and_ends(kind: str, whole: Path) -> None:
     rows = [row for row in read_rows(whole / kind) if "train/loss" in row]
-    guided, after = (
-        rows[: STEPS // 2 - 1],
-        rows[STEPS // 2 - 1 :],
-    )  # the row of the last guided step comes after its end
+    # the row of the last guided step comes after its end
+    guided = rows[: STEPS // 2 - 1]
+    after = rows[STEPS // 2 - 1 :]
     assert all(row["stage/guidance/lambda"] == 0.5 for row in guided)
     assert all(-1 <= row["stage/guidance/cosine_block1"] <= 1 for row in guided)
     assert all(row["stage/guidance/lambda"] == 0 for row in after)
@@ -233,7 +267,7 @@ def test_guidance_changes_training_reports_itself_and_ends(kind: str, whole: Pat
     assert losses_of(whole / kind)[1:] != losses_of(whole / f"{kind}-plain")[1:]
     events = [row for row in read_rows(whole / kind, "events") if row["mechanism"] == "guidance"]
     assert [(row["step"], row["to"]) for row in events] == [(STEPS // 2, "ended")]
-    from stagecli import checkpoint
+    from stagecli.runs import checkpoint
 
     _, trainer = checkpoint.load_state(whole / kind / "checkpoints" / f"step_{STEPS:08d}")
     state = trainer["stages"]["guidance"]
@@ -242,7 +276,9 @@ def test_guidance_changes_training_reports_itself_and_ends(kind: str, whole: Pat
     assert state["optimizer"] is None
 
 
-def test_after_the_end_no_feature_is_read(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_the_end_no_feature_is_read(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     crop = TargetFeatures.crop
 
@@ -257,17 +293,25 @@ def test_after_the_end_no_feature_is_read(whole: Path, tmp_path: Path, monkeypat
 
 
 def test_projectors_learn(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "l.toml", "t2a", **{**GUIDED, "train__steps": 90, "train__lr": 3e-3})
+    recipe = write_recipe(
+        tmp_path / "l.toml", "t2a", **{**GUIDED, "train__steps": 90, "train__lr": 3e-3}
+    )
     assert run_cli("train", recipe, cwd=tmp_path).code == 0
-    rows = [row["stage/guidance/cosine_block1"] for row in read_rows(tmp_path / "runs" / "l") if "train/loss" in row]
+    rows = [
+        row["stage/guidance/cosine_block1"]
+        for row in read_rows(tmp_path / "runs" / "l")
+        if "train/loss" in row
+    ]
     assert np.mean(rows[-10:]) > np.mean(rows[:10]) + 0.1
 
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
 @pytest.mark.parametrize("step", [6, 10])
-def test_kill_9_and_resume_before_and_after_the_end(kind: str, step: int, whole: Path, tmp_path: Path) -> None:
+def test_kill_9_and_resume_before_and_after_the_end(
+    kind: str, step: int, whole: Path, tmp_path: Path
+) -> None:
     def arrange() -> None:
-        from stagecli.run import Run
+        from stagecli.runs.directory import Run
 
         die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == step)
 
@@ -280,12 +324,19 @@ def test_kill_9_and_resume_before_and_after_the_end(kind: str, step: int, whole:
 
 
 def test_workers_give_the_same(whole: Path, tmp_path: Path) -> None:
-    assert run_cli("train", whole.parent / "t2a.toml", "--set", "data.workers=2", cwd=tmp_path).code == 0
+    assert (
+        run_cli("train", whole.parent / "t2a.toml", "--set", "data.workers=2", cwd=tmp_path).code
+        == 0
+    )
     assert losses_of(tmp_path / "runs" / "t2a") == losses_of(whole / "t2a")
 
 
 def test_gate_ablation_chooses_blocks(tmp_path: Path) -> None:
-    changes = {"stage__guidance__ablation": 1, "stage__guidance__ablation_start": 0.25, "train__lr": 1e-2}
+    changes = {
+        "stage__guidance__ablation": 1,
+        "stage__guidance__ablation_start": 0.25,
+        "train__lr": 1e-2,
+    }
     recipe = write_recipe(tmp_path / "a.toml", "t2a", **{**GUIDED, **changes})
     assert run_cli("train", recipe, cwd=tmp_path).code == 0
     run = tmp_path / "runs" / "a"
@@ -306,7 +357,11 @@ def test_a_conflict_three_times_in_a_row_ends_it(tmp_path: Path) -> None:
     }
     recipe = write_recipe(tmp_path / "c.toml", "t2a", **{**GUIDED, **changes})
     assert run_cli("train", recipe, cwd=tmp_path).code == 0
-    events = [row for row in read_rows(tmp_path / "runs" / "c", "events") if row["mechanism"] == "guidance"]
+    events = [
+        row
+        for row in read_rows(tmp_path / "runs" / "c", "events")
+        if row["mechanism"] == "guidance"
+    ]
     assert [(row["step"], row["to"]) for row in events] == [(6, "ended")]
     assert "gradient_cosine" in events[0]["evidence"]
 
@@ -314,14 +369,21 @@ def test_a_conflict_three_times_in_a_row_ends_it(tmp_path: Path) -> None:
 def test_two_processes_guide_as_one(whole: Path, tmp_path: Path) -> None:
     two_processes("train", whole.parent / "t2a.toml", cwd=tmp_path)
     assert losses_of(tmp_path / "runs" / "t2a") == pytest.approx(losses_of(whole / "t2a"), rel=1e-3)
-    events = [row["step"] for row in read_rows(tmp_path / "runs" / "t2a", "events") if row["mechanism"] == "guidance"]
+    events = [
+        row["step"]
+        for row in read_rows(tmp_path / "runs" / "t2a", "events")
+        if row["mechanism"] == "guidance"
+    ]
     assert events == [STEPS // 2]
 
 
 def test_off_is_bit_identical_to_no_table(whole: Path, tmp_path: Path) -> None:
     """Guidance that has not begun: features are read, projectors wait to be made, and the losses are those without."""
     changes = {**GUIDED, "stage__guidance__ablation": 1, "stage__guidance__ablation_start": 1.0}
-    assert run_cli("train", write_recipe(tmp_path / "o.toml", "t2a", **changes), cwd=tmp_path).code == 0
+    assert (
+        run_cli("train", write_recipe(tmp_path / "o.toml", "t2a", **changes), cwd=tmp_path).code
+        == 0
+    )
     assert losses_of(tmp_path / "runs" / "o") == losses_of(whole / "t2a-plain")
     name = f"checkpoints/step_{STEPS:08d}/model.safetensors"
     assert sha(tmp_path / "runs" / "o" / name) == sha(whole / "t2a-plain" / name)
@@ -350,7 +412,9 @@ def test_a_schedule_by_r_needs_the_regime(tmp_path: Path) -> None:
         GuidanceMechanism(GuidanceOptions(**recipe.stage["guidance"]), recipe)
 
 
-@pytest.mark.parametrize("wrong", [{"layers": [1, 1]}, {"layers": [1], "ablation": 1}, {"window": [0.9, 0.1]}])
+@pytest.mark.parametrize(
+    "wrong", [{"layers": [1, 1]}, {"layers": [1], "ablation": 1}, {"window": [0.9, 0.1]}]
+)
 def test_options_that_contradict_each_other(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"twice|one|rise"):
         GuidanceOptions(**wrong)
@@ -368,11 +432,17 @@ def test_half_precision_cosines_stay_finite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
-def test_after_the_end_a_step_allocates_what_an_unguided_step_does(kind: str, tmp_path: Path) -> None:
+def test_after_the_end_a_step_allocates_what_an_unguided_step_does(
+    kind: str, tmp_path: Path
+) -> None:
     """Every single allocation of a step, in order: the same work is done, and nothing more."""
     after = 5  # steps
     found = {}
-    for name, options in (("plain", {}), ("guided", GUIDED), ("ended", {**STOPPED, "stage__guidance__end": 2 / STEPS})):
+    for name, options in (
+        ("plain", {}),
+        ("guided", GUIDED),
+        ("ended", {**STOPPED, "stage__guidance__end": 2 / STEPS}),
+    ):
         path = write_recipe(tmp_path / f"{name}.toml", kind, **{**options, "train__steps": STEPS})
         found[name] = allocations(recipes.load(path), tmp_path / name, after)
     assert len(found["plain"]) > 500
@@ -387,8 +457,8 @@ def allocations(recipe: Any, run_dir: Path, at: int) -> list[int]:
     """
     from accelerate import Accelerator
 
-    from stagecli.trainer import Trainer
-    from stagecli.views import QuietView
+    from stagecli.terminal.views import QuietView
+    from stagecli.train.trainer import Trainer
 
     class Watch(QuietView):
         profile: torch.profiler.profile | None = None

@@ -40,9 +40,15 @@ def low_pass(audio_N: Tensor, sample_rate: int, cutoff_hz: float) -> Tensor:
     return torch.fft.irfft(spectrum_F, audio_N.shape[-1]).to(audio_N.dtype)
 
 
-def published_lsd(reference: np.ndarray, estimate: np.ndarray, sample_rate: int, preset: str) -> float:
+def published_lsd(
+    reference: np.ndarray, estimate: np.ndarray, sample_rate: int, preset: str
+) -> float:
     """The published formulas once more, frame by frame in numpy."""
-    n_fft, hop = (2048, 512) if preset == "nuwave" else (int(2048 / (44100 / sample_rate)), int(sample_rate / 100))
+    n_fft, hop = (
+        (2048, 512)
+        if preset == "nuwave"
+        else (int(2048 / (44100 / sample_rate)), int(sample_rate / 100))
+    )
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
     mode: Literal["reflect", "constant"] = "reflect" if preset == "nuwave" else "constant"
     distances = []
@@ -73,10 +79,13 @@ def test_lsd_is_the_published_formula(preset: str, rate: int) -> None:
 @settings(max_examples=10, deadline=None)
 @given(gain=st.floats(0.05, 20), seed=st.integers(0, 2**16))
 def test_lsd_laws(preset: str, gain: float, seed: int) -> None:
-    x, y = noise(4000, seed=seed).double(), noise(4000, seed=seed + 1).double()
+    x = noise(4000, seed=seed).double()
+    y = noise(4000, seed=seed + 1).double()
     assert float(lsd(x, x, RATE, preset)) == pytest.approx(0, abs=1e-9)
     # The law holds above the floor; noise of level 0.1 has a bin below the clamp once in some 1e7.
-    assert float(lsd(x, gain * x, RATE, preset)) == pytest.approx(2 * abs(math.log10(gain)), abs=1e-3)
+    assert float(lsd(x, gain * x, RATE, preset)) == pytest.approx(
+        2 * abs(math.log10(gain)), abs=1e-3
+    )
     assert float(lsd(x, y, RATE, preset)) > 0
     assert float(lsd(x, y, RATE)) == pytest.approx(float(lsd(y, x, RATE)), rel=1e-12)
 
@@ -105,7 +114,8 @@ def test_presets_differ_as_documented() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_bands_are_consistent_with_the_whole(preset: str) -> None:
-    x, y = noise(RATE, seed=3), noise(RATE, seed=4)
+    x = noise(RATE, seed=3)
+    y = noise(RATE, seed=4)
     y = y + 0.3 * low_pass(x, RATE, 3000)
     bands = {name: float(value) for name, value in lsd_bands(x, y, RATE, 4000, preset).items()}
     n_fft, _ = LSD_PRESETS[preset].sizes(RATE)
@@ -113,7 +123,10 @@ def test_bands_are_consistent_with_the_whole(preset: str) -> None:
     high = 1 - low
     assert bands["lsd"] == float(lsd(x, y, RATE, preset))
     # Per frame the squares add up by their share of bins; over frames this bounds the mean from both sides.
-    assert bands["lsd"] >= math.hypot(math.sqrt(high) * bands["lsd_hf"], math.sqrt(low) * bands["lsd_lf"]) - 1e-9
+    assert (
+        bands["lsd"]
+        >= math.hypot(math.sqrt(high) * bands["lsd_hf"], math.sqrt(low) * bands["lsd_lf"]) - 1e-9
+    )
     assert bands["lsd"] <= math.sqrt(high) * bands["lsd_hf"] + math.sqrt(low) * bands["lsd_lf"]
     gained = lsd_bands(x, 0.5 * x, RATE, 4000, preset)
     assert all(float(value) == pytest.approx(0.60206, abs=1e-3) for value in gained.values())
@@ -129,19 +142,23 @@ def test_split_is_where_nuwave2_puts_it() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_batch_equals_single(preset: str) -> None:
-    x, y = noise(3, 9000, seed=5), noise(3, 9000, seed=6)
+    x = noise(3, 9000, seed=5)
+    y = noise(3, 9000, seed=6)
     together = lsd_bands(x, y, RATE, 4000, preset)
     for i in range(3):
         alone = lsd_bands(x[i], y[i], RATE, 4000, preset)
         assert all(alone[k].shape == () for k in alone)
-        assert all(float(together[k][i]) == pytest.approx(float(alone[k]), rel=1e-12) for k in alone)
+        assert all(
+            float(together[k][i]) == pytest.approx(float(alone[k]), rel=1e-12) for k in alone
+        )
     for metric in (si_sdr, snr):
         alone_B = [float(metric(x[i], y[i])) for i in range(3)]
         assert metric(x, y).tolist() == pytest.approx(alone_B, rel=1e-12)
 
 
 def test_blocks_of_frames_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = noise(2, RATE, seed=7), noise(2, RATE, seed=8)
+    x = noise(2, RATE, seed=7)
+    y = noise(2, RATE, seed=8)
     whole = lsd_bands(x, y, RATE, 4000)
     monkeypatch.setattr("stagecli.metrics.spectral._VALUES_PER_BLOCK", 1025 * 2 * 3)
     blocks = lsd_bands(x, y, RATE, 4000)
@@ -182,7 +199,8 @@ def test_lsd_refuses_what_it_cannot_split_or_name() -> None:
 
 
 def test_waveform_vectors() -> None:
-    target, estimate = torch.tensor([3.0, -0.5, 2.0, 7.0]), torch.tensor([2.5, 0.0, 2.0, 8.0])
+    target = torch.tensor([3.0, -0.5, 2.0, 7.0])
+    estimate = torch.tensor([2.5, 0.0, 2.0, 8.0])
     assert float(si_sdr(target, estimate)) == pytest.approx(18.4030, abs=5e-5)
     assert float(snr(target, estimate)) == pytest.approx(16.1805, abs=5e-5)
 
@@ -193,12 +211,15 @@ def test_waveform_laws(gain: float, offset: float, seed: int) -> None:
     x = noise(500, seed=seed).double()
     y = x + noise(500, seed=seed + 1, level=0.03)
     assert float(si_sdr(x, gain * y)) == pytest.approx(float(si_sdr(x, y)), abs=1e-6)
-    assert float(si_sdr(x, y + offset, zero_mean=True)) == pytest.approx(float(si_sdr(x, y, zero_mean=True)), abs=1e-6)
+    assert float(si_sdr(x, y + offset, zero_mean=True)) == pytest.approx(
+        float(si_sdr(x, y, zero_mean=True)), abs=1e-6
+    )
     assert float(snr(x, (1 + gain) * x)) == pytest.approx(-20 * math.log10(gain), abs=1e-6)
 
 
 def test_silence_is_defined() -> None:
-    x, silent = noise(1000), torch.zeros(1000)
+    x = noise(1000)
+    silent = torch.zeros(1000)
     assert math.isnan(si_sdr(silent, x)) and math.isnan(snr(silent, x))
     assert math.isnan(si_sdr(silent, silent)) and math.isnan(snr(silent, silent))
     assert float(si_sdr(x, silent)) == -math.inf
@@ -213,16 +234,26 @@ def test_silence_is_defined() -> None:
 
 def test_frechet_vector() -> None:
     state = np.random.RandomState(0)
-    x, y = state.randn(500, 16), state.randn(400, 16) * 1.5 + 0.3
+    x = state.randn(500, 16)
+    y = state.randn(400, 16) * 1.5 + 0.3
     result = frechet_distance(x, y)
     assert result.value == pytest.approx(6.0759942272, abs=1e-9)
     assert (result.n, result.m, result.dim, result.biased) == (500, 400, 16, False)
-    assert frechet_distance(torch.from_numpy(y), torch.from_numpy(x)).value == pytest.approx(result.value, rel=1e-10)
+    assert frechet_distance(torch.from_numpy(y), torch.from_numpy(x)).value == pytest.approx(
+        result.value, rel=1e-10
+    )
 
 
 @settings(max_examples=20, deadline=None)
-@given(dim=st.integers(1, 12), extra=st.integers(2, 60), scale=st.floats(0.1, 10), seed=st.integers(0, 2**31 - 1))
-def test_frechet_against_a_general_matrix_root(dim: int, extra: int, scale: float, seed: int) -> None:
+@given(
+    dim=st.integers(1, 12),
+    extra=st.integers(2, 60),
+    scale=st.floats(0.1, 10),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_frechet_against_a_general_matrix_root(
+    dim: int, extra: int, scale: float, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(dim + extra, dim)) @ rng.normal(size=(dim, dim))
     y = scale * rng.normal(size=(dim + 2 * extra, dim)) + rng.normal(size=dim)
@@ -232,12 +263,17 @@ def test_frechet_against_a_general_matrix_root(dim: int, extra: int, scale: floa
     result = frechet_distance(x, y)
     assert result.value == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert result.value >= 0
-    assert frechet_distance(x, x).value == pytest.approx(0, abs=1e-6 * max(1.0, float(np.trace(cov_x))))
+    assert frechet_distance(x, x).value == pytest.approx(
+        0, abs=1e-6 * max(1.0, float(np.trace(cov_x)))
+    )
 
 
 def test_frechet_of_equal_distributions_falls_with_n() -> None:
     rng = np.random.default_rng(0)
-    results = [frechet_distance(rng.normal(size=(n, 32)), rng.normal(size=(n, 32))) for n in (32, 64, 256, 1024, 4096)]
+    results = [
+        frechet_distance(rng.normal(size=(n, 32)), rng.normal(size=(n, 32)))
+        for n in (32, 64, 256, 1024, 4096)
+    ]
     values = [result.value for result in results]
     assert values == sorted(values, reverse=True) and values[-1] < 0.05 * values[0]
     assert [result.biased for result in results] == [True, False, False, False, False]
@@ -262,7 +298,10 @@ def test_log_mel_statistics() -> None:
     assert torch.equal(embedding[1], log_mel_statistics(audio[1:2], RATE)[0])
     assert torch.equal(embedding, log_mel_statistics(audio, RATE))
     assert float(embedding[0, 32:64].mean()) == pytest.approx(math.log(0.01), abs=0.1)
-    assert embedding[2, :64].tolist() == pytest.approx([math.log(1e-8)] * 64) and not embedding[2, 64:].any()
+    assert (
+        embedding[2, :64].tolist() == pytest.approx([math.log(1e-8)] * 64)
+        and not embedding[2, 64:].any()
+    )
     louder = log_mel_statistics(2 * audio[:1], RATE)[0]
     assert torch.allclose(louder[:64], embedding[0, :64] + math.log(4)) and torch.allclose(
         louder[64:], embedding[0, 64:]
@@ -281,10 +320,13 @@ def test_log_mel_statistics() -> None:
 
 @pytest.mark.parametrize("samples", [RATE, RATE + 1, 3 * 5003])
 def test_copy_up_keeps_the_low_band_and_fills_the_high_one(samples: int) -> None:
-    audio = low_pass(noise(samples).double().cumsum(0) * 0.05, RATE, 3000) + 0.2  # red noise with an offset
+    audio = (
+        low_pass(noise(samples).double().cumsum(0) * 0.05, RATE, 3000) + 0.2
+    )  # red noise with an offset
     result = copy_up(audio, RATE, 3000)
     assert result.shape == audio.shape and result.dtype == audio.dtype
-    before, after = torch.fft.rfft(audio), torch.fft.rfft(result)
+    before = torch.fft.rfft(audio)
+    after = torch.fft.rfft(result)
     cutoff = math.ceil(3000 * samples / RATE)
     assert torch.allclose(before[:cutoff], after[:cutoff], atol=1e-9 * float(before.abs().max()))
     power = after.abs().square()
@@ -294,7 +336,9 @@ def test_copy_up_keeps_the_low_band_and_fills_the_high_one(samples: int) -> None
     edge = float(power[int(0.85 * cutoff) : cutoff].mean())
     assert thirds[0] < 3 * edge < 0.05 * float(power[:cutoff].mean())
     assert float(result.square().sum()) < 1.1 * float(audio.square().sum())
-    assert float(lsd_bands(audio, result, RATE, 3000)["lsd_lf"]) < 0.2  # the one bin beside the cutoff
+    assert (
+        float(lsd_bands(audio, result, RATE, 3000)["lsd_lf"]) < 0.2
+    )  # the one bin beside the cutoff
 
 
 def test_copy_up_edges() -> None:
@@ -333,7 +377,9 @@ def test_registry() -> None:
         assert (metric.preset is not None) == (metric.family == "lsd")
         if metric.preset:
             assert LSD_PRESETS[metric.preset].describe() in metric.convention
-    code = "import sys, stagecli.metrics; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, stagecli.metrics; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -37,10 +37,15 @@ def drawn(n: int, classes: int, seed: int, scale: float = 2.0) -> torch.Tensor:
 @settings(max_examples=20, deadline=None)
 @given(n=st.integers(1, 40), classes=st.integers(2, 30), seed=SEEDS)
 def test_kl_is_scipy_s_in_both_directions(n: int, classes: int, seed: int) -> None:
-    p, q = drawn(n, classes, seed), drawn(n, classes, seed + 1)
+    p = drawn(n, classes, seed)
+    q = drawn(n, classes, seed + 1)
     result = class_kl(p, q, epsilon=0)
-    assert result.reference_generated == pytest.approx(scipy.special.rel_entr(p, q).sum(1).mean().item(), rel=1e-9)
-    assert result.generated_reference == pytest.approx(scipy.special.rel_entr(q, p).sum(1).mean().item(), rel=1e-9)
+    assert result.reference_generated == pytest.approx(
+        scipy.special.rel_entr(p, q).sum(1).mean().item(), rel=1e-9
+    )
+    assert result.generated_reference == pytest.approx(
+        scipy.special.rel_entr(q, p).sum(1).mean().item(), rel=1e-9
+    )
     assert result.reference_generated >= 0 and result.per_pair.shape == (n,)
     assert class_kl(p, p, epsilon=0).reference_generated == pytest.approx(0, abs=1e-12)
     means = scipy.special.rel_entr(p.mean(0), q.mean(0)).sum().item()
@@ -53,15 +58,22 @@ def test_kl_is_audioldm_eval_s_with_its_epsilon() -> None:
     rng = np.random.default_rng(0)
     reference, generated = (torch.from_numpy(20 * rng.normal(size=(50, 10))) for _ in range(2))
     expected = (
-        torch.nn.functional.kl_div((generated.softmax(1) + 1e-6).log(), reference.softmax(1), reduction="sum") / 50
+        torch.nn.functional.kl_div(
+            (generated.softmax(1) + 1e-6).log(), reference.softmax(1), reduction="sum"
+        )
+        / 50
     )
     result = class_kl(posteriors(reference), posteriors(generated))
-    assert result.reference_generated == pytest.approx(float(expected), rel=1e-12) and result.epsilon == 1e-6
+    assert (
+        result.reference_generated == pytest.approx(float(expected), rel=1e-12)
+        and result.epsilon == 1e-6
+    )
     assert result.reference_generated != pytest.approx(result.generated_reference, rel=1e-3)
 
 
 def test_kl_of_certain_posteriors() -> None:
-    one, other = torch.eye(3)[:1], torch.eye(3)[1:2]
+    one = torch.eye(3)[:1]
+    other = torch.eye(3)[1:2]
     assert class_kl(one, other, epsilon=0).reference_generated == math.inf
     assert class_kl(one, other).reference_generated == pytest.approx(-math.log(1e-6))
     assert class_kl(one, one).reference_generated == pytest.approx(0, abs=1e-5)
@@ -83,7 +95,9 @@ def test_kl_of_certain_posteriors() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(n=st.integers(10, 60), classes=st.integers(2, 20), splits=st.integers(1, 5), seed=SEEDS)
-def test_inception_score_lies_between_its_bounds(n: int, classes: int, splits: int, seed: int) -> None:
+def test_inception_score_lies_between_its_bounds(
+    n: int, classes: int, splits: int, seed: int
+) -> None:
     result = inception_score(drawn(n, classes, seed), seed, splits)
     assert 1 - 1e-9 <= result.value <= min(classes, math.ceil(n / splits)) + 1e-9
     alike = drawn(1, classes, seed).expand(n, classes)
@@ -100,7 +114,11 @@ def test_inception_score_is_the_formula() -> None:
     assert whole.value == pytest.approx(expected, rel=1e-12) and whole.std == 0
     ten = inception_score(p, 0)
     assert ten == inception_score(p, 0) != inception_score(p, 1)
-    assert (ten.splits, ten.n, ten.classes) == (10, 100, 7) and ten.value < whole.value  # fewer clips a part
+    assert (ten.splits, ten.n, ten.classes) == (
+        10,
+        100,
+        7,
+    ) and ten.value < whole.value  # fewer clips a part
     with pytest.raises(ValueError, match="cannot be cut"):
         inception_score(p[:5], 0)
 
@@ -112,17 +130,25 @@ def test_inception_score_is_the_formula() -> None:
 @given(gain=st.floats(0.01, 100), seed=SEEDS)
 def test_clap_score_is_a_cosine(gain: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    audio, text = rng.normal(size=(12, 8)), rng.normal(size=(12, 8))
+    audio = rng.normal(size=(12, 8))
+    text = rng.normal(size=(12, 8))
     scores = clap_scores(audio, text)
     theirs = torch.nn.functional.cosine_similarity(torch.from_numpy(audio), torch.from_numpy(text))
     assert torch.allclose(scores, theirs, rtol=1e-9) and bool((scores.abs() <= 1 + 1e-12).all())
-    assert torch.allclose(clap_scores(gain * audio, text), scores) and torch.allclose(clap_scores(text, audio), scores)
+    assert torch.allclose(clap_scores(gain * audio, text), scores) and torch.allclose(
+        clap_scores(text, audio), scores
+    )
     assert torch.allclose(clap_scores(audio, -audio), -torch.ones(12).double())
 
 
 def test_clap_refuses() -> None:
     x = np.ones((3, 4))
-    for text, message in ((x[:2], "equal shapes"), (0 * x, "zeros"), (x[:, :2], "different dim"), (x * np.nan, "NaN")):
+    for text, message in (
+        (x[:2], "equal shapes"),
+        (0 * x, "zeros"),
+        (x[:, :2], "different dim"),
+        (x * np.nan, "NaN"),
+    ):
         with pytest.raises(ValueError, match=message):
             clap_scores(x, text)
 
@@ -133,12 +159,17 @@ def test_wilson_interval_is_scipy_s(n: int, share: float, level: float) -> None:
     hits = round(n * share)
     theirs = scipy.stats.binomtest(hits, n).proportion_ci(level, method="wilson")
     ours = wilson_interval(hits, n, level)
-    assert (ours.low, ours.high) == (pytest.approx(theirs.low, abs=1e-9), pytest.approx(theirs.high, abs=1e-9))
+    assert (ours.low, ours.high) == (
+        pytest.approx(theirs.low, abs=1e-9),
+        pytest.approx(theirs.high, abs=1e-9),
+    )
     assert 0 <= ours.low <= ours.value <= ours.high <= 1
 
 
 def test_prompt_accuracy() -> None:
-    result = prompt_accuracy(["one", "two", "two", "four"], np.array(["one", "two", "three", "four"]))
+    result = prompt_accuracy(
+        ["one", "two", "two", "four"], np.array(["one", "two", "three", "four"])
+    )
     assert (result.value, result.n) == (0.75, 4) and result.low < 0.75 < result.high
     for heard, asked, message in (([1], [1, 2], "1 samples and 2 prompts"), ([], [], "no share")):
         with pytest.raises(ValueError, match=message):
@@ -152,25 +183,34 @@ def test_prompt_accuracy() -> None:
 
 def test_paired_differences_are_narrower_and_cover() -> None:
     rng = np.random.default_rng(0)
-    covered, repeats = 0, 300
+    covered = 0
+    repeats = 300
     for seed in range(repeats):
         hard = rng.normal(size=60)
-        a, b = hard + 0.1 + 0.2 * rng.normal(size=60), hard + 0.2 * rng.normal(size=60)
+        a = hard + 0.1 + 0.2 * rng.normal(size=60)
+        b = hard + 0.2 * rng.normal(size=60)
         result = paired_difference(a, b, seed, draws=300)
         covered += result.low <= 0.1 <= result.high
-    assert 0.90 <= covered / repeats <= 0.985  # 0.95 less the known shortfall of the bootstrap, within 2.5 sigma
+    assert (
+        0.90 <= covered / repeats <= 0.985
+    )  # 0.95 less the known shortfall of the bootstrap, within 2.5 sigma
     apart = [bootstrap_interval(values, 0) for values in (a, b)]
     assert result.high - result.low < 0.5 * max(high - low for low, high in apart)
     assert result.n == 60 == result.a_higher + result.b_higher + result.ties
     swapped = paired_difference(b, a, seed, draws=300)
-    assert swapped.mean == -result.mean and (swapped.low, swapped.high) == pytest.approx((-result.high, -result.low))
+    assert swapped.mean == -result.mean and (swapped.low, swapped.high) == pytest.approx(
+        (-result.high, -result.low)
+    )
 
 
 def test_paired_difference_of_equal_systems_is_undecided() -> None:
     same = paired_difference([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 0)
     assert (same.mean, same.low, same.high, same.ties, same.decided) == (0, 0, 0, 3, False)
     assert paired_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.0], 0).decided
-    for b, message in (([1.0, 2.0], "same clips"), ([1.0, 2.0, math.nan], "values of b contain NaN")):
+    for b, message in (
+        ([1.0, 2.0], "same clips"),
+        ([1.0, 2.0, math.nan], "values of b contain NaN"),
+    ):
         with pytest.raises(ValueError, match=message):
             paired_difference([1.0, 2.0, 3.0], b, 0)
 
@@ -179,7 +219,10 @@ def test_shifted_interval_holds_its_value() -> None:
     replicates = np.random.default_rng(0).normal(5, 1, size=1000)
     result = shifted_interval(2.0, replicates)
     assert result.bias == pytest.approx(3, abs=0.1)
-    assert (result.low, result.high) == (pytest.approx(2 - 1.96, abs=0.2), pytest.approx(2 + 1.96, abs=0.2))
+    assert (result.low, result.high) == (
+        pytest.approx(2 - 1.96, abs=0.2),
+        pytest.approx(2 + 1.96, abs=0.2),
+    )
     assert shifted_interval(0.5, replicates, lowest=0.0).low == 0
     with pytest.raises(ValueError, match="level"):
         shifted_interval(2.0, replicates, level=0)
@@ -190,10 +233,36 @@ def test_shifted_interval_holds_its_value() -> None:
 
 def test_every_metric_has_its_entry() -> None:
     expected = {
-        *("lsd", "lsd_hf", "lsd_lf", "lsd_ssr_eval", "lsd_ssr_eval_hf", "lsd_ssr_eval_lf", "si_sdr", "snr"),
+        *(
+            "lsd",
+            "lsd_hf",
+            "lsd_lf",
+            "lsd_ssr_eval",
+            "lsd_ssr_eval_hf",
+            "lsd_ssr_eval_lf",
+            "si_sdr",
+            "snr",
+        ),
         *("mr_stft", "spectral_convergence", "log_mel", "pesq_nb", "pesq_wb", "stoi", "estoi"),
-        *("visqol_speech", "visqol_audio", "fd_judge", "fd_log_mel", "fad_infinity", "kad", "kl", "kl_of_means"),
-        *("inception_score", "precision", "recall", "density", "coverage", "clap_score", "prompt_accuracy"),
+        *(
+            "visqol_speech",
+            "visqol_audio",
+            "fd_judge",
+            "fd_log_mel",
+            "fad_infinity",
+            "kad",
+            "kl",
+            "kl_of_means",
+        ),
+        *(
+            "inception_score",
+            "precision",
+            "recall",
+            "density",
+            "coverage",
+            "clap_score",
+            "prompt_accuracy",
+        ),
         "memorised_share",
     }
     assert set(METRICS) == expected

@@ -24,7 +24,9 @@ RATE = 16000
 
 
 def noise(*shape: int, seed: int = 0, level: float = 0.1) -> Tensor:
-    return level * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return level * torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 @pytest.fixture
@@ -50,7 +52,9 @@ def test_multi_resolution_stft_vector() -> None:
     generator = torch.Generator().manual_seed(0)
     a = 0.1 * torch.randn(1, 1, 48000, generator=generator)
     b = a + 0.01 * torch.randn(1, 1, 48000, generator=generator)
-    assert float(multi_resolution_stft(a[0, 0], b[0, 0])["mr_stft"]) == pytest.approx(0.1675949, abs=2e-7)
+    assert float(multi_resolution_stft(a[0, 0], b[0, 0])["mr_stft"]) == pytest.approx(
+        0.1675949, abs=2e-7
+    )
     assert float(si_sdr(a[0, 0], b[0, 0], zero_mean=True)) == pytest.approx(19.9755, abs=1e-4)
 
 
@@ -61,8 +65,11 @@ def compare_with_auraloss(reference: Tensor, estimate: Tensor) -> None:
     theirs = MultiResolutionSTFTLoss(output="full")
     single = STFTLoss(2048, 512, 2048)
     for loss in [single, *theirs.stft_losses]:
-        loss.window = loss.window.double().copy_(torch.hann_window(len(loss.window), dtype=torch.float64))
-    estimate_, reference_ = estimate.double()[None, None], reference.double()[None, None]
+        loss.window = loss.window.double().copy_(
+            torch.hann_window(len(loss.window), dtype=torch.float64)
+        )
+    estimate_ = estimate.double()[None, None]
+    reference_ = reference.double()[None, None]
     total, convergence, logarithm, *_ = theirs(estimate_, reference_)
     ours = multi_resolution_stft(reference, estimate)
     assert float(ours["mr_stft"]) == pytest.approx(float(total), rel=1e-9)
@@ -70,7 +77,9 @@ def compare_with_auraloss(reference: Tensor, estimate: Tensor) -> None:
     assert float(ours["mr_stft_log"]) == pytest.approx(float(sum(logarithm)) / 3, rel=1e-9)
     magnitudes = [single.stft(z[0])[0] for z in (estimate_, reference_)]
     expected = SpectralConvergenceLoss()(*magnitudes)
-    assert float(spectral_convergence(reference, estimate)) == pytest.approx(float(expected), rel=1e-9)
+    assert float(spectral_convergence(reference, estimate)) == pytest.approx(
+        float(expected), rel=1e-9
+    )
 
 
 def test_stft_distances_are_those_of_auraloss() -> None:
@@ -78,7 +87,9 @@ def test_stft_distances_are_those_of_auraloss() -> None:
     compare_with_auraloss(x, 0.7 * x + noise(9000, seed=1, level=0.05))
 
 
-def test_stft_distances_are_those_of_auraloss_on_recordings(real_pairs: list[tuple[Tensor, Tensor, int]]) -> None:
+def test_stft_distances_are_those_of_auraloss_on_recordings(
+    real_pairs: list[tuple[Tensor, Tensor, int]],
+) -> None:
     for reference, estimate, _ in real_pairs[:2]:
         compare_with_auraloss(reference, estimate)
 
@@ -86,32 +97,51 @@ def test_stft_distances_are_those_of_auraloss_on_recordings(real_pairs: list[tup
 @settings(max_examples=8, deadline=None)
 @given(gain=st.floats(0.1, 10), seed=st.integers(0, 2**16))
 def test_stft_laws(gain: float, seed: int) -> None:
-    x, y = noise(3000, seed=seed), noise(3000, seed=seed + 1)
+    x = noise(3000, seed=seed)
+    y = noise(3000, seed=seed + 1)
     assert all(float(value) == 0 for value in multi_resolution_stft(x, x).values())
     assert float(spectral_convergence(x, x)) == 0 == float(log_mel_distance(x, x, RATE))
     assert float(spectral_convergence(x, gain * x)) == pytest.approx(abs(1 - gain), abs=1e-3)
-    assert float(multi_resolution_stft(x, gain * x)["mr_stft_log"]) == pytest.approx(abs(math.log(gain)), abs=1e-3)
-    assert float(log_mel_distance(x, gain * x, RATE)) == pytest.approx(abs(math.log(gain)), abs=1e-3)
+    assert float(multi_resolution_stft(x, gain * x)["mr_stft_log"]) == pytest.approx(
+        abs(math.log(gain)), abs=1e-3
+    )
+    assert float(log_mel_distance(x, gain * x, RATE)) == pytest.approx(
+        abs(math.log(gain)), abs=1e-3
+    )
     swapped = multi_resolution_stft(y, x)["mr_stft_log"]
-    assert float(multi_resolution_stft(x, y)["mr_stft_log"]) == pytest.approx(float(swapped), rel=1e-12)
-    assert float(log_mel_distance(x, y, RATE)) == pytest.approx(float(log_mel_distance(y, x, RATE)), rel=1e-12)
+    assert float(multi_resolution_stft(x, y)["mr_stft_log"]) == pytest.approx(
+        float(swapped), rel=1e-12
+    )
+    assert float(log_mel_distance(x, y, RATE)) == pytest.approx(
+        float(log_mel_distance(y, x, RATE)), rel=1e-12
+    )
 
 
 def test_batches_equal_singles_and_silence_is_defined() -> None:
-    x, y = noise(3, 4000, seed=5), noise(3, 4000, seed=6)
+    x = noise(3, 4000, seed=5)
+    y = noise(3, 4000, seed=6)
     x[2] = 0
-    together, convergence, mel = multi_resolution_stft(x, y), spectral_convergence(x, y), log_mel_distance(x, y, RATE)
+    together = multi_resolution_stft(x, y)
+    convergence = spectral_convergence(x, y)
+    mel = log_mel_distance(x, y, RATE)
     for i in range(2):
-        assert float(together["mr_stft"][i]) == pytest.approx(float(multi_resolution_stft(x[i], y[i])["mr_stft"]))
+        assert float(together["mr_stft"][i]) == pytest.approx(
+            float(multi_resolution_stft(x[i], y[i])["mr_stft"])
+        )
         assert float(convergence[i]) == pytest.approx(float(spectral_convergence(x[i], y[i])))
         assert float(mel[i]) == pytest.approx(float(log_mel_distance(x[i], y[i], RATE)))
-    assert math.isnan(together["mr_stft"][2]) and math.isnan(convergence[2]) and bool(mel[2].isfinite())
+    assert (
+        math.isnan(together["mr_stft"][2])
+        and math.isnan(convergence[2])
+        and bool(mel[2].isfinite())
+    )
     assert float(spectral_convergence(x[0], 0 * x[0])) == pytest.approx(1, abs=1e-3)
     assert float(log_mel_distance(x[2], x[2], RATE)) == 0
 
 
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = noise(2, 5000), noise(2, 5000, seed=1)
+    x = noise(2, 5000)
+    y = noise(2, 5000, seed=1)
     whole = multi_resolution_stft(x, y)["mr_stft"], log_mel_distance(x, y, RATE)
     monkeypatch.setattr(spectra_in_blocks, "__defaults__", ("reflect", 9000))
     blocks = multi_resolution_stft(x, y)["mr_stft"], log_mel_distance(x, y, RATE)
@@ -120,7 +150,11 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_short_and_bad_pairs_are_refused() -> None:
     x = noise(4000)
-    for metric in (multi_resolution_stft, spectral_convergence, lambda a, b: log_mel_distance(a, b, RATE)):
+    for metric in (
+        multi_resolution_stft,
+        spectral_convergence,
+        lambda a, b: log_mel_distance(a, b, RATE),
+    ):
         for a, b, message in (
             (x, x[:-1], "different shapes"),
             (x / 0, x, "NaN"),
@@ -145,7 +179,9 @@ def test_mel_filters_are_torchaudio_s(rate: int) -> None:
     assert torch.allclose(mel_filters(rate, n_fft, 80), theirs / theirs.sum(0), atol=2e-4)
 
 
-def test_log_mel_distance_is_the_formula_on_recordings(real_pairs: list[tuple[Tensor, Tensor, int]]) -> None:
+def test_log_mel_distance_is_the_formula_on_recordings(
+    real_pairs: list[tuple[Tensor, Tensor, int]],
+) -> None:
     """Against torchaudio's spectrogram and filters; tolerance 1e-3 relative: its filters are float32."""
     from torchaudio.functional import melscale_fbanks
     from torchaudio.transforms import Spectrogram
@@ -157,20 +193,31 @@ def test_log_mel_distance_is_the_formula_on_recordings(real_pairs: list[tuple[Te
         filters = filters / filters.sum(0)
         logs = [(spectrogram(z).T @ filters).clamp_min(1e-5).log() for z in (reference, estimate)]
         expected = float((logs[0] - logs[1]).abs().mean())
-        assert float(log_mel_distance(reference, estimate, rate)) == pytest.approx(expected, rel=1e-3)
+        assert float(log_mel_distance(reference, estimate, rate)) == pytest.approx(
+            expected, rel=1e-3
+        )
 
 
 # Waveform metrics against torchmetrics
 
 
-def test_waveform_metrics_are_those_of_torchmetrics(real_pairs: list[tuple[Tensor, Tensor, int]]) -> None:
+def test_waveform_metrics_are_those_of_torchmetrics(
+    real_pairs: list[tuple[Tensor, Tensor, int]],
+) -> None:
     """Tolerance 1e-9 dB in float64, both conventions of the mean."""
-    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio, signal_noise_ratio
+    from torchmetrics.functional.audio import (
+        scale_invariant_signal_distortion_ratio,
+        signal_noise_ratio,
+    )
 
     for reference, estimate, _ in real_pairs:
         for zero_mean in (False, True):
-            theirs = scale_invariant_signal_distortion_ratio(estimate, reference, zero_mean=zero_mean)
-            assert float(si_sdr(reference, estimate, zero_mean)) == pytest.approx(float(theirs), abs=1e-9)
+            theirs = scale_invariant_signal_distortion_ratio(
+                estimate, reference, zero_mean=zero_mean
+            )
+            assert float(si_sdr(reference, estimate, zero_mean)) == pytest.approx(
+                float(theirs), abs=1e-9
+            )
         assert float(snr(reference, estimate)) == pytest.approx(
             float(signal_noise_ratio(estimate, reference)), abs=1e-9
         )
@@ -185,7 +232,9 @@ def test_gain_matching_undoes_a_gain(gain: float, seed: int) -> None:
     x = noise(3000, seed=seed)
     assert float(least_squares_gain(x, gain * x)) == pytest.approx(1 / gain, rel=1e-9)
     matched, used = match_gain(x, gain * x)
-    assert float(lsd(x, matched, RATE)) == pytest.approx(0, abs=1e-9) and float(used) == pytest.approx(1 / gain)
+    assert float(lsd(x, matched, RATE)) == pytest.approx(0, abs=1e-9) and float(
+        used
+    ) == pytest.approx(1 / gain)
     y = x + noise(3000, seed=seed + 1, level=0.02)
     best = float((x - match_gain(x, y)[0]).square().sum())
     g = float(least_squares_gain(x, y))
@@ -194,7 +243,9 @@ def test_gain_matching_undoes_a_gain(gain: float, seed: int) -> None:
 
 def test_gain_of_batches_and_of_nonsense() -> None:
     x = noise(2, 500)
-    assert least_squares_gain(x, torch.stack([2 * x[0], 4 * x[1]])).tolist() == pytest.approx([0.5, 0.25])
+    assert least_squares_gain(x, torch.stack([2 * x[0], 4 * x[1]])).tolist() == pytest.approx(
+        [0.5, 0.25]
+    )
     assert match_gain(x.float(), x.float())[0].dtype == torch.float32
     assert float(least_squares_gain(x[0], 0 * x[0])) == 1
     for estimate, message in ((-x, "not positive"), (x[:, :5], "one shape"), (x / 0, "NaN")):
@@ -215,7 +266,8 @@ def test_a_stream_holds_one_pair_at_a_time() -> None:
 
     for i, values in enumerate(lsd_stream(pairs(), RATE, 4000)):
         assert alive == list(range(i + 1))  # the next pair is not read before this one is scored
-        x, y = noise(3000 + 100 * i, seed=i), noise(3000 + 100 * i, seed=i + 50)
+        x = noise(3000 + 100 * i, seed=i)
+        y = noise(3000 + 100 * i, seed=i + 50)
         assert values == {name: float(value) for name, value in lsd_bands(x, y, RATE, 4000).items()}
     assert [set(v) for v in lsd_stream([(x, y)], RATE)] == [{"lsd"}]
     with pytest.raises(ValueError, match="pair 1: the estimate contains NaN"):
@@ -228,7 +280,9 @@ def test_a_stream_holds_one_pair_at_a_time() -> None:
 
 
 def tone(samples: int = RATE, hertz: float = 440.0, level: float = 0.3) -> Tensor:
-    return level * torch.sin(2 * math.pi * hertz / RATE * torch.arange(samples, dtype=torch.float64))
+    return level * torch.sin(
+        2 * math.pi * hertz / RATE * torch.arange(samples, dtype=torch.float64)
+    )
 
 
 def test_facts_of_a_good_clip() -> None:
@@ -241,11 +295,17 @@ def test_facts_of_a_good_clip() -> None:
 def test_clipping_is_told_from_slow_waves(hertz: float) -> None:
     wave = tone(hertz=hertz, level=0.31)
     assert audio_facts((wave * 32767).round() / 32767).clipped == 0
-    clipped = audio_facts((4 * wave).clamp(-0.7, 0.7)) if hertz < 2000 else audio_facts((9 * wave).clamp(-0.7, 0.7))
+    clipped = (
+        audio_facts((4 * wave).clamp(-0.7, 0.7))
+        if hertz < 2000
+        else audio_facts((9 * wave).clamp(-0.7, 0.7))
+    )
     if hertz < 2000:  # 4 samples a period leave no flat top of three
         assert clipped.clipped > 100 and "clipped" in clipped.doubts()[0]
     one_sided = audio_facts((4 * tone(hertz=50)).clamp(-2, 0.7))
-    assert one_sided.clipped == 0 and one_sided.over > 0  # the largest magnitude is the other side's
+    assert (
+        one_sided.clipped == 0 and one_sided.over > 0
+    )  # the largest magnitude is the other side's
 
 
 def test_doubts_are_told() -> None:
@@ -294,4 +354,8 @@ def test_pair_doubts() -> None:
 
 def test_a_shared_peak_gives_normalisation_away() -> None:
     assert shared_peak([0.5, 0.501, 0.4999]) == 0.5
-    assert shared_peak([0.5, 0.6, 0.5]) is None and shared_peak([0.5, 0.5]) is None and shared_peak([0.0] * 3) is None
+    assert (
+        shared_peak([0.5, 0.6, 0.5]) is None
+        and shared_peak([0.5, 0.5]) is None
+        and shared_peak([0.0] * 3) is None
+    )

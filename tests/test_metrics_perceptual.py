@@ -34,7 +34,9 @@ def speech(data_dir: Path) -> Tensor:
     folder = data_dir / "fsdd"
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     paths = [folder / row["path"] for row in rows if row["speaker"] == "george"][:4]
-    return torch.from_numpy(np.concatenate([soundfile.read(path, dtype="float64")[0] for path in paths]))
+    return torch.from_numpy(
+        np.concatenate([soundfile.read(path, dtype="float64")[0] for path in paths])
+    )
 
 
 # Band
@@ -61,7 +63,11 @@ def test_band_verdicts(name: str, cutoff: float, rate: int, verdict: str, words:
 
 def test_band_verdict_of_an_encoder_and_of_nonsense() -> None:
     assert band_verdict("an encoder", 8000, 44100, top_hz=8000).verdict == "refused"
-    for name, cutoff, message in (("pesk", 4000, "unknown"), ("stoi", 9000, "outside"), ("stoi", 0, "outside")):
+    for name, cutoff, message in (
+        ("pesk", 4000, "unknown"),
+        ("stoi", 9000, "outside"),
+        ("stoi", 0, "outside"),
+    ):
         with pytest.raises(ValueError, match=message):
             band_verdict(name, cutoff, 16000)
 
@@ -70,7 +76,9 @@ def test_the_resampler_keeps_the_band_and_stops_the_rest() -> None:
     time = np.arange(44100) / 44100
     inner = slice(2000, 14000)
     kept = resampled(np.sin(2 * np.pi * 7000 * time), 44100, 16000)
-    assert np.allclose(kept[inner], np.sin(2 * np.pi * 7000 * np.arange(16000) / 16000)[inner], atol=1e-3)
+    assert np.allclose(
+        kept[inner], np.sin(2 * np.pi * 7000 * np.arange(16000) / 16000)[inner], atol=1e-3
+    )
     assert np.abs(resampled(np.sin(2 * np.pi * 9000 * time), 44100, 16000)[inner]).max() < 1e-4
     assert len(resampled(time, 44100, 16000)) == 16000 and resampled(time, 16000, 16000) is time
 
@@ -98,7 +106,10 @@ def test_stoi_is_the_package_s(speech: Tensor) -> None:
     noisy = degraded(speech)
     for extended in (False, True):
         expected = package(speech.numpy(), noisy.numpy(), 8000, extended=extended)
-        assert stoi(speech, noisy, 8000, extended) == pytest.approx(expected, abs=1e-9) and expected < 0.999
+        assert (
+            stoi(speech, noisy, 8000, extended) == pytest.approx(expected, abs=1e-9)
+            and expected < 0.999
+        )
         assert stoi(speech, speech, 8000, extended) == pytest.approx(1, abs=1e-9)
         assert stoi(speech, 3 * noisy, 8000, extended) == pytest.approx(expected, abs=1e-6)
 
@@ -110,7 +121,11 @@ def test_what_lies_above_the_band_is_not_seen(speech: Tensor) -> None:
     spectrum[: int(len(wide) * 9500 / 48000)] = 0
     hiss = torch.fft.irfft(spectrum, len(wide))
     hissing = wide + hiss * (wide.norm() / hiss.norm())
-    assert band_verdict("pesq_wb", 9500, 48000).verdict == band_verdict("stoi", 9500, 48000).verdict == "refused"
+    assert (
+        band_verdict("pesq_wb", 9500, 48000).verdict
+        == band_verdict("stoi", 9500, 48000).verdict
+        == "refused"
+    )
     assert pesq(wide, hissing, 48000) == pytest.approx(pesq(wide, wide, 48000), abs=0.1)
     assert stoi(wide, hissing, 48000) == pytest.approx(1, abs=1e-4)
 
@@ -128,7 +143,9 @@ def test_visqol_is_the_package_s(speech: Tensor) -> None:
 
 def test_visqol_audio_of_a_copy(speech: Tensor) -> None:
     second = speech[:8000]
-    assert visqol(second, second, 8000) == pytest.approx(4.73, abs=0.02)  # the support vector model's highest
+    assert visqol(second, second, 8000) == pytest.approx(
+        4.73, abs=0.02
+    )  # the support vector model's highest
 
 
 # Refusals
@@ -171,7 +188,9 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     x = degraded(torch.zeros(16000, dtype=torch.float64))
     for module, metric in (("pesq", pesq), ("pystoi", stoi)):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(MissingPackageError, match=f"package {module} is not installed") as caught:
+        with pytest.raises(
+            MissingPackageError, match=f"package {module} is not installed"
+        ) as caught:
             metric(x, x, 16000)
         assert "stagecli[perceptual]" in caught.value.hint
         assert isinstance(caught.value, ModuleNotFoundError)

@@ -11,17 +11,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stagecli import recipe as recipes
-from stagecli.condition.text import BEGIN, OFFSET, PAD, ByteEncoder, PretrainedText, byte_ids
+from stagecli.condition.text import BEGIN, OFFSET, PAD, PretrainedText, byte_ids
 from stagecli.errors import EXIT_USAGE, StageError
 from stagecli.hub import weights_hash
+from stagecli.model.byte_encoder import ByteEncoder
 from stagecli.model.dit import Conditioning, DiT, HeadNorm, rotary_table, rotate, sinusoid
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters, meta_network
+from stagecli.recipe import load as recipes
 from stagecli.schema import SIZES
 
-SMALL = ["model.width=16", "model.depth=2", "model.heads=2", "condition.width=8", "condition.depth=1"]
-B, T, C, L, D = 2, 7, 3, 5, 16
+SMALL = [
+    "model.width=16",
+    "model.depth=2",
+    "model.heads=2",
+    "condition.width=8",
+    "condition.depth=1",
+]
+B = 2
+T = 7
+C = 3
+L = 5
+D = 16
 BAND = torch.tensor([[True, False, False], [True, True, False]])
 
 
@@ -44,7 +55,9 @@ def dit(**options: object) -> DiT:
 
 
 def text(seed: int = 3) -> Conditioning:
-    return Conditioning(text_BLD=normal(B, L, D, seed=seed), text_mask_BL=torch.ones(B, L, dtype=torch.bool))
+    return Conditioning(
+        text_BLD=normal(B, L, D, seed=seed), text_mask_BL=torch.ones(B, L, dtype=torch.bool)
+    )
 
 
 def low(condition: Conditioning, frames: int = T) -> Conditioning:
@@ -66,14 +79,18 @@ TIMES = torch.tensor([0.2, 0.9])
 @pytest.mark.parametrize("patch", [1, 2, 4])
 @pytest.mark.parametrize("frames", [7, 8])
 @pytest.mark.parametrize("task", ["t2a", "sr"])
-def test_output_is_zero_at_first_and_has_the_shape_of_the_input(patch: int, frames: int, task: str) -> None:
+def test_output_is_zero_at_first_and_has_the_shape_of_the_input(
+    patch: int, frames: int, task: str
+) -> None:
     network = dit(patch=patch, text=task == "t2a", low=task == "sr")
     condition = text() if task == "t2a" else low(Conditioning(), frames)
     x = normal(B, frames, C)
     out = network(x, TIMES, condition, return_hidden=(1, 2))
     assert out.velocity_BTC.shape == x.shape
     assert not out.velocity_BTC.any()
-    assert {k: tuple(h.shape) for k, h in out.hidden.items()} == dict.fromkeys((1, 2), (B, -(-frames // patch), D))
+    assert {k: tuple(h.shape) for k, h in out.hidden.items()} == dict.fromkeys(
+        (1, 2), (B, -(-frames // patch), D)
+    )
     assert out.hidden[1].equal(out.hidden[2])  # every block starts as the identity
     stirred(network)
     assert network(x, TIMES, condition).velocity_BTC.abs().min() > 0
@@ -100,7 +117,8 @@ def test_patches_are_frames_in_order() -> None:
 def test_every_input_matters() -> None:
     """Also says that samples of a batch do not mix."""
     network = stirred(dit(low=True))
-    x, condition = normal(B, T, C), low(text())
+    x = normal(B, T, C)
+    condition = low(text())
 
     def velocity(x: Tensor = x, t: Tensor = TIMES, c: Conditioning = condition) -> Tensor:
         return network(x, t, c).velocity_BTC
@@ -127,7 +145,8 @@ def test_every_input_matters() -> None:
 
 def test_the_band_that_is_known_is_read_from_the_low_input_alone() -> None:
     network = stirred(dit(low=True, text=False))
-    x, condition = normal(B, T, C), low(Conditioning())
+    x = normal(B, T, C)
+    condition = low(Conditioning())
     noisier = torch.where(BAND[:, None], x + 10, x)
     other_low = torch.where(BAND[:, None], condition.low_BTC, condition.low_BTC + 10)
     base = network(x, TIMES, condition).velocity_BTC
@@ -136,7 +155,8 @@ def test_the_band_that_is_known_is_read_from_the_low_input_alone() -> None:
 
 def test_a_gated_network_starts_as_the_best_guess_for_unit_gaussians() -> None:
     network = dit(gated=True)
-    x, t = normal(B, T, C), torch.tensor([0.0, 0.7])
+    x = normal(B, T, C)
+    t = torch.tensor([0.0, 0.7])
     # E[eps - x0 | x_t] where x0 ~ N(0, 1): the regression of one Gaussian on another
     slope = (t - (1 - t)) / (t.square() + (1 - t).square())
     torch.testing.assert_close(network(x, t, text()).velocity_BTC, slope[:, None, None] * x)
@@ -152,34 +172,43 @@ def test_padded_frames_do_not_reach_real_ones(patch: int, real: int) -> None:
     mask = torch.arange(T).expand(B, T) < real
     condition = replace(low(text()), mask_BT=mask)
     x = normal(B, T, C)
-    other, other_low = x.clone(), condition.low_BTC.clone()
+    other = x.clone()
+    other_low = condition.low_BTC.clone()
     other[:, real:] += 10
     other_low[:, real:] -= 10
     base = network(x, TIMES, condition).velocity_BTC
     changed = network(other, TIMES, replace(condition, low_BTC=other_low)).velocity_BTC
     torch.testing.assert_close(changed[:, :real], base[:, :real], atol=1e-5, rtol=1e-5)
     assert (changed[:, real:] - base[:, real:]).abs().max().item() > 1e-2
-    unmasked = [network(v, TIMES, replace(condition, mask_BT=None)).velocity_BTC for v in (x, other)]
+    unmasked = [
+        network(v, TIMES, replace(condition, mask_BT=None)).velocity_BTC for v in (x, other)
+    ]
     assert (unmasked[0] - unmasked[1])[:, :real].abs().max().item() > 1e-3
 
 
 def test_a_masked_tail_is_the_same_as_none() -> None:
     network = stirred(dit())
-    x, mask = normal(B, T, C), torch.arange(T).expand(B, T) < 4
+    x = normal(B, T, C)
+    mask = torch.arange(T).expand(B, T) < 4
     base = network(x, TIMES, replace(text(), mask_BT=mask)).velocity_BTC[:, :4]
-    torch.testing.assert_close(base, network(x[:, :4], TIMES, text()).velocity_BTC, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        base, network(x[:, :4], TIMES, text()).velocity_BTC, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_padded_text_does_not_count() -> None:
     network = stirred(dit())
-    x, condition = normal(B, T, C), text()
+    x = normal(B, T, C)
+    condition = text()
     condition.text_mask_BL = torch.arange(L).expand(B, L) < 3
     other = condition.text_BLD.clone()
     other[:, 3:] += 10
     base = network(x, TIMES, condition).velocity_BTC
     changed = network(x, TIMES, replace(condition, text_BLD=other)).velocity_BTC
     torch.testing.assert_close(changed, base, atol=1e-5, rtol=1e-5)
-    cut = Conditioning(text_BLD=condition.text_BLD[:, :3], text_mask_BL=torch.ones(B, 3, dtype=torch.bool))
+    cut = Conditioning(
+        text_BLD=condition.text_BLD[:, :3], text_mask_BL=torch.ones(B, 3, dtype=torch.bool)
+    )
     torch.testing.assert_close(network(x, TIMES, cut).velocity_BTC, base, atol=1e-5, rtol=1e-5)
     condition.text_mask_BL = torch.ones(B, L, dtype=torch.bool)
     assert (network(x, TIMES, condition).velocity_BTC - base).abs().max().item() > 1e-3
@@ -210,7 +239,9 @@ def test_time_codes_are_distinct_and_bounded() -> None:
 def test_head_norm_is_computed_in_fp32() -> None:
     x = 1e4 * normal(1, 1, 2, 8)
     assert HeadNorm(8)(x.half()).dtype == torch.float16
-    torch.testing.assert_close(HeadNorm(8)(x.half()).float().square().mean(-1), torch.ones(1, 1, 2), atol=1e-2, rtol=0)
+    torch.testing.assert_close(
+        HeadNorm(8)(x.half()).float().square().mean(-1), torch.ones(1, 1, 2), atol=1e-2, rtol=0
+    )
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -235,7 +266,11 @@ def batch(name: str) -> dict[str, Tensor]:
 
 def loss_of(network: Network, name: str) -> Tensor:
     x = normal(B, T, C)
-    return (network(x, TIMES, batch(name)).velocity_BTC.float() - normal(B, T, C, seed=1)).square().mean()
+    return (
+        (network(x, TIMES, batch(name)).velocity_BTC.float() - normal(B, T, C, seed=1))
+        .square()
+        .mean()
+    )
 
 
 @pytest.mark.parametrize("name", ["quickstart", "quickstart-sr"])
@@ -280,7 +315,9 @@ def test_bf16_autocast_is_close_to_fp32(name: str) -> None:
     gradients = {n: p.grad.clone() for n, p in network.named_parameters()}
     network.zero_grad()
     types: list[torch.dtype] = []
-    network.dit.blocks[1].fc1.register_forward_hook(lambda module, args, out: types.append(out.dtype))
+    network.dit.blocks[1].fc1.register_forward_hook(
+        lambda module, args, out: types.append(out.dtype)
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = loss_of(network, name)
     assert types == [torch.bfloat16]
@@ -294,14 +331,21 @@ def test_bf16_autocast_is_close_to_fp32(name: str) -> None:
 
 def test_conditions_may_be_encoded_once() -> None:
     network = stirred(small("quickstart"))
-    x, given = normal(B, T, C), batch("quickstart")
-    assert network(x, TIMES, given).velocity_BTC.equal(network(x, TIMES, network.condition(given)).velocity_BTC)
+    x = normal(B, T, C)
+    given = batch("quickstart")
+    assert network(x, TIMES, given).velocity_BTC.equal(
+        network(x, TIMES, network.condition(given)).velocity_BTC
+    )
 
 
 def test_cached_embeddings_are_projected() -> None:
-    recipe = recipes.load("quickstart", [*SMALL, "condition.text=transformers", "condition.model=x"])
+    recipe = recipes.load(
+        "quickstart", [*SMALL, "condition.text=transformers", "condition.model=x"]
+    )
     network = Network(recipe, channels=C, text_width=6)
-    found = network.condition({"text": normal(B, L, 6), "text_mask": torch.ones(B, L, dtype=torch.bool)})
+    found = network.condition(
+        {"text": normal(B, L, 6), "text_mask": torch.ones(B, L, dtype=torch.bool)}
+    )
     assert found.text_BLD.shape == (B, L, D)
     assert network.bytes is None
 
@@ -328,7 +372,9 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
     names = {id(p): n for n, p in network.named_parameters()}
     decayed = {names[id(p)] for p in groups[0]["params"]}
     assert "dit.blocks.0.fc1.weight" in decayed
-    assert not decayed & {n for n in names.values() if n.endswith("bias") or "norm" in n or "embed" in n}
+    assert not decayed & {
+        n for n in names.values() if n.endswith("bias") or "norm" in n or "embed" in n
+    }
     network.dit.input.weight.requires_grad_(False)
     assert len([p for g in network.parameter_groups(0.3) for p in g["params"]]) == len(listed) - 1
 
@@ -369,7 +415,8 @@ def test_applied_gives_the_weights_back_to_the_bit() -> None:
 
 def test_ema_goes_on_after_a_load() -> None:
     network = stirred(small("quickstart"))
-    one, two = EMA(network, 0.9), EMA(stirred(small("quickstart")), 0.9)
+    one = EMA(network, 0.9)
+    two = EMA(stirred(small("quickstart")), 0.9)
     for _ in range(3):
         stirred(network)
         one.update(network)
@@ -386,7 +433,10 @@ def test_ema_goes_on_after_a_load() -> None:
 
 def test_byte_ids() -> None:
     assert byte_ids([""], 4).tolist() == [[BEGIN]]
-    assert byte_ids(["ü", "a"], 9).tolist() == [[BEGIN, 0xC3 + OFFSET, 0xBC + OFFSET], [BEGIN, 97 + OFFSET, PAD]]
+    assert byte_ids(["ü", "a"], 9).tolist() == [
+        [BEGIN, 0xC3 + OFFSET, 0xBC + OFFSET],
+        [BEGIN, 97 + OFFSET, PAD],
+    ]
     assert byte_ids(["x" * 99], 5).shape == (1, 5)
 
 
@@ -412,9 +462,13 @@ def save_tokenizer(folder: Path, **options: object) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    inner = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    inner.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="[UNK]", **options
     ).save_pretrained(folder)
@@ -423,7 +477,15 @@ def save_tokenizer(folder: Path, **options: object) -> None:
 def save_t5(folder: Path) -> int:
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(vocab_size=16, d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    config = T5Config(
+        vocab_size=16,
+        d_model=12,
+        d_kv=4,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+    )
     T5EncoderModel(config).save_pretrained(folder)
     return 12
 
@@ -431,7 +493,13 @@ def save_t5(folder: Path) -> int:
 def save_bert(folder: Path) -> int:
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    config = BertConfig(
+        vocab_size=16,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+    )
     BertModel(config).save_pretrained(folder)
     return 8
 

@@ -30,24 +30,42 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
     dac = transformers.DacConfig(
-        encoder_hidden_size=4, decoder_hidden_size=16, downsampling_ratios=[2, 5, 8], sampling_rate=RATE,
-        n_codebooks=2, codebook_size=16, codebook_dim=4,
-    )  # fmt: skip
+        encoder_hidden_size=4,
+        decoder_hidden_size=16,
+        downsampling_ratios=[2, 5, 8],
+        sampling_rate=RATE,
+        n_codebooks=2,
+        codebook_size=16,
+        codebook_dim=4,
+    )
     encodec = transformers.EncodecConfig(
-        num_filters=4, hidden_size=16, upsampling_ratios=[8, 5, 2], sampling_rate=RATE, num_lstm_layers=1,
-        codebook_size=16, target_bandwidths=[1.6],
-    )  # fmt: skip
+        num_filters=4,
+        hidden_size=16,
+        upsampling_ratios=[8, 5, 2],
+        sampling_rate=RATE,
+        num_lstm_layers=1,
+        codebook_size=16,
+        target_bandwidths=[1.6],
+    )
     t5 = transformers.T5Config(
-        vocab_size=3 + len(TEXT.split()), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2,
+        vocab_size=3 + len(TEXT.split()),
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=2,
         decoder_start_token_id=0,
-    )  # fmt: skip
+    )
     transformers.DacModel(dac).save_pretrained(root / "dac")
     transformers.EncodecModel(encodec).save_pretrained(root / "encodec")
     transformers.T5EncoderModel(t5).save_pretrained(root / "t5")
     names = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *TEXT.split()])}
     words = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
@@ -58,8 +76,16 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def codec_recipe(folder: Path, networks: dict[str, Path], kind: str, **more: Any) -> Path:
     # The options of the mel codec are left out: a network brings its own.
     own = {f"codec__{name}": None for name in ("n_fft", "hop", "n_mels", "iterations")}
-    changes = {**own, "codec__kind": kind, "codec__model": str(networks[kind]), "data__crops": 2, **more}
-    return write_recipe(folder / f"{kind}.toml", train__steps=3, train__checkpoint_every=3, **changes)
+    changes = {
+        **own,
+        "codec__kind": kind,
+        "codec__model": str(networks[kind]),
+        "data__crops": 2,
+        **more,
+    }
+    return write_recipe(
+        folder / f"{kind}.toml", train__steps=3, train__checkpoint_every=3, **changes
+    )
 
 
 def text_recipe(folder: Path, networks: dict[str, Path]) -> Path:
@@ -76,7 +102,19 @@ def cached(folder: Path, kind: str) -> dict[str, tuple[int, str]]:
 
 def used(cli: Cli, folder: Path, name: str) -> None:
     """Sample and evaluate from a run."""
-    sampled = cli("sample", f"runs/{name}", "-p", "a loud bell", "-p", "rain", "-o", "out", "--guidance", "2", "--json")
+    sampled = cli(
+        "sample",
+        f"runs/{name}",
+        "-p",
+        "a loud bell",
+        "-p",
+        "rain",
+        "-o",
+        "out",
+        "--cfg-scale",
+        "2",
+        "--json",
+    )
     assert sampled.code == 0, sampled.stderr
     for row in json.loads(sampled.stdout):
         audio, rate = soundfile.read(folder / row["file"])
@@ -96,7 +134,10 @@ def test_a_neural_codec(kind: str, networks: dict[str, Path], cli: Cli, tmp_path
     recipe = codec_recipe(tmp_path, networks, kind)
     first = cli("train", recipe)
     assert first.code == 0, first.stderr
-    assert len(losses_of(tmp_path / "runs" / kind)) == 3 and np.isfinite(losses_of(tmp_path / "runs" / kind)).all()
+    assert (
+        len(losses_of(tmp_path / "runs" / kind)) == 3
+        and np.isfinite(losses_of(tmp_path / "runs" / kind)).all()
+    )
     before = cached(tmp_path, "frames")
     assert len(before) == CLIPS
     assert np.load(tmp_path / next(iter(before))).shape == (2, 40, 16 if kind == "encodec" else 32)
@@ -132,14 +173,19 @@ def test_mechanisms_on_cached_frames_decode_no_audio_per_step(
 
     monkeypatch.setattr(Memory, "read", read)
     guided = cli(
-        "train", codec_recipe(tmp_path, networks, "dac", stage__guidance__schedule="constant"), "--name", "guided"
+        "train",
+        codec_recipe(tmp_path, networks, "dac", stage__guidance__schedule="constant"),
+        "--name",
+        "guided",
     )
     assert guided.code == 0, guided.stderr
     rows = [row for row in read_rows(tmp_path / "runs" / "guided") if "train/loss" in row]
     assert all(np.isfinite(row["stage/guidance/cosine_block1"]) for row in rows)
 
 
-def test_kill_9_while_the_cache_is_filled(networks: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+def test_kill_9_while_the_cache_is_filled(
+    networks: dict[str, Path], cli: Cli, tmp_path: Path
+) -> None:
     """What was computed before the kill is kept, and the run is that of an uninterrupted start."""
     recipe = codec_recipe(tmp_path, networks, "dac")
 
@@ -171,7 +217,9 @@ def test_kill_9_while_the_cache_is_filled(networks: dict[str, Path], cli: Cli, t
     assert losses_of(tmp_path / "runs" / "dac") == losses_of(tmp_path / "runs" / "whole")
 
 
-def test_other_weights_are_other_features(networks: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+def test_other_weights_are_other_features(
+    networks: dict[str, Path], cli: Cli, tmp_path: Path
+) -> None:
     """The cache knows a codec by its weights, not by its folder."""
     import torch
     import transformers
@@ -206,19 +254,32 @@ def test_a_frozen_text_encoder(networks: dict[str, Path], cli: Cli, tmp_path: Pa
     used(cli, tmp_path, "t5")
     # The caption reaches the audio: another prompt with the same noise gives another clip.
     for prompt in ("a loud bell", "soft rain"):
-        assert cli("sample", "runs/t5", "-p", prompt, "-o", f"{prompt[0]}.wav", "--checkpoint", "3").code == 0
+        assert (
+            cli(
+                "sample", "runs/t5", "-p", prompt, "-o", f"{prompt[0]}.wav", "--checkpoint", "3"
+            ).code
+            == 0
+        )
     assert sha(tmp_path / "a.wav") != sha(tmp_path / "s.wav")
 
 
 def test_a_network_that_cannot_be_loaded_is_refused_before_any_step(
     networks: dict[str, Path], cli: Cli, tmp_path: Path
 ) -> None:
-    codec = cli("train", codec_recipe(tmp_path, networks, "dac", codec__model=str(tmp_path / "gone")))
-    assert codec.code == 2 and str(tmp_path / "gone") in codec.stderr and "Traceback" not in codec.stderr
+    codec = cli(
+        "train", codec_recipe(tmp_path, networks, "dac", codec__model=str(tmp_path / "gone"))
+    )
+    assert (
+        codec.code == 2
+        and str(tmp_path / "gone") in codec.stderr
+        and "Traceback" not in codec.stderr
+    )
     os.mkdir(tmp_path / "empty")
     text = cli("train", text_recipe(tmp_path, {"t5": tmp_path / "empty"}))
     assert text.code == 2 and "empty" in text.stderr and "Traceback" not in text.stderr
-    rate = cli("train", codec_recipe(tmp_path, networks, "dac", data__sample_rate=16000), "--name", "rate")
+    rate = cli(
+        "train", codec_recipe(tmp_path, networks, "dac", data__sample_rate=16000), "--name", "rate"
+    )
     assert rate.code == 2 and "8000 Hz, the recipe says 16000 Hz" in rate.stderr
     assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
     # The corrected recipe takes the same name.

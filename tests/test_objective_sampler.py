@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from stagecli import sampler
+from stagecli.flow import sampler
+from stagecli.flow.objective import flow_loss, interpolate
 from stagecli.model.dit import Output
-from stagecli.objective import flow_loss, interpolate
-from stagecli.schedule import learning_rate
 from stagecli.schema import Train
 from stagecli.stage.densities import LogitNormal, Uniform
+from stagecli.train.schedule import learning_rate
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -29,7 +29,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_convention_of_t() -> None:
-    x0, noise = normal(2, 3, 4), normal(2, 3, 4, seed=1)
+    x0 = normal(2, 3, 4)
+    noise = normal(2, 3, 4, seed=1)
     assert interpolate(x0, noise, torch.zeros(2)).equal(x0)
     assert interpolate(x0, noise, torch.ones(2)).equal(noise)
     mixed = interpolate(x0, noise, torch.tensor([0.25, 1.0]))
@@ -37,7 +38,9 @@ def test_convention_of_t() -> None:
 
 
 def test_the_true_velocity_has_no_loss_and_gives_x0_back() -> None:
-    x0, noise, t = normal(5, 3, 4), normal(5, 3, 4, seed=1), torch.linspace(0, 1, 5)
+    x0 = normal(5, 3, 4)
+    noise = normal(5, 3, 4, seed=1)
+    t = torch.linspace(0, 1, 5)
     result = flow_loss(lambda x, t, condition, hidden: Output(noise - x0), x0, noise, t, None)
     assert result.loss_B.shape == (5,)
     assert float(result.loss_B.max()) == 0.0
@@ -45,7 +48,9 @@ def test_the_true_velocity_has_no_loss_and_gives_x0_back() -> None:
 
 
 def test_loss_is_per_sample_and_the_network_sees_what_it_should() -> None:
-    x0, noise, t = normal(3, 4, 2), normal(3, 4, 2, seed=1), torch.tensor([0.1, 0.5, 0.9])
+    x0 = normal(3, 4, 2)
+    noise = normal(3, 4, 2, seed=1)
+    t = torch.tensor([0.1, 0.5, 0.9])
     off = torch.tensor([0.0, 1.0, 2.0])[:, None, None]
 
     def network(x: Tensor, t_B: Tensor, condition: object, hidden: tuple[int, ...]) -> Output:
@@ -60,16 +65,23 @@ def test_loss_is_per_sample_and_the_network_sees_what_it_should() -> None:
 
 
 def test_weight_masks_and_the_mean_is_over_what_counts() -> None:
-    x0, noise, t = torch.zeros(2, 4, 3), torch.zeros(2, 4, 3), torch.full((2,), 0.5)
+    x0 = torch.zeros(2, 4, 3)
+    noise = torch.zeros(2, 4, 3)
+    t = torch.full((2,), 0.5)
     error = torch.full((2, 4, 3), 3.0)
     error[0, :2] = 1.0
     weight = torch.zeros(2, 4, 1)
     weight[0, :2] = 1.0
 
     def loss(velocity: Tensor, weight: Tensor | None) -> list[float]:
-        return flow_loss(lambda *_: Output(velocity), x0, noise, t, None, weight_BTC=weight).loss_B.tolist()
+        return flow_loss(
+            lambda *_: Output(velocity), x0, noise, t, None, weight_BTC=weight
+        ).loss_B.tolist()
 
-    assert loss(error, weight) == [1.0, 0.0]  # nothing counts in the second: no loss, and no division by zero
+    assert loss(error, weight) == [
+        1.0,
+        0.0,
+    ]  # nothing counts in the second: no loss, and no division by zero
     assert loss(error, torch.ones(1, 1, 3)) == loss(error, None) == [5.0, 9.0]
     changed = error.clone()
     changed[0, 2:] = 100.0
@@ -85,7 +97,9 @@ def test_loss_is_fp32_whatever_the_network_gives() -> None:
 
 # --- samplers -------------------------------------------------------------------------------------
 
-MEAN, SPREAD = 0.7, 0.4  # x0 ~ N(MEAN, SPREAD^2)
+# x0 ~ N(MEAN, SPREAD^2)
+MEAN = 0.7
+SPREAD = 0.4
 
 
 def gaussian(x: Tensor, t: float) -> Tensor:
@@ -98,7 +112,9 @@ def gaussian(x: Tensor, t: float) -> Tensor:
 def error_of(solve: Callable[..., Tensor], steps: int, shift: float = 1.0) -> float:
     """Against the exact end point MEAN + SPREAD * x(1)."""
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)[None, :, None]
-    return float((solve(gaussian, x, sampler.times(steps, shift)) - (MEAN + SPREAD * x)).abs().max())
+    return float(
+        (solve(gaussian, x, sampler.times(steps, shift)) - (MEAN + SPREAD * x)).abs().max()
+    )
 
 
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("ab2", 2)])
@@ -131,8 +147,11 @@ def test_network_calls_and_callback(name: str, calls: int) -> None:
 @pytest.mark.parametrize("name", sampler.SAMPLERS)
 @given(steps=st.integers(1, 30), shift=st.floats(0.1, 10))
 @settings(max_examples=15, deadline=None)
-def test_a_straight_path_is_exact_in_any_number_of_steps(name: str, steps: int, shift: float) -> None:
-    x, v = normal(1, 3, 2), normal(1, 3, 2, seed=1)
+def test_a_straight_path_is_exact_in_any_number_of_steps(
+    name: str, steps: int, shift: float
+) -> None:
+    x = normal(1, 3, 2)
+    v = normal(1, 3, 2, seed=1)
     end = sampler.SAMPLERS[name](lambda x, t: v, x, sampler.times(steps, shift))
     torch.testing.assert_close(end, x - v, atol=1e-5, rtol=0)
 
@@ -154,7 +173,7 @@ def test_guidance_of_weight_one_does_not_call_the_unconditional() -> None:
     def never(x: Tensor, t: float) -> Tensor:
         raise AssertionError("called")
 
-    v = sampler.guided(gaussian, never, 1.0, (0.0, 1.0))
+    v = sampler.classifier_free(gaussian, never, 1.0, (0.0, 1.0))
     assert v(torch.ones(1, 1, 1), 0.5).equal(gaussian(torch.ones(1, 1, 1), 0.5))
 
 
@@ -165,18 +184,19 @@ def test_guidance_formula_and_interval() -> None:
         calls.append(t)
         return torch.full_like(x, 1.0)
 
-    v = sampler.guided(lambda x, t: torch.full_like(x, 3.0), plain, 2.5, (0.25, 0.75))
+    v = sampler.classifier_free(lambda x, t: torch.full_like(x, 3.0), plain, 2.5, (0.25, 0.75))
     found = {t: float(v(torch.zeros(1, 1, 1), t)) for t in (0.1, 0.25, 0.5, 0.75, 0.9)}
     assert found == {0.1: 3.0, 0.25: 6.0, 0.5: 6.0, 0.75: 6.0, 0.9: 3.0}
     assert calls == [0.25, 0.5, 0.75]
-    off = sampler.guided(lambda x, t: torch.full_like(x, 3.0), plain, 0.0, (0.0, 1.0))
+    off = sampler.classifier_free(lambda x, t: torch.full_like(x, 3.0), plain, 0.0, (0.0, 1.0))
     assert float(off(torch.zeros(1, 1, 1), 0.5)) == 1.0
 
 
 @pytest.mark.parametrize("name", sampler.SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 7, 20])
 def test_the_kept_band_is_the_input_at_the_end(name: str, steps: int) -> None:
-    x, kept = normal(2, 5, 4), normal(2, 5, 4, seed=1)
+    x = normal(2, 5, 4)
+    kept = normal(2, 5, 4, seed=1)
     band = torch.tensor([[True, True, False, False], [True, False, False, False]])
     v = sampler.keep_band(gaussian, kept, band)
     end = sampler.SAMPLERS[name](v, x, sampler.times(steps))
@@ -185,7 +205,9 @@ def test_the_kept_band_is_the_input_at_the_end(name: str, steps: int) -> None:
     free = sampler.SAMPLERS[name](gaussian, x, sampler.times(steps))
     assert end[~inside].equal(free[~inside])
     halfway: list[Tensor] = []
-    sampler.SAMPLERS[name](v, x, sampler.times(20), lambda i, t, now: halfway.append(now) if i == 9 else None)
+    sampler.SAMPLERS[name](
+        v, x, sampler.times(20), lambda i, t, now: halfway.append(now) if i == 9 else None
+    )
     expected = 0.5 * kept + 0.5 * x  # on the straight line between noise and input
     torch.testing.assert_close(halfway[0][inside], expected[inside], atol=1e-5, rtol=0)
 
@@ -212,7 +234,9 @@ def test_windows_cover_any_length(frames: int, window: int, hop: int, group: int
 
 @given(*lengths)
 @settings(max_examples=60, deadline=None)
-def test_a_pointwise_velocity_is_the_same_in_windows(frames: int, window: int, hop: int, group: int) -> None:
+def test_a_pointwise_velocity_is_the_same_in_windows(
+    frames: int, window: int, hop: int, group: int
+) -> None:
     """Also says that a constant stays constant: no seams where windows meet."""
     seen: list[int] = []
 
@@ -231,7 +255,9 @@ def test_a_pointwise_velocity_is_the_same_in_windows(frames: int, window: int, h
 
 
 def test_windows_that_disagree_are_blended_without_a_jump() -> None:
-    frames, window, hop = 64, 16, 8
+    frames = 64
+    window = 16
+    hop = 8
 
     def part(x: Tensor, t: float, which: slice) -> Tensor:
         return torch.arange(which.start, which.stop).float()[:, None, None].expand_as(x)
@@ -246,7 +272,9 @@ def test_windows_that_disagree_are_blended_without_a_jump() -> None:
 
 
 def rates(**changes: object) -> list[float]:
-    table = Train.model_validate({"steps": 100, "warmup_steps": 10, "lr": 2.0, "lr_end": 0.1, **changes})
+    table = Train.model_validate(
+        {"steps": 100, "warmup_steps": 10, "lr": 2.0, "lr_end": 0.1, **changes}
+    )
     return [learning_rate(step, table) for step in range(101)]
 
 
@@ -285,8 +313,12 @@ def test_logit_normal_is_the_closed_form(mean: float, std: float) -> None:
 
     assert stats.kstest(t.double().numpy(), distribution).pvalue > 0.01
     assert stats.kstest(t.double().numpy(), stats.uniform.cdf).pvalue < 1e-6  # the test can tell
-    grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)  # quantile by quantile, to float32
-    np.testing.assert_allclose(distribution(LogitNormal(mean, std).sample(grid)[0].double().numpy()), grid, atol=1e-6)
+    grid = torch.linspace(
+        0.001, 0.999, 999, dtype=torch.float64
+    )  # quantile by quantile, to float32
+    np.testing.assert_allclose(
+        distribution(LogitNormal(mean, std).sample(grid)[0].double().numpy()), grid, atol=1e-6
+    )
 
 
 def test_logit_normal_stays_inside_at_the_ends() -> None:

@@ -24,14 +24,14 @@ from conftest import (
 )
 from test_resume import attempts, facts, killed, weights
 
-from stagecli import recipe as recipes
 from stagecli.errors import StageError
 from stagecli.model.network import Network
-from stagecli.prepare import prepare
-from stagecli.probe import ProbeSet, open_monitor
+from stagecli.recipe import load as recipes
 from stagecli.stage.base import Probe, ProbeSettings
 from stagecli.stage.controller import Stages
 from stagecli.stage.regime import read_r
+from stagecli.train.prepare import prepare
+from stagecli.train.probe import ProbeSet, open_monitor
 
 REGIME: dict[str, Any] = {"stage__regime__every": 2, "stage__regime__clips": 4, "train__steps": 12}
 CLOCK = ("seconds", "seconds_total", "share")
@@ -47,7 +47,12 @@ def regime_events(run: Path) -> dict[int, list[tuple[Any, ...]]]:
     found: dict[int, list[tuple[Any, ...]]] = {}
     for row in read_rows(run, "events"):
         if row["mechanism"] == "regime":
-            event = (row["from"], row["to"], row["reason"], json.dumps(row["evidence"], sort_keys=True))
+            event = (
+                row["from"],
+                row["to"],
+                row["reason"],
+                json.dumps(row["evidence"], sort_keys=True),
+            )
             if event not in found.setdefault(row["step"], []):
                 found[row["step"]].append(event)
     return found
@@ -61,14 +66,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe = write_recipe(folder / f"{kind}.toml", kind, **REGIME)
         result = run_cli("train", recipe, cwd=folder)
         assert result.code == 0, result.stderr
-        plain = write_recipe(folder / f"{kind}-plain.toml", kind, train__steps=REGIME["train__steps"])
+        plain = write_recipe(
+            folder / f"{kind}-plain.toml", kind, train__steps=REGIME["train__steps"]
+        )
         assert run_cli("train", plain, cwd=folder).code == 0
     return folder / "runs"
 
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
 def test_probes_change_nothing_that_is_trained(kind: str, whole: Path) -> None:
-    run, plain = whole / kind, whole / f"{kind}-plain"
+    run = whole / kind
+    plain = whole / f"{kind}-plain"
     assert len(probes(run)) == 6
     assert losses_of(run) == losses_of(plain)
     assert [row["optim/grad_norm"] for row in read_rows(run) if "optim/grad_norm" in row] == [
@@ -87,7 +95,9 @@ def test_rows_of_probes_say_what_was_measured(kind: str, whole: Path) -> None:
     for row in rows:
         by_t = [row[f"D_t{t:.2f}"] for t in (0.3, 0.5, 0.7)]
         assert row["D"] == pytest.approx(sum(by_t) / 3)
-        assert row["Dn"] == pytest.approx((row["D"] - row["d_ceiling"]) / (row["d_ref"] - row["d_ceiling"]))
+        assert row["Dn"] == pytest.approx(
+            (row["D"] - row["d_ceiling"]) / (row["d_ref"] - row["d_ceiling"])
+        )
         assert -1e-6 <= row["d_ceiling"] < row["d_ref"] <= 2
         assert row["seconds"] > 0
         assert row["monitor"].startswith("bundled:teacher")
@@ -107,9 +117,11 @@ def test_the_recipe_of_the_run_has_every_default(whole: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
 @pytest.mark.parametrize("step", [7, 10])
-def test_kill_9_and_resume_give_the_same_probes_and_events(kind: str, step: int, whole: Path, tmp_path: Path) -> None:
+def test_kill_9_and_resume_give_the_same_probes_and_events(
+    kind: str, step: int, whole: Path, tmp_path: Path
+) -> None:
     def arrange() -> None:
-        from stagecli.run import Run
+        from stagecli.runs.directory import Run
 
         die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == step)
 
@@ -119,7 +131,9 @@ def test_kill_9_and_resume_give_the_same_probes_and_events(kind: str, step: int,
     run = tmp_path / "runs" / kind
     assert attempts(run) == [0, 4 if step == 7 else 8]
     written = {row["step"]: row for row in probes(run)}
-    assert all(written[row["step"]] == row for row in probes(run)), "trained again, a step gave another probe"
+    assert all(written[row["step"]] == row for row in probes(run)), (
+        "trained again, a step gave another probe"
+    )
     assert list(written.values()) == probes(whole / kind)
     assert regime_events(run) == regime_events(whole / kind)
     assert facts(run) == facts(whole / kind)
@@ -128,7 +142,7 @@ def test_kill_9_and_resume_give_the_same_probes_and_events(kind: str, step: int,
 
 def test_kill_9_while_a_row_of_a_probe_is_written(whole: Path, tmp_path: Path) -> None:
     def arrange() -> None:
-        from stagecli.run import Run
+        from stagecli.runs.directory import Run
 
         die_at(Run, "append", lambda run, stream, row: stream == "probes" and row["step"] == 8)
 
@@ -145,15 +159,23 @@ def test_replay_follows_the_other_run_and_linear_the_step(whole: Path, tmp_path:
     source = tmp_path / "other"
     shutil.copytree(whole / "t2a", source)
     rows = [{**row, "r": min(1.0, row["step"] / 8)} for row in read_rows(source, "probes")]
-    (source / "probes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 14, "r"')
+    (source / "probes.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 14, "r"'
+    )
     recipe = write_recipe(
-        tmp_path / "r.toml", "t2a", **REGIME, stage__regime__source="replay", stage__regime__replay=str(source)
+        tmp_path / "r.toml",
+        "t2a",
+        **REGIME,
+        stage__regime__source="replay",
+        stage__regime__replay=str(source),
     )
     assert run_cli("train", recipe, cwd=tmp_path).code == 0
     assert [row["r"] for row in probes(tmp_path / "runs" / "r")] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     linear = write_recipe(tmp_path / "l.toml", "t2a", **REGIME, stage__regime__source="linear")
     assert run_cli("train", linear, cwd=tmp_path).code == 0
-    assert [row["r"] for row in probes(tmp_path / "runs" / "l")] == pytest.approx([s / 12 for s in range(2, 13, 2)])
+    assert [row["r"] for row in probes(tmp_path / "runs" / "l")] == pytest.approx(
+        [s / 12 for s in range(2, 13, 2)]
+    )
     assert losses_of(tmp_path / "runs" / "l") == losses_of(whole / "t2a")
 
 
@@ -191,9 +213,14 @@ def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("ssl") / "wav2vec2"
     config = Wav2Vec2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(16,) * 7,
-        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    )
     torch.manual_seed(0)
     Wav2Vec2Model(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
@@ -202,9 +229,12 @@ def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_monitor_that_cannot_hear_what_is_restored(wav2vec2: Path, tmp_path: Path) -> None:
     result = refused(
-        "sr", tmp_path, stage__regime__monitor=f"transformers:{wav2vec2}", data__sample_rate=24000,
+        "sr",
+        tmp_path,
+        stage__regime__monitor=f"transformers:{wav2vec2}",
+        data__sample_rate=24000,
         data__seconds=0.2,
-    )  # fmt: skip
+    )
     assert "hears up to 8000 Hz" in result.stderr
     assert "full-band encoder" in result.stderr
 
@@ -227,7 +257,9 @@ def test_a_monitor_that_cannot_hear_what_is_restored(wav2vec2: Path, tmp_path: P
         ({"stage__regim__every": 3}, "did you mean `regime`"),
     ],
 )
-def test_what_cannot_measure_is_refused_before_training(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_cannot_measure_is_refused_before_training(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     result = refused("t2a", tmp_path, **changes)
     import re
 
@@ -236,7 +268,10 @@ def test_what_cannot_measure_is_refused_before_training(changes: dict[str, Any],
 
 def test_a_monitor_from_disk_measures_t2a(wav2vec2: Path, tmp_path: Path) -> None:
     recipe = write_recipe(
-        tmp_path / "w.toml", "t2a", **{**REGIME, "train__steps": 4}, stage__regime__monitor=f"transformers:{wav2vec2}"
+        tmp_path / "w.toml",
+        "t2a",
+        **{**REGIME, "train__steps": 4},
+        stage__regime__monitor=f"transformers:{wav2vec2}",
     )
     result = run_cli("train", recipe, cwd=tmp_path)
     assert result.code == 0, result.stderr
@@ -264,7 +299,11 @@ def test_a_probe_without_a_number_is_an_event_and_training_goes_on(
     row = probes(run)[2]
     assert row["D"] is None
     assert row["Dn"] is None
-    assert [e for e in read_rows(run, "events") if e["mechanism"] == "regime" and "probe is nan" in e["reason"]]
+    assert [
+        e
+        for e in read_rows(run, "events")
+        if e["mechanism"] == "regime" and "probe is nan" in e["reason"]
+    ]
     assert losses_of(run) == losses_of(whole / "t2a-plain")
 
 
@@ -285,7 +324,9 @@ def probe_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ProbeSet
     return ProbeSet(settings, prepared, network, accelerator), network
 
 
-def test_same_weights_same_number_and_other_noise_another(probe_set: tuple[ProbeSet, Network]) -> None:
+def test_same_weights_same_number_and_other_noise_another(
+    probe_set: tuple[ProbeSet, Network],
+) -> None:
     probes, network = probe_set
     first = probes.measure(network)
     assert probes.measure(network).D_t == first.D_t
@@ -327,7 +368,9 @@ def test_a_perfect_prediction_is_at_the_ceiling_and_another_clip_at_the_referenc
     assert 0.3 < other.normalised(other.D) < 2.5
 
 
-def test_the_average_follows_with_half_the_interval_as_half_life(probe_set: tuple[ProbeSet, Network]) -> None:
+def test_the_average_follows_with_half_the_interval_as_half_life(
+    probe_set: tuple[ProbeSet, Network],
+) -> None:
     probes, _ = probe_set
     probes.settings = ProbeSettings(**{**vars(probes.settings), "every": 100})
     assert probes.due(100)
@@ -337,7 +380,9 @@ def test_the_average_follows_with_half_the_interval_as_half_life(probe_set: tupl
 
 
 def test_open_monitor_takes_a_list_of_layers(tmp_path: Path) -> None:
-    recipe = recipes.load(write_recipe(tmp_path / "p.toml", "t2a", **REGIME, stage__regime__layer=[1, 2]))
+    recipe = recipes.load(
+        write_recipe(tmp_path / "p.toml", "t2a", **REGIME, stage__regime__layer=[1, 2])
+    )
     settings = Stages.of(recipe).probes
     assert settings is not None
     assert open_monitor(recipe, settings).layers == (1, 2)
@@ -349,7 +394,8 @@ def test_open_monitor_takes_a_list_of_layers(tmp_path: Path) -> None:
 def test_two_processes_measure_and_decide_as_one(whole: Path, tmp_path: Path) -> None:
     """gloo on two processes: the same D to rounding, the same events."""
     two_processes("train", whole.parent / "t2a.toml", cwd=tmp_path)
-    ours, theirs = probes(tmp_path / "runs" / "t2a"), probes(whole / "t2a")
+    ours = probes(tmp_path / "runs" / "t2a")
+    theirs = probes(whole / "t2a")
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert one["D"] == pytest.approx(other["D"], rel=1e-3)
@@ -362,10 +408,10 @@ def test_a_monitor_of_a_part_of_the_band_measures_only_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bundled teacher hears up to 22.05 of the 24 kHz that vctk-sr-48k restores."""
-    from stagecli import recipe as recipes
     from stagecli.errors import StageError
-    from stagecli.probe import open_monitor
+    from stagecli.recipe import load as recipes
     from stagecli.stage.controller import Stages
+    from stagecli.train.probe import open_monitor
 
     monkeypatch.setenv("STAGECLI_DATA", str(tmp_path))
     asked = recipes.load("vctk-sr-48k-stage")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from stagecli import recipe as recipes
 from stagecli.cli import app
+from stagecli.recipe import load as recipes
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,7 +33,9 @@ def test_the_tree_is_that_of_the_disk() -> None:
     tree = [line for line in blocks("What is where")[0] if line.strip()]
     named = {re.split(r"\s{2,}", line.strip())[0] for line in tree if line.startswith("  ")}
     there = {p.name for p in (ROOT / "stagecli").glob("*.py")} - {"__init__.py"}
-    there |= {f"{p.name}/" for p in (ROOT / "stagecli").iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    there |= {
+        f"{p.name}/" for p in (ROOT / "stagecli").iterdir() if p.is_dir() and any(p.glob("*.py"))
+    }
     assert named == there
     for line in tree:
         if not line.startswith(" "):
@@ -55,9 +57,11 @@ def test_recipes_named_are_the_recipes_shipped() -> None:
 def test_commands_have_the_flags_shown(line: str) -> None:
     words = shlex.split(line)
     assert words[0] == "stagecli"
-    command, rest = get_command(app), words[1:]
+    command = get_command(app)
+    rest = words[1:]
     while rest and rest[0] in getattr(command, "commands", {}):
-        command, rest = command.commands[rest[0]], rest[1:]
+        command = command.commands[rest[0]]
+        rest = rest[1:]
     assert not hasattr(command, "commands"), f"no such command: {line}"
     flags = {flag for parameter in command.params for flag in parameter.opts}
     assert {word for word in rest if word.startswith("-")} <= flags

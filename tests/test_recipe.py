@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecli import recipe as recipes
 from stagecli.errors import EXIT_USAGE, StageError
+from stagecli.recipe import load as recipes
+from stagecli.recipe.toml_positions import positions, split_key
 from stagecli.schema import Recipe
-from stagecli.tomlpos import positions, split_key
 
 T2A = """\
 [task]
@@ -72,7 +72,9 @@ def places(error: StageError) -> dict[str, str]:
 
 
 def test_every_mistake_is_reported_at_once_with_its_place(tmp_path: Path) -> None:
-    text = T2A.replace("sample_rate", "sample_rat").replace("steps = 10", 'steps = "many"\n  lrr = 1')
+    text = T2A.replace("sample_rate", "sample_rat").replace(
+        "steps = 10", 'steps = "many"\n  lrr = 1'
+    )
     path = written(tmp_path, text.replace('kind = "mel"', 'kind = "mell"'))
     error = refused(path)
     found = places(error)
@@ -105,7 +107,8 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "hint"), [("[trian]\nx = 1", "`train`"), ("[stages.guidance]\nx = 1", "`stage`"), ("[zzz]", None)]
+    ("header", "hint"),
+    [("[trian]\nx = 1", "`train`"), ("[stages.guidance]\nx = 1", "`stage`"), ("[zzz]", None)],
 )
 def test_unknown_table(tmp_path: Path, header: str, hint: str | None) -> None:
     path = written(tmp_path, f"{T2A}\n{header}\n")
@@ -119,7 +122,10 @@ def test_unknown_table(tmp_path: Path, header: str, hint: str | None) -> None:
 
 
 def test_a_missing_table_and_a_value_in_place_of_a_table(tmp_path: Path) -> None:
-    path = written(tmp_path, "train = 3\n" + T2A.replace("[train]\nsteps = 10\n", "").replace("[task]\nkind", "#"))
+    path = written(
+        tmp_path,
+        "train = 3\n" + T2A.replace("[train]\nsteps = 10\n", "").replace("[task]\nkind", "#"),
+    )
     what = {p.what.split(":")[0]: p.where for p in refused(path).problems}
     assert what["task"] == f"{path}:1:1"
     assert what["train"] == f"{path}:1:1"
@@ -138,8 +144,13 @@ def test_find_by_name_and_nearest_name(tmp_path: Path) -> None:
 def test_overrides_come_before_the_file_and_the_last_one_wins(tmp_path: Path) -> None:
     path = written(tmp_path, T2A + "lr = 0.5\n")
     assert recipes.load(path).train.lr == 0.5
-    assert recipes.load(path).train.batch_size == Recipe.model_fields["train"].annotation(steps=1).batch_size
-    found = recipes.load(path, ["train.lr=0.25", "train.lr = 1e-4", "about.summary=plain words", "data.workers=0"])
+    assert (
+        recipes.load(path).train.batch_size
+        == Recipe.model_fields["train"].annotation(steps=1).batch_size
+    )
+    found = recipes.load(
+        path, ["train.lr=0.25", "train.lr = 1e-4", "about.summary=plain words", "data.workers=0"]
+    )
     assert found.train.lr == 1e-4
     assert found.about.summary == "plain words"
     assert found.data.workers == 0
@@ -147,9 +158,18 @@ def test_overrides_come_before_the_file_and_the_last_one_wins(tmp_path: Path) ->
 
 def test_bare_words_are_strings_and_toml_values_are_toml(tmp_path: Path) -> None:
     path = written(tmp_path, SR)
-    flags = ["train.schedule=wsd", 'train.precision="bf16"', "condition.cutoff=[500, 700.5]", "train.compile=true"]
+    flags = [
+        "train.schedule=wsd",
+        'train.precision="bf16"',
+        "condition.cutoff=[500, 700.5]",
+        "train.compile=true",
+    ]
     found = recipes.load(path, flags)
-    assert (found.train.schedule, found.train.precision, found.train.compile) == ("wsd", "bf16", True)
+    assert (found.train.schedule, found.train.precision, found.train.compile) == (
+        "wsd",
+        "bf16",
+        True,
+    )
     assert found.condition.cutoff == (500.0, 700.5)
 
 
@@ -181,19 +201,26 @@ def test_bad_overrides_are_reported_along_with_the_file(tmp_path: Path) -> None:
 # --- ${VAR} ---------------------------------------------------------------------------------------
 
 
-def test_variables_stand_for_themselves_in_paths_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_stand_for_themselves_in_paths_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOUNDS", "/data/sounds")
     text = (
-        T2A.replace("seconds = 1.0", 'seconds = 1.0\npath = "${SOUNDS}/a/${SOUNDS}"') + '[about]\nneeds = "${SOUNDS}"'
+        T2A.replace("seconds = 1.0", 'seconds = 1.0\npath = "${SOUNDS}/a/${SOUNDS}"')
+        + '[about]\nneeds = "${SOUNDS}"'
     )
     found = recipes.load(written(tmp_path, text))
     assert found.data.path == "/data/sounds/a//data/sounds"
     assert found.about.needs == "${SOUNDS}"
 
 
-def test_an_unset_variable_is_an_error_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unset_variable_is_an_error_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("NO_SUCH_PLACE", raising=False)
-    path = written(tmp_path, T2A.replace("seconds = 1.0", 'seconds = 1.0\npath = "${NO_SUCH_PLACE}/x"'))
+    path = written(
+        tmp_path, T2A.replace("seconds = 1.0", 'seconds = 1.0\npath = "${NO_SUCH_PLACE}/x"')
+    )
     found = places(refused(path, ["data.cache_dir=${NO_SUCH_PLACE}"]))
     assert found == {
         f"{path}:7:1": "data.path: environment variable NO_SUCH_PLACE is not set",
@@ -221,7 +248,7 @@ def test_an_unset_variable_is_an_error_with_its_line(tmp_path: Path, monkeypatch
         (T2A, ["codec.f_max=9000"], "codec.f_max", "8000 Hz"),
         (T2A, ["codec.hop=2048"], "codec.n_fft", "hop (2048)"),
         (T2A, ["train.accumulate=3"], "train.batch_size", "multiple of accumulate (3)"),
-        (T2A, ["evaluate.guidance_interval=[0.9, 0.1]"], "evaluate.guidance_interval", "must rise"),
+        (T2A, ["evaluate.cfg_interval=[0.9, 0.1]"], "evaluate.cfg_interval", "must rise"),
         (T2A, ["model.heads=7"], "model", "even multiple of heads 7"),
         (T2A, ["stage.nonesuch.x=1"], "stage.nonesuch", "no such mechanism"),
     ],
@@ -295,15 +322,38 @@ def test_unsigned_keys_do_not_change_the_signature(tmp_path: Path) -> None:
     path = written(tmp_path, SR)
     plain = recipes.signature(recipes.load(path))
     unsigned = [
-        *("about.name=other", "about.summary=s", "evaluate.steps=7", "evaluate.cutoffs=[2000]", "data.workers=0"),
-        *("data.memory_mb=1", "data.cache_dir=elsewhere", "train.steps=99", "train.log_every=3", "train.keep=9"),
-        *("train.checkpoint_every=5", "train.sample_every=0", "train.samples=1", "train.validate_every=0"),
+        *(
+            "about.name=other",
+            "about.summary=s",
+            "evaluate.steps=7",
+            "evaluate.cutoffs=[2000]",
+            "data.workers=0",
+        ),
+        *(
+            "data.memory_mb=1",
+            "data.cache_dir=elsewhere",
+            "train.steps=99",
+            "train.log_every=3",
+            "train.keep=9",
+        ),
+        *(
+            "train.checkpoint_every=5",
+            "train.sample_every=0",
+            "train.samples=1",
+            "train.validate_every=0",
+        ),
         *("train.validate_clips=3", "train.validate_t=[0.5]"),
     ]
     for flag in unsigned:
         assert recipes.signature(recipes.load(path, [flag])) == plain, flag
     assert recipes.signature(recipes.load(path, unsigned)) == plain
-    for flag in ("train.lr=1e-5", "train.seed=1", "data.seconds=2", "codec.alpha=0.5", "model.size=S"):
+    for flag in (
+        "train.lr=1e-5",
+        "train.seed=1",
+        "data.seconds=2",
+        "codec.alpha=0.5",
+        "model.size=S",
+    ):
         assert recipes.signature(recipes.load(path, [flag])) != plain, flag
 
 
@@ -333,10 +383,15 @@ def test_shipped_recipe(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert recipes.about(path)["summary"] == recipe.about.summary
 
 
-@pytest.mark.parametrize("name", ["fsdd-t2a", "esc10-t2a", "esc10-sr", "audiocaps-t2a", "vctk-sr-48k"])
-def test_twins_differ_in_the_stage_tables_alone(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["fsdd-t2a", "esc10-t2a", "esc10-sr", "audiocaps-t2a", "vctk-sr-48k"]
+)
+def test_twins_differ_in_the_stage_tables_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STAGECLI_DATA", str(tmp_path))
-    static, stage = recipes.load(f"{name}-static"), recipes.load(f"{name}-stage")
+    static = recipes.load(f"{name}-static")
+    stage = recipes.load(f"{name}-stage")
     assert not static.stage
     assert set(stage.stage) == {"regime", "guidance", "timesteps", "structure"}
     without = {"about", "stage"}
@@ -394,12 +449,22 @@ def documents(draw: st.DrawFn) -> tuple[str, dict[tuple[str, ...], tuple[int, in
         if header:
             indent = draw(st.sampled_from(["", "  "]))
             dot = draw(st.sampled_from([".", " . "]))
-            put((), header, indent, f"[{dot.join(header)}]" + draw(st.sampled_from(["", " # ] = ["])))
+            put(
+                (),
+                header,
+                indent,
+                f"[{dot.join(header)}]" + draw(st.sampled_from(["", " # ] = ["])),
+            )
             table = tuple(part.strip('"') if part.startswith('"') else part for part in header)
         for parts in draw(st.lists(st.lists(key_parts, min_size=1, max_size=2), max_size=3)):
             lines.append(draw(fillers))
             equals = draw(st.sampled_from(["=", " = "]))
-            put(table, parts, draw(st.sampled_from(["", " ", "\t"])), ".".join(parts) + equals + draw(values))
+            put(
+                table,
+                parts,
+                draw(st.sampled_from(["", " ", "\t"])),
+                ".".join(parts) + equals + draw(values),
+            )
     return draw(st.sampled_from(["\n", "\r\n"])).join(lines) + "\n", expected
 
 
@@ -413,7 +478,9 @@ def key_paths(tree: dict[str, Any], prefix: tuple[str, ...] = ()) -> set[tuple[s
 
 @settings(max_examples=150, deadline=None)
 @given(documents())
-def test_positions_are_those_of_the_parser(document: tuple[str, dict[tuple[str, ...], tuple[int, int]]]) -> None:
+def test_positions_are_those_of_the_parser(
+    document: tuple[str, dict[tuple[str, ...], tuple[int, int]]],
+) -> None:
     source, expected = document
     try:
         tree = tomllib.loads(source)
@@ -421,7 +488,9 @@ def test_positions_are_those_of_the_parser(document: tuple[str, dict[tuple[str, 
         return
     found = {key: (at.line, at.column) for key, at in positions(source).items()}
     assert found == expected
-    inline = {key for key in key_paths(tree) if key[:-1] in found and key[-1] in "xy" and key not in found}
+    inline = {
+        key for key in key_paths(tree) if key[:-1] in found and key[-1] in "xy" and key not in found
+    }
     assert key_paths(tree) - inline == set(found)
     lines = source.split("\n")
     for at in positions(source).values():

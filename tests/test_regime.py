@@ -20,20 +20,34 @@ from hypothesis import strategies as st
 from scipy.stats import theilslopes
 
 from stagecli.errors import StageError
-from stagecli.stage.reading import horizon, reading
-from stagecli.stage.slope import Regime, Settings, fit_line, linear, replay, theil_sen
+from stagecli.report.reading import horizon, reading
+from stagecli.stage.regime_variable import (
+    Regime,
+    RegimeSettings,
+    fit_line,
+    linear,
+    replay,
+    theil_sen,
+)
 
-PROBES, EVERY, SEEDS = 200, 100, 50
+PROBES = 200
+EVERY = 100
+SEEDS = 50
 SHARE = np.arange(1, PROBES + 1) / PROBES
 CURVES = {  # Dn without noise; `share` of the budget on the axis
     "steady": 0.9 * np.exp(-1.0 * SHARE),
     "slow": 0.9 * np.exp(-0.4 * SHARE),
     "fast": 0.9 * np.exp(-3.0 * SHARE),
-    "sound": 0.95 * np.exp(-0.8 * SHARE) + 0.9 * np.exp(-SHARE / 0.03),  # from noise (Dn 1.7) to sound, then steady
+    "sound": 0.95 * np.exp(-0.8 * SHARE)
+    + 0.9 * np.exp(-SHARE / 0.03),  # from noise (Dn 1.7) to sound, then steady
     "decay": 0.3 + 0.9 * np.exp(-SHARE / 0.12),
     "power": 0.9 * (SHARE / 0.05 + 1) ** -0.6,
-    "knee": np.exp(-0.05 - np.where(SHARE < 0.35, SHARE / 0.35, 1 + 0.05 * (SHARE - 0.35))),  # at probe 70
-    "rise": np.where(SHARE < 0.3, 0.9 * np.exp(-3 * SHARE), 0.9 * np.exp(-0.9 + 0.8 * (SHARE - 0.3))),  # from 60
+    "knee": np.exp(
+        -0.05 - np.where(SHARE < 0.35, SHARE / 0.35, 1 + 0.05 * (SHARE - 0.35))
+    ),  # at probe 70
+    "rise": np.where(
+        SHARE < 0.3, 0.9 * np.exp(-3 * SHARE), 0.9 * np.exp(-0.9 + 0.8 * (SHARE - 0.3))
+    ),  # from 60
 }
 
 
@@ -44,7 +58,11 @@ def noisy(curve: str, seed: int, sd: float, rho: float, outliers: float = 0.0) -
     noise = np.zeros(PROBES + 50)
     for i in range(1, PROBES + 50):
         noise[i] = rho * noise[i - 1] + math.sqrt(1 - rho * rho) * white[i]
-    hit = (rng.random(PROBES) < outliers) * rng.choice([-1, 1], PROBES) * rng.uniform(0.05, 0.3, PROBES)
+    hit = (
+        (rng.random(PROBES) < outliers)
+        * rng.choice([-1, 1], PROBES)
+        * rng.uniform(0.05, 0.3, PROBES)
+    )
     return CURVES[curve] * (np.exp(sd * noise[50:]) + hit)
 
 
@@ -52,17 +70,23 @@ def follow(
     values: Any, regime: Regime | None = None
 ) -> tuple[list[float], list[tuple[int, str]], list[dict[str, Any]]]:
     """r after every probe, (probe, to) of every event, and the rows."""
-    regime = regime or Regime(Settings(steps=PROBES * EVERY, failsafe=None))
-    trace, events, rows = [], [], []
+    regime = regime or Regime(RegimeSettings(steps=PROBES * EVERY, failsafe=None))
+    trace = []
+    events = []
+    rows = []
     for i, value in enumerate(values, 1):
-        events += [(i, event.after) for event in regime.observe(i * EVERY, float(i * EVERY), float(value))]
+        events += [
+            (i, event.after) for event in regime.observe(i * EVERY, float(i * EVERY), float(value))
+        ]
         trace.append(regime.r)
         rows.append({"step": i * EVERY, **regime.row()})
     return trace, events, rows
 
 
 @cache
-def many(curve: str, sd: float, rho: float, outliers: float = 0.0) -> list[tuple[list[float], list[tuple[int, str]]]]:
+def many(
+    curve: str, sd: float, rho: float, outliers: float = 0.0
+) -> list[tuple[list[float], list[tuple[int, str]]]]:
     seeds = range(SEEDS if sd else 1)
     return [follow(noisy(curve, seed, sd, rho, outliers))[:2] for seed in seeds]
 
@@ -105,13 +129,17 @@ def test_steady_progress_without_noise(curve: str) -> None:
     ("sd", "rho", "outliers"),
     [(0.0, 0.0, 0.0), (0.01, 0.5, 0.03), (0.01, 0.8, 0.0)],
 )
-def test_r_passes_the_middle_35_to_60_probes_after_a_knee(sd: float, rho: float, outliers: float) -> None:
+def test_r_passes_the_middle_35_to_60_probes_after_a_knee(
+    sd: float, rho: float, outliers: float
+) -> None:
     """34 of them are the rate limit. Before the knee r is near 0, and long after it 0.75 at the least."""
     for trace, events in many("knee", sd, rho, outliers):
         assert trace[69] <= 0.2
         assert 105 <= passed(trace) <= 130
         assert trace[-1] >= 0.75
-        assert next(i for i, to in events if to == "refinement") == passed(trace) + 2  # three in a row
+        assert (
+            next(i for i, to in events if to == "refinement") == passed(trace) + 2
+        )  # three in a row
 
 
 @pytest.mark.slow
@@ -139,8 +167,12 @@ def test_false_alarms_are_rare() -> None:
     assert sum(flat) <= 3  # 130 probes of a curve that hardly falls: the hardest case
 
 
-@pytest.mark.parametrize(("sd", "rho", "caught", "highest"), [(0.0, 0.0, 1, 0.01), (0.01, 0.5, 48, 0.3)])
-def test_a_rise_raises_an_alarm_and_freezes_r(sd: float, rho: float, caught: int, highest: float) -> None:
+@pytest.mark.parametrize(
+    ("sd", "rho", "caught", "highest"), [(0.0, 0.0, 1, 0.01), (0.01, 0.5, 48, 0.3)]
+)
+def test_a_rise_raises_an_alarm_and_freezes_r(
+    sd: float, rho: float, caught: int, highest: float
+) -> None:
     runs = many("rise", sd, rho)
     firsts = [next((i for i, to in events if to == "frozen"), None) for _, events in runs]
     found = [i for i in firsts if i is not None]
@@ -173,7 +205,9 @@ def test_the_fall_from_noise_to_sound_does_not_start_the_clock() -> None:
     trace, events, rows = follow(late)
     assert events[0] == (82, "acquisition") and rows[-1]["clock_step"] == 8200
     assert trace[-1] < 0.1
-    assert rows[92]["slope"] is not None and rows[91]["slope"] is None  # 12 probes from the clock's start
+    assert (
+        rows[92]["slope"] is not None and rows[91]["slope"] is None
+    )  # 12 probes from the clock's start
 
 
 def test_the_clock_waits_for_its_share_of_the_budget() -> None:
@@ -187,18 +221,18 @@ def test_one_low_probe_does_not_start_the_clock() -> None:
 
 
 def test_failsafe_lifts_r_and_says_so_once() -> None:
-    regime = Regime(Settings(steps=PROBES * EVERY))
+    regime = Regime(RegimeSettings(steps=PROBES * EVERY))
     trace, events, rows = follow(CURVES["steady"], regime)
     assert trace[119] < 0.02 and trace[149] == pytest.approx(0.5) and trace[179:] == [1.0] * 21
     assert [i for i, to in events if to == "fail-safe"] == [121]
     assert not rows[119]["failsafe"] and all(row["failsafe"] for row in rows[120:])
     assert [i for i, to in events if to == "refinement"] == [152]  # the third probe in a row
-    done = follow(CURVES["decay"], Regime(Settings(steps=PROBES * EVERY)))
+    done = follow(CURVES["decay"], Regime(RegimeSettings(steps=PROBES * EVERY)))
     assert not any(row["failsafe"] for row in done[2]), "r measured 1 needs no fail-safe"
 
 
 def test_failsafe_acts_without_any_probe_that_has_a_number() -> None:
-    trace, events, rows = follow([math.nan] * PROBES, Regime(Settings(steps=PROBES * EVERY)))
+    trace, events, rows = follow([math.nan] * PROBES, Regime(RegimeSettings(steps=PROBES * EVERY)))
     assert trace[119] == 0 and trace[-1] == 1 and rows[-1]["Dn"] is None
     assert (121, "fail-safe") in events and (121, "waiting") in events
 
@@ -207,7 +241,7 @@ def test_failsafe_acts_without_any_probe_that_has_a_number() -> None:
 def test_a_probe_without_a_number_freezes_r_for_that_probe(value: float) -> None:
     values = CURVES["knee"].copy()
     values[99] = value
-    regime = Regime(Settings(steps=PROBES * EVERY, failsafe=None))
+    regime = Regime(RegimeSettings(steps=PROBES * EVERY, failsafe=None))
     trace, events, _ = follow(values, regime)
     assert trace[99] == trace[98] < trace[100]
     assert [to for i, to in events if i == 100] == ["acquisition"]
@@ -222,7 +256,7 @@ def test_optimiser_time_takes_the_learning_rate_out() -> None:
     values = 0.9 * np.exp(-tau / tau[-1])
     ends = []
     for clock in (tau, SHARE * PROBES * EVERY):
-        regime = Regime(Settings(steps=PROBES * EVERY, failsafe=None))
+        regime = Regime(RegimeSettings(steps=PROBES * EVERY, failsafe=None))
         for i in range(PROBES):
             regime.observe((i + 1) * EVERY, float(clock[i]), float(values[i]))
         ends.append(regime.r)
@@ -230,18 +264,20 @@ def test_optimiser_time_takes_the_learning_rate_out() -> None:
 
 
 def test_constant_time_or_discrepancy_is_no_error() -> None:
-    regime = Regime(Settings(steps=100))
+    regime = Regime(RegimeSettings(steps=100))
     for step in range(1, 41):
         regime.observe(step, 0.0, 0.5)
     assert regime.beta == 0 and json.dumps(regime.row(), allow_nan=False)
-    again = Regime(Settings(steps=100))
+    again = Regime(RegimeSettings(steps=100))
     again.load_state_dict(json.loads(json.dumps(regime.state_dict(), allow_nan=False)))
     assert again.q_se == regime.q_se
-    assert follow(np.zeros(PROBES))[0][-1] == 1.0  # at the ceiling from the start: nothing is left to learn
+    assert (
+        follow(np.zeros(PROBES))[0][-1] == 1.0
+    )  # at the ceiling from the start: nothing is left to learn
 
 
 def test_backwards_is_refused() -> None:
-    regime = Regime(Settings(steps=100))
+    regime = Regime(RegimeSettings(steps=100))
     regime.observe(10, 10.0, 0.5)
     for step, tau in [(10, 11.0), (20, 9.0), (20, math.nan)]:
         with pytest.raises(ValueError, match="after step 10"):
@@ -249,7 +285,7 @@ def test_backwards_is_refused() -> None:
 
 
 def test_reached_needs_three_probes() -> None:
-    regime = Regime(Settings(steps=100), source="linear", schedule=linear(100))
+    regime = Regime(RegimeSettings(steps=100), source="linear", schedule=linear(100))
     seen = []
     for step in range(10, 101, 10):
         regime.observe(step, float(step), 0.5)
@@ -263,7 +299,8 @@ def test_reached_needs_three_probes() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(-5, 5)), min_size=2, max_size=25))
 def test_theil_sen_is_that_of_scipy(points: list[tuple[int, float]]) -> None:
-    x, y = [float(a) for a, _ in sorted(points)], [b for _, b in sorted(points)]
+    x = [float(a) for a, _ in sorted(points)]
+    y = [b for _, b in sorted(points)]
     if x[0] == x[-1]:
         assert theil_sen(x, y) == 0
         return
@@ -280,7 +317,8 @@ def test_theil_sen_on_noisy_curves() -> None:
 @pytest.mark.parametrize(("rho", "low", "high"), [(0.0, 0.85, 0.99), (0.5, 0.80, 0.98)])
 def test_the_error_of_the_slope_covers(rho: float, low: float, high: float) -> None:
     """Two standard errors hold the true slope about as often as they should, AR(1) or not."""
-    x, hits = [float(i) for i in range(20)], 0
+    x = [float(i) for i in range(20)]
+    hits = 0
     for seed in range(200):
         y = [float(v) for v in np.log(noisy("steady", seed, 0.01, rho)[100:120])]
         line = fit_line(x, y)
@@ -304,7 +342,7 @@ ANYTHING = st.one_of(st.floats(-1, 3), st.just(math.nan), st.just(math.inf))
 @given(st.lists(ANYTHING, min_size=1, max_size=90), st.booleans())
 def test_r_is_monotone_bounded_and_slow(values: list[float], safe: bool) -> None:
     budget = len(values) * EVERY
-    regime = Regime(Settings(steps=budget, failsafe=(0.6, 0.3) if safe else None))
+    regime = Regime(RegimeSettings(steps=budget, failsafe=(0.6, 0.3) if safe else None))
     before = 0.0
     for i, value in enumerate(values, 1):
         regime.observe(i * EVERY, float(i * EVERY), value)
@@ -319,23 +357,32 @@ def test_r_is_monotone_bounded_and_slow(values: list[float], safe: bool) -> None
 def test_a_resume_goes_on_to_the_bit(cut: int) -> None:
     values = noisy("rise", 3, 0.01, 0.5, 0.03)
     values[40] = math.nan
-    make = lambda: Regime(Settings(steps=PROBES * EVERY))  # noqa: E731
-    whole, first, second = make(), make(), make()
-    said, resumed = [], []
+    make = lambda: Regime(RegimeSettings(steps=PROBES * EVERY))  # noqa: E731
+    whole = make()
+    first = make()
+    second = make()
+    said = []
+    resumed = []
     for i, value in enumerate(values, 1):
         if i == cut + 1:
             second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
-        said.append((whole.observe(i * EVERY, i * 90.1, float(value)), whole.row(), whole.state_dict()))
+        said.append(
+            (whole.observe(i * EVERY, i * 90.1, float(value)), whole.row(), whole.state_dict())
+        )
         part = first if i <= cut else second
-        resumed.append((part.observe(i * EVERY, i * 90.1, float(value)), part.row(), part.state_dict()))
+        resumed.append(
+            (part.observe(i * EVERY, i * 90.1, float(value)), part.row(), part.state_dict())
+        )
     assert resumed == said
     assert any(events for events, _, _ in said[cut:])
 
 
 def test_a_foreign_state_is_refused() -> None:
-    state = Regime(Settings(steps=10)).state_dict()
+    state = Regime(RegimeSettings(steps=10)).state_dict()
     with pytest.raises(ValueError, match="clock"):
-        Regime(Settings(steps=10)).load_state_dict({k: v for k, v in state.items() if k != "clock"})
+        Regime(RegimeSettings(steps=10)).load_state_dict(
+            {k: v for k, v in state.items() if k != "clock"}
+        )
 
 
 # --- the controls ---------------------------------------------------------------------------------
@@ -344,7 +391,7 @@ def test_a_foreign_state_is_refused() -> None:
 def test_a_replay_gives_the_same_r_whatever_is_measured() -> None:
     rows = follow(noisy("knee", 0, 0.01, 0.5))[2]
     schedule = replay(rows[::-1], steps=PROBES * EVERY)
-    regime = Regime(Settings(steps=PROBES * EVERY), source="replay", schedule=schedule)
+    regime = Regime(RegimeSettings(steps=PROBES * EVERY), source="replay", schedule=schedule)
     trace, events, other = follow(CURVES["rise"], regime)
     assert trace == [row["r"] for row in rows]
     assert not any(row["failsafe"] for row in other) and other[-1]["source"] == "replay"
@@ -356,7 +403,9 @@ def test_a_replay_gives_the_same_r_whatever_is_measured() -> None:
 
 def test_a_replay_lies_between_its_probes_and_can_be_stretched() -> None:
     rows = [{"step": 10, "r": 0.2}, {"step": 20, "r": 0.4}, {"step": 15, "r": None}, {"step": 30}]
-    assert [replay(rows, steps=100)(s) for s in (0, 9, 10, 15, 20, 99)] == pytest.approx([0, 0, 0.2, 0.3, 0.4, 0.4])
+    assert [replay(rows, steps=100)(s) for s in (0, 9, 10, 15, 20, 99)] == pytest.approx(
+        [0, 0, 0.2, 0.3, 0.4, 0.4]
+    )
     assert replay(rows, steps=200, source_steps=100)(30) == pytest.approx(0.3)
     with pytest.raises(StageError, match="no probe"):
         replay([{"step": 1}], steps=100)
@@ -364,7 +413,8 @@ def test_a_replay_lies_between_its_probes_and_can_be_stretched() -> None:
 
 def test_linear() -> None:
     trace, events, rows = follow(
-        CURVES["rise"], Regime(Settings(steps=20_000), source="linear", schedule=linear(20_000))
+        CURVES["rise"],
+        Regime(RegimeSettings(steps=20_000), source="linear", schedule=linear(20_000)),
     )
     assert trace == pytest.approx(list(SHARE))
     assert rows[-1]["slope"] > 0 and [i for i, to in events if to == "refinement"] == [102]
@@ -373,7 +423,7 @@ def test_linear() -> None:
 def test_a_source_needs_its_schedule() -> None:
     for source, schedule in [("replay", None), ("measured", linear(10)), ("guess", linear(10))]:
         with pytest.raises(ValueError, match="source"):
-            Regime(Settings(steps=10), source=source, schedule=schedule)
+            Regime(RegimeSettings(steps=10), source=source, schedule=schedule)
 
 
 # --- the reading ----------------------------------------------------------------------------------
@@ -421,12 +471,20 @@ def test_reading_of_what_went_wrong() -> None:
     assert "negative" in said[0] and any(
         line.startswith(f"r is frozen since step {since:,}: D is rising") for line in said
     )
-    lifted = reading(rows_of("steady", regime=Regime(Settings(steps=20_000))))
+    lifted = reading(rows_of("steady", regime=Regime(RegimeSettings(steps=20_000))))
     assert any("r was lifted by the fail-safe" in line for line in lifted)
-    assert any(line.startswith("refinement since step 15,200") and "not by measurement" in line for line in lifted)
-    gaps = reading([{**row, "Dn": None} if i == 50 else row for i, row in enumerate(rows_of("steady"))])
+    assert any(
+        line.startswith("refinement since step 15,200") and "not by measurement" in line
+        for line in lifted
+    )
+    gaps = reading(
+        [{**row, "Dn": None} if i == 50 else row for i, row in enumerate(rows_of("steady"))]
+    )
     assert gaps[-1] == "1 of 200 probes gave no number; r did not move there"
-    control = rows_of("steady", regime=Regime(Settings(steps=20_000), source="linear", schedule=linear(20_000)))
+    control = rows_of(
+        "steady",
+        regime=Regime(RegimeSettings(steps=20_000), source="linear", schedule=linear(20_000)),
+    )
     assert "not measured here" in " ".join(reading(control))
 
 
@@ -443,5 +501,5 @@ def test_reading_takes_rows_of_another_version() -> None:
 
 
 def test_reading_is_light() -> None:
-    code = "import sys, stagecli.stage.reading; sys.exit(bool({'torch', 'scipy', 'numpy'} & set(sys.modules)))"
+    code = "import sys, stagecli.report.reading; sys.exit(bool({'torch', 'scipy', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecli.curves import duration, level_change, number, sparkline, theil_sen, thin, trend
 from stagecli.errors import StageError
 from stagecli.report import html as report_html
 from stagecli.report import read_run
+from stagecli.report.curves import duration, level_change, number, sparkline, theil_sen, thin, trend
 from stagecli.report.summary import summary
 
 EDGES = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -32,9 +32,17 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def metrics_row(step: int, attempt: int = 1, /, **extra: Any) -> dict[str, Any]:
     loss = 0.1 + math.exp(-step / 200) + 0.002 * ((step * 7919) % 13 - 6)
     return {
-        "step": step, "time": T0 + 0.5 * step, "attempt": attempt, "samples": 32 * step, "train/loss": loss,
-        "train/grad_norm": 1.0, "optim/lr": 1e-4, "speed/samples_per_s": 64.0, "speed/step_s": 0.5, **extra,
-    }  # fmt: skip
+        "step": step,
+        "time": T0 + 0.5 * step,
+        "attempt": attempt,
+        "samples": 32 * step,
+        "train/loss": loss,
+        "train/grad_norm": 1.0,
+        "optim/lr": 1e-4,
+        "speed/samples_per_s": 64.0,
+        "speed/step_s": 0.5,
+        **extra,
+    }
 
 
 def make_run(path: Path, *, steps: int = 1000, status: str = "finished", **info: Any) -> Path:
@@ -43,23 +51,61 @@ def make_run(path: Path, *, steps: int = 1000, status: str = "finished", **info:
     rows = []
     for step in range(10, steps + 1, 10):
         loss = 0.1 + math.exp(-step / 200)
-        rows.append(metrics_row(step, **({"valid/loss": loss, "valid/loss_t0.30": loss / 2} if step % 50 == 0 else {})))
+        rows.append(
+            metrics_row(
+                step,
+                **({"valid/loss": loss, "valid/loss_t0.30": loss / 2} if step % 50 == 0 else {}),
+            )
+        )
     bins = [
-        {"step": s, "time": T0, "attempt": 1, "edges": EDGES, "count": [10, 20, 20, 0],
-         "loss": [0.1 + math.exp(-s / 100), 0.2, 0.9, None]}
+        {
+            "step": s,
+            "time": T0,
+            "attempt": 1,
+            "edges": EDGES,
+            "count": [10, 20, 20, 0],
+            "loss": [0.1 + math.exp(-s / 100), 0.2, 0.9, None],
+        }
         for s in range(20, steps + 1, 20)
-    ]  # fmt: skip
-    events = [{"step": 0, "time": T0, "attempt": 1, "mechanism": "trainer", "from": None, "to": "running",
-               "reason": "begun <b>here</b>", "evidence": {}}]  # fmt: skip
+    ]
+    events = [
+        {
+            "step": 0,
+            "time": T0,
+            "attempt": 1,
+            "mechanism": "trainer",
+            "from": None,
+            "to": "running",
+            "reason": "begun <b>here</b>",
+            "evidence": {},
+        }
+    ]
     write_rows(path / "metrics.jsonl", rows)
     write_rows(path / "bins.jsonl", bins)
     write_rows(path / "events.jsonl", events)
-    attempt = {"attempt": 1, "from_step": 0, "started": "2025-10-09T08:53:20+00:00", "ended": None, "status": status}
+    attempt = {
+        "attempt": 1,
+        "from_step": 0,
+        "started": "2025-10-09T08:53:20+00:00",
+        "ended": None,
+        "status": status,
+    }
     document = {
-        "schema": 1, "id": "a1", "name": path.name, "task": "t2a", "status": status, "steps": steps,
-        "parameters": 4_000_000, "version": "0.1.0", "signature": "s", "created": "2025-10-09T08:53:20+00:00",
-        "attempts": [attempt], "best": None, "message": None, **info,
-    }  # fmt: skip
+        "schema": 1,
+        "id": "a1",
+        "name": path.name,
+        "task": "t2a",
+        "status": status,
+        "steps": steps,
+        "parameters": 4_000_000,
+        "version": "0.1.0",
+        "signature": "s",
+        "created": "2025-10-09T08:53:20+00:00",
+        "attempts": [attempt],
+        "best": None,
+        "message": None,
+        **info,
+    }
     (path / "run.json").write_text(json.dumps(document))
     return path
 
@@ -69,7 +115,9 @@ def test_whole_run(tmp_path: Path) -> None:
     (run / "checkpoints" / "step_00001000").mkdir(parents=True)
     (run / "checkpoints" / "latest").write_text("step_00001000\n")
     (run / "samples" / "step_00001000").mkdir(parents=True)
-    write_rows(run / "samples" / "step_00001000" / "samples.jsonl", [{"path": "a.wav"}, {"path": "b.wav"}])
+    write_rows(
+        run / "samples" / "step_00001000" / "samples.jsonl", [{"path": "a.wav"}, {"path": "b.wav"}]
+    )
     (run / "evals").mkdir()
     (run / "evals" / "one.json").write_text('{"fad": NaN}')
     report = read_run(run)
@@ -78,9 +126,16 @@ def test_whole_run(tmp_path: Path) -> None:
     assert report.checkpoints == [{"name": "step_00001000", "step": 1000, "latest": True}]
     assert report.samples == [{"path": "samples/step_00001000", "count": 2}]
     assert said["evals"] == [{"file": "evals/one.json", "document": {"fad": None}}]
-    assert (said["name"], said["status"], said["step"], said["steps"]) == ("demo", "finished", 1000, 1000)
+    assert (said["name"], said["status"], said["step"], said["steps"]) == (
+        "demo",
+        "finished",
+        1000,
+        1000,
+    )
     assert said["validation"]["best_step"] == 1000
-    assert said["validation"]["by_t"]["0.30"]["last"] == pytest.approx(said["validation"]["last"] / 2)
+    assert said["validation"]["by_t"]["0.30"]["last"] == pytest.approx(
+        said["validation"]["last"] / 2
+    )
     assert said["speed"]["samples_per_s"] == 64.0
     assert said["time"]["spent_s"] == pytest.approx(500, abs=1)
     assert said["loss"]["first"] == pytest.approx(metrics_row(10)["train/loss"])
@@ -94,7 +149,9 @@ def test_whole_run(tmp_path: Path) -> None:
 def test_summary_is_json_without_nan(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo")
     with (run / "events.jsonl").open("a") as file:
-        file.write('{"step": 5, "attempt": 1, "mechanism": "x", "from": "a", "to": "b", "evidence": {"v": 1e999}}\n')
+        file.write(
+            '{"step": 5, "attempt": 1, "mechanism": "x", "from": "a", "to": "b", "evidence": {"v": 1e999}}\n'
+        )
     said = summary(read_run(run))
     assert json.loads(json.dumps(said, allow_nan=False)) == said
     assert said["events"][1]["evidence"] == {"v": None}
@@ -103,7 +160,9 @@ def test_summary_is_json_without_nan(tmp_path: Path) -> None:
 @pytest.mark.parametrize("with_info", [True, False])
 def test_superseded_rows_are_dropped(tmp_path: Path, with_info: bool) -> None:
     run = make_run(tmp_path / "demo", steps=500)
-    rows = [metrics_row(s) for s in range(10, 501, 10)] + [metrics_row(s, 2) for s in range(310, 401, 10)]
+    rows = [metrics_row(s) for s in range(10, 501, 10)] + [
+        metrics_row(s, 2) for s in range(310, 401, 10)
+    ]
     write_rows(run / "metrics.jsonl", rows)
     attempts = [{"attempt": a, "from_step": f} for a, f in ((1, 0), (2, 300))]
     (run / "run.json").write_text(json.dumps({"schema": 1, "steps": 500, "attempts": attempts}))
@@ -140,7 +199,11 @@ def test_damage_in_the_middle_names_lines_and_goes_on(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_bytes(("\n".join(lines) + "\n").encode() + b"\xff\x00\xfe\n")
     report = read_run(run)
     assert len(report.metrics) == 98
-    assert [d.split(": ")[0] for d in report.damage] == ["metrics.jsonl:5", "metrics.jsonl:8", "metrics.jsonl:101"]
+    assert [d.split(": ")[0] for d in report.damage] == [
+        "metrics.jsonl:5",
+        "metrics.jsonl:8",
+        "metrics.jsonl:101",
+    ]
 
 
 def test_other_schema_reads_what_it_can(tmp_path: Path) -> None:
@@ -180,14 +243,25 @@ def reading(run: Path, rows: list[dict[str, Any]], **options: Any) -> str:
 
 def test_reading_follows_the_numbers(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo")
-    rows = [metrics_row(s, **{"valid/loss": 1 - s / 1000 if s <= 600 else 0.4 + s / 5000}) for s in range(10, 1001, 10)]
+    rows = [
+        metrics_row(s, **{"valid/loss": 1 - s / 1000 if s <= 600 else 0.4 + s / 5000})
+        for s in range(10, 1001, 10)
+    ]
     text = reading(run, rows)
-    assert "best validation loss 0.4 at step 600; not improved for 400 steps, now 50 % above it" in text
+    assert (
+        "best validation loss 0.4 at step 600; not improved for 400 steps, now 50 % above it"
+        in text
+    )
     assert "validation loss rose" in text
     assert "speed" not in text
-    text = reading(run, [{**row, "speed/samples_per_s": 64.0 if row["step"] < 500 else 30.0} for row in rows])
+    text = reading(
+        run, [{**row, "speed/samples_per_s": 64.0 if row["step"] < 500 else 30.0} for row in rows]
+    )
     assert "speed fell from 64 to 30 samples/s around step 495" in text
-    text = reading(run, [{**row, "train/loss": None if row["step"] == 700 else row["train/loss"]} for row in rows])
+    text = reading(
+        run,
+        [{**row, "train/loss": None if row["step"] == 700 else row["train/loss"]} for row in rows],
+    )
     assert "not finite in 1 row, first at step 700" in text
     noisy = [{**row, "train/loss": 0.5 + 0.01 * math.sin(row["step"] ** 2)} for row in rows]
     assert "training loss shows no trend beyond its noise" in reading(run, noisy)
@@ -196,7 +270,9 @@ def test_reading_follows_the_numbers(tmp_path: Path) -> None:
 def test_running_tells_time_left_or_death(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo", status="running")
     rows = [metrics_row(s) for s in range(10, 401, 10)]
-    assert "running, step 400 of 1,000 (40 %), about 5m 00s left" in reading(run, rows, now=T0 + 201)
+    assert "running, step 400 of 1,000 (40 %), about 5m 00s left" in reading(
+        run, rows, now=T0 + 201
+    )
     assert "may have been killed" in reading(run, rows, now=T0 + 9000)
 
 
@@ -226,20 +302,32 @@ def test_html_is_one_sound_page_that_loads_nothing(tmp_path: Path) -> None:
     parser = Page()
     parser.feed(page)
     assert parser.open == []
-    assert not {name for name, _ in parser.attributes} & {"src", "href", "xlink:href", "srcset", "onclick"}
+    assert not {name for name, _ in parser.attributes} & {
+        "src",
+        "href",
+        "xlink:href",
+        "srcset",
+        "onclick",
+    }
     assert "http" not in page
     assert "url(" not in page
     assert "<script" not in page
     assert "<b>here" not in page
     assert "one &lt;&amp;&gt;" in page
     assert page.count("<polyline") == 2 * 4 + 2 * 3
-    assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S).lower().replace("mechanism", "")
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S).lower().replace(
+        "mechanism", ""
+    )
 
 
-def test_plot_writes_svg_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_writes_svg_without_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = read_run(make_run(tmp_path / "demo"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    root = xml.etree.ElementTree.parse(report_html.plot([report], tmp_path / "out" / "curves.svg")).getroot()
+    root = xml.etree.ElementTree.parse(
+        report_html.plot([report], tmp_path / "out" / "curves.svg")
+    ).getroot()
     assert root.tag.endswith("svg")
     with pytest.raises(StageError) as caught:
         report_html.plot([report], tmp_path / "curves.png")
@@ -292,12 +380,33 @@ def test_trends_resist_outliers_and_ask_for_evidence() -> None:
     assert falling["direction"] == "falling"
     assert falling["change"] == pytest.approx(math.expm1(-0.99), rel=1e-3)
     assert trend(steps[:5], line[:5], 1.0) is None
-    assert level_change(steps, [100.0] * 60 + [40.0] * 40) == {"step": 60, "before": 100, "after": 40, "held": 1}
+    assert level_change(steps, [100.0] * 60 + [40.0] * 40) == {
+        "step": 60,
+        "before": 100,
+        "after": 40,
+        "held": 1,
+    }
     assert level_change(steps, [100.0 + s % 7 for s in steps]) is None
 
 
 def test_small_helpers() -> None:
-    assert [duration(s) for s in (None, 0.4, 61, 7500, 400_000)] == ["-", "0s", "1m 01s", "2h 05m", "4d 15h"]
-    assert [number(v) for v in (1, 2.5, True, "3", None, math.inf)] == [1.0, 2.5, None, None, None, None]
-    assert thin([1, 2, 3, 4], [1.0, 3.0, 5.0, 9.0], 2) == [(1.5, 2.0, 1.0, 3.0), (3.5, 7.0, 5.0, 9.0)]
+    assert [duration(s) for s in (None, 0.4, 61, 7500, 400_000)] == [
+        "-",
+        "0s",
+        "1m 01s",
+        "2h 05m",
+        "4d 15h",
+    ]
+    assert [number(v) for v in (1, 2.5, True, "3", None, math.inf)] == [
+        1.0,
+        2.5,
+        None,
+        None,
+        None,
+        None,
+    ]
+    assert thin([1, 2, 3, 4], [1.0, 3.0, 5.0, 9.0], 2) == [
+        (1.5, 2.0, 1.0, 3.0),
+        (3.5, 7.0, 5.0, 9.0),
+    ]
     assert thin([], [], 5) == []

@@ -9,8 +9,8 @@ from conftest import run_cli
 
 from stagecli.report import mechanisms, read_run
 from stagecli.report.panels import Panel, panels
-from stagecli.run import open_run
-from stagecli.views import Board
+from stagecli.runs.directory import open_run
+from stagecli.terminal.views import Board
 
 ROWS = [
     {
@@ -27,7 +27,7 @@ ROWS = [
 
 
 def made(tmp_path: Path) -> Path:
-    from stagecli import recipe as recipes
+    from stagecli.recipe import load as recipes
 
     run = open_run(recipes.load("quickstart"), tmp_path / "runs" / "a", argv=[], overrides=[])
     run.begin_attempt(0, "")
@@ -43,21 +43,39 @@ def test_names_are_in_order_without_the_regime() -> None:
         *("stage/timesteps/t_q10", "stage/new/thing"),
     ]
     groups = mechanisms.together(mechanisms.names(ROWS))
-    assert list(groups) == [("guidance", "lambda"), ("guidance", "cosine"), ("timesteps", "t"), ("new", "thing")]
+    assert list(groups) == [
+        ("guidance", "lambda"),
+        ("guidance", "cosine"),
+        ("timesteps", "t"),
+        ("new", "thing"),
+    ]
     assert len(groups["guidance", "cosine"]) == 2
 
 
 def test_inspect_regime_shows_every_figure(tmp_path: Path) -> None:
     result = run_cli("inspect-regime", made(tmp_path), cwd=tmp_path)
     assert result.code == 0
-    for words in ("Mechanisms", "guidance lambda", "guidance cosine_block12", "timesteps t_q10", "new thing"):
+    for words in (
+        "Mechanisms",
+        "guidance lambda",
+        "guidance cosine_block12",
+        "timesteps t_q10",
+        "new thing",
+    ):
         assert words in result.stdout, words
     assert "regime r" not in result.stdout
 
 
 def test_figures_are_drawn_one_panel_a_kind(tmp_path: Path) -> None:
-    drawn = {panel.title: panel for panel in panels([read_run(made(tmp_path))]) if isinstance(panel, Panel)}
-    assert [line.label for line in drawn["guidance: cosine"].lines] == ["cosine_block1", "cosine_block12"]
+    drawn = {
+        panel.title: panel
+        for panel in panels([read_run(made(tmp_path))])
+        if isinstance(panel, Panel)
+    }
+    assert [line.label for line in drawn["guidance: cosine"].lines] == [
+        "cosine_block1",
+        "cosine_block12",
+    ]
     assert drawn["new: thing"].lines[0].points[-1][1] == 8.0
 
 
@@ -67,6 +85,9 @@ def test_the_live_board_has_a_line_for_each_mechanism() -> None:
     row: dict[str, Any] = {"step": 80, **ROWS[-1]}
     board.add_row(row)
     text = ["".join(part for part, _ in line) for line in board.lines(100, 30, plain=True)]
-    assert any(line.startswith("guidance") and "lambda 0.42" in line and "cosine_block12 0.16" in line for line in text)
+    assert any(
+        line.startswith("guidance") and "lambda 0.42" in line and "cosine_block12 0.16" in line
+        for line in text
+    )
     assert any(line.startswith("new") and "thing 8" in line for line in text)
     assert all(len(line) <= 100 for line in text)

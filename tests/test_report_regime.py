@@ -19,16 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import EDGES, T0, Page, make_run, metrics_row, write_rows
 
-from stagecli import follow
-from stagecli.console import Console
 from stagecli.report import html as report_html
 from stagecli.report import read_run
 from stagecli.report import regime as report_regime
-from stagecli.report import text as report_text
 from stagecli.report.panels import lanes, panels
 from stagecli.report.summary import summary
-from stagecli.stage.slope import Regime, Settings
-from stagecli.views_regime import RegimeBoard, probe_text
+from stagecli.stage.regime_variable import Regime, RegimeSettings
+from stagecli.terminal import follow
+from stagecli.terminal import inspect as report_text
+from stagecli.terminal.console import Console
+from stagecli.terminal.views_regime import RegimeBoard, probe_text
 
 LEVELS = {"0.30": 0.70, "0.50": 1.05, "0.70": 1.25}  # Dn at t over the mean Dn
 MONITOR = "stagecli/bundled-judge, layer 4"
@@ -40,27 +40,52 @@ def two_stages(share: float) -> float:
     return 0.9 * math.exp(-share / 0.012) + math.exp(-0.05 - 1.2 * fall)
 
 
-def probe_rows(steps: int, count: int, seed: int = 0, noise: float = 0.01) -> tuple[list[dict[str, Any]], list[Any]]:
+def probe_rows(
+    steps: int, count: int, seed: int = 0, noise: float = 0.01
+) -> tuple[list[dict[str, Any]], list[Any]]:
     """Rows of probes.jsonl and events.jsonl as a run writes them; AR(1) noise of correlation 0.5."""
-    draw, regime = random.Random(seed), Regime(Settings(steps=steps, failsafe=None))
-    rows, events, error, spent = [], [], 0.0, 0.0
+    draw = random.Random(seed)
+    regime = Regime(RegimeSettings(steps=steps, failsafe=None))
+    rows = []
+    events = []
+    error = 0.0
+    spent = 0.0
     for k in range(1, count + 1):
         step = k * steps // count
         error = 0.5 * error + math.sqrt(0.75) * draw.gauss(0, noise)
-        Dn, spent = two_stages(step / steps) * math.exp(error), spent + 1.2
+        Dn = two_stages(step / steps) * math.exp(error)
+        spent = spent + 1.2
         stamp = {"step": step, "time": T0 + 0.5 * step, "attempt": 1}
         for event in regime.observe(step, 0.9 * step, Dn):
-            row = {"mechanism": "regime", "from": event.before, "to": event.after, "reason": event.reason}
+            row = {
+                "mechanism": "regime",
+                "from": event.before,
+                "to": event.after,
+                "reason": event.reason,
+            }
             events.append({**stamp, **row, "evidence": dict(event.evidence)})
         at = {f"Dn_t{t}": factor * Dn for t, factor in LEVELS.items()}
         at |= {f"D_t{t}": 0.07 + 0.64 * factor * Dn for t, factor in LEVELS.items()}
-        rows.append({**stamp, "D": 0.07 + 0.64 * Dn, **at, "d_ceiling": 0.07, "d_ref": 0.71, **regime.row(),
-                     "seconds": 1.2, "seconds_total": spent, "share": spent / (0.5 * step),
-                     "monitor": MONITOR})  # fmt: skip
+        rows.append(
+            {
+                **stamp,
+                "D": 0.07 + 0.64 * Dn,
+                **at,
+                "d_ceiling": 0.07,
+                "d_ref": 0.71,
+                **regime.row(),
+                "seconds": 1.2,
+                "seconds_total": spent,
+                "share": spent / (0.5 * step),
+                "monitor": MONITOR,
+            }
+        )
     return rows, events
 
 
-def regime_run(path: Path, *, steps: int = 20_000, count: int = 200, seed: int = 0, **info: Any) -> Path:
+def regime_run(
+    path: Path, *, steps: int = 20_000, count: int = 200, seed: int = 0, **info: Any
+) -> Path:
     """A run with `count` probes, and 500 rows of metrics and of bins."""
     make_run(path, steps=steps, **info)
     rows, events = probe_rows(steps, count, seed)
@@ -100,7 +125,20 @@ def test_summary_says_what_the_probes_say(tmp_path: Path) -> None:
     rows, events = probe_rows(20_000, 200)
     g = told(run)["regime"]
     assert (g["probes"], g["without_number"], g["every"], g["last_step"]) == (200, 0, 100, 20_000)
-    for key in ("D", "Dn", "slope", "slope_se", "q", "q_se", "target", "r", "stage", "clock_step", "source", "monitor"):
+    for key in (
+        "D",
+        "Dn",
+        "slope",
+        "slope_se",
+        "q",
+        "q_se",
+        "target",
+        "r",
+        "stage",
+        "clock_step",
+        "source",
+        "monitor",
+    ):
         assert g[key] == rows[-1][key], key
     assert list(g["by_t"]) == ["0.30", "0.50", "0.70"]
     assert g["by_t"]["0.70"] == {"D": rows[-1]["D_t0.70"], "Dn": rows[-1]["Dn_t0.70"]}
@@ -119,7 +157,9 @@ def test_summary_says_what_the_probes_say(tmp_path: Path) -> None:
 
 
 def test_slope_reads_as_change_of_dn_per_steps() -> None:
-    rows = [{"step": 100 * k, "tau": 50.0 * k, "slope": -2e-4, "slope_se": 1e-5} for k in range(1, 11)]
+    rows = [
+        {"step": 100 * k, "tau": 50.0 * k, "slope": -2e-4, "slope_se": 1e-5} for k in range(1, 11)
+    ]
     found = report_regime.rate(rows, 1000)
     assert found is not None
     assert found["change"] == pytest.approx(math.expm1(-0.1))  # tau moves half as fast as the step
@@ -129,22 +169,42 @@ def test_slope_reads_as_change_of_dn_per_steps() -> None:
     assert only is not None and only["change"] == found["change"]  # one probe: its average pace
     assert report_regime.rate([{**rows[-1], "slope": None}], 1000) is None
     assert report_regime.rate([], 1000) is None
-    assert [report_regime.unit(steps, 40) for steps in (None, 300, 1000, 5000, 20_000)] == [1, 10, 100, 1000, 1000]
+    assert [report_regime.unit(steps, 40) for steps in (None, 300, 1000, 5000, 20_000)] == [
+        1,
+        10,
+        100,
+        1000,
+        1000,
+    ]
 
 
 def test_terminal_shows_the_regime(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed([regime_run(tmp_path / "demo")], capsys)
     facts = section(text, "\nRegime\n")
-    for expected in ("refinement since step", "started at step 1,000", "measured", MONITOR, "200, every 100 steps",
-                     "ceiling 0.07, reference 0.71", "4m 00s, 2.4 % of training", "per 1,000 steps"):  # fmt: skip
+    for expected in (
+        "refinement since step",
+        "started at step 1,000",
+        "measured",
+        MONITOR,
+        "200, every 100 steps",
+        "ceiling 0.07, reference 0.71",
+        "4m 00s, 2.4 % of training",
+        "per 1,000 steps",
+    ):
         assert expected in facts
     curves = section(text, "\nDiscrepancy and r over steps 100 to 20,000").splitlines()
     assert [line.split("  ")[0] for line in curves[3:]] == [
         *("Dn", "Dn at t 0.30", "Dn at t 0.50", "Dn at t 0.70", "D", "r")
-    ]  # fmt: skip
+    ]
     assert curves[3].rstrip().endswith("▁▁▁") and curves[-1].rstrip().endswith("███")
     timeline = section(text, "\nRegime events\n")
-    for expected in ("step 1,000  waiting -> acquisition", "Dn is under 0.9", "acquisition -> refinement", "q 0.", "±"):
+    for expected in (
+        "step 1,000  waiting -> acquisition",
+        "Dn is under 0.9",
+        "acquisition -> refinement",
+        "q 0.",
+        "±",
+    ):
         assert expected in timeline
     assert "regime" not in section(text, "\nEvents").lower()  # said once
     bins = section(text, "\nLoss by noise level")
@@ -159,7 +219,11 @@ def test_terminal_without_colour_or_unicode_fits(
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.chdir(tmp_path)
-    runs = [regime_run(Path("one")), regime_run(Path("two"), steps=5000, count=50), make_run(Path("plain"))]
+    runs = [
+        regime_run(Path("one")),
+        regime_run(Path("two"), steps=5000, count=50),
+        make_run(Path("plain")),
+    ]
     for chosen in ([runs[0]], runs[:2], runs):
         text = printed(chosen, capsys)
         assert text.isascii() and "\x1b" not in text
@@ -167,7 +231,9 @@ def test_terminal_without_colour_or_unicode_fits(
         assert max(len(line.rstrip()) for line in tables if not line.startswith("plain")) <= width
 
 
-def test_side_by_side_has_a_column_per_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_side_by_side_has_a_column_per_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [regime_run(tmp_path / "one"), regime_run(tmp_path / "two", steps=10_000, count=100)]
     text = printed([*runs, make_run(tmp_path / "plain")], capsys)
     facts = section(text, "\nRegime").splitlines()
@@ -184,7 +250,9 @@ def test_side_by_side_has_a_column_per_run(tmp_path: Path, capsys: pytest.Captur
 # --- none, few, and controls ----------------------------------------------------------------------
 
 
-def test_a_run_without_probes_says_how_to_turn_them_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_probes_says_how_to_turn_them_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path / "demo")
     said = told(run)
     assert said["regime"] is None
@@ -194,7 +262,10 @@ def test_a_run_without_probes_says_how_to_turn_them_on(tmp_path: Path, capsys: p
     assert "Loss by noise level" in text and "train loss" in text
     assert said["regime_note"] in report_html.html([read_run(run)])
     (run / "recipe.toml").write_text("[stage.regime]\nevery = 100\n")
-    assert told(run)["regime_note"] == "no regime: the recipe asks for it ([stage.regime]), but the run holds no probe"
+    assert (
+        told(run)["regime_note"]
+        == "no regime: the recipe asks for it ([stage.regime]), but the run holds no probe"
+    )
     (run / "run.json").write_text((run / "run.json").read_text().replace("finished", "running"))
     assert told(run)["regime_note"].startswith("no probe yet")
     (run / "recipe.toml").write_text("not TOML [")
@@ -213,10 +284,15 @@ def test_few_probes(tmp_path: Path, capsys: pytest.CaptureFixture[str], count: i
     assert report_html.html([read_run(run)]).count("<polyline") == 4 + 3 + (4 + 1)
 
 
-def test_alarm_fail_safe_and_controls_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_alarm_fail_safe_and_controls_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = regime_run(tmp_path / "demo")
     rows, _ = probe_rows(20_000, 200)
-    write_rows(run / "probes.jsonl", [{**row, "frozen": True, "failsafe": True, "source": "linear"} for row in rows])
+    write_rows(
+        run / "probes.jsonl",
+        [{**row, "frozen": True, "failsafe": True, "source": "linear"} for row in rows],
+    )
     facts = section(printed([run], capsys), "\nRegime\n")
     assert "frozen: D is rising, on the fail-safe" in facts
     assert "linear" in facts
@@ -228,12 +304,26 @@ def test_probes_without_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[s
     gone = ("D", "Dn", *(f"{d}_t{t}" for d in ("D", "Dn") for t in LEVELS))
     rows = [{**row, **dict.fromkeys(gone, None)} if k > 196 else row for k, row in enumerate(rows)]
     write_rows(run / "probes.jsonl", rows)
-    repeat = {"attempt": 1, "mechanism": "regime", "from": "refinement", "to": "refinement", "evidence": {"Dn": "nan"}}
+    repeat = {
+        "attempt": 1,
+        "mechanism": "regime",
+        "from": "refinement",
+        "to": "refinement",
+        "evidence": {"Dn": "nan"},
+    }
     with (run / "events.jsonl").open("a") as file:
-        file.write("".join(json.dumps({**repeat, "step": s, "reason": f"the probe is nan: r {s}"}) + "\n"
-                           for s in (19_800, 19_900, 20_000)))  # fmt: skip
+        file.write(
+            "".join(
+                json.dumps({**repeat, "step": s, "reason": f"the probe is nan: r {s}"}) + "\n"
+                for s in (19_800, 19_900, 20_000)
+            )
+        )
     g = told(run)["regime"]
-    assert (g["without_number"], g["last_step_with_number"], g["Dn"]) == (3, 19_700, rows[196]["Dn"])
+    assert (g["without_number"], g["last_step_with_number"], g["Dn"]) == (
+        3,
+        19_700,
+        rows[196]["Dn"],
+    )
     text = printed([run], capsys)
     assert "at step 19,700; later probes have no number" in text
     assert "step 19,800  refinement stays (3 times, the last at step 20,000)" in text
@@ -265,7 +355,9 @@ def test_after_a_kill_the_later_attempt_counts(tmp_path: Path) -> None:
         report = read_run(run)
         assert [row["step"] for row in report.probes] == list(range(100, 1201, 100)), with_info
         assert [row["attempt"] for row in report.probes[-3:]] == [1, 2, 2]
-        assert report.damage == ([] if with_info else ["run.json: missing; name, budget and status are unknown"])
+        assert report.damage == (
+            [] if with_info else ["run.json: missing; name, budget and status are unknown"]
+        )
         (run / "run.json").unlink(missing_ok=True)
 
 
@@ -281,7 +373,9 @@ def test_rows_out_of_order_are_left_out_and_said(tmp_path: Path) -> None:
     ]
 
 
-def test_garbage_rows_and_another_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_garbage_rows_and_another_schema(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = regime_run(tmp_path / "demo", schema=2)
     lines = (run / "probes.jsonl").read_text().splitlines()
     lines[10] = "\x00" * 40
@@ -289,7 +383,9 @@ def test_garbage_rows_and_another_schema(tmp_path: Path, capsys: pytest.CaptureF
     lines[30] = '{"step": 1' + "0" * 400 + "}"
     lines[40] = "[" * 5000
     row = json.loads(lines[199])
-    lines[199] = json.dumps({**row, "r": "high", "stage": 7, "monitor": ["x"], "tau": None, "share": {}, "new": [1]})
+    lines[199] = json.dumps(
+        {**row, "r": "high", "stage": 7, "monitor": ["x"], "tau": None, "share": {}, "new": [1]}
+    )
     (run / "probes.jsonl").write_text("\n".join(lines) + "\n")
     report = read_run(run)
     assert len(report.probes) == 196
@@ -303,10 +399,30 @@ def test_garbage_rows_and_another_schema(tmp_path: Path, capsys: pytest.CaptureF
 
 
 VALUES = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.lists(st.integers(), max_size=2)
 )
-KEYS = st.sampled_from([*report_regime.NUMBERS, *report_regime.TEXTS, "Dn_t0.30", "Dn_tx", "D_t0.5", "clock_step",
-                        "frozen", "failsafe", "mechanism", "from", "to", "reason", "evidence"])  # fmt: skip
+KEYS = st.sampled_from(
+    [
+        *report_regime.NUMBERS,
+        *report_regime.TEXTS,
+        "Dn_t0.30",
+        "Dn_tx",
+        "D_t0.5",
+        "clock_step",
+        "frozen",
+        "failsafe",
+        "mechanism",
+        "from",
+        "to",
+        "reason",
+        "evidence",
+    ]
+)
 ROWS = st.lists(
     st.fixed_dictionaries({"step": st.integers(-5, 400), "attempt": st.integers(1, 3)}).flatmap(
         lambda row: st.dictionaries(KEYS, VALUES, max_size=12).map(lambda more: {**more, **row})
@@ -317,7 +433,9 @@ ROWS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS, ROWS)
-def test_no_row_makes_reading_fail(tmp_path_factory: pytest.TempPathFactory, rows: Any, events: Any) -> None:
+def test_no_row_makes_reading_fail(
+    tmp_path_factory: pytest.TempPathFactory, rows: Any, events: Any
+) -> None:
     run = make_run(tmp_path_factory.mktemp("runs") / "demo", steps=100)
     write_rows(run / "probes.jsonl", rows)
     write_rows(run / "events.jsonl", [{**row, "mechanism": "regime"} for row in events])
@@ -354,7 +472,13 @@ def test_html_has_the_regime(tmp_path: Path) -> None:
         assert parser.open == []
         assert page.count("<polyline") == curves
         assert page.count("clock: acquisition</text>") == 2
-        for expected in ("<h2>Regime</h2>", "refinement since step", "semantic progress", "target 0.", MONITOR):
+        for expected in (
+            "<h2>Regime</h2>",
+            "refinement since step",
+            "semantic progress",
+            "target 0.",
+            MONITOR,
+        ):
             assert expected in page
         assert "http" not in page and "<script" not in page
 
@@ -368,7 +492,10 @@ def test_marks_come_from_the_probes_where_events_are_lost(tmp_path: Path) -> Non
     marks = next(panel.marks for title, panel in drawn.items() if title.startswith("Discrepancy"))
     assert [mark.label for mark in marks] == ["acquisition", "refinement"]
     assert marks[0].step == 1000
-    assert next(panel.bounds for title, panel in drawn.items() if "variable r" in title) == (0.0, 1.15)
+    assert next(panel.bounds for title, panel in drawn.items() if "variable r" in title) == (
+        0.0,
+        1.15,
+    )
 
 
 def test_labels_do_not_lie_over_each_other() -> None:
@@ -385,7 +512,9 @@ def test_labels_do_not_lie_over_each_other() -> None:
 @pytest.mark.parametrize("several", [False, True])
 def test_plots(tmp_path: Path, several: bool) -> None:
     pytest.importorskip("matplotlib")
-    reports = [read_run(regime_run(tmp_path / name)) for name in (("one", "two") if several else ("one",))]
+    reports = [
+        read_run(regime_run(tmp_path / name)) for name in (("one", "two") if several else ("one",))
+    ]
     text = report_html.plot(reports, tmp_path / "a.svg").read_text()
     assert xml.etree.ElementTree.fromstring(text).tag.endswith("svg")
     assert "Regime variable r" in text and "clock: acquisition" in text
@@ -395,9 +524,12 @@ def test_plots(tmp_path: Path, several: bool) -> None:
 # --- following, size, and what is imported --------------------------------------------------------
 
 
-def test_follow_says_news_and_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_follow_says_news_and_ends_with_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = regime_run(tmp_path / "demo", steps=2000, status="running")
-    info, probes = (run / "run.json").read_text(), (run / "probes.jsonl").read_text()
+    info = (run / "run.json").read_text()
+    probes = (run / "probes.jsonl").read_text()
     looks = []
 
     def read() -> list[dict[str, Any]]:
@@ -440,9 +572,13 @@ def command(*arguments: object, cwd: Path) -> tuple[subprocess.CompletedProcess[
     root = str(Path(report_text.__file__).parent.parent)
     begun = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd,
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": root, "COLUMNS": "100"},
-    )  # fmt: skip
+    )
     return done, time.monotonic() - begun
 
 
@@ -464,7 +600,12 @@ def test_a_large_run_opens_fast_and_without_torch(tmp_path: Path) -> None:
     done, seconds = command("large", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for expected in ("100,000 of 100,000", "1,000, every 100 steps", "acquisition -> refinement", "semantic progress"):
+    for expected in (
+        "100,000 of 100,000",
+        "1,000, every 100 steps",
+        "acquisition -> refinement",
+        "semantic progress",
+    ):
         assert expected in done.stdout
     assert seconds < 20
     done, _ = command("large", "--json", "--html", "page.html", "--plot", "page.svg", cwd=tmp_path)

@@ -40,7 +40,9 @@ def facts(run: Path, stream: str = "metrics") -> dict[tuple[int, str], Any]:
         for name, value in row.items():
             if name not in TIMED:
                 key = (row["step"], name)
-                assert seen.setdefault(key, value) == value, f"{key}: another value when trained again"
+                assert seen.setdefault(key, value) == value, (
+                    f"{key}: another value when trained again"
+                )
     return seen
 
 
@@ -59,7 +61,9 @@ def same(run: Path, reference: Path) -> None:
 
 
 def attempts(run: Path) -> list[int]:
-    return [attempt["from_step"] for attempt in json.loads((run / "run.json").read_text())["attempts"]]
+    return [
+        attempt["from_step"] for attempt in json.loads((run / "run.json").read_text())["attempts"]
+    ]
 
 
 def killed(cwd: Path, *args: object, arrange: Callable[[], object]) -> None:
@@ -78,7 +82,7 @@ def at_row(step: int) -> Callable[[], None]:
     """Die instead of writing the row of `step`, so that rows up to step - 1 are on disk."""
 
     def arrange() -> None:
-        from stagecli.run import Run
+        from stagecli.runs.directory import Run
 
         die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == step)
 
@@ -91,8 +95,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     for kind in ("t2a", "sr"):
         # In t2a the evaluation chooses the best checkpoint, in sr the validation loss.
-        evaluation = {"train__evaluate_every": 5, "train__best": "eval/kad" if kind == "t2a" else "valid/loss"}
-        measured = {"train__validate_every": 3, "train__sample_every": 5, "train__evaluate_clips": 5, **evaluation}
+        evaluation = {
+            "train__evaluate_every": 5,
+            "train__best": "eval/kad" if kind == "t2a" else "valid/loss",
+        }
+        measured = {
+            "train__validate_every": 3,
+            "train__sample_every": 5,
+            "train__evaluate_clips": 5,
+            **evaluation,
+        }
         recipe = write_recipe(folder / f"{kind}.toml", kind, **measured)
         assert run_cli("train", recipe, cwd=folder).code == 0
     return folder
@@ -105,16 +117,20 @@ def again(whole: Path, tmp_path: Path) -> Callable[..., Result]:
 
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
-def test_kill_9_from_outside_at_a_random_step(kind: str, whole: Path, again: Any, tmp_path: Path) -> None:
+def test_kill_9_from_outside_at_a_random_step(
+    kind: str, whole: Path, again: Any, tmp_path: Path
+) -> None:
     step = random.SystemRandom().randrange(1, STEPS)
     rows = tmp_path / "runs" / kind / "metrics.jsonl"
 
     def slowly() -> None:
-        from stagecli.run import Run
+        from stagecli.runs.directory import Run
 
         append = Run.append
 
-        def slow(run: Any, stream: str, row: Any) -> Any:  # leave the other process time to see the step
+        def slow(
+            run: Any, stream: str, row: Any
+        ) -> Any:  # leave the other process time to see the step
             result = append(run, stream, row)
             time.sleep(0.03)
             return result
@@ -137,7 +153,9 @@ def test_kill_9_from_outside_at_a_random_step(kind: str, whole: Path, again: Any
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
 @pytest.mark.parametrize(("step", "resumed"), [(1, 0), (7, 4), (9, 8)])
-def test_kill_9_at_a_step(kind: str, step: int, resumed: int, whole: Path, again: Any, tmp_path: Path) -> None:
+def test_kill_9_at_a_step(
+    kind: str, step: int, resumed: int, whole: Path, again: Any, tmp_path: Path
+) -> None:
     killed(tmp_path, "train", whole / f"{kind}.toml", arrange=at_row(step))
     assert again(kind).code == 0
     assert attempts(tmp_path / "runs" / kind) == [0, resumed]
@@ -157,19 +175,27 @@ def test_sr_with_loader_workers_trains_the_same(whole: Path, again: Any, tmp_pat
     same(tmp_path / "runs" / "sr", whole / "runs" / "sr")
 
 
-@pytest.mark.parametrize("moment", ["before the weights", "before the rename", "before the pointer"])
-def test_kill_9_while_a_checkpoint_is_written(moment: str, whole: Path, again: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "moment", ["before the weights", "before the rename", "before the pointer"]
+)
+def test_kill_9_while_a_checkpoint_is_written(
+    moment: str, whole: Path, again: Any, tmp_path: Path
+) -> None:
     """Step 8 is being written when the process dies: its checkpoint counts whole or not at all."""
 
     def arrange() -> None:
-        from stagecli import checkpoint
+        from stagecli.runs import checkpoint
 
         if moment == "before the weights":
             die_at(checkpoint, "save_file", lambda tensors, path: "step_00000008" in str(path))
         elif moment == "before the rename":
-            die_at(checkpoint.os, "replace", lambda a, b: str(b).endswith("checkpoints/step_00000008"))
+            die_at(
+                checkpoint.os, "replace", lambda a, b: str(b).endswith("checkpoints/step_00000008")
+            )
         else:
-            die_at(checkpoint, "write_atomic", lambda path, text: path.name == "latest" and "8" in text)
+            die_at(
+                checkpoint, "write_atomic", lambda path, text: path.name == "latest" and "8" in text
+            )
 
     killed(tmp_path, "train", whole / "t2a.toml", arrange=arrange)
     result = again("t2a")
@@ -186,9 +212,11 @@ def test_a_torn_row_is_ended_and_hurts_no_other(whole: Path, again: Any, tmp_pat
             file.write('{"step": 7, "train/lo')
 
     def arrange() -> None:
-        from stagecli.run import Run
+        from stagecli.runs.directory import Run
 
-        die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == 7, half)
+        die_at(
+            Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == 7, half
+        )
 
     killed(tmp_path, "train", whole / "t2a.toml", arrange=arrange)
     assert again("t2a").code == 0
@@ -203,7 +231,9 @@ def test_rows_of_an_interval_that_a_checkpoint_cuts(kind: str, tmp_path: Path) -
     """Rows every 3 steps, checkpoints every 4: the checkpoint carries the sums of the interval begun."""
     recipe = write_recipe(tmp_path / f"{kind}.toml", kind, train__log_every=3)
     assert run_cli("train", recipe, "--name", "whole", cwd=tmp_path).code == 0
-    killed(tmp_path, "train", recipe, "--name", "cut", arrange=at_row(6))  # has step 4 and the row of step 3
+    killed(
+        tmp_path, "train", recipe, "--name", "cut", arrange=at_row(6)
+    )  # has step 4 and the row of step 3
     assert run_cli("train", recipe, "--name", "cut", cwd=tmp_path).code == 0
     assert attempts(tmp_path / "runs" / "cut") == [0, 4]
     same(tmp_path / "runs" / "cut", tmp_path / "runs" / "whole")
@@ -211,9 +241,13 @@ def test_rows_of_an_interval_that_a_checkpoint_cuts(kind: str, tmp_path: Path) -
 
 def test_sigterm_to_the_whole_process_group_saves_and_resumes(tmp_path: Path) -> None:
     """As `timeout` and schedulers send it: loader processes get it too."""
-    recipe = write_recipe(tmp_path / "g.toml", train__steps=100000, train__samples=0, data__workers=2)
+    recipe = write_recipe(
+        tmp_path / "g.toml", train__steps=100000, train__samples=0, data__workers=2
+    )
     command = [sys.executable, "-m", "stagecli", "train", str(recipe)]
-    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
     metrics = tmp_path / "runs" / "g" / "metrics.jsonl"
     try:
         for _ in range(600):
@@ -233,9 +267,10 @@ def test_sigterm_to_the_whole_process_group_saves_and_resumes(tmp_path: Path) ->
 def test_ctrl_c_finishes_the_step_and_saves_it(
     sent: signal.Signals, whole: Path, again: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stagecli.views import PlainView
+    from stagecli.terminal.views import PlainView
 
-    row, handlers = PlainView.row, [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    row = PlainView.row
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 
     def interrupting(view: PlainView, values: dict[str, Any]) -> None:
         row(view, values)
@@ -247,7 +282,9 @@ def test_ctrl_c_finishes_the_step_and_saves_it(
         result = again("t2a", "--restart")
     run = tmp_path / "runs" / "t2a"
     assert result.code == 130
-    assert f"resume with:  stagecli train {whole / 't2a.toml'}\n" in result.stderr  # without --restart
+    assert (
+        f"resume with:  stagecli train {whole / 't2a.toml'}\n" in result.stderr
+    )  # without --restart
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert (run / "checkpoints" / "latest").read_text().strip() == "step_00000006"
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
@@ -259,14 +296,16 @@ def test_ctrl_c_finishes_the_step_and_saves_it(
 
 def test_ctrl_c_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted while the data are prepared: exit 130, no traceback, and the same command trains."""
-    from stagecli.views import PlainView
+    from stagecli.terminal.views import PlainView
 
     def interrupting(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
 
     recipe = write_recipe(tmp_path / "t2a.toml")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job ignores it
     try:
         with monkeypatch.context() as patch:
             patch.setattr(PlainView, "progress", interrupting)
@@ -313,10 +352,14 @@ def test_more_steps_continue_a_finished_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
-def test_accumulation_trains_the_same_batches(kind: str, whole: Path, again: Any, tmp_path: Path) -> None:
+def test_accumulation_trains_the_same_batches(
+    kind: str, whole: Path, again: Any, tmp_path: Path
+) -> None:
     """Only the order of summation differs: equal to 1e-4, and not to the bit."""
     assert again(kind, "--set", "train.accumulate=2").code == 0
-    assert losses_of(tmp_path / "runs" / kind) == pytest.approx(losses_of(whole / "runs" / kind), rel=1e-4)
+    assert losses_of(tmp_path / "runs" / kind) == pytest.approx(
+        losses_of(whole / "runs" / kind), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(("kind", "accumulate"), [("t2a", 1), ("sr", 2)])
@@ -332,6 +375,8 @@ def test_two_processes_train_the_same_batches(
     alone = run_cli("train", whole / f"{kind}.toml", *sets, "--name", "alone", cwd=tmp_path)
     assert alone.code == 0
     for name in ("valid/loss", "eval/kad" if kind == "t2a" else "eval/lsd"):  # shared out too
-        found, expected = ([r[name] for r in read_rows(p) if name in r] for p in (run, run.parent / "alone"))
+        found, expected = (
+            [r[name] for r in read_rows(p) if name in r] for p in (run, run.parent / "alone")
+        )
         assert len(found) >= 2
         assert found == pytest.approx(expected, rel=1e-2)

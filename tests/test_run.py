@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from stagecli import recipe as recipes
-from stagecli import run as runs
 from stagecli.errors import EXIT_FAILED, EXIT_USAGE, StageError
-from stagecli.run import Run, newest, open_run, read_info, write_atomic
+from stagecli.files import write_atomic
+from stagecli.recipe import load as recipes
+from stagecli.runs import directory as runs
+from stagecli.runs.directory import Run, newest, open_run, read_info
 from stagecli.schema import Recipe
 
 
@@ -24,7 +25,9 @@ def recipe(*sets: str) -> Recipe:
 
 
 def opened(folder: Path, *sets: str, restart: bool = False) -> Run:
-    return open_run(recipe(*sets), folder, argv=["stagecli", "train"], overrides=list(sets), restart=restart)
+    return open_run(
+        recipe(*sets), folder, argv=["stagecli", "train"], overrides=list(sets), restart=restart
+    )
 
 
 def rows(path: Path) -> list[Any]:
@@ -43,7 +46,9 @@ def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     path = tmp_path / "a.json"
     write_atomic(path, "old")
 
@@ -100,7 +105,11 @@ def test_attempts_are_recorded(tmp_path: Path) -> None:
     assert json.loads((run.path / "environment.json").read_text())["packages"]["torch"]
     run.end_attempt("failed", "no luck")
     info = read_info(run.path)
-    assert (info["status"], info["message"], info["attempts"][0]["status"]) == ("failed", "no luck", "failed")
+    assert (info["status"], info["message"], info["attempts"][0]["status"]) == (
+        "failed",
+        "no luck",
+        "failed",
+    )
     assert info["attempts"][0]["ended"]
     again = opened(tmp_path / "r", "train.steps=7")
     again.begin_attempt(5, [])
@@ -118,7 +127,12 @@ def test_the_saved_recipe_is_the_resolved_one(tmp_path: Path) -> None:
     saved = recipes.load(run.path / "recipe.toml")
     assert saved == recipe("train.lr=1e-4")
     assert read_info(run.path)["signature"] == recipes.signature(saved)
-    assert {p.name for p in run.path.iterdir() if p.is_dir()} == {"checkpoints", "samples", "evals", "logs"}
+    assert {p.name for p in run.path.iterdir() if p.is_dir()} == {
+        "checkpoints",
+        "samples",
+        "evals",
+        "logs",
+    }
 
 
 def test_an_unsigned_change_resumes_with_the_new_value(tmp_path: Path) -> None:
@@ -158,7 +172,9 @@ def test_restart_moves_the_old_run_aside(tmp_path: Path) -> None:
 
 def other_process(run: Run, *marker: str) -> subprocess.Popen[bytes]:
     """A living process that the run's last attempt names as its writer."""
-    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", *marker], stdin=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()", *marker], stdin=subprocess.PIPE
+    )
     run.begin_attempt(0, [])
     run.info["attempts"][-1]["pid"] = process.pid
     run.save_info()
@@ -177,7 +193,9 @@ def test_a_run_that_another_process_writes_is_left_alone(tmp_path: Path, restart
         assert os.listdir(tmp_path) == ["r"]
     finally:
         process.communicate()
-    assert opened(tmp_path / "r", restart=restart).path == tmp_path / "r"  # killed: it may be taken over
+    assert (
+        opened(tmp_path / "r", restart=restart).path == tmp_path / "r"
+    )  # killed: it may be taken over
 
 
 def test_a_process_that_only_has_the_same_number_is_no_writer(tmp_path: Path) -> None:
@@ -211,7 +229,9 @@ def test_a_place_that_cannot_be_written_is_an_error_with_a_way_out(tmp_path: Pat
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_full_disk_is_an_error_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool) -> None:
+def test_a_full_disk_is_an_error_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
     if resume:
         opened(tmp_path / "r")
 
@@ -224,9 +244,12 @@ def test_a_full_disk_is_an_error_with_a_way_out(tmp_path: Path, monkeypatch: pyt
     assert [p.what for p in caught.value.problems] == ["No space left on device"]
 
 
-def test_a_kill_while_the_run_is_made_does_not_block_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_the_run_is_made_does_not_block_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever of the new directory is there already, the same command goes on from it."""
-    real, stop = runs.write_atomic, 0
+    real = runs.write_atomic
+    stop = 0
 
     def killed(path: Path, text: str) -> None:
         nonlocal stop

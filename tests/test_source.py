@@ -18,8 +18,9 @@ import pytest
 import soundfile
 
 from stagecli.data.audio import read_mono, write_wav
-from stagecli.data.rows import hash_split
-from stagecli.data.source import Source, Split, open_source
+from stagecli.data.open import open_source
+from stagecli.data.rows import Split, hash_split
+from stagecli.data.source import Source
 from stagecli.errors import StageError
 from stagecli.schema import Data
 
@@ -27,7 +28,9 @@ RATE = 16000
 
 
 def tone(seconds: float = 0.2, seed: int = 0, rate: int = RATE) -> np.ndarray:
-    return (0.1 * np.random.default_rng(seed).standard_normal(int(seconds * rate))).astype(np.float32)
+    return (0.1 * np.random.default_rng(seed).standard_normal(int(seconds * rate))).astype(
+        np.float32
+    )
 
 
 def save(path: Path, audio: np.ndarray | None = None, rate: int = RATE) -> Path:
@@ -108,7 +111,9 @@ def test_csv_and_other_names(good: Path) -> None:
     assert problems["m.csv:5"] == "unknown split 'dev' (the recipe has tr, va, te)"
     assert "line 5 already" in problems["m.csv:6"]
     assert problems["m.csv:7"] == "has more fields than the header"
-    (good / "m.csv").write_text("path,text,split,label\naudio/a.wav,a dog,tr,x\naudio/b.flac,b,va,\n")
+    (good / "m.csv").write_text(
+        "path,text,split,label\naudio/a.wav,a dog,tr,x\naudio/b.flac,b,va,\n"
+    )
     source = opened(good, path="m.csv", splits=("train", "valid"), **names)
     assert source.clips("train")[0].caption == "a dog"
     assert source.clips("train")[0].labels == {"label": "x"}
@@ -145,9 +150,14 @@ def test_every_bad_line_is_listed_with_its_line(good: Path) -> None:
 
 
 def test_captions_are_asked_for_only_where_needed(good: Path) -> None:
-    lines(good, *({"path": f"audio/{n}", "split": s} for n, s in (("a.wav", "train"), ("b.flac", "valid"))))
+    lines(
+        good,
+        *({"path": f"audio/{n}", "split": s} for n, s in (("a.wav", "train"), ("b.flac", "valid"))),
+    )
     assert len(refused(good, splits=("train", "valid"))) == 2
-    assert opened(good, splits=("train", "valid"), need_captions=False).clips("train")[0].caption == ""
+    assert (
+        opened(good, splits=("train", "valid"), need_captions=False).clips("train")[0].caption == ""
+    )
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -198,7 +208,13 @@ def test_bad_files_can_be_left_out(bad: Path) -> None:
     assert [clip.key for clip in source.clips("train")] == ["audio/a.wav"]
     assert len(source.skipped) == len(BAD)
     assert source.skipped[0].where == f"{bad}/manifest.jsonl:5"
-    lines(bad, entry("audio/a.wav"), "{", entry("audio/b.flac", "valid"), entry("audio/cut.wav", "test"))
+    lines(
+        bad,
+        entry("audio/a.wav"),
+        "{",
+        entry("audio/b.flac", "valid"),
+        entry("audio/cut.wav", "test"),
+    )
     source = opened(bad, on_bad_file="skip", splits=("train", "valid"))
     assert [p.what[:11] for p in source.skipped] == ["is not JSON"]
     with pytest.raises(StageError, match="no usable clips in split test") as caught:
@@ -214,9 +230,13 @@ def test_a_long_list_is_capped(good: Path) -> None:
     assert caught.value.problems[-1].what == "and 30 more"
 
 
-def test_checks_are_remembered_until_the_file_changes(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_are_remembered_until_the_file_changes(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened(good)
-    monkeypatch.setattr("stagecli.data.source.examine", lambda path: pytest.fail(f"{path} was checked again"))
+    monkeypatch.setattr(
+        "stagecli.data.source.examine", lambda path: pytest.fail(f"{path} was checked again")
+    )
     opened(good)
     monkeypatch.undo()
     (good / "audio" / "b.flac").write_bytes(b"changed")
@@ -258,7 +278,12 @@ def test_what_is_wrong_with_the_manifest_itself(good: Path) -> None:
 
 
 def test_folder_with_split_folders(tmp_path: Path) -> None:
-    for split, name in (("train", "x/a.wav"), ("train", "b.flac"), ("valid", "c.ogg"), ("test", "d.wav")):
+    for split, name in (
+        ("train", "x/a.wav"),
+        ("train", "b.flac"),
+        ("valid", "c.ogg"),
+        ("test", "d.wav"),
+    ):
         save(tmp_path / split / name)
     save(tmp_path / "train" / "._b.wav")
     (tmp_path / "train/x/a.txt").write_text("a dog\n")
@@ -280,7 +305,10 @@ def test_folder_with_split_folders(tmp_path: Path) -> None:
     assert clips["train/b.flac"].labels == {"label": "cat"}
     assert source.clips("valid")[0].labels == {"label": "cow"}
     save(tmp_path / "stray.wav")
-    assert "lies in no folder named" in refused(tmp_path, source="folder", path=".", need_captions=False)["stray.wav"]
+    assert (
+        "lies in no folder named"
+        in refused(tmp_path, source="folder", path=".", need_captions=False)["stray.wav"]
+    )
     cut(tmp_path / "stray.wav").rename(tmp_path / "test" / "e.wav")
     problems = refused(tmp_path, source="folder", path=".", need_captions=False)
     assert problems["test/e.wav"].startswith("is truncated")
@@ -302,7 +330,9 @@ def test_folder_without_split_folders_is_split_by_hash(tmp_path: Path) -> None:
         opened(tmp_path, source="folder", path="nowhere")
 
 
-def test_without_datasets_the_hint_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_datasets_the_hint_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(StageError, match="datasets") as caught:
         opened(tmp_path, source="huggingface", path="owner/name")
@@ -329,12 +359,22 @@ class Table(list[dict[str, Any]]):
 def test_huggingface_rows(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = (good / "audio/b.flac").read_bytes()
     row = {"audio": {"bytes": content, "path": "x.flac"}, "caption": "b", "label": 1}
-    by_path = {"audio": {"bytes": None, "path": str(good / "audio/a.wav")}, "caption": "a", "label": 2}
+    by_path = {
+        "audio": {"bytes": None, "path": str(good / "audio/a.wav")},
+        "caption": "a",
+        "label": 2,
+    }
     damaged = {"audio": {"bytes": content[:3000], "path": None}, "caption": "b", "label": 3}
     tables = {"train": Table([row, by_path]), "validation": Table([row])}
-    fake = types.SimpleNamespace(Audio=lambda decode: f"Audio(decode={decode})", load_dataset=lambda name: tables)
+    fake = types.SimpleNamespace(
+        Audio=lambda decode: f"Audio(decode={decode})", load_dataset=lambda name: tables
+    )
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    keys: dict[str, Any] = {"source": "huggingface", "path": "owner/name", "splits": ("train", "valid")}
+    keys: dict[str, Any] = {
+        "source": "huggingface",
+        "path": "owner/name",
+        "splits": ("train", "valid"),
+    }
     assert "it has train, validation" in refused(good, **keys)["owner/name"]
     keys["valid_split"] = "validation"
     source = opened(good, **keys)
@@ -378,7 +418,10 @@ def test_real_manifests_open(tmp_path: Path, name: str, count: int) -> None:
     root = os.environ.get("STAGECLI_DATA")
     if not root:
         pytest.skip("STAGECLI_DATA is not set")
-    splits: tuple[Split, ...] = ("valid", "test")  # every line is looked at, and these splits' audio
+    splits: tuple[Split, ...] = (
+        "valid",
+        "test",
+    )  # every line is looked at, and these splits' audio
     source = opened(tmp_path, path=f"{root}/{name}/manifest.jsonl", sample_rate=8000, splits=splits)
     clips = [clip for split in splits for clip in source.clips(split)]
     assert len(clips) == count

@@ -26,22 +26,40 @@ FAMILIES = (*EQUAL_WIDTH, "clap")
 
 
 def save_wave(folder: Path, kind: str, do_normalize: bool = True, **changes: Any) -> None:
-    names = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM", "data2vec-audio": "Data2VecAudio"}
+    names = {
+        "wav2vec2": "Wav2Vec2",
+        "hubert": "Hubert",
+        "wavlm": "WavLM",
+        "data2vec-audio": "Data2VecAudio",
+    }
     config = getattr(transformers, f"{names[kind]}Config")(
-        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, conv_dim=[8, 8],
-        conv_kernel=[10, 3], conv_stride=[5, 2], num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
-        num_feat_extract_layers=2, vocab_size=8, **({"conv_pos_kernel_size": 3} if kind == "data2vec-audio" else {}),
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=[8, 8],
+        conv_kernel=[10, 3],
+        conv_stride=[5, 2],
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        num_feat_extract_layers=2,
+        vocab_size=8,
+        **({"conv_pos_kernel_size": 3} if kind == "data2vec-audio" else {}),
         **changes,
-    )  # fmt: skip
+    )
     getattr(transformers, f"{names[kind]}Model")(config).save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=do_normalize).save_pretrained(folder)
 
 
 def save_ast(folder: Path) -> None:
     config = transformers.ASTConfig(
-        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, max_length=64,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_length=64,
         num_mel_bins=32,
-    )  # fmt: skip
+    )
     # As published: the classifier's checkpoint, its encoder under a prefix.
     transformers.ASTForAudioClassification(config).save_pretrained(folder)
     transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(folder)
@@ -49,34 +67,63 @@ def save_ast(folder: Path) -> None:
 
 def save_whisper(folder: Path) -> None:
     config = transformers.WhisperConfig(
-        d_model=16, encoder_layers=3, encoder_attention_heads=2, encoder_ffn_dim=32, decoder_layers=1,
-        decoder_attention_heads=2, decoder_ffn_dim=32, vocab_size=16, num_mel_bins=16, max_source_positions=50,
-        max_target_positions=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-    )  # fmt: skip
+        d_model=16,
+        encoder_layers=3,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        vocab_size=16,
+        num_mel_bins=16,
+        max_source_positions=50,
+        max_target_positions=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
     transformers.WhisperForConditionalGeneration(config).save_pretrained(folder)
     transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(folder)
 
 
 def clap_config(**changes: Any) -> Any:
     return transformers.ClapAudioConfig(
-        spec_size=64, num_mel_bins=16, patch_size=4, patch_stride=[4, 4], depths=[2, 1], num_attention_heads=[2, 2],
-        window_size=4, patch_embeds_hidden_size=8, hidden_size=16, **changes,
-    )  # fmt: skip
+        spec_size=64,
+        num_mel_bins=16,
+        patch_size=4,
+        patch_stride=[4, 4],
+        depths=[2, 1],
+        num_attention_heads=[2, 2],
+        window_size=4,
+        patch_embeds_hidden_size=8,
+        hidden_size=16,
+        **changes,
+    )
 
 
 def save_clap(folder: Path, truncation: str = "rand_trunc", **changes: Any) -> None:
     text = transformers.ClapTextConfig(
-        vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-    )  # fmt: skip
+        vocab_size=16,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+    )
     # A whole CLAP, both towers, as published.
     config = transformers.ClapConfig(
-        text_config=text.to_dict(), audio_config=clap_config(**changes).to_dict(), projection_dim=8, hidden_size=16
+        text_config=text.to_dict(),
+        audio_config=clap_config(**changes).to_dict(),
+        projection_dim=8,
+        hidden_size=16,
     )
     model = transformers.ClapModel(config)
     model.audio_model.audio_encoder.batch_norm.running_mean.fill_(-40.0)
     model.audio_model.audio_encoder.batch_norm.running_var.fill_(400.0)
     model.save_pretrained(folder)
-    transformers.ClapFeatureExtractor(feature_size=16, max_length_s=1, truncation=truncation).save_pretrained(folder)
+    transformers.ClapFeatureExtractor(
+        feature_size=16, max_length_s=1, truncation=truncation
+    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +169,16 @@ def test_features_have_the_stated_shape_and_rate(family: str, make: Callable[...
     seconds = 0.5 if family in WAVE else 2.5  # others: more than two windows
     for samples in (first, first + 1, 3 * first + 17, int(seconds * encoder.sample_rate)):
         features_BLD = encoder(noise(samples))
-        assert features_BLD.shape == (2, encoder.frames(samples), 16) and features_BLD.dtype == torch.float32
+        assert (
+            features_BLD.shape == (2, encoder.frames(samples), 16)
+            and features_BLD.dtype == torch.float32
+        )
         assert features_BLD.isfinite().all()
         expected = samples / encoder.sample_rate * encoder.frame_rate
         assert abs(features_BLD.shape[1] - expected) <= 1 + first / encoder.grid.hop
-    with pytest.raises(StageError, match=f"shorter than the receptive field .*, {first} samples") as caught:
+    with pytest.raises(
+        StageError, match=f"shorter than the receptive field .*, {first} samples"
+    ) as caught:
         encoder(noise(first - 1))
     assert caught.value.hint
 
@@ -148,7 +200,9 @@ def test_grid_of_the_published_waveform_encoder() -> None:
 
 
 @pytest.mark.parametrize("family", ["ast", "whisper", "clap"])
-def test_long_audio_is_read_window_by_window_on_one_grid(family: str, make: Callable[..., Any]) -> None:
+def test_long_audio_is_read_window_by_window_on_one_grid(
+    family: str, make: Callable[..., Any]
+) -> None:
     encoder = make(family)
     grid = encoder.grid
     audio_BN = noise(grid.window * 2 + 1000, rows=1)
@@ -192,15 +246,22 @@ def test_layers_and_their_average(family: str, make: Callable[..., Any]) -> None
     for a, b in ((make(family, 0)(audio_BN), one), (one, two), (two, last)):
         assert (a - b).abs().max() > 1e-3
     # Blocks above the highest layer are not kept; the hash is that of the whole checkpoint.
-    assert sum(p.numel() for p in make(family, 1).parameters()) < sum(p.numel() for p in make(family, 3).parameters())
+    assert sum(p.numel() for p in make(family, 1).parameters()) < sum(
+        p.numel() for p in make(family, 3).parameters()
+    )
     assert make(family, 1).fingerprint() == make(family, "mean").fingerprint()
 
 
 @pytest.mark.parametrize(
     ("family", "stable"),
-    [*((family, False) for family in WAVE), *((family, True) for family in WAVE if family != "data2vec-audio")],
+    [
+        *((family, False) for family in WAVE),
+        *((family, True) for family in WAVE if family != "data2vec-audio"),
+    ],
 )
-def test_layers_are_the_hidden_states_of_transformers(family: str, stable: bool, tmp_path: Path) -> None:
+def test_layers_are_the_hidden_states_of_transformers(
+    family: str, stable: bool, tmp_path: Path
+) -> None:
     """The two arrangements of norms: that of the base and that of the large models."""
     changes = {"do_stable_layer_norm": True, "feat_extract_norm": "layer"} if stable else {}
     torch.manual_seed(1)
@@ -214,14 +275,20 @@ def test_layers_are_the_hidden_states_of_transformers(family: str, stable: bool,
     for k in range(3):
         encoder = make_encoder("transformers", str(tmp_path), k)
         assert torch.allclose(encoder(audio_BN), out.hidden_states[k], atol=1e-5)
-    assert torch.allclose(make_encoder("transformers", str(tmp_path))(audio_BN), out.last_hidden_state, atol=1e-5)
+    assert torch.allclose(
+        make_encoder("transformers", str(tmp_path))(audio_BN), out.last_hidden_state, atol=1e-5
+    )
 
 
 def test_layers_of_clap_are_its_stages(make: Callable[..., Any]) -> None:
     widths = [(make("clap", k).dimension, make("clap", k).frame_rate) for k in range(3)]
     assert widths == [(8, 64), (8, 64), (16, 32)]
     for k in range(3):
-        assert make("clap", k)(noise(24000)).shape == (2, make("clap", k).frames(24000), widths[k][0])
+        assert make("clap", k)(noise(24000)).shape == (
+            2,
+            make("clap", k).frames(24000),
+            widths[k][0],
+        )
     with pytest.raises(StageError, match="cannot be averaged") as caught:
         make("clap", "mean")
     assert "one layer" in caught.value.hint
@@ -232,16 +299,26 @@ def test_last_layer_of_clap_is_what_the_model_returns(make: Callable[..., Any]) 
     audio_BN = noise(encoder.grid.window)
     longer_B1 = torch.zeros(2, 1, dtype=torch.bool)
     out = encoder.network.audio_encoder(encoder.prepare(audio_BN), is_longer=longer_B1)
-    assert torch.allclose(encoder(audio_BN), out.last_hidden_state.mean(2).transpose(1, 2), atol=1e-5)
+    assert torch.allclose(
+        encoder(audio_BN), out.last_hidden_state.mean(2).transpose(1, 2), atol=1e-5
+    )
 
 
-def test_patches_of_ast_are_averaged_over_frequency_in_the_right_order(make: Callable[..., Any]) -> None:
+def test_patches_of_ast_are_averaged_over_frequency_in_the_right_order(
+    make: Callable[..., Any],
+) -> None:
     encoder = make("ast", 0)
     audio_BN = noise(encoder.grid.window, rows=1)
     embeddings = encoder.network.embeddings
-    tokens_BDFT = embeddings.patch_embeddings.projection(encoder.prepare(audio_BN).unsqueeze(1).transpose(2, 3))
-    positions_BTD = embeddings.position_embeddings[:, 2:].unflatten(1, tokens_BDFT.shape[2:]).mean(1)
-    assert torch.allclose(encoder(audio_BN), tokens_BDFT.mean(2).transpose(1, 2) + positions_BTD, atol=1e-5)
+    tokens_BDFT = embeddings.patch_embeddings.projection(
+        encoder.prepare(audio_BN).unsqueeze(1).transpose(2, 3)
+    )
+    positions_BTD = (
+        embeddings.position_embeddings[:, 2:].unflatten(1, tokens_BDFT.shape[2:]).mean(1)
+    )
+    assert torch.allclose(
+        encoder(audio_BN), tokens_BDFT.mean(2).transpose(1, 2) + positions_BTD, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("layer", [4, -5, [1, 9], [], "middle", True, [1.5]])
@@ -260,10 +337,16 @@ def test_normalisation_is_that_of_the_feature_extractor(
 ) -> None:
     encoder = make(family)
     extractor = transformers.AutoFeatureExtractor.from_pretrained(checkpoints[family])
-    for samples in (encoder.receptive_field + 100, encoder.sample_rate // 3, (encoder.grid.window or RATE) - 7):
+    for samples in (
+        encoder.receptive_field + 100,
+        encoder.sample_rate // 3,
+        (encoder.grid.window or RATE) - 7,
+    ):
         audio_BN = noise(samples)
         audio_BN[1, samples // 2 :] = 0.0
-        out = extractor(list(audio_BN.numpy()), sampling_rate=encoder.sample_rate, return_tensors="np")
+        out = extractor(
+            list(audio_BN.numpy()), sampling_rate=encoder.sample_rate, return_tensors="np"
+        )
         theirs = np.asarray(out["input_values" if "input_values" in out else "input_features"])
         ours = encoder.prepare(audio_BN)
         assert ours.shape == theirs.shape
@@ -274,10 +357,14 @@ def test_normalisation_is_that_of_the_feature_extractor(
 def test_filter_banks_are_those_of_kaldi() -> None:
     audio_BN = noise(5000)
     theirs = [
-        torchaudio.compliance.kaldi.fbank(row[None], sample_frequency=16000.0, window_type="hanning", num_mel_bins=128)
+        torchaudio.compliance.kaldi.fbank(
+            row[None], sample_frequency=16000.0, window_type="hanning", num_mel_bins=128
+        )
         for row in audio_BN
     ]
-    assert torch.allclose(KaldiMel(sample_rate=RATE, n_mels=128)(audio_BN), torch.stack(theirs), atol=1e-4)
+    assert torch.allclose(
+        KaldiMel(sample_rate=RATE, n_mels=128)(audio_BN), torch.stack(theirs), atol=1e-4
+    )
 
 
 def test_fill() -> None:
@@ -292,7 +379,9 @@ def test_fused_clap_uses_its_filters_and_its_global_branch(tmp_path: Path) -> No
     encoder: Any = make_encoder("transformers", str(tmp_path))
     extractor = transformers.ClapFeatureExtractor.from_pretrained(tmp_path)
     audio_BN = noise(20000)
-    theirs = extractor(list(audio_BN.numpy()), sampling_rate=48000, return_tensors="np")["input_features"]
+    theirs = extractor(list(audio_BN.numpy()), sampling_rate=48000, return_tensors="np")[
+        "input_features"
+    ]
     assert np.abs(encoder.prepare(audio_BN).numpy() - theirs).max() < 2e-2
     features_BLD = encoder(audio_BN)
     assert features_BLD.shape == (2, 13, 16) and torch.equal(features_BLD, encoder(audio_BN))
@@ -335,7 +424,9 @@ def test_float32_under_autocast(family: str, make: Callable[..., Any]) -> None:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def test_weights_come_from_the_folder(make: Callable[..., Any], checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_come_from_the_folder(
+    make: Callable[..., Any], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     again = make_encoder("transformers", str(checkpoints["hubert"]))
     assert again.fingerprint() == make("hubert").fingerprint() and len(again.fingerprint()) == 16
     save_wave(tmp_path, "hubert")  # other random weights
@@ -353,7 +444,9 @@ def test_weights_in_the_older_format(checkpoints: dict[str, Path], tmp_path: Pat
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     expected = make_encoder("transformers", str(source))
     assert make_encoder("transformers", str(tmp_path)).fingerprint() == expected.fingerprint()
-    torch.save({**tensors, "code": Path("x")}, tmp_path / "pytorch_model.bin")  # an object, not a tensor
+    torch.save(
+        {**tensors, "code": Path("x")}, tmp_path / "pytorch_model.bin"
+    )  # an object, not a tensor
     with pytest.raises(StageError, match="weights cannot be loaded"):
         make_encoder("transformers", str(tmp_path))
 
@@ -363,28 +456,38 @@ def test_hub_id(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -
 
     def snapshot(source: str, allow_patterns: list[str]) -> str:
         asked.append(source)
-        assert "pytorch_model.bin" not in allow_patterns and not any("*.py" in p for p in allow_patterns)
+        assert "pytorch_model.bin" not in allow_patterns and not any(
+            "*.py" in p for p in allow_patterns
+        )
         return str(checkpoints["hubert"])
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     encoder = make_encoder("transformers", "facebook/hubert-base-ls960", 2)
-    assert encoder.name == "transformers:facebook/hubert-base-ls960" and asked == ["facebook/hubert-base-ls960"]
+    assert encoder.name == "transformers:facebook/hubert-base-ls960" and asked == [
+        "facebook/hubert-base-ls960"
+    ]
 
 
 def test_unreachable_hub_says_to_name_a_local_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(StageError, match="encoder nobody/nothing cannot be fetched from the model hub") as caught:
+    with pytest.raises(
+        StageError, match="encoder nobody/nothing cannot be fetched from the model hub"
+    ) as caught:
         make_encoder("transformers", "nobody/nothing")
     assert "local folder" in caught.value.hint
 
 
-def test_folder_missing_empty_or_of_another_model(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_folder_missing_empty_or_of_another_model(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(StageError, match="does not exist") as caught:
         make_encoder("transformers", str(tmp_path / "nothing"))
     assert "local folder" in caught.value.hint
     with pytest.raises(StageError, match=r"no config\.json"):
         make_encoder("transformers", str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "auto_map": {"AutoModel": "code.Model"}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "bert", "auto_map": {"AutoModel": "code.Model"}})
+    )
     with pytest.raises(StageError, match="'bert', which is not supported") as caught:
         make_encoder("transformers", str(tmp_path))
     assert "wavlm" in caught.value.hint
@@ -402,7 +505,9 @@ def test_missing_tensors(checkpoints: dict[str, Path], tmp_path: Path) -> None:
 
     shutil.copytree(checkpoints["wav2vec2"], tmp_path, dirs_exist_ok=True)
     tensors = load_file(tmp_path / "model.safetensors")
-    mask = tensors.pop("masked_spec_embed")  # not used here: its absence is fine, its random stand-in is not hashed
+    mask = tensors.pop(
+        "masked_spec_embed"
+    )  # not used here: its absence is fine, its random stand-in is not hashed
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     first, second = (make_encoder("transformers", str(tmp_path)).fingerprint() for _ in range(2))
     assert first == second and mask is not None
@@ -417,7 +522,10 @@ def test_missing_tensors(checkpoints: dict[str, Path], tmp_path: Path) -> None:
 def test_feature_extractor_of_another_length(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     for family, extractor in (
         ("whisper", transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=2)),
-        ("clap", transformers.ClapFeatureExtractor(feature_size=16, max_length_s=1, sampling_rate=44100)),
+        (
+            "clap",
+            transformers.ClapFeatureExtractor(feature_size=16, max_length_s=1, sampling_rate=44100),
+        ),
     ):
         folder = tmp_path / family
         shutil.copytree(checkpoints[family], folder)
@@ -438,14 +546,27 @@ def test_unknown_kind_names_those_there_are() -> None:
 
 def tiny_bundle_model(**changes: Any) -> torch.nn.Module:
     torch.manual_seed(2)
-    return torchaudio.models.wav2vec2_model(**{
-        "extractor_mode": "group_norm", "extractor_conv_layer_config": [(8, 10, 5), (8, 3, 2)],
-        "extractor_conv_bias": False, "encoder_embed_dim": 16, "encoder_projection_dropout": 0.1,
-        "encoder_pos_conv_kernel": 4, "encoder_pos_conv_groups": 2, "encoder_num_layers": 3, "encoder_num_heads": 2,
-        "encoder_attention_dropout": 0.1, "encoder_ff_interm_features": 32, "encoder_ff_interm_dropout": 0.1,
-        "encoder_dropout": 0.1, "encoder_layer_norm_first": False, "encoder_layer_drop": 0.1, "aux_num_out": None,
-        **changes,
-    })  # fmt: skip
+    return torchaudio.models.wav2vec2_model(
+        **{
+            "extractor_mode": "group_norm",
+            "extractor_conv_layer_config": [(8, 10, 5), (8, 3, 2)],
+            "extractor_conv_bias": False,
+            "encoder_embed_dim": 16,
+            "encoder_projection_dropout": 0.1,
+            "encoder_pos_conv_kernel": 4,
+            "encoder_pos_conv_groups": 2,
+            "encoder_num_layers": 3,
+            "encoder_num_heads": 2,
+            "encoder_attention_dropout": 0.1,
+            "encoder_ff_interm_features": 32,
+            "encoder_ff_interm_dropout": 0.1,
+            "encoder_dropout": 0.1,
+            "encoder_layer_norm_first": False,
+            "encoder_layer_drop": 0.1,
+            "aux_num_out": None,
+            **changes,
+        }
+    )
 
 
 @pytest.fixture
@@ -455,8 +576,12 @@ def bundle(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def call(layer: Any = -1, wrap: bool = False, **changes: Any) -> Any:
         model = tiny_bundle_model(**changes)
         if wrap:
-            model = torchaudio.pipelines._wav2vec2.utils._extend_model(model, normalize_waveform=True)
-        monkeypatch.setattr(torchaudio.pipelines.Wav2Vec2Bundle, "get_model", lambda self: model.eval())
+            model = torchaudio.pipelines._wav2vec2.utils._extend_model(
+                model, normalize_waveform=True
+            )
+        monkeypatch.setattr(
+            torchaudio.pipelines.Wav2Vec2Bundle, "get_model", lambda self: model.eval()
+        )
         return make_encoder("torchaudio", "HUBERT_BASE", layer)
 
     return call
@@ -473,7 +598,11 @@ def test_bundle(bundle: Callable[..., Any], first: bool) -> None:
     assert torch.allclose(features[3], model(audio_BN)[0], atol=1e-5)
     encoder = bundle([1, 2], encoder_layer_norm_first=first)
     assert torch.allclose(encoder(audio_BN), (features[1] + features[2]) / 2, atol=1e-5)
-    assert (encoder.name, encoder.sample_rate, encoder.band) == ("torchaudio:HUBERT_BASE", 16000, 8000)
+    assert (encoder.name, encoder.sample_rate, encoder.band) == (
+        "torchaudio:HUBERT_BASE",
+        16000,
+        8000,
+    )
     assert (encoder.dimension, encoder.frame_rate, encoder.receptive_field) == (16, 1600, 20)
     assert encoder.fingerprint() == bundle(encoder_layer_norm_first=first).fingerprint()
     features[3].square().sum().backward()
@@ -489,7 +618,9 @@ def test_normalising_bundle_treats_each_clip_alone(bundle: Callable[..., Any]) -
     assert torch.allclose(encoder(audio_BN)[:1], theirs, atol=1e-5)
 
 
-def test_bundle_errors(bundle: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bundle_errors(
+    bundle: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with pytest.raises(StageError, match="no SSL bundle 'hubert_base'") as caught:
         make_encoder("torchaudio", "hubert_base")
     assert "did you mean HUBERT_BASE" in caught.value.hint and "CONVTASNET" not in caught.value.hint
@@ -501,7 +632,9 @@ def test_bundle_errors(bundle: Callable[..., Any], monkeypatch: pytest.MonkeyPat
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchaudio.pipelines._wav2vec2.utils.load_state_dict_from_url", offline)
-    with pytest.raises(StageError, match=r"WAV2VEC2_BASE cannot be had \(no route to host\)") as caught:
+    with pytest.raises(
+        StageError, match=r"WAV2VEC2_BASE cannot be had \(no route to host\)"
+    ) as caught:
         make_encoder("torchaudio", "WAV2VEC2_BASE")
     assert "local folder" in caught.value.hint
 
@@ -511,9 +644,12 @@ def test_bundle_errors(bundle: Callable[..., Any], monkeypatch: pytest.MonkeyPat
 
 def check(encoder: Encoder, **changes: Any) -> None:
     keywords: dict[str, Any] = {
-        "task": "sr", "sample_rate": 16000, "restored_band": (2000.0, 8000.0), "clip_seconds": 1.0,
+        "task": "sr",
+        "sample_rate": 16000,
+        "restored_band": (2000.0, 8000.0),
+        "clip_seconds": 1.0,
         "judge_name": "bundled:judge",
-    }  # fmt: skip
+    }
     check_monitor(encoder, **{**keywords, **changes})
 
 
@@ -525,13 +661,17 @@ def test_monitor_that_fits(make: Callable[..., Any]) -> None:
 
 
 def test_monitor_that_does_not_hear_the_restored_band(make: Callable[..., Any]) -> None:
-    with pytest.raises(StageError, match="hears up to 8000 Hz, but task sr restores 4000 to 22050 Hz") as caught:
+    with pytest.raises(
+        StageError, match="hears up to 8000 Hz, but task sr restores 4000 to 22050 Hz"
+    ) as caught:
         check(make("hubert"), sample_rate=44100, restored_band=(4000.0, 22050.0))
     assert "full-band" in caught.value.hint
 
 
 def test_monitor_with_clips_too_short(make: Callable[..., Any]) -> None:
-    with pytest.raises(StageError, match=r"needs 0\.175 s of audio, the clips have 0\.1 s") as caught:
+    with pytest.raises(
+        StageError, match=r"needs 0\.175 s of audio, the clips have 0\.1 s"
+    ) as caught:
         check(make("ast"), clip_seconds=0.1)
     assert "data.seconds" in caught.value.hint
     check(make("ast"), clip_seconds=0.175)
@@ -548,4 +688,6 @@ def test_monitor_that_is_the_judge(make: Callable[..., Any], checkpoints: dict[s
         with pytest.raises(StageError, match="also the judge") as caught:
             check(encoder, **changes)
         assert "another encoder" in caught.value.hint
-    assert not same_checkpoint("bundled:judge", "bundled:teacher") and not same_checkpoint("a:x", "b:x")
+    assert not same_checkpoint("bundled:judge", "bundled:teacher") and not same_checkpoint(
+        "a:x", "b:x"
+    )

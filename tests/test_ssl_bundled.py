@@ -28,7 +28,9 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
 
 
 def noise(seconds: float, batch: int = 1, level: float = 0.1) -> torch.Tensor:
-    return level * torch.randn(batch, round(seconds * RATE), generator=torch.Generator().manual_seed(0))
+    return level * torch.randn(
+        batch, round(seconds * RATE), generator=torch.Generator().manual_seed(0)
+    )
 
 
 def cosine_distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -69,7 +71,8 @@ def test_a_clip_does_not_depend_on_its_neighbours_or_on_the_call(encoder: Encode
 
 
 def test_the_first_window_of_long_audio_is_read_as_if_alone() -> None:
-    judge, audio_BN = make_encoder("bundled", "judge"), noise(3)
+    judge = make_encoder("bundled", "judge")
+    audio_BN = noise(3)
     assert judge.grid.window is not None and judge.grid.chunk is not None
     alone_BLD = judge(audio_BN[:, : judge.grid.window])
     assert alone_BLD.shape[1] == judge.grid.chunk
@@ -108,9 +111,14 @@ def test_silence_between_sounds_keeps_the_gradient_finite(encoder: Encoder) -> N
 def test_missing_high_frequencies_are_heard(encoder: Encoder) -> None:
     """White noise without what is above 8 kHz is further from itself than other white noise is."""
     audio_BN, other_BN = noise(1, batch=2).split(1)
-    low_BN = torchaudio.functional.resample(torchaudio.functional.resample(audio_BN, RATE, 16000), 16000, RATE)
-    full_BLD, other_BLD, low_BLD = encoder(audio_BN), encoder(other_BN), encoder(low_BN[:, : audio_BN.shape[1]])
-    change, chance = (full_BLD - low_BLD).norm(dim=-1).mean(), (full_BLD - other_BLD).norm(dim=-1).mean()
+    low_BN = torchaudio.functional.resample(
+        torchaudio.functional.resample(audio_BN, RATE, 16000), 16000, RATE
+    )
+    full_BLD = encoder(audio_BN)
+    other_BLD = encoder(other_BN)
+    low_BLD = encoder(low_BN[:, : audio_BN.shape[1]])
+    change = (full_BLD - low_BLD).norm(dim=-1).mean()
+    chance = (full_BLD - other_BLD).norm(dim=-1).mean()
     assert change > 1.2 * chance
     assert change > 0.2 * full_BLD.norm(dim=-1).mean()
 
@@ -123,10 +131,12 @@ def test_the_top_band_reaches_the_features(encoder: Encoder) -> None:
 
 
 def test_layers(encoder: Encoder) -> None:
-    model, audio_BN = encoder.name.partition(":")[2], noise(0.5)
+    model = encoder.name.partition(":")[2]
+    audio_BN = noise(0.5)
     depth = len(NETWORKS[model]().blocks)
     assert encoder.layers == (depth,)
-    last_BLD, first_BLD = encoder(audio_BN), make_encoder("bundled", model, 1)(audio_BN)
+    last_BLD = encoder(audio_BN)
+    first_BLD = make_encoder("bundled", model, 1)(audio_BN)
     assert torch.equal(last_BLD, make_encoder("bundled", model, depth)(audio_BN))
     assert first_BLD.shape == last_BLD.shape and not torch.allclose(first_BLD, last_BLD)
     both_BLD = make_encoder("bundled", model, [1, depth])(audio_BN)
@@ -145,7 +155,9 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         make_encoder("bundled", "../judge")
 
 
-def test_unreadable_weights_are_an_error_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_weights_are_an_error_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("stagecli.ssl.bundled.WEIGHTS", tmp_path)
     with pytest.raises(StageError, match="cannot be read"):
         make_encoder("bundled", "teacher")
@@ -170,7 +182,8 @@ def test_the_files_are_small_half_precision_and_say_how_they_were_made() -> None
 
 
 def test_log_mel_of_silence_of_a_full_scale_sine_and_of_an_empty_band() -> None:
-    mel, time_N = BandMel(), torch.arange(RATE) / RATE
+    mel = BandMel()
+    time_N = torch.arange(RATE) / RATE
     assert torch.allclose(mel.power(torch.zeros(1, RATE)), torch.zeros(()))
     powers_BTC = mel.power(torch.sin(2 * torch.pi * 1000 * time_N)[None])
     assert 0.5 < float(powers_BTC.max()) < 2.0
@@ -194,20 +207,30 @@ def clips_of_digits(folder: Path, split: str, count: int) -> list[tuple[np.ndarr
 def nearest_centroid(encoder: Encoder, known: list[Any], asked: list[Any]) -> float:
     def embed(clips: list[Any]) -> tuple[torch.Tensor, list[str]]:
         pieces = [encoder(torch.from_numpy(audio)[None])[0] for audio, _ in clips]
-        return torch.stack([torch.cat([x.mean(0), x.std(0, correction=0)]) for x in pieces]), [d for _, d in clips]
+        return torch.stack([torch.cat([x.mean(0), x.std(0, correction=0)]) for x in pieces]), [
+            d for _, d in clips
+        ]
 
-    (x, labels), (y, answers) = embed(known), embed(asked)
-    mean, deviation = x.mean(0), x.std(0).clamp_min(1e-5)
-    x, y = (x - mean) / deviation, (y - mean) / deviation
+    (x, labels) = embed(known)
+    (y, answers) = embed(asked)
+    mean = x.mean(0)
+    deviation = x.std(0).clamp_min(1e-5)
+    x = (x - mean) / deviation
+    y = (y - mean) / deviation
     digits = sorted(set(labels))
     centroids = torch.stack([x[[label == digit for label in labels]].mean(0) for digit in digits])
     guesses = torch.cdist(y, centroids).argmin(1)
-    return float(np.mean([digits[int(g)] == answer for g, answer in zip(guesses, answers, strict=True)]))
+    return float(
+        np.mean([digits[int(g)] == answer for g, answer in zip(guesses, answers, strict=True)])
+    )
 
 
-def test_features_separate_digits_better_than_those_of_a_random_network(data_dir: Path, encoder: Encoder) -> None:
+def test_features_separate_digits_better_than_those_of_a_random_network(
+    data_dir: Path, encoder: Encoder
+) -> None:
     model = encoder.name.partition(":")[2]
-    known, asked = clips_of_digits(data_dir, "train", 12), clips_of_digits(data_dir, "valid", 12)
+    known = clips_of_digits(data_dir, "train", 12)
+    asked = clips_of_digits(data_dir, "valid", 12)
     torch.manual_seed(0)
     twin = BundledEncoder(NETWORKS[model](), model, -1)
     with torch.no_grad():

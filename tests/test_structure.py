@@ -16,15 +16,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_resume import attempts, facts, killed, weights
 
-from stagecli import recipe as recipes
-from stagecli.checkpoint import pack, unpack
 from stagecli.errors import StageError
+from stagecli.flow.objective import Result
 from stagecli.model.dit import Block
-from stagecli.objective import Result
+from stagecli.recipe import load as recipes
 from stagecli.report import structure as report_structure
+from stagecli.runs.checkpoint import pack, unpack
 from stagecli.stage import grouping, registry
 from stagecli.stage.base import Plan, Probe, Signals
-from stagecli.stage.structure import CHECK, EVERY, EVERY_TYPE, TURNS, TYPES, StructureMechanism, StructureOptions
+from stagecli.stage.structure import (
+    CHECK,
+    EVERY,
+    EVERY_TYPE,
+    TURNS,
+    TYPES,
+    StructureMechanism,
+    StructureOptions,
+)
 
 STEPS = 12
 BASE: dict[str, Any] = {
@@ -41,7 +49,9 @@ RESULT = Result(torch.zeros(1), *[torch.zeros(1, 1, 1)] * 2, torch.zeros(1))
 @pytest.fixture(autouse=True, scope="module")
 def _registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.MECHANISMS, "structure", "stagecli.stage.structure:StructureMechanism")
+        patch.setitem(
+            registry.MECHANISMS, "structure", "stagecli.stage.structure:StructureMechanism"
+        )
         yield
 
 
@@ -56,10 +66,14 @@ class Blocks(torch.nn.Module):
 
 def recipe_of(folder: Path, depth: int = 12, **changes: Any) -> Any:
     table = {"train__steps": 1000, "stage__structure__seed": 0, **changes}
-    return recipes.load(write_recipe(folder / "s.toml", "t2a", **{**BASE, "model__depth": depth, **table}))
+    return recipes.load(
+        write_recipe(folder / "s.toml", "t2a", **{**BASE, "model__depth": depth, **table})
+    )
 
 
-def mechanism(folder: Path, depth: int = 12, network: torch.nn.Module | None = None, **options: Any) -> Any:
+def mechanism(
+    folder: Path, depth: int = 12, network: torch.nn.Module | None = None, **options: Any
+) -> Any:
     made = StructureMechanism(StructureOptions(**options), recipe_of(folder, depth))
     made.attach(network or Blocks(depth), None)
     return made
@@ -70,7 +84,9 @@ def signals(step: int, average: Any = None, valid: Any = None, norm: float = 1.0
     return Signals(step, torch.zeros(1), torch.zeros(1), norm, 1.0, probe, average, valid)
 
 
-def drawn(correlation_LL: np.ndarray, network: torch.nn.Module, probes: int, seed: int) -> Iterator[dict[str, Any]]:
+def drawn(
+    correlation_LL: np.ndarray, network: torch.nn.Module, probes: int, seed: int
+) -> Iterator[dict[str, Any]]:
     """Averaged weights of a network whose blocks' updates have these correlations along the depth, probe by probe."""
     values, vectors = np.linalg.eigh(correlation_LL)
     mix = torch.from_numpy(vectors * np.sqrt(np.clip(values, 0, None))).float()
@@ -80,7 +96,9 @@ def drawn(correlation_LL: np.ndarray, network: torch.nn.Module, probes: int, see
         if name.endswith("weight") and any(f".{kind}." in name for kind in TYPES):
             of.setdefault(name.split(".", 2)[2], []).append(name)
     weights = {name: p.detach().clone() for name, p in network.named_parameters()}
-    for names in of.values():  # from equal weights on, so that equal updates change their moments alike
+    for (
+        names
+    ) in of.values():  # from equal weights on, so that equal updates change their moments alike
         weights |= dict.fromkeys(names, weights[names[0]])
     for _ in range(probes):
         yield weights
@@ -108,7 +126,8 @@ def drift(depth: int, length: float, warp: float) -> np.ndarray:
 
 def grouped(labels: list[int], inside: float = 0.5, outside: float = 0.25) -> np.ndarray:
     """Groups on top of a fall with the distance in depth."""
-    of, at = np.array(labels), np.arange(len(labels))
+    of = np.array(labels)
+    at = np.arange(len(labels))
     fall = outside * np.exp(-np.abs(at[:, None] - at[None]) / 6)
     return fall + (inside - outside) * (of[:, None] == of[None])
 
@@ -142,7 +161,14 @@ def test_the_dynamic_programme_is_exact(depth: int, seed: int) -> None:
 
 
 def test_every_partition_is_counted() -> None:
-    assert [len(list(grouping.every_partition(depth))) for depth in (4, 5, 6, 7, 8, 12)] == [1, 2, 4, 7, 12, 88]
+    assert [len(list(grouping.every_partition(depth))) for depth in (4, 5, 6, 7, 8, 12)] == [
+        1,
+        2,
+        4,
+        7,
+        12,
+        88,
+    ]
     assert [max(grouping.counts(depth)) for depth in (4, 6, 12, 24)] == [2, 3, 6, 6]
 
 
@@ -179,7 +205,8 @@ def test_sketches_are_linear_and_keep_cosines_within_the_stated_error() -> None:
     x, z = torch.randn(2, 3000, generator=generator)
     for cosine in (0.0, 0.5, 0.9):
         y = cosine * x / x.norm() + math.sqrt(1 - cosine**2) * z / z.norm()
-        exact, found = float(torch.cosine_similarity(x, y, dim=0)), []
+        exact = float(torch.cosine_similarity(x, y, dim=0))
+        found = []
         for seed in range(60):
             sketch = grouping.Sketch.make(3000, 512, seed, torch.device("cpu"))
             found.append(float(torch.cosine_similarity(sketch(x), sketch(y), dim=0)))
@@ -239,7 +266,9 @@ def test_ideal_groups_are_found_and_a_pure_fall_has_none() -> None:
 # -- does it act where it should -------------------------------------------------------------------
 
 
-def activated(made: Any, C_LL: np.ndarray, network: torch.nn.Module, seed: int, probes: int) -> tuple[bool, list[dict]]:
+def activated(
+    made: Any, C_LL: np.ndarray, network: torch.nn.Module, seed: int, probes: int
+) -> tuple[bool, list[dict]]:
     """Whether the mechanism acts within so many probes, and the rows of the probes."""
     rows = []
     for k, average in enumerate(drawn(C_LL, network, probes, seed), 1):
@@ -254,12 +283,20 @@ def activated(made: Any, C_LL: np.ndarray, network: torch.nn.Module, seed: int, 
 @pytest.mark.parametrize("kind", ["drift", "groups"])
 def test_groups_activate_and_a_smooth_drift_does_not(kind: str, tmp_path: Path) -> None:
     """200 trials of 10 probes at depth 12; `pytest tests/test_structure.py -k activate -s` prints the figures."""
-    network, rng, sketches, acted, rows = Blocks(12, width=12), np.random.default_rng(5), {}, [], []
+    network = Blocks(12, width=12)
+    rng = np.random.default_rng(5)
+    sketches = {}
+    acted = []
+    rows = []
     drifts = [drift(12, length, warp) for length in (2, 3, 4, 6) for warp in (1.0, 0.67, 1.5)]
     sizes = [(4, 4, 4), (3, 5, 4), (6, 6), (5, 7), (2, 4, 6)]
     recipe = recipe_of(tmp_path)
     for k in range(200):
-        C_LL = drifts[k % len(drifts)] if kind == "drift" else grouped(of_sizes(*sizes[k % len(sizes)]))
+        C_LL = (
+            drifts[k % len(drifts)]
+            if kind == "drift"
+            else grouped(of_sizes(*sizes[k % len(sizes)]))
+        )
         made = StructureMechanism(StructureOptions(seed=k), recipe)
         made.attach(network, None)
         made.sketches = sketches  # the same maps in every trial: making them is most of the time
@@ -267,18 +304,19 @@ def test_groups_activate_and_a_smooth_drift_does_not(kind: str, tmp_path: Path) 
         acted.append(did)
         rows += found[5:]
     z, change = ([row[f"structure_{name}"] for row in rows] for name in ("z", "change"))
-    numbers = (
-        f"z median {np.median(z):.2f}, 95 % {np.quantile(z, 0.95):.2f}; change of S median {np.median(change):.3f}"
-    )
+    numbers = f"z median {np.median(z):.2f}, 95 % {np.quantile(z, 0.95):.2f}; change of S median {np.median(change):.3f}"
     print(f"\n{kind}: {sum(acted)} of {len(acted)} trials activate; {numbers}")
     assert sum(acted) < 4 if kind == "drift" else sum(acted) > 190
 
 
 def test_every_condition_is_needed(tmp_path: Path) -> None:
-    network, C_LL = Blocks(12), grouped(of_sizes(6, 6), 0.8, 0.1)
+    network = Blocks(12)
+    C_LL = grouped(of_sizes(6, 6), 0.8, 0.1)
     assert activated(mechanism(tmp_path, network=network), C_LL, network, 0, 10)[0]
     for options in ({"z": 99.0}, {"change": 1e-4}):
-        assert not activated(mechanism(tmp_path, network=network, **options), C_LL, network, 0, 10)[0]
+        assert not activated(mechanism(tmp_path, network=network, **options), C_LL, network, 0, 10)[
+            0
+        ]
     waits = mechanism(tmp_path, network=network)
     for k, average in enumerate(drawn(C_LL, network, 12, 0), 1):
         waits.plan(k, Plan(r=0.49 if k < 9 else 0.5))
@@ -289,14 +327,17 @@ def test_every_condition_is_needed(tmp_path: Path) -> None:
 
 def test_moments_find_groups_whose_hidden_units_are_in_another_order(tmp_path: Path) -> None:
     """Two blocks that do the same with their units in another order change alike; their raw weights do not."""
-    network, C_LL, order = Blocks(12), grouped(of_sizes(6, 6), 0.8, 0.1), np.random.default_rng(0)
+    network = Blocks(12)
+    C_LL = grouped(of_sizes(6, 6), 0.8, 0.1)
+    order = np.random.default_rng(0)
     orders = {k: torch.from_numpy(order.permutation(32)) for k in range(12)}
     heads = {k: torch.from_numpy(order.permutation(8)) for k in range(12)}
 
     def permuted(name: str, W: torch.Tensor) -> torch.Tensor:
         if W.ndim != 2 or "modulation" in name:
             return W
-        block, kind = int(name.split(".")[1]), name.split(".")[-2]
+        block = int(name.split(".")[1])
+        kind = name.split(".")[-2]
         units = (orders if kind.startswith("fc") else heads)[block]
         return W[:, units] if kind in ("o", "fc2") else W[units]
 
@@ -315,7 +356,8 @@ def test_moments_find_groups_whose_hidden_units_are_in_another_order(tmp_path: P
 
 
 def test_the_event_says_why_and_names_the_groups(tmp_path: Path) -> None:
-    network, labels = Blocks(12), of_sizes(6, 6)
+    network = Blocks(12)
+    labels = of_sizes(6, 6)
     made = mechanism(tmp_path, network=network)
     for k, average in enumerate(drawn(grouped(labels, 0.8, 0.1), network, 10, 0), 1):
         made.plan(k, Plan(r=0.7))
@@ -332,7 +374,8 @@ def test_the_event_says_why_and_names_the_groups(tmp_path: Path) -> None:
 
 
 def test_controls_choose_other_groups(tmp_path: Path) -> None:
-    network, labels = Blocks(12), of_sizes(3, 4, 5)
+    network = Blocks(12)
+    labels = of_sizes(3, 4, 5)
     chosen = {}
     for kind in ("measured", "shuffled", "random", "thirds"):
         made = mechanism(tmp_path, network=network, groups=kind, when="always", seed=3)
@@ -364,9 +407,13 @@ def test_random_groups_need_no_measurement_and_a_step_is_waited_for(tmp_path: Pa
 # -- the term --------------------------------------------------------------------------------------
 
 
-def acting(folder: Path, labels: list[int], network: torch.nn.Module | None = None, **options: Any) -> Any:
+def acting(
+    folder: Path, labels: list[int], network: torch.nn.Module | None = None, **options: Any
+) -> Any:
     """A mechanism whose term acts since step 0, with these groups."""
-    made = mechanism(folder, len(labels), network, **{"when": "always", "groups": "random", **options})
+    made = mechanism(
+        folder, len(labels), network, **{"when": "always", "groups": "random", **options}
+    )
     made._choose = lambda: tuple(labels)
     made.observe(signals(0))
     assert made.state == "active"
@@ -376,7 +423,9 @@ def acting(folder: Path, labels: list[int], network: torch.nn.Module | None = No
 def test_identical_blocks_and_blocks_alone_are_not_pulled(tmp_path: Path) -> None:
     network = Blocks(4)
     alone = acting(tmp_path, [0, 1, 2, 3], network)
-    gradients = torch.autograd.grad(alone.term(), [w for kind in TYPES for w in alone.matrices[kind]])
+    gradients = torch.autograd.grad(
+        alone.term(), [w for kind in TYPES for w in alone.matrices[kind]]
+    )
     assert max(float(g.abs().max()) for g in gradients) < 1e-6
     for block in network.blocks[1:]:
         block.load_state_dict(network.blocks[0].state_dict())
@@ -400,10 +449,8 @@ def test_the_term_does_not_see_the_order_of_hidden_units(tmp_path: Path) -> None
 def test_steps_along_the_term_bring_a_group_together_and_no_groups_closer(tmp_path: Path) -> None:
     network = Blocks(6, width=16)
     made = acting(tmp_path, [0, 0, 0, 1, 1, 1], network)
-    inside, apart = (
-        float(made.term().detach()),
-        grouping.between(made._moments(EVERY_TYPE), made.labels)[:, 0, 1].mean(),
-    )
+    inside = float(made.term().detach())
+    apart = grouping.between(made._moments(EVERY_TYPE), made.labels)[:, 0, 1].mean()
     weights = [w for kind in TYPES for w in made.matrices[kind]]
     for _ in range(60):
         for w, g in zip(weights, torch.autograd.grad(made.term(), weights), strict=True):
@@ -419,7 +466,9 @@ def test_the_hinge_acts_only_past_the_similarity_at_activation(tmp_path: Path) -
 
     def hinge(ceiling: torch.Tensor, beta: float = 1.0) -> float:
         both = grouping.pull_and_hinge(moments, made.labels, ceiling, beta).mean()
-        return float((both - grouping.pull_and_hinge(moments, made.labels, ceiling, 0.0).mean()).detach())
+        return float(
+            (both - grouping.pull_and_hinge(moments, made.labels, ceiling, 0.0).mean()).detach()
+        )
 
     ceiling = made.ceiling_MGG
     assert hinge(ceiling) == 0.0  # at activation, exactly
@@ -439,7 +488,9 @@ def test_the_hinge_acts_only_past_the_similarity_at_activation(tmp_path: Path) -
 
 def test_the_ramp_is_a_half_cosine_and_the_size_is_the_share_and_the_cap(tmp_path: Path) -> None:
     made = acting(tmp_path, of_sizes(2, 2))
-    made.level, made.level_norm = 2.0, 0.5  # running gradient norm 4
+    # running gradient norm 4
+    made.level = 2.0
+    made.level_norm = 0.5
     weights = [w for kind in TYPES for w in made.matrices[kind]]
 
     def ratio(step: int) -> float:
@@ -460,7 +511,9 @@ def test_the_ramp_is_a_half_cosine_and_the_size_is_the_share_and_the_cap(tmp_pat
     for step in (0, 10, 24, 48, 50, 400):  # the ramp is 50 of 1000 steps
         expected = 0.03 * (1 - math.cos(math.pi * min(1, (step + 1) / 50))) / 2
         assert ratio(step) == pytest.approx(expected, rel=1e-4)
-    made.reference /= 10  # as if the gradient had grown tenfold since the ramp's end: 30 % without the cap
+    made.reference /= (
+        10  # as if the gradient had grown tenfold since the ramp's end: 30 % without the cap
+    )
     assert ratio(402) == pytest.approx(0.1, rel=1e-4)
     assert made.metrics()["gradient_ratio"] == pytest.approx(0.1)
     made.unit = 0.0
@@ -471,10 +524,12 @@ def test_each_type_in_turn_adds_up_to_the_whole_term(tmp_path: Path) -> None:
     """Over twelve steps the gradients are those of the whole term at each of them, and each touches one type only."""
     made = acting(tmp_path, of_sizes(3, 3))
     made.ceiling_MGG -= 0.05  # so that the hinge is in it
-    made.level, made.level_norm = 1.0, 1.0
+    made.level = 1.0
+    made.level_norm = 1.0
     weights = [w for kind in TYPES for w in made.matrices[kind]]
     whole = torch.autograd.grad(made.term(), weights)
-    total, single = [torch.zeros_like(w) for w in weights], []
+    total = [torch.zeros_like(w) for w in weights]
+    single = []
     for step in range(CHECK, CHECK + TURNS):  # past the ramp
         made.plan(step, Plan())
         term = made.loss(RESULT)
@@ -492,10 +547,14 @@ def test_each_type_in_turn_adds_up_to_the_whole_term(tmp_path: Path) -> None:
         assert torch.allclose(ours, TURNS * theirs, atol=1e-6)
     assert made.metrics()["value"] == pytest.approx(float(made.term().detach()), rel=1e-5)
     # Of one step, which clipping sees, in the root mean square: 2 sqrt(6) times the share, which is of the mean.
-    assert math.sqrt(np.mean(np.square(single))) == pytest.approx(EVERY * math.sqrt(6) * 0.03, rel=1e-4)
+    assert math.sqrt(np.mean(np.square(single))) == pytest.approx(
+        EVERY * math.sqrt(6) * 0.03, rel=1e-4
+    )
 
 
-def test_the_gradient_is_measured_at_intervals_and_the_reference_settles_with_the_ramp(tmp_path: Path) -> None:
+def test_the_gradient_is_measured_at_intervals_and_the_reference_settles_with_the_ramp(
+    tmp_path: Path,
+) -> None:
     made = acting(tmp_path, of_sizes(2, 2), ramp=0.3)
     seen = []
     for step in range(3 * CHECK + 1):
@@ -504,7 +563,11 @@ def test_the_gradient_is_measured_at_intervals_and_the_reference_settles_with_th
         seen.append((made.unit, made.reference))
         with torch.no_grad():
             made.matrices["q"][0].mul_(1.01)
-    assert [k for k in range(1, len(seen)) if seen[k][0] != seen[k - 1][0]] == [CHECK, 2 * CHECK, 3 * CHECK]
+    assert [k for k in range(1, len(seen)) if seen[k][0] != seen[k - 1][0]] == [
+        CHECK,
+        2 * CHECK,
+        3 * CHECK,
+    ]
     assert seen[-1][1] == seen[2 * CHECK][0] != seen[-1][0]  # step 360 is past the ramp of 300
 
 
@@ -545,7 +608,12 @@ def test_off_for_good_when_the_validation_loss_stays_above_its_best(tmp_path: Pa
     assert "1 % above its best" in ended[0][1].reason
     assert made.plan(99, Plan()) == Plan()
     assert made.loss(RESULT) is None
-    assert made.metrics() == {"active": 0.0, "coefficient": 0.0, "value": 0.0, "gradient_ratio": 0.0}
+    assert made.metrics() == {
+        "active": 0.0,
+        "coefficient": 0.0,
+        "value": 0.0,
+        "gradient_ratio": 0.0,
+    }
     assert made.observe(signals(100)) == []  # never on again
 
 
@@ -553,7 +621,9 @@ def test_the_validation_before_the_term_is_the_first_best(tmp_path: Path) -> Non
     made = mechanism(tmp_path, 4, when="always", groups="random")
     made.observe(signals(5, valid=(4, 1.0)))
     assert (made.state, made.best) == ("active", 1.0)
-    events = [event for k in range(3) for event in made.observe(signals(6 + k, valid=(6 + k, 1.02)))]
+    events = [
+        event for k in range(3) for event in made.observe(signals(6 + k, valid=(6 + k, 1.02)))
+    ]
     assert [event.after for event in events] == ["stopped"]
 
 
@@ -561,7 +631,8 @@ def test_the_validation_before_the_term_is_the_first_best(tmp_path: Path) -> Non
 
 
 def test_state_is_exact(tmp_path: Path) -> None:
-    network, C_LL = Blocks(12), grouped(of_sizes(6, 6), 0.8, 0.1)
+    network = Blocks(12)
+    C_LL = grouped(of_sizes(6, 6), 0.8, 0.1)
     averages = list(drawn(C_LL, network, 12, 0))
     for cut in (1, 3, 6, 9):
         one, other = (mechanism(tmp_path, network=network) for _ in range(2))
@@ -572,7 +643,14 @@ def test_state_is_exact(tmp_path: Path) -> None:
                 made.plan(k, Plan(r=1.0))
                 term = made.loss(RESULT)
                 events = made.observe(signals(k, averages[k - 1], (k // 2, 1.0), norm=1 + 0.1 * k))
-                seen.append([None if term is None else float(term.detach()), events, made.probe_row(), made.metrics()])
+                seen.append(
+                    [
+                        None if term is None else float(term.detach()),
+                        events,
+                        made.probe_row(),
+                        made.metrics(),
+                    ]
+                )
             return seen
 
         run(one, range(1, cut + 1))
@@ -592,18 +670,27 @@ def whole(tmp_path_factory: pytest.TempPathFactory, _registered: None) -> Path:
     """runs/t2a: the term acts from the second probe on; runs/t2a-plain: without the table."""
     folder = tmp_path_factory.mktemp("structured")
     for name, changes in (("t2a", ALWAYS), ("t2a-plain", BASE)):
-        result = run_cli("train", write_recipe(folder / f"{name}.toml", "t2a", **changes), cwd=folder)
+        result = run_cli(
+            "train", write_recipe(folder / f"{name}.toml", "t2a", **changes), cwd=folder
+        )
         assert result.code == 0, result.stderr
     return folder / "runs"
 
 
 def events_of(run: Path) -> list[tuple[int, str]]:
-    return sorted({(row["step"], row["to"]) for row in read_rows(run, "events") if row["mechanism"] == "structure"})
+    return sorted(
+        {
+            (row["step"], row["to"])
+            for row in read_rows(run, "events")
+            if row["mechanism"] == "structure"
+        }
+    )
 
 
 def test_the_term_acts_and_is_reported(whole: Path) -> None:
     assert events_of(whole / "t2a") == [(4, "active")]
-    ours, plain = losses_of(whole / "t2a"), losses_of(whole / "t2a-plain")
+    ours = losses_of(whole / "t2a")
+    plain = losses_of(whole / "t2a-plain")
     assert ours[:4] == plain[:4]
     assert ours[5:] != plain[5:]
     rows = [row for row in read_rows(whole / "t2a") if "train/loss" in row]
@@ -621,7 +708,7 @@ def test_the_term_acts_and_is_reported(whole: Path) -> None:
 @pytest.mark.parametrize("step", [7, 10])
 def test_kill_9_and_resume(step: int, whole: Path, tmp_path: Path) -> None:
     def arrange() -> None:
-        from stagecli.run import Run
+        from stagecli.runs.directory import Run
 
         die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == step)
 
@@ -633,7 +720,10 @@ def test_kill_9_and_resume(step: int, whole: Path, tmp_path: Path) -> None:
     assert events_of(run) == events_of(whole / "t2a")
     assert weights(run, STEPS) == weights(whole / "t2a", STEPS)
     written = [
-        {row["step"]: {k: v for k, v in row.items() if k.startswith("structure_")} for row in read_rows(r, "probes")}
+        {
+            row["step"]: {k: v for k, v in row.items() if k.startswith("structure_")}
+            for row in read_rows(r, "probes")
+        }
         for r in (run, whole / "t2a")
     ]
     assert written[0] == written[1]
@@ -647,8 +737,16 @@ def test_two_processes_decide_as_one(whole: Path, tmp_path: Path) -> None:
 
 def test_waiting_is_bit_identical_to_no_table(tmp_path: Path) -> None:
     deep = {**BASE, "model__depth": 8, "train__steps": 8}
-    for name, changes in (("with", {**deep, "stage__structure__when": "converged"}), ("without", deep)):
-        assert run_cli("train", write_recipe(tmp_path / f"{name}.toml", "t2a", **changes), cwd=tmp_path).code == 0
+    for name, changes in (
+        ("with", {**deep, "stage__structure__when": "converged"}),
+        ("without", deep),
+    ):
+        assert (
+            run_cli(
+                "train", write_recipe(tmp_path / f"{name}.toml", "t2a", **changes), cwd=tmp_path
+            ).code
+            == 0
+        )
     runs = tmp_path / "runs"
     assert losses_of(runs / "with") == losses_of(runs / "without")
     for name in ("model", "ema"):
@@ -665,7 +763,12 @@ def test_waiting_is_bit_identical_to_no_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("depth", "changes", "options", "said"),
     [
-        (12, {"stage__regime__every": None, "stage__regime__clips": None}, {}, r"needs \[stage.regime\]"),
+        (
+            12,
+            {"stage__regime__every": None, "stage__regime__clips": None},
+            {},
+            r"needs \[stage.regime\]",
+        ),
         (12, {"train__validate_every": 0}, {}, "watches the validation loss"),
         (3, {}, {"when": "always"}, "need 4 blocks"),
         (5, {}, {"when": "always", "groups": "thirds"}, "need 6 blocks"),
@@ -683,7 +786,8 @@ def test_what_can_never_act_is_refused(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"share": 0.2}, {"at": 0.3}, {"z": 0}, {"when": "never"}, {"groups": "halves"}, {"cap": 2.0}]
+    "wrong",
+    [{"share": 0.2}, {"at": 0.3}, {"z": 0}, {"when": "never"}, {"groups": "halves"}, {"cap": 2.0}],
 )
 def test_options_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"share|step|greater|less|Input"):
@@ -700,7 +804,8 @@ def test_a_network_without_blocks_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_report_draws_groups_and_says_what_they_are(whole: Path) -> None:
-    rows, events = read_rows(whole / "t2a", "probes"), read_rows(whole / "t2a", "events")
+    rows = read_rows(whole / "t2a", "probes")
+    events = read_rows(whole / "t2a", "events")
     found = report_structure.summary(rows, events)
     assert found is not None
     assert report_structure.facts(found)["groups"] == "A 1-2, B 3-4"
@@ -725,7 +830,12 @@ def test_the_report_reads_what_is_missing_or_damaged(whole: Path) -> None:
     first = report_structure.summary(rows[:1], [])
     assert report_structure.lines(first, 80, True) == []
     assert report_structure.plot(first) is None
-    damaged = {**rows[-1], "structure_S": [[1.0, None], [0.5, 1.0]], "structure_labels": "x", "structure_z": "high"}
+    damaged = {
+        **rows[-1],
+        "structure_S": [[1.0, None], [0.5, 1.0]],
+        "structure_labels": "x",
+        "structure_z": "high",
+    }
     found = report_structure.summary([damaged], [])
     assert found is not None
     assert found["S"] is None

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stagecli import schema
 from stagecli.data import synth
-from stagecli.data.source import SPLITS, Clip, Split
+from stagecli.data.rows import SPLITS, Clip, Split
 from stagecli.data.synth import SynthSource, describe
 from stagecli.data.synth_events import KINDS, PITCHES, TEMPOS, Array, Params
 from stagecli.errors import StageError
@@ -23,16 +23,22 @@ from stagecli.errors import StageError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def source(sample_rate: int = 16000, seconds: float = 1.0, clips: int = 240, seed: int = 0) -> SynthSource:
+def source(
+    sample_rate: int = 16000, seconds: float = 1.0, clips: int = 240, seed: int = 0
+) -> SynthSource:
     return SynthSource(schema.Data(sample_rate=sample_rate, seconds=seconds, clips=clips), seed)
 
 
 @cache
-def render(kind: str, pitch: str, tempo: str, sample_rate: int, seconds: float = 1.0, seed: int = 3) -> Array:
+def render(
+    kind: str, pitch: str, tempo: str, sample_rate: int, seconds: float = 1.0, seed: int = 3
+) -> Array:
     """One event [n] with the lower end of what its words mean."""
     rates = KINDS[kind].rates
     params = Params(KINDS[kind].hz[pitch][0], rates[tempo][0] if rates else 0.0, seconds)
-    return KINDS[kind].render(np.random.default_rng(seed), round(seconds * sample_rate), sample_rate, params)
+    return KINDS[kind].render(
+        np.random.default_rng(seed), round(seconds * sample_rate), sample_rate, params
+    )
 
 
 def rms_db(audio: np.ndarray) -> float:
@@ -67,7 +73,8 @@ def test_sizes_keys_and_fields() -> None:
 
 
 def test_reading_does_not_depend_on_order_or_instance() -> None:
-    first, second = source(), source()
+    first = source()
+    second = source()
     clips = first.clips("train")[:10]
     forward = [first.read(clip) for clip in clips]
     backward = [second.read(clip) for clip in reversed(second.clips("train")[:10])][::-1]
@@ -86,15 +93,21 @@ def test_another_process_makes_the_same() -> None:
         "    digest.update(made.read(clip).tobytes() + clip.caption.encode() + made.content_hash(clip).encode())\n"
         "print(digest.hexdigest())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    made, digest = source(), hashlib.sha256()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    made = source()
+    digest = hashlib.sha256()
     for clip in made.clips("train")[:12]:
-        digest.update(made.read(clip).tobytes() + clip.caption.encode() + made.content_hash(clip).encode())
+        digest.update(
+            made.read(clip).tobytes() + clip.caption.encode() + made.content_hash(clip).encode()
+        )
     assert done.stdout.strip() == digest.hexdigest()
 
 
 def test_splits_and_seeds_share_no_clip() -> None:
-    made, other = source(), source(seed=1)
+    made = source()
+    other = source(seed=1)
     streams = [[made.read(clip) for clip in made.clips(split)[:16]] for split in SPLITS]
     streams.append([other.read(clip) for clip in other.clips("train")[:16]])
     sounds = [audio.tobytes() for stream in streams for audio in stream]
@@ -132,21 +145,30 @@ def test_captions_say_what_the_labels_say() -> None:
     stems = {"noise": "noise", "drops": "drops", "birds": "bird"}
     clips = source(clips=1200).clips("train")
     for clip in clips:
-        labels, caption = clip.labels, clip.caption
+        labels = clip.labels
+        caption = clip.caption
         events = [("kind", "pitch", "tempo"), ("second_kind", "second_pitch", "second_tempo")]
         for kind, pitch, tempo in events[: 2 if labels["relation"] else 1]:
             name = labels[kind]
             assert stems.get(name, name) in caption
             pitches = synth.TIMBRE_WORDS if KINDS[name].noisy else synth.PITCH_WORDS
             assert labels[pitch] == "mid" or says(caption, pitches[labels[pitch]]), caption
-            assert labels[tempo] in ("", "steady") or says(caption, synth.TEMPO_WORDS[labels[tempo]]), caption
+            assert labels[tempo] in ("", "steady") or says(
+                caption, synth.TEMPO_WORDS[labels[tempo]]
+            ), caption
             if not labels["relation"]:
-                assert not any(says(caption, pitches[word]) for word in PITCHES if word != labels["pitch"])
+                assert not any(
+                    says(caption, pitches[word]) for word in PITCHES if word != labels["pitch"]
+                )
                 unsaid = [word for word in TEMPOS if word != labels["tempo"]]
                 assert not any(says(caption, synth.TEMPO_WORDS[word]) for word in unsaid), caption
         stated = [word for word, forms in synth.LOUDNESS_WORDS.items() if says(caption, forms)]
-        assert stated == [labels["loudness"]] or (stated == [] and labels["loudness"] == "normal"), caption
-        assert re.search(r"\*|  | a [aeiou]|^a [aeiou]|\ban [^aeiou]|^\s|\s$", caption) is None, caption
+        assert stated == [labels["loudness"]] or (
+            stated == [] and labels["loudness"] == "normal"
+        ), caption
+        assert re.search(r"\*|  | a [aeiou]|^a [aeiou]|\ban [^aeiou]|^\s|\s$", caption) is None, (
+            caption
+        )
     assert len({clip.caption for clip in clips}) > 900
 
 
@@ -163,13 +185,15 @@ def test_order_in_the_caption_is_order_in_time() -> None:
 
 
 def test_scene_does_not_depend_on_the_sample_rate() -> None:
-    low, high = source(sample_rate=8000).clips("train"), source(sample_rate=48000).clips("train")
+    low = source(sample_rate=8000).clips("train")
+    high = source(sample_rate=48000).clips("train")
     assert low == high
 
 
 def test_loudness_follows_its_word() -> None:
     levels = {
-        word: [rms_db(audio) for clip, audio in singles() if clip.labels["loudness"] == word] for word in synth.LEVELS
+        word: [rms_db(audio) for clip, audio in singles() if clip.labels["loudness"] == word]
+        for word in synth.LEVELS
     }
     means = [float(np.mean(levels[word])) for word in ("quiet", "normal", "loud")]
     assert means[1] - means[0] > 6
@@ -192,7 +216,9 @@ def test_peaks_offset_and_ends() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sample_rate", [8000, 44100])
 def test_centroid_follows_the_pitch_word(kind: str, sample_rate: int) -> None:
-    low, mid, high = (centroid(render(kind, pitch, "steady", sample_rate), sample_rate) for pitch in PITCHES)
+    low, mid, high = (
+        centroid(render(kind, pitch, "steady", sample_rate), sample_rate) for pitch in PITCHES
+    )
     assert low * 1.15 < mid
     assert mid * 1.15 < high
 
@@ -208,9 +234,11 @@ def test_tempo_words_do_not_overlap(kind: str) -> None:
 def test_sample_rates_hear_the_same_sound(kind: str, sample_rate: int) -> None:
     """Below 0.38 of the lower rate the spectra agree: nothing aliases, and no onset or noise moves."""
     for pitch, worst in (("low", 0.02), ("mid", 0.05), ("high", 0.2)):
-        fine, coarse = render(kind, pitch, "steady", 48000), render(kind, pitch, "steady", sample_rate)
+        fine = render(kind, pitch, "steady", 48000)
+        coarse = render(kind, pitch, "steady", sample_rate)
         top = int(0.38 * sample_rate)
-        a, b = np.fft.rfft(fine)[:top] / fine.size, np.fft.rfft(coarse)[:top] / coarse.size
+        a = np.fft.rfft(fine)[:top] / fine.size
+        b = np.fft.rfft(coarse)[:top] / coarse.size
         assert np.linalg.norm(a - b) < worst * np.linalg.norm(a)
 
 
@@ -225,13 +253,17 @@ def test_kinds_are_told_apart_by_their_spectra() -> None:
     """Least squares on mean and deviation of 40 log bands: far above chance (1 in 12) on unseen clips."""
     edges = np.geomspace(40, 7900, 41)
     hz = np.fft.rfftfreq(512, 1 / 16000)
-    bands = np.array([(hz >= a) & (hz < b) for a, b in zip(edges, edges[1:] + 32, strict=False)], dtype=float)
+    bands = np.array(
+        [(hz >= a) & (hz < b) for a, b in zip(edges, edges[1:] + 32, strict=False)], dtype=float
+    )
 
     def features(audio: np.ndarray) -> np.ndarray:
         frames = np.lib.stride_tricks.sliding_window_view(audio, 512)[::256] * np.hanning(512)
         log = np.log(np.abs(np.fft.rfft(frames)) @ bands.T + 1e-4)
         log -= log.max()
-        return np.concatenate([log.mean(0), log.std(0), np.abs(np.diff(log, axis=0)).mean(0), [1.0]])
+        return np.concatenate(
+            [log.mean(0), log.std(0), np.abs(np.diff(log, axis=0)).mean(0), [1.0]]
+        )
 
     x = np.stack([features(audio) for _, audio in singles()])
     names = sorted(KINDS)
@@ -241,7 +273,9 @@ def test_kinds_are_told_apart_by_their_spectra() -> None:
     gram = x.T @ x + 3.0 * np.eye(x.shape[1])
     weights = np.linalg.solve(gram, x.T @ np.eye(len(names))[y])
     guesses = [names[int(np.argmax(features(made.read(clip)) @ weights))] for clip in unseen]
-    right = np.mean([guess == clip.labels["kind"] for guess, clip in zip(guesses, unseen, strict=True)])
+    right = np.mean(
+        [guess == clip.labels["kind"] for guess, clip in zip(guesses, unseen, strict=True)]
+    )
     assert right > 0.8
 
 
@@ -253,7 +287,9 @@ def test_kinds_are_told_apart_by_their_spectra() -> None:
     seconds=st.floats(0.05, 1.5),
     sample_rate=st.sampled_from([8000, 11025, 16000, 22050, 24000, 44100, 48000]),
 )
-def test_any_clip_is_sound(seed: int, index: int, split: Split, seconds: float, sample_rate: int) -> None:
+def test_any_clip_is_sound(
+    seed: int, index: int, split: Split, seconds: float, sample_rate: int
+) -> None:
     made = source(sample_rate, seconds, 1, seed)
     audio = made.read(Clip(f"synth/{split}/{index}", "", split, {}, seconds))
     assert audio.shape == (round(seconds * sample_rate),)

@@ -28,10 +28,10 @@ from scipy import stats
 from scipy.special import logit
 from test_resume import attempts, facts, killed, weights
 
-from stagecli import recipe as recipes
 from stagecli.data.examples import stratified
 from stagecli.errors import StageError
-from stagecli.objective import Result as Objective
+from stagecli.flow.objective import Result as Objective
+from stagecli.recipe import load as recipes
 from stagecli.stage import densities, registry
 from stagecli.stage.base import Plan, Signals
 from stagecli.stage.controller import Stages
@@ -51,12 +51,24 @@ from stagecli.stage.densities import (
     log_snr_normal,
 )
 from stagecli.stage.timesteps import LossFall, TimestepsMechanism, TimestepsOptions
-from stagecli.trainer import Trainer
+from stagecli.train.trainer import Trainer
 
-STAGE: dict[str, Any] = {"stage__regime__every": 2, "stage__regime__clips": 4, "stage__regime__source": "linear"}
+STAGE: dict[str, Any] = {
+    "stage__regime__every": 2,
+    "stage__regime__clips": 4,
+    "stage__regime__source": "linear",
+}
 SMALL = {"stage__timesteps__bins": 2, "stage__timesteps__history": 2}
 KINDS = [
-    *("adaptive", "uniform", "logit-normal", "truncated-logit-normal", "log-snr-normal", "shift", "speed"),
+    *(
+        "adaptive",
+        "uniform",
+        "logit-normal",
+        "truncated-logit-normal",
+        "log-snr-normal",
+        "shift",
+        "speed",
+    ),
     *("curriculum", "loss-second-moment"),
 ]
 EDGES = (0.0, 0.2, 0.5, 0.7, 1.0)
@@ -66,7 +78,9 @@ EARLY = LogitLogistic(0.4, 0.56)  # of the adaptive family at r = 0
 @pytest.fixture(autouse=True, scope="module")
 def _registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.MECHANISMS, "timesteps", "stagecli.stage.timesteps:TimestepsMechanism")
+        patch.setitem(
+            registry.MECHANISMS, "timesteps", "stagecli.stage.timesteps:TimestepsMechanism"
+        )
         yield
 
 
@@ -75,8 +89,11 @@ def truncated(t: np.ndarray) -> np.ndarray:
 
 
 def binned(t: np.ndarray) -> np.ndarray:
-    inner, factors = np.array([0.2, 0.3, 0.2, 0.3]), np.array([1.0, 4.0, 0.5, 2.0])
-    return np.interp(t, EDGES, np.concatenate([[0], np.cumsum(inner * factors)]) / (inner * factors).sum())
+    inner = np.array([0.2, 0.3, 0.2, 0.3])
+    factors = np.array([1.0, 4.0, 0.5, 2.0])
+    return np.interp(
+        t, EDGES, np.concatenate([[0], np.cumsum(inner * factors)]) / (inner * factors).sum()
+    )
 
 
 # Each density with its CDF written a second time, from other functions.
@@ -99,7 +116,10 @@ CASES: dict[str, tuple[TimeDensity, Callable[[np.ndarray], np.ndarray]]] = {
         lambda t: stats.norm.sf(2 * (np.log1p(-t) - np.log(t)), -2.4, 4.0),
     ),
     "shift": (LogitLogistic(math.log(3), 1.0), lambda t: t / (t + 3 * (1 - t))),
-    "speed": (Binned(Uniform(), (0.0, 0.9, 1.0), (3.0, 1.0)), lambda t: np.interp(t, [0, 0.9, 1], [0, 27 / 28, 1])),
+    "speed": (
+        Binned(Uniform(), (0.0, 0.9, 1.0), (3.0, 1.0)),
+        lambda t: np.interp(t, [0, 0.9, 1], [0, 27 / 28, 1]),
+    ),
     "curriculum, half way": (
         Floored(LogitNormal(), 0.5),
         lambda t: 0.5 * stats.norm.cdf(logit(t)) + 0.5 * t,
@@ -109,7 +129,7 @@ CASES: dict[str, tuple[TimeDensity, Callable[[np.ndarray], np.ndarray]]] = {
         Weighted(Floored(EARLY, 0.05), LogitNormal(), 0.5),
         lambda t: 0.95 * stats.logistic.cdf((logit(t) - 0.4) / 0.56) + 0.05 * t,
     ),
-}  # fmt: skip
+}
 OTHERS = {
     "binned LL": Binned(EARLY, EDGES, (1.0, 4.0, 0.5, 2.0)),
     "binned LL, floored": Floored(Binned(EARLY, EDGES, (1.0, 4.0, 0.5, 2.0)), 0.05),
@@ -150,7 +170,9 @@ def test_a_stratified_batch_stays_stratified(name: str, n: int) -> None:
     for step in range(5):
         t = np.sort(density.sample(stratified(3, step, n))[0].double().numpy())
         below = cdf(t)
-        distance = max(np.abs(below - np.arange(n) / n).max(), np.abs(below - np.arange(1, n + 1) / n).max())
+        distance = max(
+            np.abs(below - np.arange(n) / n).max(), np.abs(below - np.arange(1, n + 1) / n).max()
+        )
         assert distance <= 1 / n + 1e-6
         strata = np.clip(np.floor(below * n + 1e-4 * (np.arange(n) - below * n)), 0, n - 1)
         assert np.abs(strata - np.arange(n)).max() <= 1
@@ -160,7 +182,8 @@ def test_a_stratified_batch_stays_stratified(name: str, n: int) -> None:
 def test_pdf_is_the_slope_of_the_cdf_and_its_integral_is_1(name: str) -> None:
     density = ALL[name]
     assert integral(density.pdf, density.breaks) == pytest.approx(1, abs=1e-9)
-    t, h = double(0.03, 0.11, 0.31, 0.55, 0.83, 0.97), 1e-6
+    t = double(0.03, 0.11, 0.31, 0.55, 0.83, 0.97)
+    h = 1e-6
     slope = (density.cdf(t + h) - density.cdf(t - h)) / (2 * h)
     assert torch.allclose(density.pdf(t), slope, rtol=1e-6)
     u = torch.rand(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -182,10 +205,15 @@ def test_t_rises_with_u_and_stays_inside(u: list[float], name: str) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    m=st.floats(-4, 4), s=st.floats(0.1, 2), share=st.floats(1e-3, 0.999), u=st.floats(1e-5, 1 - 1e-5),
+    m=st.floats(-4, 4),
+    s=st.floats(0.1, 2),
+    share=st.floats(1e-3, 0.999),
+    u=st.floats(1e-5, 1 - 1e-5),
     v=st.floats(1e-5, 1 - 1e-5),
-)  # fmt: skip
-def test_the_mixture_is_inverted_for_any_parameters(m: float, s: float, share: float, u: float, v: float) -> None:
+)
+def test_the_mixture_is_inverted_for_any_parameters(
+    m: float, s: float, share: float, u: float, v: float
+) -> None:
     density = Floored(LogitLogistic(m, s), share)
     t = density.quantile(double(*sorted((u, v))))
     assert density.cdf(t).tolist() == pytest.approx(sorted((u, v)), abs=1e-9)
@@ -210,7 +238,11 @@ def test_each_sample_has_its_own_t_whatever_the_batch(name: str) -> None:
 
 
 def test_uniform_is_u_to_the_bit() -> None:
-    for density in (Uniform(), adaptive().density(0, 1.0), adaptive(follow_loss=True).density(5, 1.0)):
+    for density in (
+        Uniform(),
+        adaptive().density(0, 1.0),
+        adaptive(follow_loss=True).density(5, 1.0),
+    ):
         u = stratified(1, 2, 64)
         t_B, w_B = density.sample(u)
         assert torch.equal(t_B, u)
@@ -222,7 +254,9 @@ def test_uniform_is_u_to_the_bit() -> None:
 def test_the_shift_of_sd3_is_logit_logistic() -> None:
     u = torch.rand(1000, dtype=torch.float64)
     for a in (0.3, 1.5, 3.0):
-        assert torch.allclose(LogitLogistic(math.log(a), 1.0).quantile(u), a * u / (1 + (a - 1) * u), atol=1e-12)
+        assert torch.allclose(
+            LogitLogistic(math.log(a), 1.0).quantile(u), a * u / (1 + (a - 1) * u), atol=1e-12
+        )
 
 
 def test_a_logit_logistic_density_is_near_logit_normal() -> None:
@@ -237,12 +271,17 @@ def test_a_logit_logistic_density_is_near_logit_normal() -> None:
 
 def test_the_mass_near_noise_that_the_documentation_states() -> None:
     """docs/timesteps.md: P(t > 0.95) of the adaptive family, of logit-normal and uniform; moments at three r."""
-    expected = {0.0: (0.579, 0.290, 0.596, 0.839, 0.0125), 0.5: (0.535, 0.175, 0.548, 0.873, 0.0299),
-                1.0: (0.5, 0.1, 0.5, 0.9, 0.05)}  # fmt: skip
+    expected = {
+        0.0: (0.579, 0.290, 0.596, 0.839, 0.0125),
+        0.5: (0.535, 0.175, 0.548, 0.873, 0.0299),
+        1.0: (0.5, 0.1, 0.5, 0.9, 0.05),
+    }
     for r, (mean, *quantiles, above) in expected.items():
         density = adaptive().density(0, r)
         assert integral(lambda t, d=density: t * d.pdf(t)) == pytest.approx(mean, abs=6e-4)
-        assert density.quantile(double(0.1, 0.5, 0.9)).tolist() == pytest.approx(quantiles, abs=6e-4)
+        assert density.quantile(double(0.1, 0.5, 0.9)).tolist() == pytest.approx(
+            quantiles, abs=6e-4
+        )
         assert 1 - float(density.cdf(double(0.95))) == pytest.approx(above, abs=6e-5)
     assert 1 - float(LogitNormal().cdf(double(0.95))) == pytest.approx(0.0016, abs=6e-5)
 
@@ -268,7 +307,9 @@ FUNCTIONS: list[Callable[[torch.Tensor], torch.Tensor]] = [
 @pytest.mark.parametrize("reference", [Uniform(), LogitNormal(0.2, 0.9)])
 @pytest.mark.parametrize("base", [EARLY, Binned(EARLY, EDGES, (1.0, 2.0, 0.5, 1.5))])
 @pytest.mark.parametrize("kappa", [0.5, 1.0])
-def test_importance_weights_have_mean_1(reference: TimeDensity, base: TimeDensity, kappa: float) -> None:
+def test_importance_weights_have_mean_1(
+    reference: TimeDensity, base: TimeDensity, kappa: float
+) -> None:
     density = Weighted(Floored(base, 0.05), reference, kappa)
     mean = integral(lambda t: density.pdf(t) * density.weight(t), density.breaks)
     assert mean == pytest.approx(1, abs=1e-8)
@@ -302,18 +343,26 @@ def test_effective_share() -> None:
     density = Weighted(Floored(EARLY, 0.05), Uniform())
     assert effective_share(density) == pytest.approx(0.475, abs=1e-3)
     w = density.sample(stratified(0, 0, 50000))[1].double()
-    assert float(w.mean() ** 2 / w.square().mean()) == pytest.approx(effective_share(density), rel=1e-2)
+    assert float(w.mean() ** 2 / w.square().mean()) == pytest.approx(
+        effective_share(density), rel=1e-2
+    )
 
 
 def test_min_snr_is_the_weight_on_x0_in_terms_of_velocity() -> None:
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     snr = ((1 - t) / t) ** 2
     assert torch.allclose(MinSNR(5.0)(t), snr.clamp(max=5) * t**2)
-    preserving = snr.clamp(max=5) / (snr + 1)  # the form for the velocity of a variance-preserving path
+    preserving = snr.clamp(max=5) / (
+        snr + 1
+    )  # the form for the velocity of a variance-preserving path
     assert torch.allclose(MinSNR(5.0)(t), preserving * ((1 - t) ** 2 + t**2))
     (peak,) = MinSNR(5.0).breaks
     assert float(((1 - peak) / peak) ** 2) == pytest.approx(5)
-    for density in (Uniform(), Floored(EARLY, 0.05), Weighted(Floored(EARLY, 0.05), Uniform(), 0.5)):
+    for density in (
+        Uniform(),
+        Floored(EARLY, 0.05),
+        Weighted(Floored(EARLY, 0.05), Uniform(), 0.5),
+    ):
         weight = LossWeight((MinSNR(5.0),), density)
         t_B, w_B = density.sample(stratified(0, 0, 20000))
         assert float((w_B * weight(t_B)).mean()) == pytest.approx(1, abs=2e-3)
@@ -326,7 +375,9 @@ def test_speed_weights() -> None:
     assert float(below.min()) == pytest.approx(0.4, abs=1e-3)
     assert float(below.max()) == pytest.approx(0.6)
     assert float(t[below.argmax()]) == pytest.approx(0.5)
-    assert torch.equal(weight(t[t >= 0.923]), torch.ones(int((t >= 0.923).sum()), dtype=torch.float64))
+    assert torch.equal(
+        weight(t[t >= 0.923]), torch.ones(int((t >= 0.923).sum()), dtype=torch.float64)
+    )
     h = 1e-6
 
     def share(x: torch.Tensor) -> torch.Tensor:
@@ -357,15 +408,20 @@ def test_trainer_multiplies_weights_per_sample() -> None:
 
 def test_trainer_refuses_weights_that_would_broadcast() -> None:
     fake: Any = SimpleNamespace(stages=SimpleNamespace(loss=lambda plan, result: None))
-    loss_B, empty = torch.tensor([1.0, 2.0]), torch.zeros(2, 1, 1)
+    loss_B = torch.tensor([1.0, 2.0])
+    empty = torch.zeros(2, 1, 1)
     with pytest.raises(ValueError, match="shape"):
-        Trainer._total(fake, Plan(), Objective(loss_B, empty, empty, loss_B), torch.ones(2, 1, 1, 1))
+        Trainer._total(
+            fake, Plan(), Objective(loss_B, empty, empty, loss_B), torch.ones(2, 1, 1, 1)
+        )
 
 
 # -- the mechanism ---------------------------------------------------------------------------------
 
 
-def made(steps: int = 100, objective: dict[str, Any] | None = None, **options: Any) -> TimestepsMechanism:
+def made(
+    steps: int = 100, objective: dict[str, Any] | None = None, **options: Any
+) -> TimestepsMechanism:
     recipe = recipes.Recipe.model_validate(
         {
             "task": {"kind": "t2a"},
@@ -384,7 +440,10 @@ def adaptive(**options: Any) -> TimestepsMechanism:
 
 
 def feed(
-    mechanism: TimestepsMechanism, loss: Callable[[torch.Tensor], torch.Tensor], steps: int, first: int = 0
+    mechanism: TimestepsMechanism,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    steps: int,
+    first: int = 0,
 ) -> None:
     for step in range(first, first + steps):
         t_B = mechanism.plan(step, Plan(r=0.2)).density.sample(stratified(0, step, 16))[0]
@@ -397,7 +456,9 @@ def peak(t: torch.Tensor) -> torch.Tensor:
 
 def test_adaptive_goes_from_noise_to_uniform_with_r() -> None:
     mechanism = adaptive()
-    means = [integral(lambda t, r=r: t * mechanism.density(0, r).pdf(t)) for r in np.linspace(0, 1, 11)]
+    means = [
+        integral(lambda t, r=r: t * mechanism.density(0, r).pdf(t)) for r in np.linspace(0, 1, 11)
+    ]
     assert means == sorted(means, reverse=True)
     assert mechanism.density(7, 0.3) == mechanism.density(9, 0.3)
     assert mechanism.density(0, 1.0) == Uniform()
@@ -414,14 +475,19 @@ def test_adaptive_ends_at_the_density_of_the_objective() -> None:
     distance = (late.pdf(grid) - LogitNormal(0.3, 0.8).pdf(grid)).abs().mean() / 2
     assert float(distance) < 0.04
     assert made(objective=normal, kind="adaptive", m1=0.0, s1=1.0).density(0, 1.0) == Uniform()
-    assert made(objective=normal, kind="adaptive", floor=0.0).density(0, 0.0) == LogitLogistic(0.4, 0.56)
+    assert made(objective=normal, kind="adaptive", floor=0.0).density(0, 0.0) == LogitLogistic(
+        0.4, 0.56
+    )
 
 
 def test_the_objectives_floor_is_drawn_with_and_without_the_mechanism(tmp_path: Path) -> None:
     normal = {"timesteps": "logit-normal", "mean": 0.3, "std": 0.8}
     floored = Floored(LogitNormal(0.3, 0.8), 0.05)
     changes = {f"objective__{k}": v for k, v in {**normal, "floor": 0.05}.items()}
-    assert Stages.of(recipes.load(write_recipe(tmp_path / "f.toml", **changes))).plan(0).density == floored
+    assert (
+        Stages.of(recipes.load(write_recipe(tmp_path / "f.toml", **changes))).plan(0).density
+        == floored
+    )
     for floor, expected in ((0.0, LogitNormal(0.3, 0.8)), (0.05, floored), (1.0, Uniform())):
         weighted = made(objective={**normal, "floor": floor}, kind="adaptive", kappa=1.0)
         assert weighted.reference == expected
@@ -453,7 +519,9 @@ def test_adaptive_without_regime_is_refused(tmp_path: Path) -> None:
         ({"std": 0.0}, "greater than"),
     ],
 )
-def test_options_that_contradict_each_other(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_options_that_contradict_each_other(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=said):
         TimestepsOptions(**options)
 
@@ -464,7 +532,10 @@ def test_curriculum_switches_or_mixes_and_says_so() -> None:
     assert switch.density(60, 0.0) == Uniform()
     mixing = made(kind="curriculum", at=0.5, mix=0.2)
     assert mixing.density(60, 0.0) == Floored(LogitNormal(), 0.5)
-    for mechanism, changes in ((switch, [(60, "uniform")]), (mixing, [(51, "mixture"), (70, "uniform")])):
+    for mechanism, changes in (
+        (switch, [(60, "uniform")]),
+        (mixing, [(51, "mixture"), (70, "uniform")]),
+    ):
         events = []
         for step in range(100):
             mechanism.plan(step, Plan())
@@ -485,11 +556,12 @@ def test_loss_second_moment_finds_a_peak_and_stays_unbiased(objective: dict[str,
     assert float(density.pdf(double(0.3)) / reference.pdf(double(0.3))) < 0.5
     for f in (peak, *FUNCTIONS):
         plain = integral(lambda t, f=f: reference.pdf(t) * f(t))
-        assert integral(lambda t, f=f: density.pdf(t) * density.weight(t) * f(t), density.breaks) == pytest.approx(
-            plain
-        )
+        assert integral(
+            lambda t, f=f: density.pdf(t) * density.weight(t) * f(t), density.breaks
+        ) == pytest.approx(plain)
     t_B, w_B = density.sample(iid(20000))
-    weighted, plain = w_B * peak(t_B), peak(reference.sample(iid(20000))[0])
+    weighted = w_B * peak(t_B)
+    plain = peak(reference.sample(iid(20000))[0])
     assert float(weighted.mean()) == pytest.approx(float(plain.mean()), rel=0.05)
     assert float(weighted.var()) < 0.2 * float(plain.var())
 
@@ -499,20 +571,25 @@ def test_loss_second_moment_by_hand() -> None:
     mechanism = made(kind="loss-second-moment", bins=2, history=2, history_floor=0.1)
     for step in range(2):
         assert mechanism.density(step, 0.0) == Uniform()
-        events = mechanism.observe(Signals(step + 1, torch.tensor([0.2, 0.9]), torch.tensor([1.0, 3.0]), 1.0, 1e-3))
+        events = mechanism.observe(
+            Signals(step + 1, torch.tensor([0.2, 0.9]), torch.tensor([1.0, 3.0]), 1.0, 1e-3)
+        )
         assert [event.after for event in events] == (["following the loss"] if step == 1 else [])
     density = mechanism.density(2, 0.0)
     low, high = density.pdf(double(0.2, 0.9)).tolist()
     assert (low, high) == pytest.approx((0.9 * 0.5 + 0.1, 0.9 * 1.5 + 0.1))
     assert density.weight(double(0.2, 0.9)).tolist() == pytest.approx([1 / low, 1 / high])
-    mechanism.observe(Signals(3, torch.tensor([0.9, 0.2]), torch.tensor([3.0, math.nan]), 1.0, 1e-3))
+    mechanism.observe(
+        Signals(3, torch.tensor([0.9, 0.2]), torch.tensor([3.0, math.nan]), 1.0, 1e-3)
+    )
     assert mechanism.density(3, 0.0) == density  # a loss that is no number is not remembered
 
 
 def test_what_is_remembered_does_not_depend_on_the_order_of_the_batch() -> None:
     one, other = (made(kind="loss-second-moment", bins=3, history=2) for _ in range(2))
     for step in range(4):
-        t_B, loss_B = iid(32, step), iid(32, 100 + step)
+        t_B = iid(32, step)
+        loss_B = iid(32, 100 + step)
         order = torch.randperm(32, generator=torch.Generator().manual_seed(step))
         one.observe(Signals(step + 1, t_B, loss_B, 1.0, 1e-3))
         other.observe(Signals(step + 1, t_B[order], loss_B[order], 1.0, 1e-3))
@@ -525,16 +602,22 @@ def test_follow_loss_prefers_what_falls_within_its_bounds() -> None:
     for step in range(200):
         t_B = stratified(0, step, 16)
         falling = 2.0 * 0.995**step
-        tracker.add(t_B, torch.where(t_B < 0.25, torch.full_like(t_B, falling), torch.ones_like(t_B)))
+        tracker.add(
+            t_B, torch.where(t_B < 0.25, torch.full_like(t_B, falling), torch.ones_like(t_B))
+        )
     assert tracker.ready
     assert tracker.factors(0.5) == pytest.approx((2.0, 0.5, 0.5, 0.5))
     assert tracker.factors(0.0) == (1.0, 1.0, 1.0, 1.0)
     mechanism = adaptive(follow_loss=True, bins=4, kappa=1.0)
     mechanism.tracker = tracker
     density = mechanism.density(0, 0.0)
-    assert float(density.pdf(double(0.2))) > 1.5 * float(adaptive().density(0, 0.0).pdf(double(0.2)))
+    assert float(density.pdf(double(0.2))) > 1.5 * float(
+        adaptive().density(0, 0.0).pdf(double(0.2))
+    )
     assert float(density.pdf(double(0.999))) >= 0.05
-    assert integral(lambda t: density.pdf(t) * density.weight(t), density.breaks) == pytest.approx(1, abs=1e-8)
+    assert integral(lambda t: density.pdf(t) * density.weight(t), density.breaks) == pytest.approx(
+        1, abs=1e-8
+    )
     assert mechanism.density(0, 1.0) == Uniform()
     still = LossFall((0.0, 0.5, 1.0))
     for step in range(40):
@@ -542,11 +625,14 @@ def test_follow_loss_prefers_what_falls_within_its_bounds() -> None:
     assert still.factors(0.5) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("options", [{"kind": "loss-second-moment", "bins": 5}, {"follow_loss": True, "bins": 5}])
+@pytest.mark.parametrize(
+    "options", [{"kind": "loss-second-moment", "bins": 5}, {"follow_loss": True, "bins": 5}]
+)
 def test_state_survives_a_checkpoint_to_the_bit(options: dict[str, Any]) -> None:
-    from stagecli.checkpoint import pack, unpack
+    from stagecli.runs.checkpoint import pack, unpack
 
-    whole, cut = made(**options), made(**options)
+    whole = made(**options)
+    cut = made(**options)
     feed(whole, peak, 120)
     feed(cut, peak, 60)
     tree, tensors = pack(cut.state_dict())
@@ -573,15 +659,23 @@ def test_metrics_say_what_was_drawn(kind: str) -> None:
     if kind == "adaptive":
         assert (values["m"], values["s"]) == pytest.approx((0.32, 0.648))
         expected = mechanism.density(0, 0.2).quantile(double(0.1, 0.5, 0.9)).tolist()
-        assert [values["t_q10"], values["t_q50"], values["t_q90"]] == pytest.approx(expected, abs=0.01)
+        assert [values["t_q10"], values["t_q50"], values["t_q90"]] == pytest.approx(
+            expected, abs=0.01
+        )
 
 
 def test_the_plan_is_pure_and_keeps_the_rest() -> None:
     mechanism = adaptive()
     plan = Plan(r=0.4, hidden=(1,), active=("other",), loss_weight=torch.ones_like)
-    first, second = mechanism.plan(3, plan), mechanism.plan(3, plan)
+    first = mechanism.plan(3, plan)
+    second = mechanism.plan(3, plan)
     assert first == second
-    assert (first.r, first.hidden, first.active, first.loss_weight) == (0.4, (1,), ("other",), torch.ones_like)
+    assert (first.r, first.hidden, first.active, first.loss_weight) == (
+        0.4,
+        (1,),
+        ("other",),
+        torch.ones_like,
+    )
     assert made(kind="shift", weighting="min-snr").plan(0, plan).loss_weight is not torch.ones_like
 
 
@@ -590,7 +684,9 @@ def test_weights_hardly_cost_anything_twice() -> None:
     density = Weighted(Floored(EARLY, 0.05), Uniform(), 0.5)
     LossWeight((MinSNR(),), density)(torch.rand(4))
     before = densities.mean_weight.cache_info().hits
-    LossWeight((MinSNR(),), Weighted(Floored(LogitLogistic(0.4, 0.56), 0.05), Uniform(), 0.5))(torch.rand(4))
+    LossWeight((MinSNR(),), Weighted(Floored(LogitLogistic(0.4, 0.56), 0.05), Uniform(), 0.5))(
+        torch.rand(4)
+    )
     assert densities.mean_weight.cache_info().hits == before + 1
 
 
@@ -614,7 +710,11 @@ def trained(folder: Path, name: str, task: str = "t2a", **changes: Any) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """runs/adaptive and runs/loss-second-moment, never stopped."""
     folder = tmp_path_factory.mktemp("timesteps")
-    trained(folder, "adaptive", **stage("adaptive", stage__timesteps__kappa=0.5, stage__timesteps__weighting="min-snr"))
+    trained(
+        folder,
+        "adaptive",
+        **stage("adaptive", stage__timesteps__kappa=0.5, stage__timesteps__weighting="min-snr"),
+    )
     trained(folder, "loss-second-moment", **stage("loss-second-moment"))
     return folder
 
@@ -634,7 +734,7 @@ def test_uniform_trains_as_no_stage_at_all(task: str, tmp_path: Path) -> None:
         *((kind, "t2a", {}) for kind in KINDS if kind not in ("adaptive", "uniform")),
         ("adaptive", "sr", {"stage__timesteps__follow_loss": True}),
         ("speed", "sr", {"stage__timesteps__weighting": "min-snr"}),
-        ("loss-second-moment", "sr", {"objective__timesteps": "logit-normal"}),
+        ("loss-second-moment", "sr", {"objective__density": "logit-normal"}),
         ("curriculum", "t2a", {"stage__timesteps__mix": 0.3, "train__precision": "bf16"}),
     ],
 )
@@ -661,23 +761,32 @@ def test_t_follows_r_while_training(whole: Path) -> None:
     assert (table["floor"], table["gamma"], table["kappa"]) == (0.05, 5.0, 0.5)
 
 
-@pytest.mark.parametrize(("kind", "step"), [("adaptive", 7), ("loss-second-moment", 3), ("loss-second-moment", 10)])
-def test_kill_9_and_resume_draw_the_same_t(kind: str, step: int, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "step"), [("adaptive", 7), ("loss-second-moment", 3), ("loss-second-moment", 10)]
+)
+def test_kill_9_and_resume_draw_the_same_t(
+    kind: str, step: int, whole: Path, tmp_path: Path
+) -> None:
     def arrange() -> None:
-        from stagecli.run import Run
+        from stagecli.runs.directory import Run
 
         die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == step)
 
     recipe = whole / f"{kind}.toml"
     killed(tmp_path, "train", recipe, arrange=arrange)
     assert run_cli("train", recipe, cwd=tmp_path).code == 0
-    run, reference = tmp_path / "runs" / kind, whole / "runs" / kind
+    run = tmp_path / "runs" / kind
+    reference = whole / "runs" / kind
     assert attempts(run) == [0, {3: 0, 7: 4, 10: 8}[step]]
     assert facts(run) == facts(reference)
     assert facts(run, "bins") == facts(reference, "bins")
     assert weights(run) == weights(reference)
     found, expected = (
-        {(e["step"], e["to"], e["reason"]) for e in read_rows(r, "events") if e["mechanism"] == "timesteps"}
+        {
+            (e["step"], e["to"], e["reason"])
+            for e in read_rows(r, "events")
+            if e["mechanism"] == "timesteps"
+        }
         for r in (run, reference)
     )
     assert found == expected
@@ -691,9 +800,14 @@ def test_two_processes_draw_the_t_of_one(kind: str, whole: Path, tmp_path: Path)
     """gloo on two processes: where t follows the step only it is the same to the bit; where it follows losses, as
     near as those are."""
     two_processes("train", whole / f"{kind}.toml", cwd=tmp_path)
-    run, alone = tmp_path / "runs" / kind, whole / "runs" / kind
+    run = tmp_path / "runs" / kind
+    alone = whole / "runs" / kind
     ours, theirs = ([row for row in read_rows(r) if "train/loss" in row] for r in (run, alone))
     assert losses_of(run) == pytest.approx(losses_of(alone), rel=1e-3)
     for name in ("t_q10", "t_q50", "t_q90", "ess"):
-        values, expected = ([row[f"stage/timesteps/{name}"] for row in rows] for rows in (ours, theirs))
-        assert values == (expected if kind == "adaptive" else pytest.approx(expected, rel=1e-3)), name
+        values, expected = (
+            [row[f"stage/timesteps/{name}"] for row in rows] for rows in (ours, theirs)
+        )
+        assert values == (expected if kind == "adaptive" else pytest.approx(expected, rel=1e-3)), (
+            name
+        )

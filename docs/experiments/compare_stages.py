@@ -3,7 +3,7 @@
     export STAGECLI_DATA=DIR OMP_NUM_THREADS=1
     python docs/experiments/compare_stages.py run runs/compare fsdd-t2a=390 esc10-sr=300 --workers 2
     python docs/experiments/compare_stages.py table runs/compare
-    python docs/experiments/compare_stages.py score runs/compare --guidance 1.5 --workers 2
+    python docs/experiments/compare_stages.py score runs/compare --cfg-scale 1.5 --workers 2
     python docs/experiments/compare_stages.py plot runs/compare --out docs/compare
 
 A run is the recipe NAME-static with tables added, `stage.regime` in all of them (it changes nothing that is trained).
@@ -29,7 +29,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-GUIDANCE, TIMESTEPS = "stage.guidance.weight=0.5", "stage.timesteps.kind=adaptive"  # and what the twin says
+# and what the twin says
+GUIDANCE = "stage.guidance.weight=0.5"
+TIMESTEPS = "stage.timesteps.kind=adaptive"
 ALL = [GUIDANCE, TIMESTEPS, "stage.structure.when=converged"]
 VARIANTS: dict[str, list[str]] = {
     "static": [],
@@ -42,10 +44,24 @@ VARIANTS: dict[str, list[str]] = {
 # CPU time of a step over static's, side by side in one process (docs/structure.md#cost): runs of a comparison share
 # their machine with each other, and their own step times differ by more than this.
 COST = {
-    "t2a": {"timesteps": 0.004, "structure": 0.016, "guidance": 0.036, "all": 0.069, "replayed": 0.069},
-    "sr": {"timesteps": 0.003, "structure": 0.016, "guidance": 0.026, "all": 0.018, "replayed": 0.018},
+    "t2a": {
+        "timesteps": 0.004,
+        "structure": 0.016,
+        "guidance": 0.036,
+        "all": 0.069,
+        "replayed": 0.069,
+    },
+    "sr": {
+        "timesteps": 0.003,
+        "structure": 0.016,
+        "guidance": 0.026,
+        "all": 0.018,
+        "replayed": 0.018,
+    },
 }
-PROBES, EVALUATIONS = 50, 3  # of a run
+# of a run
+PROBES = 50
+EVALUATIONS = 3
 TASKS = {
     "t2a": ["train.evaluate_clips=180", "train.evaluate_steps=10", "evaluate.batch_size=60"],
     "sr": ["train.evaluate_clips=40", "evaluate.cutoffs=[4000, 12000]"],
@@ -71,19 +87,30 @@ def settings(
     runs: Path, recipe: str, steps: int, variant: str, seed: int, seeds: list[int], more: list[str]
 ) -> list[str]:
     """What `--set` gets."""
-    from stagecli import recipe as recipes
+    from stagecli.recipe import load as recipes
 
     task = "sr" if "-sr" in recipe else "t2a"
     chosen = [
-        f"train.steps={steps}", f"train.seed={seed}", f"train.log_every={max(1, steps // 20)}",
-        f"train.evaluate_every={steps // EVALUATIONS}", f"train.validate_every={steps // EVALUATIONS}",
-        f"train.checkpoint_every={steps}", "train.samples=0", f"data.cache_dir={runs / '.cache'}",
-        "stage.regime.clips=16", "stage.regime.window=14", f"stage.regime.every={max(1, steps // PROBES)}",
-        *TASKS[task], *VARIANTS[variant], *more,
-    ]  # fmt: skip
+        f"train.steps={steps}",
+        f"train.seed={seed}",
+        f"train.log_every={max(1, steps // 20)}",
+        f"train.evaluate_every={steps // EVALUATIONS}",
+        f"train.validate_every={steps // EVALUATIONS}",
+        f"train.checkpoint_every={steps}",
+        "train.samples=0",
+        f"data.cache_dir={runs / '.cache'}",
+        "stage.regime.clips=16",
+        "stage.regime.window=14",
+        f"stage.regime.every={max(1, steps // PROBES)}",
+        *TASKS[task],
+        *VARIANTS[variant],
+        *more,
+    ]
     if TIMESTEPS in chosen:
         table = tomllib.loads(recipes.find(f"{recipe}-stage").read_text())["stage"]["timesteps"]
-        chosen += [f"stage.timesteps.{key}={value}" for key, value in table.items() if key != "kind"]
+        chosen += [
+            f"stage.timesteps.{key}={value}" for key, value in table.items() if key != "kind"
+        ]
     if variant == "replayed":
         other = seeds[(seeds.index(seed) + 1) % len(seeds)]
         chosen.append(f"stage.regime.replay={folder(runs, recipe, 'all', other)}")
@@ -92,9 +119,9 @@ def settings(
 
 def work(jobs: Any, runs: Path, seeds: list[int], more: list[str], began: float) -> None:
     """One process: takes runs off the queue until there is none left."""
-    from stagecli import recipe as recipes
-    from stagecli.launch import prepare_only, train
-    from stagecli.views import QuietView
+    from stagecli.recipe import load as recipes
+    from stagecli.terminal.views import QuietView
+    from stagecli.train.launch import prepare_only, train
 
     while (job := jobs.get()) is not None:
         recipe, steps, variant, seed = job
@@ -109,10 +136,14 @@ def work(jobs: Any, runs: Path, seeds: list[int], more: list[str], began: float)
                 ready.touch()
                 continue
             chosen = settings(runs, recipe, steps, variant, seed, seeds, more)
-            needed = [Path(s.partition("=")[2]) for s in chosen if s.startswith("stage.regime.replay=")]
+            needed = [
+                Path(s.partition("=")[2]) for s in chosen if s.startswith("stage.regime.replay=")
+            ]
             while (GUIDANCE in chosen and not ready.exists()) or not all(map(finished, needed)):
                 time.sleep(0.5)
-            status = train(recipes.load(f"{recipe}-static", chosen), run, QuietView(), overrides=chosen)
+            status = train(
+                recipes.load(f"{recipe}-static", chosen), run, QuietView(), overrides=chosen
+            )
             print(f"{time.monotonic() - began:6.0f} s  {run.name}: {status}", flush=True)
             if status != "finished":  # Ctrl-C or SIGTERM: of this process too
                 return
@@ -121,18 +152,28 @@ def work(jobs: Any, runs: Path, seeds: list[int], more: list[str], began: float)
 
 
 def run_all(
-    runs: Path, budgets: dict[str, int], seeds: list[int], more: list[str], chosen: list[str], workers: int
+    runs: Path,
+    budgets: dict[str, int],
+    seeds: list[int],
+    more: list[str],
+    chosen: list[str],
+    workers: int,
 ) -> None:
     context = multiprocessing.get_context("spawn")
     (runs / ".cache").mkdir(parents=True, exist_ok=True)
     jobs: Any = context.Queue()
-    order = [("features", seeds[:1]), *((v, seeds) for v in sorted(chosen, key=lambda v: v != "all"))]
+    order = [
+        ("features", seeds[:1]),
+        *((v, seeds) for v in sorted(chosen, key=lambda v: v != "all")),
+    ]
     for variant, some in order:
         for seed in some:
             for recipe, steps in budgets.items():
                 jobs.put((recipe, steps, variant, seed))
     began = time.monotonic()
-    processes = [context.Process(target=work, args=(jobs, runs, seeds, more, began)) for _ in range(workers)]
+    processes = [
+        context.Process(target=work, args=(jobs, runs, seeds, more, began)) for _ in range(workers)
+    ]
     for process in processes:
         jobs.put(None)
         process.start()
@@ -176,17 +217,37 @@ def table(runs: Path) -> None:
         for name in SHOWN[task]:
             curves = {v: {s: curve(p, name) for s, p in variants[v].items()} for v in ordered}
             steps = sorted(set.union(*(set(c) for v in curves.values() for c in v.values())))
-            print(f"\n{recipe}: {name}\n\n| variant | seeds | " + " | ".join(f"step {s}" for s in steps), end="")
+            print(
+                f"\n{recipe}: {name}\n\n| variant | seeds | "
+                + " | ".join(f"step {s}" for s in steps),
+                end="",
+            )
             print(" | at the end, against static, by seed |\n|---|---|" + "---|" * (len(steps) + 1))
             for v, by_seed in curves.items():
-                cells = [cell((c[s] for c in by_seed.values() if s in c), len(by_seed)) for s in steps]
-                same = [s for s, c in by_seed.items() if steps[-1] in c and steps[-1] in curves["static"].get(s, {})]
-                last = [by_seed[s][steps[-1]] - curves["static"][s][steps[-1]] for s in same] if v != "static" else []
-                shown = f"{statistics.mean(last):+.3g} ({', '.join(f'{d:+.3g}' for d in last)})" if last else ""
+                cells = [
+                    cell((c[s] for c in by_seed.values() if s in c), len(by_seed)) for s in steps
+                ]
+                same = [
+                    s
+                    for s, c in by_seed.items()
+                    if steps[-1] in c and steps[-1] in curves["static"].get(s, {})
+                ]
+                last = (
+                    [by_seed[s][steps[-1]] - curves["static"][s][steps[-1]] for s in same]
+                    if v != "static"
+                    else []
+                )
+                shown = (
+                    f"{statistics.mean(last):+.3g} ({', '.join(f'{d:+.3g}' for d in last)})"
+                    if last
+                    else ""
+                )
                 print(f"| {v} | {len(by_seed)} | " + " | ".join(cells) + f" | {shown} |")
         if task == "t2a":
             strengths_table(recipe, variants)
-        print(f"\n{recipe}: seconds a step, r, and events\n\n| variant | s a step | r at 1/2, 3/4, end | events |")
+        print(
+            f"\n{recipe}: seconds a step, r, and events\n\n| variant | s a step | r at 1/2, 3/4, end | events |"
+        )
         print("|---|---|---|---|")
         for v in ordered:
             print(f"| {v} | " + " | ".join(course(variants[v].values())) + " |")
@@ -204,7 +265,11 @@ def course(runs: Iterable[Path]) -> tuple[str, str, str]:
             if row["mechanism"] in ("guidance", "structure") and row["from"] != row["to"]:
                 events.setdefault(f"{row['mechanism']} {row['to']}", []).append(row["step"])
     told = "; ".join(f"{what} at {', '.join(map(str, steps))}" for what, steps in events.items())
-    return f"{pace(runs):.3f}", ", ".join(f"{statistics.mean(c):.2f}" for c in zip(*r, strict=True)), told
+    return (
+        f"{pace(runs):.3f}",
+        ", ".join(f"{statistics.mean(c):.2f}" for c in zip(*r, strict=True)),
+        told,
+    )
 
 
 def pace(runs: Iterable[Path]) -> float:
@@ -223,16 +288,16 @@ def score(run: Path, strengths: list[float]) -> None:
     import torch
     from accelerate import Accelerator
 
-    from stagecli.pipeline import load_pipeline
-    from stagecli.prepare import prepare
-    from stagecli.scorer import Scorer
+    from stagecli.generate.pipeline import load_pipeline
+    from stagecli.train.prepare import prepare
+    from stagecli.train.scorer import Scorer
 
     pipeline, _ = load_pipeline(run)
     prepared = prepare(pipeline.recipe, run, torch.device("cpu"), lambda *_: None)
     scorer = Scorer(prepared, pipeline, Accelerator(cpu=True), lambda *_: None)
     found = {}
     for strength in strengths:
-        scorer.settings = replace(scorer.settings, guidance=strength)
+        scorer.settings = replace(scorer.settings, cfg_scale=strength)
         found[strength] = scorer.measure()
     (run / "strengths.json").write_text(json.dumps(found, indent=1))
     print(f"{run.name} scored", file=sys.stderr, flush=True)
@@ -255,10 +320,16 @@ def strengths_table(recipe: str, variants: dict[str, dict[int, Path]]) -> None:
     """The end of each run by strength of guidance, where `score` has been there."""
     read: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for v in (v for v in VARIANTS if v in variants):
-        there = {seed: path for seed, run in variants[v].items() if (path := run / "strengths.json").exists()}
+        there = {
+            seed: path
+            for seed, run in variants[v].items()
+            if (path := run / "strengths.json").exists()
+        }
         if there:
             read[v] = {seed: json.loads(path.read_text()) for seed, path in there.items()}
-    strengths = sorted({k for by_seed in read.values() for scores in by_seed.values() for k in scores}, key=float)
+    strengths = sorted(
+        {k for by_seed in read.values() for scores in by_seed.values() for k in scores}, key=float
+    )
     for strength in strengths:
         for name in SHOWN["t2a"][1:]:
             print(f"\n{recipe}: {name} at the end, guidance {strength}\n")
@@ -266,7 +337,9 @@ def strengths_table(recipe: str, variants: dict[str, dict[int, Path]]) -> None:
             for v, by_seed in read.items():
                 values = {seed: scores[strength][name] for seed, scores in by_seed.items()}
                 base = {seed: scores[strength][name] for seed, scores in read["static"].items()}
-                over = ", ".join(f"{values[s] - base[s]:+.3g}" for s in values if s in base and v != "static")
+                over = ", ".join(
+                    f"{values[s] - base[s]:+.3g}" for s in values if s in base and v != "static"
+                )
                 print(f"| {v} | {cell(values.values(), len(variants[v]))} | {over} |")
 
 
@@ -280,8 +353,11 @@ def plot(runs: Path, out: Path) -> None:
 
     for recipe, variants in found_runs(runs).items():
         task = "sr" if "-sr" in recipe else "t2a"
-        names, step = SHOWN[task][1:3], pace(variants["static"].values())
-        figure, axes = plt.subplots(len(names), 2, figsize=(10, 3.6 * len(names)), sharey="row", squeeze=False)
+        names = SHOWN[task][1:3]
+        step = pace(variants["static"].values())
+        figure, axes = plt.subplots(
+            len(names), 2, figsize=(10, 3.6 * len(names)), sharey="row", squeeze=False
+        )
         for k, variant in enumerate(v for v in VARIANTS if len(variants.get(v, ())) > 1):
             by_seed = list(variants[variant].values())
             seconds = step * (1 + COST[task].get(variant, 0.0))
@@ -291,15 +367,26 @@ def plot(runs: Path, out: Path) -> None:
                 values = [[c[s] for c in curves] for s in steps]
                 for axis, unit in zip(axes[row], (1.0, seconds), strict=True):
                     x = [s * unit for s in steps]
-                    axis.plot(x, list(map(statistics.mean, values)), "o-", color=f"C{k}", label=variant, ms=3)
-                    axis.fill_between(x, list(map(min, values)), list(map(max, values)), color=f"C{k}", alpha=0.12)
+                    axis.plot(
+                        x,
+                        list(map(statistics.mean, values)),
+                        "o-",
+                        color=f"C{k}",
+                        label=variant,
+                        ms=3,
+                    )
+                    axis.fill_between(
+                        x, list(map(min, values)), list(map(max, values)), color=f"C{k}", alpha=0.12
+                    )
                     axis.set_yscale("log")
                     axis.yaxis.set_major_formatter(ScalarFormatter())
                     axis.yaxis.set_minor_formatter(ScalarFormatter())
                     axis.grid(alpha=0.3)
                 axes[row][0].set_ylabel(f"{name} on valid, lower is better")
         for axis, label in zip(
-            axes[-1], ("step", "seconds of training (of a step: static's, and the measured cost)"), strict=True
+            axes[-1],
+            ("step", "seconds of training (of a step: static's, and the measured cost)"),
+            strict=True,
         ):
             axis.set_xlabel(label)
         axes[0][0].legend(fontsize=8)
@@ -317,9 +404,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("compare"), help="plot: OUT-RECIPE.svg")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.5], help="score: strengths")
+    parser.add_argument(
+        "--cfg-scale", type=float, nargs="+", default=[1.5], help="score: strengths"
+    )
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all runs (repeatable)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for all runs (repeatable)"
+    )
     args = parser.parse_args()
     if args.do == "run":
         budgets = {name: int(steps) for name, _, steps in (b.partition("=") for b in args.budgets)}
@@ -327,7 +418,7 @@ def main() -> None:
             sys.exit("name at least one RECIPE=STEPS")
         run_all(args.runs, budgets, args.seeds, args.set, args.variants, args.workers)
     if args.do == "score":
-        score_all(args.runs, args.guidance, args.workers)
+        score_all(args.runs, args.cfg_scale, args.workers)
     if args.do == "plot":
         plot(args.runs, args.out)
     else:

@@ -50,7 +50,11 @@ class Judge(nn.Module):
         widths = (1, width, 2 * width, 3 * width, 4 * width)
         layers: list[nn.Module] = []
         for index, (into, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-            layers += [nn.Conv2d(into, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+            layers += [
+                nn.Conv2d(into, out, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out),
+                nn.ReLU(),
+            ]
             layers += [nn.MaxPool2d(2)] if index < 3 else []
         self.layers = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(widths[-1] * 5, classes))
@@ -64,7 +68,9 @@ class Judge(nn.Module):
         mel_BTC = spectrum_BFT.abs().square().transpose(1, 2) @ self.filters_FC
         x_B1TC = (mel_BTC.clamp_min(1e-4).log() / 3)[:, None]
         x_BCTF = self.layers(x_B1TC)
-        return self.head(x_BCTF.amax(2).flatten(1))  # the loudest moment of each feature: position-free
+        return self.head(
+            x_BCTF.amax(2).flatten(1)
+        )  # the loudest moment of each feature: position-free
 
 
 def fit_length(audio_N: np.ndarray) -> Tensor:
@@ -114,7 +120,12 @@ def hits(judge: Judge, audio_BN: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def train_judge(
-    train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor], classes: int, *, epochs: int, seed: int
+    train: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor],
+    classes: int,
+    *,
+    epochs: int,
+    seed: int,
 ) -> Judge:
     """Train on (audio [B, N], labels [B]); the weights of the best epoch on `valid` are kept."""
     torch.manual_seed(seed)
@@ -123,7 +134,8 @@ def train_judge(
     steps = epochs * (len(audio_BN) // 64)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-    best, kept = (-1.0, -math.inf), judge.state_dict()
+    best = (-1.0, -math.inf)
+    kept = judge.state_dict()
     for _ in range(epochs):
         judge.train()
         order = torch.randperm(len(audio_BN), generator=generator)
@@ -138,7 +150,8 @@ def train_judge(
         with torch.no_grad():
             score = (right, -F.cross_entropy(judge(valid[0]), valid[1]).item())  # loss breaks ties
         if score >= best:
-            best, kept = score, {name: value.clone() for name, value in judge.state_dict().items()}
+            best = score
+            kept = {name: value.clone() for name, value in judge.state_dict().items()}
     judge.load_state_dict(kept)
     return judge.eval()
 
@@ -153,9 +166,14 @@ def load_or_train(weights: Path, root: Path, *, epochs: int, seed: int) -> tuple
             judge.eval()
         return judges
     started = time.monotonic()
-    train, valid = load_split(root, "train"), load_split(root, "valid")
-    digit = train_judge((train[0], train[1]), (valid[0], valid[1]), len(DIGITS), epochs=epochs, seed=seed)
-    speaker = train_judge((train[0], train[2]), (valid[0], valid[2]), len(SPEAKERS), epochs=epochs, seed=seed)
+    train = load_split(root, "train")
+    valid = load_split(root, "valid")
+    digit = train_judge(
+        (train[0], train[1]), (valid[0], valid[1]), len(DIGITS), epochs=epochs, seed=seed
+    )
+    speaker = train_judge(
+        (train[0], train[2]), (valid[0], valid[2]), len(SPEAKERS), epochs=epochs, seed=seed
+    )
     weights.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"digit": digit.state_dict(), "speaker": speaker.state_dict()}, weights)
     print(f"trained in {time.monotonic() - started:.0f} s, saved to {weights}", file=sys.stderr)
@@ -164,13 +182,20 @@ def load_or_train(weights: Path, root: Path, *, epochs: int, seed: int) -> tuple
 
 def wilson(right: int, count: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson, 1927)."""
-    z, share = 1.959964, right / count
+    z = 1.959964
+    share = right / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    half = (
+        z
+        / (1 + z * z / count)
+        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    )
     return middle - half, middle + half
 
 
-def score(judges: tuple[Judge, Judge], audio_BN: Tensor, digits_B: Tensor, speakers_B: Tensor) -> dict[str, float]:
+def score(
+    judges: tuple[Judge, Judge], audio_BN: Tensor, digits_B: Tensor, speakers_B: Tensor
+) -> dict[str, float]:
     """Digit and speaker accuracy of audio [B, 8000] with their intervals, as one flat row."""
     row: dict[str, float] = {"n": len(audio_BN)}
     labels = (digits_B, speakers_B)
@@ -182,7 +207,10 @@ def score(judges: tuple[Judge, Judge], audio_BN: Tensor, digits_B: Tensor, speak
 
 
 def accuracy(
-    judges: tuple[Judge, Judge], paths: Sequence[Path], digits: Sequence[str], speakers: Sequence[str]
+    judges: tuple[Judge, Judge],
+    paths: Sequence[Path],
+    digits: Sequence[str],
+    speakers: Sequence[str],
 ) -> dict[str, float]:
     """`score` of audio files against the names of their digit and speaker."""
     audio_BN = torch.stack([read(path) for path in paths])
@@ -208,9 +236,13 @@ def through_codec(codec: MelCodec, audio_BN: Tensor) -> Tensor:
 
 def main() -> None:
     """Command line: one line per row on stdout."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", type=Path, default=Path("fsdd_judge.pt"))
-    parser.add_argument("--samples", type=Path, action="append", default=[], help="folder with samples.jsonl")
+    parser.add_argument(
+        "--samples", type=Path, action="append", default=[], help="folder with samples.jsonl"
+    )
     parser.add_argument("--epochs", type=int, default=18)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="rows as JSON")
@@ -230,9 +262,14 @@ def main() -> None:
     rows = {"real test clips": score(judges, audio_BN, *labels)}
     if args.codec:
         mel = MelCodec(
-            sample_rate=RATE, n_fft=args.n_fft, hop=args.hop, n_mels=args.n_mels, power=args.power,
-            floor=args.floor, iterations=args.iterations,
-        )  # fmt: skip
+            sample_rate=RATE,
+            n_fft=args.n_fft,
+            hop=args.hop,
+            n_mels=args.n_mels,
+            power=args.power,
+            floor=args.floor,
+            iterations=args.iterations,
+        )
         rows["real test clips, codec"] = score(judges, through_codec(mel, audio_BN), *labels)
     for folder in args.samples:
         rows[str(folder)] = score_folder(judges, folder)
@@ -240,7 +277,10 @@ def main() -> None:
         if args.json:
             print(json.dumps({"clips": name, **row}))
             continue
-        parts = [f"{k} {row[k]:.1%} [{row[k + '_low']:.1%}, {row[k + '_high']:.1%}]" for k in ("digit", "speaker")]
+        parts = [
+            f"{k} {row[k]:.1%} [{row[k + '_low']:.1%}, {row[k + '_high']:.1%}]"
+            for k in ("digit", "speaker")
+        ]
         print(f"{name}: n {row['n']}, {', '.join(parts)}")
 
 

@@ -21,12 +21,15 @@ from torch import Tensor
 from stagecli.codec.mel import MelCodec
 from stagecli.data.audio import read_mono
 
-SAMPLES, SHIFT = 6400, 3
+SAMPLES = 6400
+SHIFT = 3
 
 
 def frames(codec: MelCodec, paths: list[Path]) -> Tensor:
     """Log-mel frames [n, T, C]."""
-    audio = np.stack([np.pad(a := read_mono(p, 8000)[:SAMPLES], (0, SAMPLES - len(a))) for p in paths])
+    audio = np.stack(
+        [np.pad(a := read_mono(p, 8000)[:SAMPLES], (0, SAMPLES - len(a))) for p in paths]
+    )
     return codec.analyse(torch.from_numpy(audio))
 
 
@@ -46,10 +49,15 @@ def main() -> None:
     train = frames(codec, [root / row["path"] for row in rows if row["split"] == "train"])
     test = frames(codec, [root / row["path"] for row in rows if row["split"] == "test"])
     folder = Path(sys.argv[1])
-    samples = [json.loads(line)["path"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line)["path"] for line in (folder / "samples.jsonl").read_text().splitlines()
+    ]
     with torch.no_grad():
         decoded = codec.analyse(codec.decode(test, SAMPLES))
-        for name, clips in (("real test clips", decoded), ("samples", frames(codec, [folder / p for p in samples]))):
+        for name, clips in (
+            ("real test clips", decoded),
+            ("samples", frames(codec, [folder / p for p in samples])),
+        ):
             distance = nearest(clips, train)
             low, middle, high = np.quantile(distance.numpy(), [0.05, 0.5, 0.95])
             spread = f"5 % {low:.3f}  median {middle:.3f}  95 % {high:.3f}"

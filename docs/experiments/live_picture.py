@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console as RichConsole
 
-from stagecli import recipe as recipes
-from stagecli.console import LiveView
+from stagecli.recipe import load as recipes
 from stagecli.report import read_run
+from stagecli.terminal.console import LiveView
 
 
 def main(run: str, step: int, out: str) -> None:
@@ -50,7 +50,9 @@ def main(run: str, step: int, out: str) -> None:
         if event["step"] <= step:
             view.event(event)
     view._console.print(view._frame())
-    Path(out).write_text(view._console.export_svg(title="stagecli train " + report.name), encoding="utf-8")
+    Path(out).write_text(
+        view._console.export_svg(title="stagecli train " + report.name), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -28,14 +28,19 @@ from stagecli.metrics.pairwise import median_pairwise_distance
 from stagecli.metrics.spectral import lsd_bands, lsd_stream
 
 RATE = 48000
-UNIVERSR = LSDPreset("universr", 1024, 256, None, "clamp", 1e-6, "reflect", "author's script, UniverSR issue 6")
+UNIVERSR = LSDPreset(
+    "universr", 1024, 256, None, "clamp", 1e-6, "reflect", "author's script, UniverSR issue 6"
+)
 
 
 def plain_frechet(x: np.ndarray, y: np.ndarray) -> float:
     """Covariances and a general matrix square root, as most tools have it."""
-    cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    cov_x = np.cov(x, rowvar=False)
+    cov_y = np.cov(y, rowvar=False)
     cross = np.trace(scipy.linalg.sqrtm(cov_x @ cov_y)).real
-    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * cross)
+    return float(
+        ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * cross
+    )
 
 
 def plain_median(x: np.ndarray) -> float:
@@ -49,8 +54,11 @@ def plain_kad(x: np.ndarray, y: np.ndarray) -> float:
     """All distance matrices whole."""
     gamma = 0.5 / plain_median(x) ** 2
     xx, yy, xy = (np.exp(-gamma * cdist(a, b, "sqeuclidean")) for a, b in ((x, x), (y, y), (x, y)))
-    n, m = len(x), len(y)
-    return float(100 * ((xx.sum() - n) / (n * (n - 1)) + (yy.sum() - m) / (m * (m - 1)) - 2 * xy.mean()))
+    n = len(x)
+    m = len(y)
+    return float(
+        100 * ((xx.sum() - n) / (n * (n - 1)) + (yy.sum() - m) / (m * (m - 1)) - 2 * xy.mean())
+    )
 
 
 def plain_lsd(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
@@ -60,7 +68,10 @@ def plain_lsd(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
     for pair in pairs:
         for part in (slice(None), slice(170, None), slice(None, 170)):
             logs = [
-                torch.stft(z.double(), 2048, 512, window=window, return_complex=True).abs().square().clamp_min(1e-8)
+                torch.stft(z.double(), 2048, 512, window=window, return_complex=True)
+                .abs()
+                .square()
+                .clamp_min(1e-8)
                 for z in pair
             ]
             squared = (logs[0].log10() - logs[1].log10()).square()[part]
@@ -74,7 +85,11 @@ def plain_lsd_once(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
     values = []
     for pair in pairs:
         logs = [
-            torch.stft(z.double(), 2048, 512, window=window, return_complex=True).abs().square().clamp_min(1e-8).log10()
+            torch.stft(z.double(), 2048, 512, window=window, return_complex=True)
+            .abs()
+            .square()
+            .clamp_min(1e-8)
+            .log10()
             for z in pair
         ]
         values.append(float((logs[0] - logs[1]).square().mean(0).sqrt().mean()))
@@ -82,14 +97,18 @@ def plain_lsd_once(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
 
 
 def compare(name: str, ours: Callable[[], float], plain: Callable[[], float], repeats: int) -> None:
-    best, values = [math.inf, math.inf], [0.0, 0.0]
+    best = [math.inf, math.inf]
+    values = [0.0, 0.0]
     for _ in range(repeats):
         for i, work in enumerate((ours, plain)):
             began = time.process_time()
             values[i] = work()
             best[i] = min(best[i], time.process_time() - began)
     agree = "" if math.isclose(*values, rel_tol=1e-6, abs_tol=1e-6) else f"   DIFFERENT: {values}"
-    print(f"| {name} | {best[0]:.3f} s | {best[1]:.3f} s | {best[1] / best[0]:.1f} |{agree}", flush=True)
+    print(
+        f"| {name} | {best[0]:.3f} s | {best[1]:.3f} s | {best[1] / best[0]:.1f} |{agree}",
+        flush=True,
+    )
 
 
 def presets(path: str | None) -> None:
@@ -104,15 +123,21 @@ def presets(path: str | None) -> None:
         generator = torch.Generator().manual_seed(0)
         spectrum = torch.fft.rfft(torch.randn(4 * rate, generator=generator, dtype=torch.float64))
         spectrum /= torch.arange(1, len(spectrum) + 1).sqrt()
-        clip = torch.fft.irfft(spectrum) * torch.linspace(-7, 0, 4 * rate, dtype=torch.float64).exp()
-        clip = 0.5 * clip / clip.abs().max() + 1e-4 * torch.randn(4 * rate, generator=generator, dtype=torch.float64)
+        clip = (
+            torch.fft.irfft(spectrum) * torch.linspace(-7, 0, 4 * rate, dtype=torch.float64).exp()
+        )
+        clip = 0.5 * clip / clip.abs().max() + 1e-4 * torch.randn(
+            4 * rate, generator=generator, dtype=torch.float64
+        )
     spectrum = torch.fft.rfft(clip)
     spectrum[math.ceil(4000 * len(clip) / rate) :] = 0
     low = torch.fft.irfft(spectrum, len(clip))
     rounded = (low * 32767).round() / 32767
     made = {"low-passed": low, "written as 16 bit": rounded, "16 bit, half as loud": 0.5 * rounded}
     made["the same, gain matched"] = match_gain(clip, made["16 bit, half as loud"])[0]
-    print(f"{path or 'made recording'}, {rate} Hz, {len(clip) / rate:.1f} s, cut at 4 kHz: LSD / HF / LF")
+    print(
+        f"{path or 'made recording'}, {rate} Hz, {len(clip) / rate:.1f} s, cut at 4 kHz: LSD / HF / LF"
+    )
     print("| preset | " + " | ".join(made) + " |\n|---|" + "---|" * len(made))
     for preset in [*LSD_PRESETS.values(), UNIVERSR]:
         cells = []
@@ -135,27 +160,44 @@ def main() -> None:
         presets(options.presets or None)
         return
     rng = np.random.default_rng(0)
-    n, dim = options.clips, options.dim
+    n = options.clips
+    dim = options.dim
     mixing = rng.normal(size=(dim, dim)) / math.sqrt(dim)
-    x, y = rng.normal(size=(n, dim)) @ mixing, rng.normal(size=(n, dim)) @ mixing * 1.2 + 0.1
-    batches_x, batches_y = np.array_split(x, max(1, n // 64)), np.array_split(y, max(1, n // 64))
+    x = rng.normal(size=(n, dim)) @ mixing
+    y = rng.normal(size=(n, dim)) @ mixing * 1.2 + 0.1
+    batches_x = np.array_split(x, max(1, n // 64))
+    batches_y = np.array_split(y, max(1, n // 64))
     generator = torch.Generator().manual_seed(0)
     clips = [0.1 * torch.randn(3 * RATE, generator=generator) for _ in range(options.files)]
     pairs = [(clip, 0.9 * clip + 0.01 * clip.flip(0)) for clip in clips]
     print(f"n = m = {n}, D = {dim}; {options.files} files of 3 s at {RATE} Hz\n")
     print("| metric | here | plain | plain / here |\n|---|---|---|---|")
     turns = options.repeats
-    compare("Frechet: sqrtm", lambda: frechet_distance(x, y).value, lambda: plain_frechet(x, y), turns)
+    compare(
+        "Frechet: sqrtm", lambda: frechet_distance(x, y).value, lambda: plain_frechet(x, y), turns
+    )
     compare(
         "Frechet, streamed by 64: whole",
         lambda: frechet_of_moments(gathered(batches_x), gathered(batches_y)).value,
         lambda: frechet_distance(x, y).value,
         turns,
     )
-    compare("KAD: whole matrices", lambda: kernel_audio_distance(x, y).value, lambda: plain_kad(x, y), turns)
-    compare("median distance: pdist", lambda: median_pairwise_distance(x), lambda: plain_median(x), turns)
+    compare(
+        "KAD: whole matrices",
+        lambda: kernel_audio_distance(x, y).value,
+        lambda: plain_kad(x, y),
+        turns,
+    )
+    compare(
+        "median distance: pdist",
+        lambda: median_pairwise_distance(x),
+        lambda: plain_median(x),
+        turns,
+    )
     streamed = lambda: float(np.mean([list(v.values()) for v in lsd_stream(pairs, RATE, 4000)]))  # noqa: E731
-    compare("LSD, HF and LF: a loop that transforms for each", streamed, lambda: plain_lsd(pairs), turns)
+    compare(
+        "LSD, HF and LF: a loop that transforms for each", streamed, lambda: plain_lsd(pairs), turns
+    )
     once = lambda: float(np.mean([v["lsd"] for v in lsd_stream(pairs, RATE)]))  # noqa: E731
     compare("LSD: a loop over files", once, lambda: plain_lsd_once(pairs), turns)
 

@@ -41,7 +41,14 @@ TASKS = (  # data set, label, training clips per class (None: all, FOLDS: cross-
     ("esc10", "label", FOLDS),
     ("fsdd", "speaker", None),
 )
-COLUMNS = ("ESC-10", "FSDD digits", "ESC-10, 5 a class", "FSDD digits, 10 a class", "ESC-10, 5 folds", "FSDD speakers")
+COLUMNS = (
+    "ESC-10",
+    "FSDD digits",
+    "ESC-10, 5 a class",
+    "FSDD digits, 10 a class",
+    "ESC-10, 5 folds",
+    "FSDD speakers",
+)
 POOLS = ("mean", "mean and deviation")
 DRAWS = 5  # of the training clips where there are few: the mean accuracy
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # L2: share of the mean cross-entropy, times |W|^2 / 2
@@ -65,7 +72,9 @@ def make(kind: type[BundledEncoder], model: str, weights: Path | None, seed: int
     torch.manual_seed(seed)
     network: Any = NETWORKS[model]()
     if weights is not None:
-        network.load_state_dict({k: v.float() for k, v in load_file(weights / f"{model}.safetensors").items()})
+        network.load_state_dict(
+            {k: v.float() for k, v in load_file(weights / f"{model}.safetensors").items()}
+        )
     return kind(network, model, -1)
 
 
@@ -89,11 +98,16 @@ def embed(encoder: EveryLayer, clips: Clips) -> list[Tensor]:
 def fit(x_BD: Tensor, y_B: Tensor, classes: int, strength: float) -> Tensor:
     """Weights [D + 1, classes] of a logistic regression with L2 on all but the bias."""
     weight = torch.zeros(x_BD.shape[1] + 1, classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=60, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [weight], max_iter=60, history_size=10, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(x_BD @ weight[:-1] + weight[-1], y_B) + strength * weight[:-1].square().sum() / 2
+        loss = (
+            F.cross_entropy(x_BD @ weight[:-1] + weight[-1], y_B)
+            + strength * weight[:-1].square().sum() / 2
+        )
         loss.backward()
         return loss
 
@@ -104,7 +118,8 @@ def fit(x_BD: Tensor, y_B: Tensor, classes: int, strength: float) -> Tensor:
 def probe(data: Probed, split: str) -> tuple[float, int]:
     """Accuracy on `split`, and its number of clips; data: split -> embeddings [B, D], labels [B]."""
     x, y = data["train"]
-    mean, deviation = x.mean(0), x.std(0).clamp_min(1e-5)
+    mean = x.mean(0)
+    deviation = x.std(0).clamp_min(1e-5)
     ready = {name: ((x - mean) / deviation, y) for name, (x, y) in data.items()}
     classes = int(y.max()) + 1
 
@@ -120,7 +135,11 @@ def probe(data: Probed, split: str) -> tuple[float, int]:
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    half = (
+        z
+        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+        / (1 + z * z / count)
+    )
     return middle - half, middle + half
 
 
@@ -139,8 +158,14 @@ def over_folds(x_BD: Tensor, y_B: Tensor, fold_B: Tensor) -> tuple[float, int]:
     folds = fold_B.unique().tolist()
     right = 0.0
     for test, valid in zip(folds, [*folds[1:], folds[0]], strict=True):
-        parts = {"test": fold_B == test, "valid": fold_B == valid, "train": (fold_B != test) & (fold_B != valid)}
-        share, count = probe({name: (x_BD[part], y_B[part]) for name, part in parts.items()}, "test")
+        parts = {
+            "test": fold_B == test,
+            "valid": fold_B == valid,
+            "train": (fold_B != test) & (fold_B != valid),
+        }
+        share, count = probe(
+            {name: (x_BD[part], y_B[part]) for name, part in parts.items()}, "test"
+        )
         right += share * count
     return right / len(y_B), len(y_B)
 
@@ -153,7 +178,10 @@ def scores(
     encoder: EveryLayer, sets: dict[str, dict[str, Clips]], split: str, tasks: Tasks, quick: bool
 ) -> dict[tuple[int, str], list[tuple[float, int]]]:
     """(row of `frames`, pooling) -> per task accuracy and number of clips; quick: the last row only."""
-    embedded = {name: {s: embed(encoder, clips) for s, clips in parts.items()} for name, parts in sets.items()}
+    embedded = {
+        name: {s: embed(encoder, clips) for s, clips in parts.items()}
+        for name, parts in sets.items()
+    }
     out: dict[tuple[int, str], list[tuple[float, int]]] = {}
     rows = range(encoder.depth + 1 if quick else 0, encoder.depth + 2)
     for row, pool in itertools.product(rows, POOLS):
@@ -162,14 +190,21 @@ def scores(
             parts = sets[name]
             names = sorted({clip.labels[label] for _, clip in parts["train"]})
             width = embedded[name]["train"][row].shape[1] // (2 if pool == "mean" else 1)
-            data = {s: (embedded[name][s][row][:, :width], labelled(parts[s], label, names)) for s in parts}
+            data = {
+                s: (embedded[name][s][row][:, :width], labelled(parts[s], label, names))
+                for s in parts
+            }
             if count == FOLDS:
                 x, y = (torch.cat(columns) for columns in zip(*data.values(), strict=True))
                 out[row, pool].append(
-                    over_folds(x, y, torch.tensor([c.labels["fold"] for p in parts for _, c in parts[p]]))
+                    over_folds(
+                        x, y, torch.tensor([c.labels["fold"] for p in parts for _, c in parts[p]])
+                    )
                 )
                 continue
-            found = [probe(drawn(data, count, draw), split) for draw in range(DRAWS if count else 1)]
+            found = [
+                probe(drawn(data, count, draw), split) for draw in range(DRAWS if count else 1)
+            ]
             out[row, pool].append((float(np.mean([share for share, _ in found])), found[0][1]))
     return out
 
@@ -187,9 +222,12 @@ def distances(encoder: BundledEncoder, sets: dict[str, dict[str, Clips]], split:
     """Mean of 1 - cosine over frames, features centred on the mean of the train split."""
     rng = np.random.default_rng(0)
     for name in ("esc10", "fsdd"):
-        train, clips = sets[name]["train"][::10], [c for c in sets[name][split] if len(c[0]) > encoder.receptive_field]
+        train = sets[name]["train"][::10]
+        clips = [c for c in sets[name][split] if len(c[0]) > encoder.receptive_field]
         with torch.no_grad():
-            mean_D = torch.cat([encoder(torch.from_numpy(a)[None])[0] for a, _ in train if len(a) > 8000]).mean(0)
+            mean_D = torch.cat(
+                [encoder(torch.from_numpy(a)[None])[0] for a, _ in train if len(a) > 8000]
+            ).mean(0)
 
         def read(audio_N: np.ndarray | Tensor, mean_D: Tensor = mean_D) -> Tensor:
             with torch.no_grad():
@@ -200,7 +238,9 @@ def distances(encoder: BundledEncoder, sets: dict[str, dict[str, Clips]], split:
         found: dict[str, list[float]] = {"noise": [], "low": [], "same": [], "other": []}
         for i, (audio, _) in enumerate(clips):
             rms = float(np.sqrt(np.mean(audio**2)))
-            noisy = audio + (rms * 10 ** (-30 / 20) * rng.standard_normal(len(audio))).astype(np.float32)
+            noisy = audio + (rms * 10 ** (-30 / 20) * rng.standard_normal(len(audio))).astype(
+                np.float32
+            )
             found["noise"].append(float(1 - (read(noisy) * clean[i]).sum(-1).mean()))
             low = torchaudio.functional.resample(torch.from_numpy(audio), RATE, 8000)
             low = torchaudio.functional.resample(low, 8000, RATE)[: len(audio)]
@@ -211,13 +251,21 @@ def distances(encoder: BundledEncoder, sets: dict[str, dict[str, Clips]], split:
                     n = min(len(clean[i]), len(clean[int(j)]))
                     d = float(1 - (clean[i][:n] * clean[int(j)][:n]).sum(-1).mean())
                     found["same" if labels[i] == labels[int(j)] else "other"].append(d)
-        print(f"distance {name}: " + ", ".join(f"{k} {np.mean(v):.3f}" for k, v in found.items()), flush=True)
+        print(
+            f"distance {name}: " + ", ".join(f"{k} {np.mean(v):.3f}" for k, v in found.items()),
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=sorted(NETWORKS))
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the weights (default: the package's)")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=WEIGHTS,
+        help="folder of the weights (default: the package's)",
+    )
     parser.add_argument("--split", choices=("valid", "test"), default="test")
     parser.add_argument("--twins", type=int, default=3, help="random networks to compare with")
     parser.add_argument("--quick", action="store_true", help="the default layer only")
@@ -231,14 +279,22 @@ def main() -> None:
     depth = len(NETWORKS[args.model]().blocks)
     rows = scores(make(EveryLayer, args.model, args.weights), sets, args.split, TASKS, args.quick)
     for (row, pool), found in rows.items():
-        name = "log-mel" if row == 0 else f"trained, layer {row - 1}" + " (default)" * (row == depth + 1)
+        name = (
+            "log-mel"
+            if row == 0
+            else f"trained, layer {row - 1}" + " (default)" * (row == depth + 1)
+        )
         print_row(f"{name}: {pool}", [percent(cell) for cell in found])
     for name, weights in (("trained", args.weights), ("random", None)):
         print(f"distances, {name}")
         distances(make(BundledEncoder, args.model, weights, seed=1), sets, args.split)
     twins = []
     for seed in range(1, args.twins + 1):
-        twins.append(scores(make(EveryLayer, args.model, None, seed), sets, args.split, TASKS[:-1], quick=True))
+        twins.append(
+            scores(
+                make(EveryLayer, args.model, None, seed), sets, args.split, TASKS[:-1], quick=True
+            )
+        )
     for key in twins[0] if twins else []:
         columns = [[100 * twin[key][task][0] for twin in twins] for task in range(len(TASKS) - 1)]
         cells = [f"{np.mean(c):.1f} ({min(c):.1f} to {max(c):.1f})" for c in columns]

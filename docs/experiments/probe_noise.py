@@ -15,18 +15,20 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from stagecli import checkpoint
-from stagecli import recipe as recipes
 from stagecli.model.network import Network
-from stagecli.prepare import prepare
-from stagecli.probe import ProbeSet
+from stagecli.recipe import load as recipes
+from stagecli.runs import checkpoint
 from stagecli.stage.controller import Stages
+from stagecli.train.prepare import prepare
+from stagecli.train.probe import ProbeSet
 
 SIZES = (8, 16, 32, 64, 128, 256)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--checkpoint", default="latest")
     parser.add_argument("--clips", type=int, default=64)
@@ -35,7 +37,9 @@ def main() -> None:
     recipe = recipes.load(options.run / "recipe.toml", [f"stage.regime.clips={options.clips}"])
     settings = Stages.of(recipe).probes
     assert settings is not None, "the run's recipe has no [stage.regime]"
-    accelerator = Accelerator(mixed_precision="bf16" if recipe.train.precision == "bf16" else "no", cpu=True)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if recipe.train.precision == "bf16" else "no", cpu=True
+    )
     prepared = prepare(recipe, None, accelerator.device, lambda *_: None)
     network = Network(recipe, channels=prepared.codec.channels)
     path = checkpoint.find(options.run / "checkpoints", options.checkpoint)

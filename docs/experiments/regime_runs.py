@@ -17,7 +17,7 @@ from typing import Any
 
 from stagecli.report import RunReport, read_run
 from stagecli.report.regime import levels
-from stagecli.stage.slope import OFFSET, fit_line
+from stagecli.stage.regime_variable import OFFSET, fit_line
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -27,7 +27,11 @@ def spread(values: Sequence[float | None]) -> str:
     known = [v for v in values if v is not None]
     if len(known) < len(values):
         return "-"
-    return f"{statistics.mean(known):.3f} ± {statistics.stdev(known):.3f}" if len(known) > 1 else f"{known[0]:.3f}"
+    return (
+        f"{statistics.mean(known):.3f} ± {statistics.stdev(known):.3f}"
+        if len(known) > 1
+        else f"{known[0]:.3f}"
+    )
 
 
 def at(report: RunReport, step: float) -> dict[str, Any]:
@@ -43,9 +47,14 @@ def first_step(report: RunReport, level: float) -> int | None:
 def noise(report: RunReport, window: int = 20) -> tuple[float, float]:
     """Median over windows of the deviation of ln(Dn + 0.01) around its line, and of its lag-1 correlation."""
     good = [row for row in report.probes if row["Dn"] is not None]
-    logs, taus = [math.log(max(row["Dn"], 0) + OFFSET) for row in good], [row["tau"] for row in good]
-    lines = [fit_line(taus[i : i + window], logs[i : i + window]) for i in range(len(good) - window)]
-    return statistics.median(line.noise for line in lines), statistics.median(line.phi for line in lines)
+    logs = [math.log(max(row["Dn"], 0) + OFFSET) for row in good]
+    taus = [row["tau"] for row in good]
+    lines = [
+        fit_line(taus[i : i + window], logs[i : i + window]) for i in range(len(good) - window)
+    ]
+    return statistics.median(line.noise for line in lines), statistics.median(
+        line.phi for line in lines
+    )
 
 
 def plot(reports: Sequence[RunReport], path: Path) -> None:
@@ -58,17 +67,31 @@ def plot(reports: Sequence[RunReport], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), sharex=True)
     rows = list(zip(*(report.probes for report in reports), strict=True))
     steps = [row[0]["step"] for row in rows]
-    names = {f"Dn_t{t}": f"t = {float(t):g}" for t in levels(reports[0].probes)} | {"Dn": "mean over t"}
+    names = {f"Dn_t{t}": f"t = {float(t):g}" for t in levels(reports[0].probes)} | {
+        "Dn": "mean over t"
+    }
     for axis, curves in ((axes[0], names), (axes[1], {"r": "r"})):
         for name, label in curves.items():
             values = [[run[name] for run in row] for row in rows]
-            (line,) = axis.plot(steps, [statistics.mean(v) for v in values], label=label, lw=2 if name == "Dn" else 1.2)
+            (line,) = axis.plot(
+                steps,
+                [statistics.mean(v) for v in values],
+                label=label,
+                lw=2 if name == "Dn" else 1.2,
+            )
             axis.fill_between(
-                steps, [min(v) for v in values], [max(v) for v in values], color=line.get_color(), alpha=0.2, lw=0
+                steps,
+                [min(v) for v in values],
+                [max(v) for v in values],
+                color=line.get_color(),
+                alpha=0.2,
+                lw=0,
             )
         axis.set(xlabel="step", ylim=(0, None))
         axis.grid(alpha=0.3)
-    lifted = [next((row["step"] for row in report.probes if row["failsafe"]), None) for report in reports]
+    lifted = [
+        next((row["step"] for row in report.probes if row["failsafe"]), None) for report in reports
+    ]
     for step in {s for s in lifted if s is not None}:
         axes[1].axvline(step, color="gray", ls=":", lw=1)
     axes[0].set_title("discrepancy Dn")
@@ -79,9 +102,13 @@ def plot(reports: Sequence[RunReport], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--plot", type=Path, help="also draw to FILE.svg or FILE.png (needs matplotlib)")
+    parser.add_argument(
+        "--plot", type=Path, help="also draw to FILE.svg or FILE.png (needs matplotlib)"
+    )
     options = parser.parse_args()
     reports = [read_run(path) for path in options.runs]
     if options.plot:
@@ -92,9 +119,15 @@ def main() -> None:
     print("|---" * (len(names) + 1) + "|")
     for share in SHARES:
         rows = [at(report, share * steps) for report in reports]
-        print(f"| {rows[0]['step']} | " + " | ".join(spread([row.get(name) for row in rows]) for name in names) + " |")
+        print(
+            f"| {rows[0]['step']} | "
+            + " | ".join(spread([row.get(name) for row in rows]) for name in names)
+            + " |"
+        )
     print()
-    print("| run | ceiling | reference | clock | r >= 0.5 at | by the fail-safe from | noise of ln Dn | lag-1 | cost |")
+    print(
+        "| run | ceiling | reference | clock | r >= 0.5 at | by the fail-safe from | noise of ln Dn | lag-1 | cost |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for report in reports:
         last = report.probes[-1]

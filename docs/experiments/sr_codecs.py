@@ -42,10 +42,26 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.only:
             label = re.sub(r"\W+", "-", name) + f"_s{seed}"
-            keys = [f"train.steps={options.steps}", f"train.seed={seed}", "train.samples=0", *SETTINGS[name]]
+            keys = [
+                f"train.steps={options.steps}",
+                f"train.seed={seed}",
+                "train.samples=0",
+                *SETTINGS[name],
+            ]
             flags = [flag for key in keys for flag in ("--set", key)]
             began = time.monotonic()
-            run(["train", "esc10-sr", "-q", "--name", label, "--runs-dir", str(options.runs_dir), *flags])
+            run(
+                [
+                    "train",
+                    "esc10-sr",
+                    "-q",
+                    "--name",
+                    label,
+                    "--runs-dir",
+                    str(options.runs_dir),
+                    *flags,
+                ]
+            )
             seconds = time.monotonic() - began
             scored = [
                 "--split",

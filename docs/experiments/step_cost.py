@@ -27,11 +27,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from stagecli import recipe as recipes
-from stagecli.precision import settled
+from stagecli.recipe import load as recipes
 from stagecli.schema import Recipe
-from stagecli.trainer import Trainer
-from stagecli.views import QuietView
+from stagecli.terminal.views import QuietView
+from stagecli.train.precision import settled
+from stagecli.train.trainer import Trainer
 
 SHAPE = ("model.depth=12", "model.width=192", "model.heads=3")
 EVERY = 300  # steps between probes, as the default gives for the two recipes; none falls into a measurement
@@ -63,8 +63,13 @@ class Turn(QuietView):
     """Lets a trainer take one step when it is told to, in a thread of its own."""
 
     def __init__(self, make: Callable[[Turn], Trainer]) -> None:
-        self.go, self.done, self.stop = threading.Semaphore(0), threading.Semaphore(0), False
-        self.watching, self.profile, self.most = False, None, 0  # the most that the step watched allocated
+        self.go = threading.Semaphore(0)
+        self.done = threading.Semaphore(0)
+        self.stop = False
+        # the most that the step watched allocated
+        self.watching = False
+        self.profile = None
+        self.most = 0
         self.failed: BaseException | None = None
         self.trainer = make(self)
         self.trainer.interrupt = self  # type: ignore[assignment]  # signals are the main thread's
@@ -96,18 +101,21 @@ class Turn(QuietView):
     def step(self, step: int) -> None:
         if self.profile is not None:
             self.profile.__exit__(None, None, None)
-            self.most, self.profile = most_allocated(self.profile, self.trainer.device.type), None
+            self.most = most_allocated(self.profile, self.trainer.device.type)
+            self.profile = None
         self.done.release()
         self.go.acquire()
         if self.stop:
             raise SystemExit
         if self.watching:
-            self.watching, self.profile = False, torch.profiler.profile(profile_memory=True, acc_events=True)
+            self.watching = False
+            self.profile = torch.profiler.profile(profile_memory=True, acc_events=True)
             self.profile.__enter__()
 
     def take(self) -> tuple[float, float]:
         """One step: its CPU and its wall seconds."""
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu = time.process_time()
+        wall = time.perf_counter()
         self.go.release()
         self._wait()
         if self.trainer.device.type == "cuda":
@@ -120,7 +128,9 @@ class Turn(QuietView):
         self.thread.join()
 
 
-def make_trainer(name: str, settings: tuple[str, ...], accelerator: Accelerator, folder: Path) -> Callable:
+def make_trainer(
+    name: str, settings: tuple[str, ...], accelerator: Accelerator, folder: Path
+) -> Callable:
     def make(view: Turn) -> Trainer:
         folder.mkdir(exist_ok=True)
         return Trainer(load(name, settings), accelerator, folder, None, view)
@@ -136,8 +146,11 @@ def load(name: str, settings: tuple[str, ...]) -> Recipe:
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float]:
     """Sum over sum, less 1, and twice its standard error."""
-    sums = [(sum(ours[k : k + BLOCK]), sum(theirs[k : k + BLOCK])) for k in range(0, len(ours), BLOCK)]
-    top, base = sum(ours), sum(theirs)
+    sums = [
+        (sum(ours[k : k + BLOCK]), sum(theirs[k : k + BLOCK])) for k in range(0, len(ours), BLOCK)
+    ]
+    top = sum(ours)
+    base = sum(theirs)
     if len(sums) < 2:
         return top / base - 1, math.nan
     without = [(top - a) / (base - b) for a, b in sums]
@@ -146,7 +159,12 @@ def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float]:
 
 
 def measure(
-    name: str, shape: tuple[str, ...], accelerator: Accelerator, rounds: int, warm: int, beside: list[str]
+    name: str,
+    shape: tuple[str, ...],
+    accelerator: Accelerator,
+    rounds: int,
+    warm: int,
+    beside: list[str],
 ) -> None:
     """beside: the variants that are measured beside static; none given: all."""
     with tempfile.TemporaryDirectory() as folder:
@@ -155,8 +173,12 @@ def measure(
             if beside and variant not in ("static", *beside):
                 continue
             print(f"{name}: making {variant}", file=sys.stderr, flush=True)
-            turns[variant] = Turn(make_trainer(name, (*shape, *settings), accelerator, Path(folder) / str(k)))
-            if features := turns[variant].trainer.prepared.features:  # an epoch later they are all in memory
+            turns[variant] = Turn(
+                make_trainer(name, (*shape, *settings), accelerator, Path(folder) / str(k))
+            )
+            if features := turns[
+                variant
+            ].trainer.prepared.features:  # an epoch later they are all in memory
                 for clip in turns[variant].trainer.prepared.train:
                     features.memory.read(clip)
                     features.samples_of(clip)
@@ -175,12 +197,15 @@ def measure(
         table = turns["static"].trainer.recipe
         for turn in turns.values():
             turn.close_down()
-    batch, model = table.train.batch_size, table.model.resolved()
+    batch = table.train.batch_size
+    model = table.model.resolved()
     print(
         f"\n{name}: width {model[0]}, {model[1]} blocks, batch {batch}, {accelerator.device}, {rounds} rounds, "
         f"load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads\n"
     )
-    print("| variant | CPU ms, median | over static | wall ms, median | over static |\n|---|---|---|---|---|")
+    print(
+        "| variant | CPU ms, median | over static | wall ms, median | over static |\n|---|---|---|---|---|"
+    )
     for variant in names:
         cells = []
         for found in (cpu, wall):
@@ -192,15 +217,27 @@ def measure(
 
 def memory(name: str, shape: tuple[str, ...], accelerator: Accelerator, folder: Path) -> None:
     """Bytes of tensors between steps, and the most a step allocates on top: static, guided, guidance having ended."""
-    print(f"\n{name}: memory on {accelerator.device}, MiB\n\n| variant | tensors between steps | a step on top |")
+    print(
+        f"\n{name}: memory on {accelerator.device}, MiB\n\n| variant | tensors between steps | a step on top |"
+    )
     print("|---|---|---|")
-    stop = ("stage.guidance.schedule=stop", f"stage.guidance.end={1 / recipes.load(name).train.steps}")
-    for variant, settings in (("static", ()), ("guidance", GUIDANCE), ("guidance, after its end", stop)):
+    stop = (
+        "stage.guidance.schedule=stop",
+        f"stage.guidance.end={1 / recipes.load(name).train.steps}",
+    )
+    for variant, settings in (
+        ("static", ()),
+        ("guidance", GUIDANCE),
+        ("guidance, after its end", stop),
+    ):
         turn = Turn(make_trainer(name, (*shape, *settings), accelerator, folder / variant))
         for step in range(5):
             turn.watching = step == 3
             turn.take()
-        print(f"| {variant} | {tensors(accelerator.device.type) / 2**20:.2f} | {turn.most / 2**20:.2f} |", flush=True)
+        print(
+            f"| {variant} | {tensors(accelerator.device.type) / 2**20:.2f} | {turn.most / 2**20:.2f} |",
+            flush=True,
+        )
         turn.close_down()
         del turn
         accelerator.free_memory()
@@ -209,7 +246,9 @@ def memory(name: str, shape: tuple[str, ...], accelerator: Accelerator, folder: 
 def tensors(device: str) -> int:
     """Bytes of all tensors that there are on a device."""
     gc.collect()
-    there = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and x.device.type == device]
+    there = [
+        x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and x.device.type == device
+    ]
     found = [x.untyped_storage() for x in there]
     return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
 
@@ -219,22 +258,36 @@ def most_allocated(profile: torch.profiler.profile, device: str) -> int:
     assert profile.profiler is not None and profile.profiler.kineto_results is not None
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     events = [e for e in events if e.device_type().name.lower() == device]
-    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), default=0)
+    return max(
+        accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), default=0
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipes", nargs="*", default=["fsdd-t2a", "esc10-sr"])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=10 * BLOCK, help=f"in blocks of {BLOCK}; 0: memory alone")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=10 * BLOCK, help=f"in blocks of {BLOCK}; 0: memory alone"
+    )
     parser.add_argument("--warm", type=int, default=6, help="rounds before, that do not count")
-    parser.add_argument("--set", action="append", default=[], help="of every variant, after the shape")
+    parser.add_argument(
+        "--set", action="append", default=[], help="of every variant, after the shape"
+    )
     every = [name for name in variants(1000) if name != "static"]
-    parser.add_argument("--variant", action="append", default=[], choices=every, help="beside static; default: all")
+    parser.add_argument(
+        "--variant", action="append", default=[], choices=every, help="beside static; default: all"
+    )
     options = parser.parse_args()
     shape = (*SHAPE, *options.set)
     for name in options.recipes:
-        precision = {"fp32": "no"}.get(load(name, shape).train.precision, load(name, shape).train.precision)
+        precision = {"fp32": "no"}.get(
+            load(name, shape).train.precision, load(name, shape).train.precision
+        )
         accelerator = Accelerator(mixed_precision=precision, cpu=options.device == "cpu")
         with tempfile.TemporaryDirectory() as temporary:
             memory(name, shape, accelerator, Path(temporary))

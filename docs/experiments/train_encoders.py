@@ -34,11 +34,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stagecli.data.audio import resample
-from stagecli.data.source import open_source
+from stagecli.data.open import open_source
 from stagecli.schema import Data
-from stagecli.ssl.bundled import NETWORKS, RATE, AttentionBlock, BandMel, JudgeNetwork, TeacherNetwork, positions
+from stagecli.ssl.bundled import (
+    NETWORKS,
+    RATE,
+    AttentionBlock,
+    BandMel,
+    JudgeNetwork,
+    TeacherNetwork,
+    positions,
+)
 
-STEPS, STOP = 3000, 2000  # of the learning rate's schedule; taken before its end, where the machine's time was up
+# of the learning rate's schedule; taken before its end, where the machine's time was up
+STEPS = 3000
+STOP = 2000
 SYNTH_SECONDS = 2.0
 MEL = BandMel()
 EMPTY = float(MEL.compress(torch.zeros(())))  # silence
@@ -102,14 +112,18 @@ def read_clips(name: str, split: Any) -> list[tuple[np.ndarray, Any]]:
 def powers(name: str, synth_clips: int, first: int = 0, parts: int = 1) -> list[Tensor]:
     """Mel power [T, 80] of every `parts`-th training clip from `first` on."""
     source, rate = open_clips(name, "train", synth_clips)
-    audio = [resample(source.read(clip), rate, RATE) for clip in source.clips("train")[first::parts]]
+    audio = [
+        resample(source.read(clip), rate, RATE) for clip in source.clips("train")[first::parts]
+    ]
     return [MEL.power(torch.from_numpy(a)[None])[0] for a in audio if len(a) >= MEL.length]
 
 
 class Bank:
     """Mel power of the train split of one data set, in memory on the device that trains."""
 
-    def __init__(self, name: str, synth_clips: int, device: torch.device, cache: Path | None = None) -> None:
+    def __init__(
+        self, name: str, synth_clips: int, device: torch.device, cache: Path | None = None
+    ) -> None:
         path = cache / f"{name}_{synth_clips}.pt" if cache else None
         if path and path.exists():
             clips = torch.load(path)
@@ -147,7 +161,8 @@ class Banks:
     """Several banks, of which shares are given."""
 
     def __init__(self, banks: list[Bank], shares: list[float]) -> None:
-        self.banks, self.shares = banks, shares
+        self.banks = banks
+        self.shares = shares
 
     def draw(self, batch: int, frames: int) -> tuple[Tensor, Tensor]:
         """Crops as in `Bank.crops`, the shares of the banks as near to `shares` as whole numbers are."""
@@ -162,7 +177,9 @@ def uniform(low: float, high: float, *shape: int) -> Tensor:
 
 def band_limited(power_BTC: Tensor, share: float = 0.3) -> Tensor:
     """Some clips without what is above a random band. Both views get the same: bandwidth is to be heard."""
-    cut_B = torch.where(torch.rand(len(power_BTC)) < share, uniform(36, 80, len(power_BTC)), torch.tensor(99.0))
+    cut_B = torch.where(
+        torch.rand(len(power_BTC)) < share, uniform(36, 80, len(power_BTC)), torch.tensor(99.0)
+    )
     fall_BC = 10 ** -(torch.arange(power_BTC.shape[2]) - cut_B[:, None]).clamp(0, 8)
     return power_BTC * fall_BC[:, None]
 
@@ -173,7 +190,9 @@ def view(power_BTC: Tensor, how: Views) -> Tensor:
     level_B = power_BTC.mean((1, 2)).clamp_min(1e-9)
     other = torch.randperm(batch)
     ratio_B = 10 ** uniform(-3.0, -0.5, batch) * level_B / level_B[other]
-    x = power_BTC + (ratio_B * (torch.rand(batch) < how.mix))[:, None, None] * power_BTC[other].roll(frames // 2, 1)
+    x = power_BTC + (ratio_B * (torch.rand(batch) < how.mix))[:, None, None] * power_BTC[
+        other
+    ].roll(frames // 2, 1)
     noise_C = MEL.filters_FC.sum(0) / MEL.filters_FC.sum()
     noise_B = 10 ** uniform(-6.0, -3.0, batch) * level_B * bands * (torch.rand(batch) < 0.5)
     x = x + noise_B[:, None, None] * noise_C * -torch.rand(x.shape).clamp_min(1e-6).log()
@@ -191,12 +210,16 @@ def masked(mel_BTC: Tensor, share: float, length: int) -> Tensor:
     """Stretches of `length` frames set to silence, about `share` of the time."""
     batch, frames, _ = mel_BTC.shape
     starts_BT = torch.rand(batch, frames) < share / length
-    hidden_BT = F.max_pool1d(F.pad(starts_BT.float(), (length - 1, 0))[:, None], length, stride=1)[:, 0] > 0
+    hidden_BT = (
+        F.max_pool1d(F.pad(starts_BT.float(), (length - 1, 0))[:, None], length, stride=1)[:, 0] > 0
+    )
     return torch.where(hidden_BT[:, :, None], torch.tensor(EMPTY), mel_BTC)
 
 
 def head(width: int, out: int, hidden: int = 512) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out)
+    )
 
 
 class Branch(nn.Module):
@@ -205,12 +228,17 @@ class Branch(nn.Module):
     def __init__(self, network: TeacherNetwork, width: int) -> None:
         super().__init__()
         self.network = network
-        self.frame, self.clip = head(width, 128), head(width, 128)
+        self.frame = head(width, 128)
+        self.clip = head(width, 128)
 
     def forward(self, mel_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-mel -> features [B * L, D], projected features [B * L, 128], projected clips [B, 128]."""
         x_BLD = self.network(mel_BTC)
-        return x_BLD.flatten(0, 1), self.frame(x_BLD.flatten(0, 1)), self.clip(x_BLD.mean(1) + x_BLD.amax(1))
+        return (
+            x_BLD.flatten(0, 1),
+            self.frame(x_BLD.flatten(0, 1)),
+            self.clip(x_BLD.mean(1) + x_BLD.amax(1)),
+        )
 
 
 class Teacher(nn.Module):
@@ -221,14 +249,17 @@ class Teacher(nn.Module):
         self.how = how
         self.online = Branch(network, int(network.norm.normalized_shape[0]))
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self.frame, self.clip = head(128, 128), head(128, 128)
+        self.frame = head(128, 128)
+        self.clip = head(128, 128)
 
     def loss(self, crops: list[Banks]) -> Tensor:
         """Frames agree between two views of one crop; clips agree between crops of one recording."""
         total = torch.zeros(())
         for source, (batch, frames) in zip(crops, self.how.groups(), strict=True):
             one, two = source.draw(batch, frames)
-            both = torch.cat(band_limited(torch.cat([one, two], 1)).split(one.shape[1], 1))  # of one bandwidth
+            both = torch.cat(
+                band_limited(torch.cat([one, two], 1)).split(one.shape[1], 1)
+            )  # of one bandwidth
             with torch.no_grad():
                 _, frame_goal, clip_goal = self.target(view(both, self.how.views))
             x, frame, clip = self.online(masked(view(both, self.how.views), 0.25, 12))
@@ -271,7 +302,8 @@ class Judge(nn.Module):
         self.enter = nn.Linear(int(network.norm.normalized_shape[0]), width)
         self.hole = nn.Parameter(torch.zeros(width))
         self.blocks = nn.ModuleList(AttentionBlock(width, 2) for _ in range(1))
-        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, network.STRIDE * network.BANDS)
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, network.STRIDE * network.BANDS)
         self.register_buffer("places_PD", positions(network.COLUMNS, network.ROWS, width))
         width = int(network.norm.normalized_shape[0])
         self.head = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64))
@@ -308,10 +340,15 @@ class Judge(nn.Module):
             x_BQD = block(x_BQD)
         known_BQD = self.enter(self.network.norm(x_BQD))
         full_BPD = self.hole.expand(batch, count, -1).to(known_BQD.dtype)
-        full_BPD = full_BPD.scatter(1, seen_BQ[..., None].expand_as(known_BQD), known_BQD) + self.places_PD[:count]
+        full_BPD = (
+            full_BPD.scatter(1, seen_BQ[..., None].expand_as(known_BQD), known_BQD)
+            + self.places_PD[:count]
+        )
         for block in self.blocks:
             full_BPD = block(full_BPD)
-        error_BP = (self.out(self.norm(full_BPD)).float() - standardised(patches_BPK)).square().mean(2)
+        error_BP = (
+            (self.out(self.norm(full_BPD)).float() - standardised(patches_BPK)).square().mean(2)
+        )
         weight_BP = torch.ones(batch, count).scatter(1, seen_BQ, 0.0)
         return (error_BP * weight_BP).sum() / weight_BP.sum()
 
@@ -329,7 +366,14 @@ def standardised(patches_BPK: Tensor) -> Tensor:
 
 
 def train(
-    model: str, out: Path, seed: int, steps: int, stop: int, lr: float, how: Settings, cache: Path | None
+    model: str,
+    out: Path,
+    seed: int,
+    steps: int,
+    stop: int,
+    lr: float,
+    how: Settings,
+    cache: Path | None,
 ) -> None:
     """Train and save DIR/MODEL.safetensors (fp16, also every 500 steps)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -346,7 +390,8 @@ def train(
     weights = [p for p in learner.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.03, betas=(0.9, 0.98), fused=True)
     out.mkdir(parents=True, exist_ok=True)
-    started, recent = time.monotonic(), torch.zeros(())
+    started = time.monotonic()
+    recent = torch.zeros(())
     for step in range(stop):
         progress = step / steps
         for group in optimizer.param_groups:
@@ -362,13 +407,18 @@ def train(
         recent = recent + loss.detach()
         done = step + 1
         if done % 100 == 0:
-            print(f"{done:6d} loss {recent.item() / 100:.4f} {time.monotonic() - started:6.0f} s", flush=True)
+            print(
+                f"{done:6d} loss {recent.item() / 100:.4f} {time.monotonic() - started:6.0f} s",
+                flush=True,
+            )
             recent = torch.zeros(())
         if done % 500 == 0 or done == stop:
             save(learner.result(), out / f"{model}.safetensors", model, seed, (done, steps), how)
 
 
-def save(network: nn.Module, path: Path, model: str, seed: int, steps: tuple[int, int], how: Settings) -> None:
+def save(
+    network: nn.Module, path: Path, model: str, seed: int, steps: tuple[int, int], how: Settings
+) -> None:
     """steps: done, and of the learning rate's schedule."""
     about = {
         "encoder": model,
@@ -380,22 +430,37 @@ def save(network: nn.Module, path: Path, model: str, seed: int, steps: tuple[int
         "settings": json.dumps(asdict(how)),
         "script": "docs/experiments/train_encoders.py",
     }
-    save_file({k: v.half().cpu().contiguous() for k, v in network.state_dict().items()}, path, metadata=about)
+    save_file(
+        {k: v.half().cpu().contiguous() for k, v in network.state_dict().items()},
+        path,
+        metadata=about,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=sorted(NETWORKS))
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
-    parser.add_argument("--cache", type=Path, help="folder that keeps the mel power of all clips from run to run")
+    parser.add_argument(
+        "--cache", type=Path, help="folder that keeps the mel power of all clips from run to run"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS, help="of the learning rate's schedule")
     parser.add_argument(
-        "--stop", type=int, help=f"steps that are trained; default: {STOP}, or --steps where it is less"
+        "--stop",
+        type=int,
+        help=f"steps that are trained; default: {STOP}, or --steps where it is less",
     )
     parser.add_argument("--lr", type=float, default=1e-3)
-    for name, kind in (("width", int), ("depth", int), ("clip", float), ("batch", int), ("frames", int),
-                       ("synth_clips", int), ("temperature", float)):  # fmt: skip
+    for name, kind in (
+        ("width", int),
+        ("depth", int),
+        ("clip", float),
+        ("batch", int),
+        ("frames", int),
+        ("synth_clips", int),
+        ("temperature", float),
+    ):
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="see Settings")
     for name in ("gain", "tilt", "mix"):
         parser.add_argument(f"--{name}", type=float, help="see Views")
@@ -406,7 +471,16 @@ def main() -> None:
     how = DEFAULTS[args.model]
     views = replace(how.views, **{k: v for k, v in given.items() if k in asdict(how.views)})
     how = replace(how, views=views, **{k: v for k, v in given.items() if k in asdict(how)})
-    train(args.model, args.out, args.seed, args.steps, args.stop or min(STOP, args.steps), args.lr, how, args.cache)
+    train(
+        args.model,
+        args.out,
+        args.seed,
+        args.steps,
+        args.stop or min(STOP, args.steps),
+        args.lr,
+        how,
+        args.cache,
+    )
 
 
 if __name__ == "__main__":

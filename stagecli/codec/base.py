@@ -48,7 +48,9 @@ class Codec(nn.Module):
         """Raw frames [B, T, C] -> normalised frames."""
         return (raw_BTC - self.mean_C) / self.std_C
 
-    def decode(self, frames_BTC: Tensor, samples: int | None = None, *, draft: bool = False) -> Tensor:
+    def decode(
+        self, frames_BTC: Tensor, samples: int | None = None, *, draft: bool = False
+    ) -> Tensor:
         """Normalised frames [B, T, C] -> audio [B, samples] (default T * hop).
 
         draft: good enough for a measurement that is made often, such as a probe; not for listening.

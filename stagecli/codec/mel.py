@@ -30,12 +30,17 @@ def mel_filters(*, sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_ma
 
     Raises StageError when a filter falls between two bins of the transform and would be all zero.
     """
-    points_mel = torch.linspace(_hz_to_mel(f_min), _hz_to_mel(f_max), n_mels + 2, dtype=torch.float64)
+    points_mel = torch.linspace(
+        _hz_to_mel(f_min), _hz_to_mel(f_max), n_mels + 2, dtype=torch.float64
+    )
     curved = 1000 * torch.exp((points_mel - 15) * (math.log(6.4) / 27))
     edges = torch.where(points_mel < 15, points_mel * 200 / 3, curved)
     bins_F1 = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    rising, falling = (bins_F1 - low) / (centre - low), (high - bins_F1) / (high - centre)
+    low = edges[:-2]
+    centre = edges[1:-1]
+    high = edges[2:]
+    rising = (bins_F1 - low) / (centre - low)
+    falling = (high - bins_F1) / (high - centre)
     filters_FC = torch.minimum(rising, falling).clamp_min(0) * 2 / (high - low)
     empty = int((filters_FC.sum(0) == 0).sum())
     if empty:
@@ -84,13 +89,21 @@ class MelCodec(Codec):
         super().__init__(sample_rate=sample_rate, hop=hop, channels=n_mels, is_network=False)
         top = sample_rate / 2 if f_max is None else f_max
         self._check(n_fft, f_min, top, floor, log_base, power, momentum)
-        self.n_fft, self.floor, self.power = n_fft, floor, power
+        self.n_fft = n_fft
+        self.floor = floor
+        self.power = power
         self.scale = 1.0 if log_base == "e" else 1 / math.log(10)
-        self.iterations, self.momentum, self.inversion_steps = iterations, momentum, inversion_steps
-        filters_FC = mel_filters(sample_rate=sample_rate, n_fft=n_fft, n_mels=n_mels, f_min=f_min, f_max=top)
+        self.iterations = iterations
+        self.momentum = momentum
+        self.inversion_steps = inversion_steps
+        filters_FC = mel_filters(
+            sample_rate=sample_rate, n_fft=n_fft, n_mels=n_mels, f_min=f_min, f_max=top
+        )
         # Constants, rebuilt from the settings: they stay out of the state dict.
         self.register_buffer("filters_FC", filters_FC, persistent=False)
-        self.register_buffer("pinv_CF", torch.linalg.pinv(filters_FC.double()).float(), persistent=False)
+        self.register_buffer(
+            "pinv_CF", torch.linalg.pinv(filters_FC.double()).float(), persistent=False
+        )
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.left = (n_fft - hop) // 2
         self.vocoder = None if vocoder is None else self._load_vocoder(vocoder)
@@ -108,7 +121,11 @@ class MelCodec(Codec):
         """Raise one StageError that lists every setting out of range."""
         nyquist = self.sample_rate / 2
         rules = (
-            (0 < self.hop <= n_fft // 2, "hop", f"{self.hop} must be from 1 to n_fft / 2 = {n_fft // 2}"),
+            (
+                0 < self.hop <= n_fft // 2,
+                "hop",
+                f"{self.hop} must be from 1 to n_fft / 2 = {n_fft // 2}",
+            ),
             (0 <= f_min < f_max, "f_min", f"{f_min} Hz must be from 0 to below f_max = {f_max} Hz"),
             (f_max <= nyquist, "f_max", f"{f_max} Hz is above Nyquist, {nyquist} Hz"),
             (floor > 0, "floor", f"{floor} must be above 0"),
@@ -118,7 +135,9 @@ class MelCodec(Codec):
         )
         wrong = [Problem(f"codec.{key}", what) for right, key, what in rules if not right]
         if wrong:
-            raise StageError("the log-mel codec cannot be built from these settings", problems=wrong)
+            raise StageError(
+                "the log-mel codec cannot be built from these settings", problems=wrong
+            )
 
     def analyse(self, audio_BN: Tensor) -> Tensor:
         """Audio [B, N] -> log-mel frames [B, T, C]; differentiable, silence included."""
@@ -141,8 +160,12 @@ class MelCodec(Codec):
             audio_BN = self.vocoder(raw_BTC)
             # Odd (kernel - rate) pairs in a vocoder give a sample more or less per layer.
             return F.pad(audio_BN, (0, max(0, length - audio_BN.shape[-1])))[:, :length]
-        magnitude_BFT = self.invert_mel(raw_BTC, _DRAFT if draft else self.inversion_steps).transpose(1, 2)
-        audio_BN = self._griffin_lim(magnitude_BFT, min(_DRAFT, self.iterations) if draft else self.iterations)
+        magnitude_BFT = self.invert_mel(
+            raw_BTC, _DRAFT if draft else self.inversion_steps
+        ).transpose(1, 2)
+        audio_BN = self._griffin_lim(
+            magnitude_BFT, min(_DRAFT, self.iterations) if draft else self.iterations
+        )
         return audio_BN[:, self.left : self.left + length]
 
     def invert_mel(self, raw_BTC: Tensor, steps: int | None = None) -> Tensor:
@@ -157,7 +180,9 @@ class MelCodec(Codec):
         power_BTF = (mel_BTC @ self.pinv_CF).clamp_min(least)
         up_BTF = mel_BTC @ self.filters_FC.T
         for _ in range(self.inversion_steps if steps is None else steps):
-            power_BTF = power_BTF * up_BTF / ((power_BTF @ self.filters_FC) @ self.filters_FC.T + _TINY)
+            power_BTF = (
+                power_BTF * up_BTF / ((power_BTF @ self.filters_FC) @ self.filters_FC.T + _TINY)
+            )
         return (power_BTF + _TINY).pow(1 / self.power)
 
     def _griffin_lim(self, magnitude_BFT: Tensor, iterations: int) -> Tensor:
@@ -185,7 +210,9 @@ class MelCodec(Codec):
 
     def _stft(self, padded_BN: Tensor) -> Tensor:
         """[B, n_fft + (T - 1) hop] -> complex [B, F, T]."""
-        return torch.stft(padded_BN, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
+        return torch.stft(
+            padded_BN, self.n_fft, self.hop, window=self.window, center=False, return_complex=True
+        )
 
     def _istft(self, spectrum_BFT: Tensor) -> Tensor:
         """Complex [B, F, T] -> [B, n_fft + (T - 1) hop]: least squares (Griffin and Lim, 1984)."""

@@ -16,7 +16,10 @@ from stagecli import hub
 from stagecli.codec.base import Codec
 from stagecli.errors import StageError
 
-_CLASSES = {"dac": "DacModel", "encodec": "EncodecModel"}  # model_type in config.json -> transformers class
+_CLASSES = {
+    "dac": "DacModel",
+    "encodec": "EncodecModel",
+}  # model_type in config.json -> transformers class
 
 
 def _load_config(folder: Path, source: str) -> Any:
@@ -64,10 +67,15 @@ class NeuralCodec(Codec):
                 hint="use a mono checkpoint without normalisation, such as facebook/encodec_24khz",
             )
         super().__init__(
-            sample_rate=rate, hop=int(config.hop_length), channels=int(config.hidden_size), is_network=True
+            sample_rate=rate,
+            hop=int(config.hop_length),
+            channels=int(config.hidden_size),
+            is_network=True,
         )
         self.source = str(source)
-        model = hub.load_weights(_model_class(config.model_type), config, folder, str(source), "codec")
+        model = hub.load_weights(
+            _model_class(config.model_type), config, folder, str(source), "codec"
+        )
         self.model: Any = model.requires_grad_(False)
         self.train(False)
 

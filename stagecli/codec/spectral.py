@@ -44,7 +44,9 @@ def _rising_half(kind: str, length: int) -> Tensor:
     if kind == "vorbis":
         return torch.sin(math.pi / 2 * sine.square())
     if kind == "kbd":
-        kaiser = torch.kaiser_window(length + 1, periodic=False, beta=4 * math.pi, dtype=torch.float64)
+        kaiser = torch.kaiser_window(
+            length + 1, periodic=False, beta=4 * math.pi, dtype=torch.float64
+        )
         return (kaiser.cumsum(0)[:-1] / kaiser.sum()).sqrt()
     raise ValueError(f"unknown window {kind!r}; one of sine, kbd, vorbis")
 
@@ -61,7 +63,14 @@ class SpectralCodec(Codec):
     channel_hz: Tensor  # centre frequency of each channel, Hz [C]
 
     def __init__(
-        self, *, sample_rate: int, hop: int, channels: int, channel_hz_C: Tensor, alpha: float, floor: float
+        self,
+        *,
+        sample_rate: int,
+        hop: int,
+        channels: int,
+        channel_hz_C: Tensor,
+        alpha: float,
+        floor: float,
     ) -> None:
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be in (0, 1], not {alpha}")
@@ -77,7 +86,9 @@ class SpectralCodec(Codec):
         cutoff = torch.as_tensor(cutoff_hz, dtype=torch.float32, device=self.channel_hz.device)
         return self.channel_hz < cutoff.unsqueeze(-1)
 
-    def replace_band(self, frames_BTC: Tensor, kept_BTC: Tensor, cutoff_hz: float | Tensor) -> Tensor:
+    def replace_band(
+        self, frames_BTC: Tensor, kept_BTC: Tensor, cutoff_hz: float | Tensor
+    ) -> Tensor:
         """frames_BTC with the channels whose centre is below cutoff_hz (number or [B], Hz) from kept_BTC.
 
         Works on raw and on normalised frames alike: the two are only never mixed.
@@ -174,7 +185,9 @@ class STFTCodec(SpectralCodec):
         floor: float = 1e-5,
     ) -> None:
         if hop < 1 or n_fft % 2 or n_fft < 2 * hop or (n_fft - hop) % 2:
-            raise ValueError(f"the STFT needs an even n_fft >= 2 hop and an even hop, not {n_fft} and {hop}")
+            raise ValueError(
+                f"the STFT needs an even n_fft >= 2 hop and an even hop, not {n_fft} and {hop}"
+            )
         bin_hz = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
         hz_C = torch.cat([bin_hz, bin_hz[1:-1]])
         super().__init__(
@@ -193,7 +206,8 @@ class STFTCodec(SpectralCodec):
 
     def _overlap_add(self, frame_BTN: Tensor) -> Tensor:
         """Frames [B, T, n_fft] -> their sum at every hop [B, T * hop], the overhang cut off."""
-        frames, overhang = frame_BTN.shape[1], (self.n_fft - self.hop) // 2
+        frames = frame_BTN.shape[1]
+        overhang = (self.n_fft - self.hop) // 2
         total = (frames - 1) * self.hop + self.n_fft
         sum_B11N = torch.nn.functional.fold(
             frame_BTN.transpose(1, 2), (1, total), (1, self.n_fft), stride=(1, self.hop)
@@ -208,7 +222,8 @@ class STFTCodec(SpectralCodec):
         padded_BN = torch.nn.functional.pad(audio_BN, (overhang, right))
         frame_BTN = padded_BN.unfold(1, self.n_fft, self.hop) * self.window_N
         spectrum_BTF = torch.fft.rfft(frame_BTN)
-        real_BTF, imag_BTF = spectrum_BTF.real, spectrum_BTF.imag
+        real_BTF = spectrum_BTF.real
+        imag_BTF = spectrum_BTF.imag
         radius_BTF = (real_BTF.square() + imag_BTF.square() + _SMALLEST).sqrt()
         gain_BTF = compress(radius_BTF, self.alpha, self.floor) / radius_BTF
         return torch.cat([real_BTF * gain_BTF, (imag_BTF * gain_BTF)[..., 1:-1]], dim=-1)
@@ -220,6 +235,8 @@ class STFTCodec(SpectralCodec):
         imag_BTF = torch.nn.functional.pad(raw_BTC[..., bins:], (1, 1))
         radius_BTF = (real_BTF.square() + imag_BTF.square() + _SMALLEST).sqrt()
         gain_BTF = expand(radius_BTF, self.alpha, self.floor) / radius_BTF
-        frame_BTN = torch.fft.irfft(torch.complex(real_BTF * gain_BTF, imag_BTF * gain_BTF), n=self.n_fft)
+        frame_BTN = torch.fft.irfft(
+            torch.complex(real_BTF * gain_BTF, imag_BTF * gain_BTF), n=self.n_fft
+        )
         weight_1TN = self.window_N.square().expand(1, raw_BTC.shape[1], -1)
         return self._overlap_add(frame_BTN * self.window_N) / self._overlap_add(weight_1TN)

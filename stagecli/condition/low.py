@@ -32,9 +32,13 @@ def splice(low_N: np.ndarray, made_N: np.ndarray, cutoff: float, sample_rate: in
 
     width = SPLICE * cutoff
     taps, beta = kaiserord(SPLICE_DB, width / (sample_rate / 2))
-    high_pass = firwin(taps | 1, KEPT * cutoff, window=("kaiser", beta), pass_zero=False, fs=sample_rate)
+    high_pass = firwin(
+        taps | 1, KEPT * cutoff, window=("kaiser", beta), pass_zero=False, fs=sample_rate
+    )
     change = made_N.astype(np.float64) - low_N
-    return (low_N + oaconvolve(change, high_pass, mode="full")[taps // 2 :][: len(low_N)]).astype(np.float32)
+    return (low_N + oaconvolve(change, high_pass, mode="full")[taps // 2 :][: len(low_N)]).astype(
+        np.float32
+    )
 
 
 def kept_band(channel_hz_C: Tensor, cutoff_B: Tensor, sample_rate: int) -> Tensor:

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stagecli.errors import EXIT_USAGE, Problem, StageError
-from stagecli.model.dit import Attention, rotary_table
+from stagecli.schema import Recipe
 
-PAD, BEGIN, OFFSET = 0, 1, 2  # byte b has the id b + OFFSET
+# byte b has the id b + OFFSET
+PAD = 0
+BEGIN = 1
+OFFSET = 2
 
 
 def byte_ids(captions: Sequence[str], max_length: int) -> Tensor:
@@ -26,49 +28,19 @@ def byte_ids(captions: Sequence[str], max_length: int) -> Tensor:
 
     The empty caption is BEGIN alone: it is what a dropped caption becomes.
     """
-    rows = [[BEGIN, *(b + OFFSET for b in caption.encode("utf-8")[: max_length - 1])] for caption in captions]
+    rows = [
+        [BEGIN, *(b + OFFSET for b in caption.encode("utf-8")[: max_length - 1])]
+        for caption in captions
+    ]
     length = max(len(row) for row in rows)
     return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
 
 
-class ByteEncoder(nn.Module):
-    """A small bidirectional transformer over bytes."""
-
-    def __init__(self, width: int, depth: int, out: int, heads: int = 4) -> None:
-        super().__init__()
-        self.heads = heads
-        self.embed = nn.Embedding(256 + OFFSET, width)
-        self.layers = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "norm1": nn.LayerNorm(width),
-                    "attention": Attention(width, heads),
-                    "norm2": nn.LayerNorm(width),
-                    "fc1": nn.Linear(width, 4 * width),
-                    "fc2": nn.Linear(4 * width, width),
-                }
-            )
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, out)
-        nn.init.normal_(self.embed.weight, std=0.5)
-
-    def forward(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """ids [B, L] -> tokens [B, L, out] and mask [B, L], True where there is a byte."""
-        mask_BL = ids_BL != PAD
-        x = self.embed(ids_BL)
-        table = rotary_table(x.shape[1], x.shape[2] // self.heads, x.device)
-        for layer in self.layers:
-            assert isinstance(layer, nn.ModuleDict)
-            x = x + layer["attention"](layer["norm1"](x), mask_BL=mask_BL, table=table)
-            x = x + layer["fc2"](F.gelu(layer["fc1"](layer["norm2"](x))))
-        return self.out(self.norm(x)), mask_BL
-
-
 def _has_tokenizer(folder: Path) -> None:
     """OSError for a local folder without one: `transformers` then makes an empty one, which knows no word."""
-    if folder.is_dir() and not any(any(folder.glob(p)) for p in ("tokenizer*", "vocab*", "*.model")):
+    if folder.is_dir() and not any(
+        any(folder.glob(p)) for p in ("tokenizer*", "vocab*", "*.model")
+    ):
         raise OSError(f"{folder} holds no tokenizer")
 
 
@@ -81,12 +53,15 @@ class PretrainedText:
     def __init__(self, model: str, max_length: int) -> None:
         from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
 
-        self.model_id, self.max_length = model, max_length
+        self.model_id = model
+        self.max_length = max_length
         try:
             kind = AutoConfig.from_pretrained(model).model_type
             loader = T5EncoderModel if kind in ("t5", "umt5", "mt5") else AutoModel
             network = loader.from_pretrained(model)
-            self.tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right")  # `embed` cuts the end off
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                model, padding_side="right"
+            )  # `embed` cuts the end off
             _has_tokenizer(Path(model))
         except (OSError, ValueError, ImportError) as error:
             raise StageError(
@@ -97,7 +72,9 @@ class PretrainedText:
             ) from error
         if kind == "clap":
             network = network.text_model
-        elif getattr(network.config, "is_encoder_decoder", False) and hasattr(network, "get_encoder"):
+        elif getattr(network.config, "is_encoder_decoder", False) and hasattr(
+            network, "get_encoder"
+        ):
             network = network.get_encoder()
         self.network = network.eval().requires_grad_(False)
         config = getattr(network.config, "text_config", network.config)
@@ -113,8 +90,20 @@ class PretrainedText:
         """Captions -> one float32 tensor [L_i, D] each, without padding."""
         device = next(self.network.parameters()).device
         tokens = self.tokenizer(
-            list(captions), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            list(captions),
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
         ).to(device)
         states = self.network(**tokens).last_hidden_state.float().cpu()
         lengths = tokens["attention_mask"].sum(1).tolist()
         return [state[: max(int(n), 1)] for state, n in zip(states, lengths, strict=True)]
+
+
+def text_encoder(recipe: Recipe, device: torch.device) -> PretrainedText | None:
+    if recipe.condition.text != "transformers":
+        return None
+    encoder = PretrainedText(recipe.condition.model, recipe.condition.max_length)
+    encoder.network.to(device)
+    return encoder

@@ -6,7 +6,7 @@ import io
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,10 +18,14 @@ import soundfile
 
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 
-SILENCE = 2e-5  # peak; less than the smallest 16-bit value (3e-5), more than rounding leaves of antiphase
+SILENCE = (
+    2e-5  # peak; less than the smallest 16-bit value (3e-5), more than rounding leaves of antiphase
+)
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf"})
 BLOCK = 1 << 18  # frames decoded at once while checking, so that hour-long files need little memory
-UNKNOWN_LENGTH = 1 << 62  # libsndfile's frame count of a stream whose header states none is above this
+UNKNOWN_LENGTH = (
+    1 << 62
+)  # libsndfile's frame count of a stream whose header states none is above this
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,11 @@ def resample(audio_N: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     from scipy.signal import resample_poly
 
     divisor = math.gcd(from_rate, to_rate)
-    up, down = to_rate // divisor, from_rate // divisor
-    return np.asarray(resample_poly(audio_N, up, down, window=_taps(max(up, down))), dtype=np.float32)
+    up = to_rate // divisor
+    down = from_rate // divisor
+    return np.asarray(
+        resample_poly(audio_N, up, down, window=_taps(max(up, down))), dtype=np.float32
+    )
 
 
 @lru_cache(maxsize=16)
@@ -89,7 +96,9 @@ def _taps(factor: int, transition: float = 0.1, attenuation: float = 80.0) -> np
 
     half = math.ceil((attenuation - 7.95) * factor / (2.285 * math.pi * transition) / 2)
     window = ("kaiser", kaiser_beta(attenuation))
-    return np.asarray(firwin(2 * half + 1, (1 - transition / 2) / factor, window=window), dtype=np.float32)
+    return np.asarray(
+        firwin(2 * half + 1, (1 - transition / 2) / factor, window=window), dtype=np.float32
+    )
 
 
 def check_audio(audio: Path | bytes, sample_rate: int) -> str | None:
@@ -110,7 +119,11 @@ def too_low(info: AudioInfo | None, sample_rate: int) -> str | None:
 
 def absent(error: OSError) -> str:
     """The reason for an error of the file system; it says nothing about the content."""
-    return "file is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+    return (
+        "file is missing"
+        if isinstance(error, FileNotFoundError)
+        else f"cannot be read: {error.strerror}"
+    )
 
 
 def examine(audio: Path | bytes) -> tuple[AudioInfo | None, str | None]:
@@ -143,7 +156,9 @@ def examine(audio: Path | bytes) -> tuple[AudioInfo | None, str | None]:
     return info, None
 
 
-def write_wav(path: Path, audio: np.ndarray, sample_rate: int, subtype: Literal["FLOAT", "PCM_16"] = "FLOAT") -> None:
+def write_wav(
+    path: Path, audio: np.ndarray, sample_rate: int, subtype: Literal["FLOAT", "PCM_16"] = "FLOAT"
+) -> None:
     """Write audio [N] or [N, channels] as WAV, atomically; the same audio gives the same bytes.
 
     FLOAT keeps float32 values as they are, also above 1. PCM_16 raises StageError rather than clip
@@ -185,7 +200,9 @@ def _opened(audio: Path | bytes) -> Iterator[Any]:
 
 def _scan(file: Any) -> tuple[int, float, bool]:
     """(frames that decode, peak of the mono mix, whether every sample is finite)."""
-    frames, peak, finite = 0, 0.0, True
+    frames = 0
+    peak = 0.0
+    finite = True
     while True:
         block_NC = file.read(BLOCK, dtype="float32", always_2d=True)
         if len(block_NC) == 0:
@@ -214,7 +231,8 @@ def _truncation(raw: BinaryIO, size: int) -> str | None:
 
 def _chunk_end(raw: BinaryIO, size: int, order: str, name: bytes) -> str | None:
     """Whether the chunk `name` of a RIFF or IFF file promises more bytes than the file has."""
-    position, long = 12, 0
+    position = 12
+    long = 0
     while position + 8 <= size:
         raw.seek(position)
         tag, length = struct.unpack(f"{order}4sI", raw.read(8))
@@ -252,7 +270,38 @@ def _first_line(error: Exception) -> str:
 
 
 def _unreadable(path: Path | str, error: Exception) -> StageError:
-    what = absent(error) if isinstance(error, OSError) else f"cannot be decoded: {_first_line(error)}"
+    what = (
+        absent(error) if isinstance(error, OSError) else f"cannot be decoded: {_first_line(error)}"
+    )
     if isinstance(path, Path) and not path.exists():
         what = "file is missing"
     return StageError("cannot read audio", problems=[Problem(str(path), what)])
+
+
+def find_audio(source: Path, progress: Callable[[int, int], None] | None = None) -> list[Path]:
+    """A file, or every audio file under a folder. Raises StageError listing what cannot be used.
+
+    progress: (files looked at, files); each is decoded once, block by block.
+    """
+    if source.is_dir():
+        files = sorted(p for p in source.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise StageError(f"no audio files under {source}")
+    else:
+        files = [source]
+    problems = []
+    for done, path in enumerate(files, 1):
+        if progress:
+            progress(done, len(files))
+        try:
+            info, reason = examine(path)
+        except OSError as error:
+            info = None
+            reason = absent(error)
+        if reason is not None and not (reason.startswith("is silent") and info is not None):
+            problems.append(Problem(str(path), reason))
+    if problems:
+        raise StageError(
+            f"{len(problems)} of {len(files)} input files cannot be used", problems=problems
+        )
+    return files

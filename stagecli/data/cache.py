@@ -74,7 +74,8 @@ class FileIndex:
         if not lines:
             return
         if self._torn:  # keep a killed writer's half line from swallowing the next one
-            lines, self._torn = "\n" + lines, False
+            lines = "\n" + lines
+            self._torn = False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -100,7 +101,9 @@ def content_hash(path: Path, index: FileIndex | None = None) -> str:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise StageError("cannot read a file", problems=[Problem(str(path), str(error.strerror))]) from error
+        raise StageError(
+            "cannot read a file", problems=[Problem(str(path), str(error.strerror))]
+        ) from error
     if index:
         index.put(name, stamp, digest)
     return digest
@@ -199,7 +202,8 @@ class FeatureCache:
         """
         wanted = list(dict.fromkeys(keys))
         missing = [key for key in wanted if not self.has(key)]
-        computed, done = 0, len(wanted) - len(missing)
+        computed = 0
+        done = len(wanted) - len(missing)
         if progress:
             progress(done, len(wanted))
         for start in range(0, len(missing), batch):
@@ -212,7 +216,9 @@ class FeatureCache:
                 progress(done, len(wanted))
         return computed
 
-    def _compute(self, keys: Sequence[str], compute: Callable[[list[str]], Iterable[np.ndarray]]) -> int:
+    def _compute(
+        self, keys: Sequence[str], compute: Callable[[list[str]], Iterable[np.ndarray]]
+    ) -> int:
         for key, array in zip(keys, compute(list(keys)), strict=True):
             self.put(key, array)
         return len(keys)
@@ -238,7 +244,11 @@ def _remove_same(path: Path, seen: os.stat_result) -> None:
     """Remove a damaged file, unless another process has replaced it since it was seen."""
     try:
         now = os.stat(path)
-        if (now.st_ino, now.st_size, now.st_mtime_ns) == (seen.st_ino, seen.st_size, seen.st_mtime_ns):
+        if (now.st_ino, now.st_size, now.st_mtime_ns) == (
+            seen.st_ino,
+            seen.st_size,
+            seen.st_mtime_ns,
+        ):
             os.unlink(path)
     except FileNotFoundError:
         pass
@@ -246,4 +256,6 @@ def _remove_same(path: Path, seen: os.stat_result) -> None:
 
 def _unusable(path: Path, error: OSError) -> StageError:
     problem = Problem(str(path), error.strerror or str(error))
-    return StageError("the cache cannot be used", problems=[problem], hint="set data.cache_dir to another folder")
+    return StageError(
+        "the cache cannot be used", problems=[problem], hint="set data.cache_dir to another folder"
+    )

@@ -20,7 +20,9 @@ from stagecli.schema import Evaluate, FilterFamily
 RIPPLE = 0.05  # dB in the pass band of cheby1 and ellip, per pass (NU-Wave 2's test filter)
 ATTENUATION = 60.0  # dB in the stop band of ellip, per pass (as in ssr_eval)
 FLAT = 0.98  # share of the cutoff up to which the resampling filter is flat; it is 0 from the cutoff on
-EXTENSION = 64  # cycles of the cutoff that the audio is extended by at both ends while it is filtered
+EXTENSION = (
+    64  # cycles of the cutoff that the audio is extended by at both ends while it is filtered
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ def degrade(audio_N: np.ndarray, sample_rate: int, low_pass: LowPass) -> np.ndar
     if audio_N.ndim != 1:
         raise ValueError(f"audio must be [N], not {audio_N.shape}")
     if low_pass.cutoff >= sample_rate / 2:
-        raise ValueError(f"cutoff {low_pass.cutoff:g} Hz is not below Nyquist, {sample_rate / 2:g} Hz")
+        raise ValueError(
+            f"cutoff {low_pass.cutoff:g} Hz is not below Nyquist, {sample_rate / 2:g} Hz"
+        )
     samples = audio_N.size
     if samples == 0:
         return audio_N.copy()
@@ -66,12 +70,16 @@ def degrade(audio_N: np.ndarray, sample_rate: int, low_pass: LowPass) -> np.ndar
 
     extra = min(samples - 1, math.ceil(EXTENSION * sample_rate / low_pass.cutoff))
     wide = np.pad(audio_N.astype(np.float64), extra, mode="reflect", reflect_type="odd")
-    size = next_fast_len(wide.size + extra, real=True)  # zeros between the ends, which meet in a circle
+    size = next_fast_len(
+        wide.size + extra, real=True
+    )  # zeros between the ends, which meet in a circle
     spectrum_F = rfft(wide, size)
     kept = math.ceil(low_pass.cutoff * size / sample_rate)  # bins below the cutoff
     hertz_F = np.arange(kept) * (sample_rate / size)
     slope_F = np.clip((hertz_F / low_pass.cutoff - FLAT) / (1 - FLAT), 0.0, 1.0)
-    spectrum_F[:kept] *= _response(low_pass, hertz_F, sample_rate) * (0.5 + 0.5 * np.cos(np.pi * slope_F))
+    spectrum_F[:kept] *= _response(low_pass, hertz_F, sample_rate) * (
+        0.5 + 0.5 * np.cos(np.pi * slope_F)
+    )
     spectrum_F[kept:] = 0.0
     return irfft(spectrum_F, size)[extra : extra + samples].astype(np.float32)
 
@@ -103,7 +111,9 @@ def _response(low_pass: LowPass, hertz_F: np.ndarray, sample_rate: int) -> np.nd
 
     The bilinear transform maps the frequency f to tan(pi f / rate) / tan(pi cutoff / rate) of the analog prototype.
     """
-    warped_F = np.tan(np.pi * hertz_F / sample_rate) / math.tan(math.pi * low_pass.cutoff / sample_rate)
+    warped_F = np.tan(np.pi * hertz_F / sample_rate) / math.tan(
+        math.pi * low_pass.cutoff / sample_rate
+    )
     above, below = _prototype(low_pass.family, low_pass.order)
     return np.polyval(above, warped_F**2) / np.polyval(below, warped_F**2)
 

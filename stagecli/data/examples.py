@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ from stagecli.condition.low import level_gain
 from stagecli.condition.text import byte_ids
 from stagecli.data.cache import FeatureCache
 from stagecli.data.degrade import degrade, draw_low_pass
-from stagecli.data.source import Clip, Source
+from stagecli.data.rows import Clip
+from stagecli.data.source import Source
 from stagecli.schema import Recipe
 
+T = TypeVar("T")
 # Independent random streams per (seed, sample); a new use gets a new number.
 ORDER, CROP, DROP, NOISE, VALID_NOISE, TIME, VALID, PROBE_NOISE = range(8)
 LINGER = 20  # seconds that a loader process outlives a SIGTERM: the trainer has to end its step
@@ -59,7 +61,9 @@ class Memory:
     """Arrays of clips, such as decoded audio, least recently used out first, up to a number of megabytes."""
 
     def __init__(self, load: Callable[[Clip], np.ndarray], megabytes: int) -> None:
-        self.load, self.budget, self.used = load, megabytes * 2**20, 0
+        self.load = load
+        self.budget = megabytes * 2**20
+        self.used = 0
         self.held: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def read(self, clip: Clip) -> np.ndarray:
@@ -118,9 +122,15 @@ class Examples(Dataset):
         text_cache: FeatureCache | None = None,
         features: CropFeatures | None = None,
     ) -> None:
-        self.recipe, self.clips, self.shape, self.samples, self.hop = recipe, list(clips), shape, samples, hop
+        self.recipe = recipe
+        self.clips = list(clips)
+        self.shape = shape
+        self.samples = samples
+        self.hop = hop
         self.seed = recipe.train.seed
-        self.frames_cache, self.text_cache, self.features = frames_cache, text_cache, features
+        self.frames_cache = frames_cache
+        self.text_cache = text_cache
+        self.features = features
         self.source = source
         self.memory = Memory(source.read, recipe.data.memory_mb)
 
@@ -142,7 +152,9 @@ class Examples(Dataset):
         assert self.features is not None
         if self.frames_cache is not None:
             rng = stream(self.seed, CROP, int(rng.integers(self.recipe.data.crops)))
-        return self.features.crop(clip, crop_start(self.features.samples_of(clip), self.samples, rng))
+        return self.features.crop(
+            clip, crop_start(self.features.samples_of(clip), self.samples, rng)
+        )
 
     def valid_item(self, index: int) -> dict[str, Any]:
         """The validation example of clip `index`: the same crop and filter in every run, caption kept."""
@@ -151,7 +163,8 @@ class Examples(Dataset):
     def valid_audio(self, index: int) -> tuple[np.ndarray, int]:
         """The audio [N] behind `valid_item(index)`, before its level is brought to the input's (sr), and how many
         of its samples are the clip's, not padding."""
-        clip, rng = self.clips[index], stream(VALID_SEED, VALID, index)
+        clip = self.clips[index]
+        rng = stream(VALID_SEED, VALID, index)
         if self.frames_cache is not None:
             rng = stream(self.seed, CROP, int(rng.integers(self.recipe.data.crops)))
         return crop(self.memory.read(clip), self.samples, rng)
@@ -162,7 +175,9 @@ class Examples(Dataset):
             number = int(rng.integers(self.recipe.data.crops))
             stack = self.frames_cache.get(self.source.content_hash(clip))
             if stack is None:
-                raise RuntimeError(f"{clip.key} left the feature cache while training; start again to refill it")
+                raise RuntimeError(
+                    f"{clip.key} left the feature cache while training; start again to refill it"
+                )
             item["raw"] = torch.from_numpy(np.array(stack[number]))
             real = min(round(clip.seconds * self.recipe.data.sample_rate), self.samples)
         else:
@@ -183,7 +198,9 @@ class Examples(Dataset):
         if self.recipe.condition.text == "bytes":
             item["caption"] = "" if dropped else clip.caption
         elif self.text_cache is not None:
-            item["text"] = torch.from_numpy(np.array(self.text_cache.get("" if dropped else clip.caption)))
+            item["text"] = torch.from_numpy(
+                np.array(self.text_cache.get("" if dropped else clip.caption))
+            )
         return item
 
     def __len__(self) -> int:
@@ -215,7 +232,9 @@ def pad_texts(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Embeddings [L_i, D] -> [B, L, D] padded with zeros, and their mask [B, L]."""
     length = max(text.shape[0] for text in texts)
     mask = torch.stack([torch.arange(length) < text.shape[0] for text in texts])
-    return torch.stack([torch.nn.functional.pad(t, (0, 0, 0, length - t.shape[0])) for t in texts]), mask
+    return torch.stack(
+        [torch.nn.functional.pad(t, (0, 0, 0, length - t.shape[0])) for t in texts]
+    ), mask
 
 
 class MicroBatches:
@@ -225,9 +244,15 @@ class MicroBatches:
     micro-batch, so that the union over processes is the same for any W and any accumulation.
     """
 
-    def __init__(self, batch_size: int, accumulate: int, rank: int, world: int, start: int, stop: int) -> None:
-        self.batch_size, self.accumulate, self.rank, self.world = batch_size, accumulate, rank, world
-        self.start, self.stop = start, stop
+    def __init__(
+        self, batch_size: int, accumulate: int, rank: int, world: int, start: int, stop: int
+    ) -> None:
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.rank = rank
+        self.world = world
+        self.start = start
+        self.stop = stop
         self.size = batch_size // (accumulate * world)
 
     def since(self, step: int) -> MicroBatches:
@@ -245,7 +270,9 @@ class MicroBatches:
         for step in range(self.start, self.stop):
             for micro in range(self.accumulate):
                 rows = self.rows(micro)
-                yield list(range(step * self.batch_size + rows.start, step * self.batch_size + rows.stop))
+                yield list(
+                    range(step * self.batch_size + rows.start, step * self.batch_size + rows.stop)
+                )
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.accumulate
@@ -272,3 +299,10 @@ def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> D
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
     )
+
+
+def evenly(clips: Sequence[T], count: int) -> list[T]:
+    """At most `count` clips, evenly spaced, so that a sorted manifest gives all its labels."""
+    if len(clips) <= count:
+        return list(clips)
+    return [clips[i * len(clips) // count] for i in range(count)]

@@ -23,7 +23,9 @@ class HuggingFaceSource(FileSource):
 
     workers = 1  # an Arrow table is read by one thread at a time
 
-    def __init__(self, data: Data, path: Path, need_captions: bool, splits: Sequence[Split]) -> None:
+    def __init__(
+        self, data: Data, path: Path, need_captions: bool, splits: Sequence[Split]
+    ) -> None:
         try:
             import datasets
         except ImportError as error:
@@ -33,13 +35,23 @@ class HuggingFaceSource(FileSource):
             ) from error
         loaded = _load(datasets, data.path, path)
         names = dict(zip(SPLITS, split_names(data), strict=True))
-        self._tables = {split: self._table(datasets, loaded, data, names[split]) for split in splits}
-        rows = (row for split in splits for row in self._rows_of(data, split, names[split], need_captions))
+        self._tables = {
+            split: self._table(datasets, loaded, data, names[split]) for split in splits
+        }
+        rows = (
+            row
+            for split in splits
+            for row in self._rows_of(data, split, names[split], need_captions)
+        )
         super().__init__(data, data.path, rows)
 
     def content_hash(self, clip: Clip) -> str:
         audio = self._audio(clip)
-        return hashlib.sha256(audio).hexdigest() if isinstance(audio, bytes) else content_hash(audio, self._hashes)
+        return (
+            hashlib.sha256(audio).hexdigest()
+            if isinstance(audio, bytes)
+            else content_hash(audio, self._hashes)
+        )
 
     @staticmethod
     def _table(datasets: Any, loaded: Any, data: Data, name: str) -> Any:
@@ -49,26 +61,42 @@ class HuggingFaceSource(FileSource):
             raise StageError("the data set lacks a split", problems=[problem], hint=hint)
         table = loaded[name]
         if data.audio_column not in table.column_names:
-            problem = Problem(data.path, f"no column {data.audio_column!r}; it has {', '.join(table.column_names)}")
-            raise StageError("the data set lacks its audio", problems=[problem], hint="set data.audio_column")
+            problem = Problem(
+                data.path,
+                f"no column {data.audio_column!r}; it has {', '.join(table.column_names)}",
+            )
+            raise StageError(
+                "the data set lacks its audio", problems=[problem], hint="set data.audio_column"
+            )
         return table.cast_column(data.audio_column, datasets.Audio(decode=False))
 
     def _rows_of(self, data: Data, split: Split, name: str, need_captions: bool) -> Iterator[Row]:
         for number, entry in enumerate(self._tables[split].remove_columns([data.audio_column])):
             caption = entry.get(data.caption_column)
-            where, key = f"{data.path}:{name}/{number}", f"{name}/{number}"
+            where = f"{data.path}:{name}/{number}"
+            key = f"{name}/{number}"
             problem = caption_problem(caption, data.caption_column) if need_captions else None
             labels = {k: v for k, v in entry.items() if k != data.caption_column}
             text = caption.strip() if isinstance(caption, str) else ""
-            yield Row(where, problem=problem) if problem else Row(where, Clip(key, text, split, labels))
+            yield (
+                Row(where, problem=problem)
+                if problem
+                else Row(where, Clip(key, text, split, labels))
+            )
 
     def _identity(self, clip: Clip) -> tuple[str, Stamp]:
         table = self._tables[clip.split]
-        return f"huggingface/{table._fingerprint}/{clip.key}", (0, 0)  # the fingerprint is of the content
+        return f"huggingface/{table._fingerprint}/{clip.key}", (
+            0,
+            0,
+        )  # the fingerprint is of the content
 
     def _audio(self, clip: Clip) -> Path | bytes:
-        entry = self._tables[clip.split][int(clip.key.rsplit("/", 1)[1])][self.data.audio_column] or {}
-        content, path = entry.get("bytes"), entry.get("path")
+        entry = (
+            self._tables[clip.split][int(clip.key.rsplit("/", 1)[1])][self.data.audio_column] or {}
+        )
+        content = entry.get("bytes")
+        path = entry.get("path")
         if content is None and path:
             return Path(path)
         return content or b""
@@ -83,4 +111,6 @@ def _load(datasets: Any, name: str, path: Path) -> Any:
     except Exception as error:  # whatever the hub, the network or a data file can raise
         text = (str(error).splitlines() or [""])[0]
         problem = Problem(name, f"{type(error).__name__}: {text}")
-        raise StageError("cannot load the data set", problems=[problem], hint="check data.path") from error
+        raise StageError(
+            "cannot load the data set", problems=[problem], hint="check data.path"
+        ) from error

@@ -68,7 +68,9 @@ def _text(path: Path, what: str) -> str:
         content = path.read_bytes()
     except OSError as error:
         problem = Problem(str(path), absent(error))
-        raise StageError(f"cannot read the {what}", problems=[problem], hint="check data.path") from error
+        raise StageError(
+            f"cannot read the {what}", problems=[problem], hint="check data.path"
+        ) from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -101,13 +103,21 @@ def _csv(path: Path) -> Iterator[Record]:
     reader = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:
         if "path" not in (reader.fieldnames or ()):
-            raise StageError("the manifest has no column `path`", problems=[Problem(f"{path}:1", "is its header")])
+            raise StageError(
+                "the manifest has no column `path`",
+                problems=[Problem(f"{path}:1", "is its header")],
+            )
         for entry in reader:
             number = reader.line_num
             if None in entry:
                 yield number, None, "has more fields than the header", None
             else:
-                yield number, {key: value for key, value in entry.items() if value is not None}, None, None
+                yield (
+                    number,
+                    {key: value for key, value in entry.items() if value is not None},
+                    None,
+                    None,
+                )
     except csv.Error as error:
         problem = Problem(f"{path}:{reader.line_num}", str(error))
         raise StageError("cannot read the manifest", problems=[problem]) from error
@@ -115,7 +125,9 @@ def _csv(path: Path) -> Iterator[Record]:
 
 def manifest_rows(data: Data, path: Path, need_captions: bool) -> Iterator[Row]:
     if path.is_dir():
-        raise StageError(f"{path} is a folder", hint='name the manifest file, or set data.source = "folder"')
+        raise StageError(
+            f"{path} is a folder", hint='name the manifest file, or set data.source = "folder"'
+        )
     records = list((_csv if path.suffix.lower() in (".csv", ".tsv") else _jsonl)(path))
     has_split = any(entry and "split" in entry for _, entry, _, _ in records)
     first: dict[str, int] = {}
@@ -124,7 +136,8 @@ def manifest_rows(data: Data, path: Path, need_captions: bool) -> Iterator[Row]:
         if entry is None:
             yield Row(where, problem=problem, excerpt=excerpt)
             continue
-        key, caption = entry.get("path"), entry.get(data.caption_column)
+        key = entry.get("path")
+        caption = entry.get(data.caption_column)
         if not isinstance(key, str) or not key:
             yield Row(where, problem='no path (key "path")')
             continue
@@ -146,11 +159,18 @@ def manifest_rows(data: Data, path: Path, need_captions: bool) -> Iterator[Row]:
 
 
 def _split_of(name: Any, data: Data) -> Split | None:
-    return next((split for split, known in zip(SPLITS, split_names(data), strict=True) if name == known), None)
+    return next(
+        (split for split, known in zip(SPLITS, split_names(data), strict=True) if name == known),
+        None,
+    )
 
 
 def _unknown_split(name: Any, data: Data) -> str:
-    return f"unknown split {name!r} (the recipe has {', '.join(split_names(data))})" if name else "no split"
+    return (
+        f"unknown split {name!r} (the recipe has {', '.join(split_names(data))})"
+        if name
+        else "no split"
+    )
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -158,9 +178,15 @@ def _walk(root: Path) -> Iterator[Path]:
     seen = set()
     for folder, children, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        children[:] = sorted(c for c in children if not c.startswith(".")) if real not in seen else []
+        children[:] = (
+            sorted(c for c in children if not c.startswith(".")) if real not in seen else []
+        )
         if real not in seen:
-            names = (n for n in sorted(files) if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES)
+            names = (
+                n
+                for n in sorted(files)
+                if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES
+            )
             yield from (Path(folder, name).relative_to(root) for name in names)
         seen.add(real)
 
@@ -168,13 +194,18 @@ def _walk(root: Path) -> Iterator[Path]:
 def folder_rows(data: Data, root: Path, need_captions: bool) -> Iterator[Row]:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "is missing"
-        raise StageError("cannot read the folder", problems=[Problem(str(root), what)], hint="check data.path")
+        raise StageError(
+            "cannot read the folder", problems=[Problem(str(root), what)], hint="check data.path"
+        )
     files = list(_walk(root))
     if not files:
-        raise StageError(f"{root}: no audio files", hint=f"known endings: {' '.join(sorted(SUFFIXES))}")
+        raise StageError(
+            f"{root}: no audio files", hint=f"known endings: {' '.join(sorted(SUFFIXES))}"
+        )
     named = [next((s for p in f.parts[:-1] if (s := _split_of(p, data))), None) for f in files]
     for file, by_folder in zip(files, named, strict=True):
-        where, key = str(root / file), file.as_posix()
+        where = str(root / file)
+        key = file.as_posix()
         caption, labels, problem = _beside(root / file, data.caption_column)
         if problem is None and need_captions:
             problem = caption_problem(caption, data.caption_column) if caption is not None else None
@@ -186,7 +217,9 @@ def folder_rows(data: Data, root: Path, need_captions: bool) -> Iterator[Row]:
             yield Row(where, problem=problem)
         else:
             text = caption.strip() if isinstance(caption, str) else ""
-            yield Row(where, Clip(key, text, by_folder or hash_split(key), labels, path=root / file))
+            yield Row(
+                where, Clip(key, text, by_folder or hash_split(key), labels, path=root / file)
+            )
 
 
 def _beside(file: Path, column: str) -> tuple[Any, dict[str, Any], str | None]:

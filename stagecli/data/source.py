@@ -17,11 +17,9 @@ import numpy as np
 
 from stagecli.data.audio import AudioInfo, absent, examine, read_mono, too_low
 from stagecli.data.cache import FileIndex, Progress, Stamp, content_hash, stamp_of
-from stagecli.data.rows import SPLITS, Clip, Row, Split, folder_rows, manifest_rows, split_names
+from stagecli.data.rows import SPLITS, Clip, Row, Split, split_names
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Data
-
-__all__ = ["SPLITS", "Clip", "FolderSource", "ManifestSource", "Source", "Split", "open_source"]
 
 LISTED = 50  # problems printed one by one
 Fact = tuple[str, Stamp, Any]  # what `FileIndex` remembers
@@ -48,45 +46,6 @@ class Source(Protocol):
         ...
 
 
-def open_source(
-    data: Data,
-    *,
-    need_captions: bool,
-    base: Path,
-    splits: Sequence[Split] = SPLITS,
-    seed: int = 0,
-    cache_dir: Path | None = None,
-    progress: Progress | None = None,
-) -> Source:
-    """The source that `[data]` describes, checked; only `splits` can be read and must not be empty.
-
-    base: what a relative `data.path` starts from; cache_dir: where checks are remembered (default:
-    `data.cache_dir`); seed: of `synth`; progress: (files checked, files). StageError with every problem,
-    as `manifest.jsonl:LINE`, unless `data.on_bad_file` is "skip"; then they are in `skipped`.
-    """
-    if data.source == "synth":
-        from stagecli.data.synth import SynthSource
-
-        synth: Source = SynthSource(data, seed)
-        return synth
-    if not data.path:
-        raise StageError("data.path is empty", hint=f'set data.path: source = "{data.source}" reads it')
-    if len(set(split_names(data))) < len(SPLITS):
-        raise StageError("data.train_split, data.valid_split and data.test_split must differ")
-    path = base / Path(data.path).expanduser()
-    opened: FileSource
-    if data.source == "manifest":
-        opened = ManifestSource(data, path, need_captions)
-    elif data.source == "folder":
-        opened = FolderSource(data, path, need_captions)
-    else:
-        from stagecli.data.huggingface import HuggingFaceSource
-
-        opened = HuggingFaceSource(data, path, need_captions, splits)
-    opened.check(splits, cache_dir or Path(data.cache_dir), progress)
-    return opened
-
-
 class FileSource:
     """What the sources of recorded audio share. A subclass gives `rows`; `check` makes clips of them."""
 
@@ -111,16 +70,21 @@ class FileSource:
         assert clip.path is not None
         return content_hash(clip.path, self._hashes)
 
-    def check(self, splits: Sequence[Split], cache_dir: Path, progress: Progress | None = None) -> None:
+    def check(
+        self, splits: Sequence[Split], cache_dir: Path, progress: Progress | None = None
+    ) -> None:
         """Look at the audio of `splits`; StageError with everything that is wrong."""
         self._hashes = FileIndex(cache_dir / "hashes.jsonl")
-        wanted = [row.clip for row in self._rows if row.clip is not None and row.clip.split in splits]
+        wanted = [
+            row.clip for row in self._rows if row.clip is not None and row.clip.split in splits
+        ]
         examined = self._examine(wanted, cache_dir, progress)
         found = {clip.key: result for clip, result in zip(wanted, examined, strict=True)}
         self._clips = {split: [] for split in splits}
         problems = []
         for row in self._rows:
-            reason, excerpt = row.problem, row.excerpt
+            reason = row.problem
+            excerpt = row.excerpt
             if row.clip is not None and row.clip.key in found:
                 info, reason = found[row.clip.key]
                 reason = reason or too_low(info, self.sample_rate)
@@ -150,7 +114,9 @@ class FileSource:
             )
         self.skipped = problems
 
-    def _examine(self, clips: list[Clip], cache_dir: Path, progress: Progress | None) -> list[Found]:
+    def _examine(
+        self, clips: list[Clip], cache_dir: Path, progress: Progress | None
+    ) -> list[Found]:
         """What each clip's audio is: remembered where the file has not changed."""
         index = FileIndex(cache_dir / "checks.jsonl", CHECKS)
         results: list[Found | None] = []
@@ -162,7 +128,9 @@ class FileSource:
                 results.append((None, absent(error)))
                 continue
             known = index.get(name, stamp)
-            results.append((AudioInfo(*known[0]) if known[0] else None, known[1]) if known else None)
+            results.append(
+                (AudioInfo(*known[0]) if known[0] else None, known[1]) if known else None
+            )
             if not known:
                 fresh.append((len(results) - 1, name, stamp))
 
@@ -174,7 +142,8 @@ class FileSource:
             numbers = [info.sample_rate, info.frames, info.channels] if info else None
             return (row[1], row[2], [numbers, reason]), (info, reason)
 
-        done, facts = len(clips) - len(fresh), []
+        done = len(clips) - len(fresh)
+        facts = []
         if progress:
             progress(done, len(clips))
         try:
@@ -201,29 +170,6 @@ class FileSource:
     def _audio(self, clip: Clip) -> Path | bytes:
         assert clip.path is not None
         return clip.path
-
-
-class ManifestSource(FileSource):
-    """A JSONL or CSV (TSV) file with a line per clip: path, caption, split, and labels.
-
-    Paths are relative to the manifest. Every other column is kept as a label. A manifest without any
-    split is split by `hash_split` of its paths. The same file on two lines is a problem.
-    """
-
-    def __init__(self, data: Data, path: Path, need_captions: bool) -> None:
-        super().__init__(data, str(path), manifest_rows(data, path, need_captions))
-
-
-class FolderSource(FileSource):
-    """Audio files of a folder and its sub-folders, captions beside them.
-
-    `a.wav` has its caption in `a.txt`, or in the `data.caption_column` of `a.json`, whose other keys are
-    labels. A folder in the path named like a split decides the split (then every file must lie in one);
-    without such folders `hash_split` of the path does. Hidden files are left out.
-    """
-
-    def __init__(self, data: Data, path: Path, need_captions: bool) -> None:
-        super().__init__(data, str(path), folder_rows(data, path, need_captions))
 
 
 def _listed(problems: list[Problem], name: str) -> list[Problem]:

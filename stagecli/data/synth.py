@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stagecli import schema
-from stagecli.data.source import SPLITS, Clip, Split
+from stagecli.data.rows import SPLITS, Clip, Split
 from stagecli.data.synth_events import KINDS, LOWEST_RATE, PITCHES, TEMPOS, Array, Params
 from stagecli.errors import StageError
 
@@ -34,7 +34,11 @@ PITCH_WORDS = {
     "high": ("high", "high-pitched"),
 }
 TIMBRE_WORDS = {"low": ("dull", "dark"), "mid": ("mid-toned",), "high": ("bright", "sharp")}
-TEMPO_WORDS = {"slow": ("slow", "unhurried"), "steady": ("steady", "regular"), "fast": ("fast", "rapid")}
+TEMPO_WORDS = {
+    "slow": ("slow", "unhurried"),
+    "steady": ("steady", "regular"),
+    "fast": ("fast", "rapid"),
+}
 LOUDNESS_WORDS = {
     "quiet": ("quiet", "soft", "faint"),
     "normal": ("normal", "moderate"),
@@ -55,7 +59,12 @@ NOUNS = {  # with their article, if any; adjectives go where the star is
     "engine": ("a * engine", "a * running engine"),
 }
 SEQUENCES = ("{0} followed by {1}", "{0}, then {1}", "first {0}, then {1}", "{1} after {0}")
-MIXTURES = ("{0} and {1} at the same time", "{0} together with {1}", "{0} and {1} at once", "{0} over {1}")
+MIXTURES = (
+    "{0} and {1} at the same time",
+    "{0} together with {1}",
+    "{0} and {1} at once",
+    "{0} over {1}",
+)
 OPENINGS = ("", "", "", "the sound of ", "a recording of ")
 
 
@@ -139,7 +148,15 @@ class SynthSource:
     def content_hash(self, clip: Clip) -> str:
         """SHA-256 (hex) of all that the audio of `clip` depends on; StageError for a clip not from here."""
         split, index = _located(clip.key)
-        identity = ("synth", VERSION, self.seed, split, index, self.sample_rate, float(self.seconds))
+        identity = (
+            "synth",
+            VERSION,
+            self.seed,
+            split,
+            index,
+            self.sample_rate,
+            float(self.seconds),
+        )
         return hashlib.sha256(repr(identity).encode()).hexdigest()
 
     def _clip(self, split: Split, index: int) -> Clip:
@@ -151,7 +168,8 @@ def describe(seed: int, split: Split, index: int, seconds: float) -> Scene:
     """The scene of one clip, a function of its arguments alone; `seconds` only sets its length and timing."""
     rng = _stream(seed, split, index, 0)
     two = bool(rng.uniform() < TWO_EVENTS)
-    sequence, cut = bool(rng.uniform() < 0.6), float(rng.uniform(0.42, 0.58))
+    sequence = bool(rng.uniform() < 0.6)
+    cut = float(rng.uniform(0.42, 0.58))
     loudness = str(rng.choice(list(LEVELS)))
     level_db = LEVELS[loudness] + float(rng.uniform(-1.0, 1.0))
     names = [_first_kind(seed, split, index)]
@@ -168,7 +186,8 @@ def describe(seed: int, split: Split, index: int, seconds: float) -> Scene:
 
 def _event(rng: np.random.Generator, name: str, start: float, seconds: float) -> Event:
     kind = KINDS[name]
-    pitch, tempo = str(rng.choice(PITCHES)), str(rng.choice(TEMPOS))
+    pitch = str(rng.choice(PITCHES))
+    tempo = str(rng.choice(TEMPOS))
     low, high = kind.hz[pitch]
     hz = float(np.exp(rng.uniform(np.log(low), np.log(high))))  # pitch is heard in ratios
     rate = float(rng.uniform(*kind.rates[tempo])) if kind.rates else 0.0
@@ -191,17 +210,22 @@ def _stream(seed: int, split: Split, index: int, purpose: int) -> np.random.Gene
 def _located(key: str) -> tuple[Split, int]:
     match = re.fullmatch(r"synth/(train|valid|test)/(\d+)", key)
     if match is None:
-        raise StageError(f"{key!r} is not a clip of the synth source", hint="use clips of SynthSource.clips")
+        raise StageError(
+            f"{key!r} is not a clip of the synth source", hint="use clips of SynthSource.clips"
+        )
     return cast(Split, match[1]), int(match[2])
 
 
 # --- wording --------------------------------------------------------------------------------------
 
 
-def _caption(rng: np.random.Generator, events: tuple[Event, ...], relation: str, loudness: str) -> str:
+def _caption(
+    rng: np.random.Generator, events: tuple[Event, ...], relation: str, loudness: str
+) -> str:
     """One line of lower-case English that states every label (the middle ones at times by saying nothing)."""
     word = str(rng.choice(LOUDNESS_WORDS[loudness]))
-    normal, unsaid = loudness == "normal", bool(rng.uniform() < 0.6)
+    normal = loudness == "normal"
+    unsaid = bool(rng.uniform() < 0.6)
     if relation:
         form = str(rng.choice(SEQUENCES if relation == "then" else MIXTURES))
         text = form.format(*(_phrase(rng, event, "") for event in events))

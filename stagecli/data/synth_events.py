@@ -87,7 +87,9 @@ def _harmonics(z: ComplexArray, gains: Array) -> Array:
     return total.imag
 
 
-def _noise(rng: np.random.Generator, n: int, sample_rate: int, gain: Gain, limit: float = REFERENCE_TOP) -> Array:
+def _noise(
+    rng: np.random.Generator, n: int, sample_rate: int, gain: Gain, limit: float = REFERENCE_TOP
+) -> Array:
     """Gaussian noise [n] of RMS near 1 with spectral magnitude `gain(hz)`, nothing of it beyond `limit` Hz.
 
     Bins are drawn in order of frequency from a child stream: a higher rate draws more of them, and that
@@ -112,7 +114,8 @@ def _band(low: float, high: float, order: float = 4.0) -> Gain:
 
     def gain(hz: Array) -> Array:
         f = np.log(np.maximum(hz, 1.0))
-        below, above = np.exp(2 * order * (np.log(low) - f)), np.exp(2 * order * (f - np.log(high)))
+        below = np.exp(2 * order * (np.log(low) - f))
+        above = np.exp(2 * order * (f - np.log(high)))
         return 1.0 / np.sqrt((1 + below) * (1 + above))
 
     return gain
@@ -155,15 +158,25 @@ def _damped_out(which: npt.NDArray[np.intp], n: int, sample_rate: int) -> Array:
 
 
 def _grains(
-    n: int, sample_rate: int, onsets: Array, hz: Array, gains: Array, decay: float, sweep: float = 0.0
+    n: int,
+    sample_rate: int,
+    onsets: Array,
+    hz: Array,
+    gains: Array,
+    decay: float,
+    sweep: float = 0.0,
 ) -> Array:
     """Sum of damped sines [n] that start at `onsets` [M] with `hz` [M], rising by `sweep` per second."""
     length = min(n, int(5 * decay * sample_rate) + 2)
     start = np.ceil(onsets * sample_rate).astype(np.intp)
     index = start[:, None] + np.arange(length)
     local = index / sample_rate - onsets[:, None]
-    wave = np.sin(2 * np.pi * hz[:, None] * (local + 0.5 * sweep * local**2)) * np.exp(-local / decay)
-    wave *= np.clip((5 * decay - local) / decay, 0.0, 1.0) * (gains * _passes(hz, sample_rate))[:, None]
+    wave = np.sin(2 * np.pi * hz[:, None] * (local + 0.5 * sweep * local**2)) * np.exp(
+        -local / decay
+    )
+    wave *= (
+        np.clip((5 * decay - local) / decay, 0.0, 1.0) * (gains * _passes(hz, sample_rate))[:, None]
+    )
     keep = index < n
     return np.bincount(index[keep], weights=wave[keep], minlength=n).astype(np.float64)
 
@@ -174,9 +187,13 @@ def _grains(
 def tone(rng: np.random.Generator, n: int, sample_rate: int, params: Params) -> Array:
     """A held, nearly pure tone with a soft attack and a slight vibrato [n]."""
     t = _time(n, sample_rate)
-    depth, speed, colour = rng.uniform(0.0, 0.004), rng.uniform(4.5, 6.0), rng.uniform(0.02, 0.12)
+    depth = rng.uniform(0.0, 0.004)
+    speed = rng.uniform(4.5, 6.0)
+    colour = rng.uniform(0.02, 0.12)
     hz = params.hz * (1 + depth * np.sin(2 * np.pi * speed * t))
-    gains = np.array([1.0, colour, 0.5 * colour]) * _passes(params.hz * np.arange(1.0, 4.0), sample_rate)
+    gains = np.array([1.0, colour, 0.5 * colour]) * _passes(
+        params.hz * np.arange(1.0, 4.0), sample_rate
+    )
     ends = np.minimum(t / 0.04, (params.seconds - t) / 0.12)
     return _harmonics(np.exp(1j * _phase(hz, sample_rate)), gains) * np.clip(ends, 0.0, 1.0)
 
@@ -198,7 +215,8 @@ def pluck(rng: np.random.Generator, n: int, sample_rate: int, params: Params) ->
     """A plucked string: harmonics that decay faster the higher they are, on four neighbouring notes [n]."""
     onsets = _onsets(rng, params, 0.06)
     notes = params.hz * rng.choice([0.891, 1.0, 1.122, 1.189], onsets.size)
-    position, damping = rng.uniform(0.12, 0.3), rng.uniform(0.7, 1.2)
+    position = rng.uniform(0.12, 0.3)
+    damping = rng.uniform(0.7, 1.2)
     which, local = _since(onsets, n, sample_rate)
     local = np.maximum(local, 0.0)
     count = int(min(30, EDGE * sample_rate / notes.max()))
@@ -239,15 +257,25 @@ def drum(rng: np.random.Generator, n: int, sample_rate: int, params: Params) -> 
     onsets = _onsets(rng, params, 0.04)
     force = rng.uniform(0.6, 1.0, onsets.size)
     force[0] = 1.0
-    slap, length = rng.uniform(0.12, 0.3), rng.uniform(0.07, 0.13)
+    slap = rng.uniform(0.12, 0.3)
+    length = rng.uniform(0.07, 0.13)
     which, local = _since(onsets, n, sample_rate)
     local = np.maximum(local, 0.0)
     bend = 0.03
     turns = params.hz * (local + 1.5 * bend * (1 - np.exp(-local / bend)))
-    skin = np.sin(2 * np.pi * turns) + 0.35 * np.sin(2 * np.pi * 1.59 * turns) * np.exp(-local / 0.04)
+    skin = np.sin(2 * np.pi * turns) + 0.35 * np.sin(2 * np.pi * 1.59 * turns) * np.exp(
+        -local / 0.04
+    )
     skin *= np.exp(-local / length)
-    stick = _noise(rng, n, sample_rate, _band(4 * params.hz, 14 * params.hz, 2)) * np.exp(-local / 0.012)
-    return (skin + slap * stick) * force[which] * _struck(local, 0.001) * _damped_out(which, n, sample_rate)
+    stick = _noise(rng, n, sample_rate, _band(4 * params.hz, 14 * params.hz, 2)) * np.exp(
+        -local / 0.012
+    )
+    return (
+        (skin + slap * stick)
+        * force[which]
+        * _struck(local, 0.001)
+        * _damped_out(which, n, sample_rate)
+    )
 
 
 def noise(rng: np.random.Generator, n: int, sample_rate: int, params: Params) -> Array:
@@ -333,7 +361,9 @@ def birds(rng: np.random.Generator, n: int, sample_rate: int, params: Params) ->
 
 def engine(rng: np.random.Generator, n: int, sample_rate: int, params: Params) -> Array:
     """An engine: pulses at half the firing rate, uneven from stroke to stroke, and exhaust noise [n]."""
-    uneven = 1 + 0.015 * _wander(rng, n, sample_rate, 3.0) + 0.01 * _wander(rng, n, sample_rate, 20.0)
+    uneven = (
+        1 + 0.015 * _wander(rng, n, sample_rate, 3.0) + 0.01 * _wander(rng, n, sample_rate, 20.0)
+    )
     phase = _phase(0.5 * params.hz * uneven, sample_rate)
     count = int(min(32, EDGE * sample_rate / (0.55 * params.hz)))
     k = np.arange(1.0, count + 1)

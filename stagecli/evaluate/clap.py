@@ -39,28 +39,42 @@ class Clap:
             )
         extractor = load_extractor(folder, source, "ClapFeatureExtractor")
         if not any(any(folder.glob(pattern)) for pattern in ("tokenizer*", "vocab*")):
-            raise StageError(f"CLAP {source} has no tokenizer", hint="save it beside the weights with save_pretrained")
+            raise StageError(
+                f"CLAP {source} has no tokenizer",
+                hint="save it beside the weights with save_pretrained",
+            )
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         config = hub.make_config(ClapModel, plain, source, "CLAP")
         self.device = device or torch.device("cpu")
         self.model: Any = hub.load_weights(ClapModel, config, folder, source, "CLAP", pickled=True)
         self.model = self.model.eval().requires_grad_(False).to(self.device)
-        self.rate, self.window = int(extractor.sampling_rate), int(extractor.nb_max_samples)
-        self.front = CLAPEncoder(self.model.audio_model, extractor, f"transformers:{source}", -1).to(self.device)
+        self.rate = int(extractor.sampling_rate)
+        self.window = int(extractor.nb_max_samples)
+        self.front = CLAPEncoder(
+            self.model.audio_model, extractor, f"transformers:{source}", -1
+        ).to(self.device)
         self.fingerprint = hub.weights_hash(self.model)
         self.convention = f"CLAP {source} (weights {self.fingerprint[:12]})"
 
     @torch.no_grad()
     def audio(self, audio_N: np.ndarray, rate: int) -> Tensor:
         """One clip -> its embedding [D], of length 1."""
-        audio_1N = torch.from_numpy(np.ascontiguousarray(audio_N, dtype=np.float32))[None].to(self.device)
+        audio_1N = torch.from_numpy(np.ascontiguousarray(audio_N, dtype=np.float32))[None].to(
+            self.device
+        )
         audio_1N = torchaudio.functional.resample(audio_1N, rate, self.rate)
-        parts = [part for part in audio_1N.split(self.window, dim=1) if part.shape[1] * 2 > self.window]
+        parts = [
+            part for part in audio_1N.split(self.window, dim=1) if part.shape[1] * 2 > self.window
+        ]
         rows = []
         for part in parts or [audio_1N[:, : self.window]]:
             longer = torch.zeros(1, 1, dtype=torch.bool, device=self.device)
-            pooled = self.model.audio_model(input_features=self.front.prepare(part), is_longer=longer).pooler_output
-            rows.append(torch.nn.functional.normalize(self.model.audio_projection(pooled), dim=-1)[0])
+            pooled = self.model.audio_model(
+                input_features=self.front.prepare(part), is_longer=longer
+            ).pooler_output
+            rows.append(
+                torch.nn.functional.normalize(self.model.audio_projection(pooled), dim=-1)[0]
+            )
         return torch.nn.functional.normalize(torch.stack(rows).mean(0), dim=-1).double().cpu()
 
     @torch.no_grad()
@@ -69,7 +83,11 @@ class Clap:
         rows = []
         for first in range(0, len(prompts), 64):
             tokens = self.tokenizer(
-                list(prompts[first : first + 64]), padding=True, truncation=True, max_length=77, return_tensors="pt"
+                list(prompts[first : first + 64]),
+                padding=True,
+                truncation=True,
+                max_length=77,
+                return_tensors="pt",
             ).to(self.device)
             tokens.pop("token_type_ids", None)
             pooled = self.model.text_model(**tokens).pooler_output

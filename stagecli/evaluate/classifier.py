@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stagecli.data.source import Clip
+from stagecli.data.rows import Clip
 from stagecli.errors import StageError
 
 PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4)  # L2, strongest first
@@ -25,7 +25,9 @@ def text_of(clip: Clip, column: str) -> str:
     return "" if value is None else str(value)
 
 
-def label_columns(train: Sequence[Clip], scored: Sequence[Clip], asked: Sequence[str] = ()) -> list[str]:
+def label_columns(
+    train: Sequence[Clip], scored: Sequence[Clip], asked: Sequence[str] = ()
+) -> list[str]:
     """Label columns that a classifier can be trained on, in the order of the manifest.
 
     By default: text (numbers are facts about files, such as their length), two classes or more, FEWEST training clips
@@ -37,7 +39,11 @@ def label_columns(train: Sequence[Clip], scored: Sequence[Clip], asked: Sequence
         classes = {text_of(clip, column) for clip in train} - {""}
         unknown = sorted({text_of(clip, column) for clip in scored} - classes - {""})
         if len(classes) < 2 or unknown:
-            what = f"the train split never has {unknown[0]!r}" if unknown else "it has fewer than two classes"
+            what = (
+                f"the train split never has {unknown[0]!r}"
+                if unknown
+                else "it has fewer than two classes"
+            )
             raise StageError(
                 f"no classifier can be trained on label {column!r}: {what}",
                 hint=f"labels of this data set: {', '.join(names) or 'none'}",
@@ -50,10 +56,15 @@ def _is_label(column: str, train: Sequence[Clip], scored: Sequence[Clip]) -> boo
     classes = set(values) - {""}
     if not 2 <= len(classes) <= len(values) / FEWEST:
         return False
-    if any(not isinstance(clip.labels.get(column, ""), str) for clip in train) or all(map(_is_number, classes)):
+    if any(not isinstance(clip.labels.get(column, ""), str) for clip in train) or all(
+        map(_is_number, classes)
+    ):
         return False
     by_caption: dict[str, str] = {}
-    if any(by_caption.setdefault(c.caption, text_of(c, column)) != text_of(c, column) for c in [*train, *scored]):
+    if any(
+        by_caption.setdefault(c.caption, text_of(c, column)) != text_of(c, column)
+        for c in [*train, *scored]
+    ):
         return False
     return {text_of(clip, column) for clip in scored} - {""} <= classes
 
@@ -84,7 +95,9 @@ class Classifier:
         return [self.classes[i] for i in self.logits(features_ND).argmax(1).tolist()]
 
 
-def fit(train_ND: Tensor, labels: Sequence[str], valid_MD: Tensor, valid_labels: Sequence[str]) -> Classifier:
+def fit(
+    train_ND: Tensor, labels: Sequence[str], valid_MD: Tensor, valid_labels: Sequence[str]
+) -> Classifier:
     """Multinomial logistic regression by L-BFGS; the L2 penalty is chosen by accuracy, then likelihood, on valid clips.
 
     A convex problem started at 0, strongest penalty first: no randomness. Clips without a label ("") are left out.
@@ -93,7 +106,8 @@ def fit(train_ND: Tensor, labels: Sequence[str], valid_MD: Tensor, valid_labels:
     classes = tuple(sorted({labels[i] for i in kept}))
     known = [i for i, label in enumerate(valid_labels) if label in classes]
     x = train_ND[kept].double()
-    mean, scale = x.mean(0), x.std(0).clamp_min(1e-8)
+    mean = x.mean(0)
+    scale = x.std(0).clamp_min(1e-8)
     target = torch.tensor([classes.index(labels[i]) for i in kept])
     aim = torch.tensor([classes.index(valid_labels[i]) for i in known])
     weight = torch.zeros(x.shape[1] + 1, len(classes), dtype=torch.float64)
@@ -124,7 +138,10 @@ def _minimise(x_ND: Tensor, target_N: Tensor, start: Tensor, penalty: float) -> 
         error[torch.arange(len(error)), target_N] -= 1
         error /= len(error)
         gradient = torch.cat([x_ND.T @ error + penalty * weight[:-1], error.sum(0, keepdim=True)])
-        value = -log_p[torch.arange(len(log_p)), target_N].mean() + 0.5 * penalty * weight[:-1].square().sum()
+        value = (
+            -log_p[torch.arange(len(log_p)), target_N].mean()
+            + 0.5 * penalty * weight[:-1].square().sum()
+        )
         return float(value), gradient.reshape(-1).numpy()
 
     # A step that gains less than 1e-6 nat changes no class.

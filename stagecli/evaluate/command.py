@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stagecli.console import Console
 from stagecli.errors import Problem, StageError
 from stagecli.evaluate import tables
 from stagecli.evaluate.folders import FolderOptions, evaluate_folders
@@ -16,7 +15,9 @@ from stagecli.evaluate.pairs import PERCEPTUAL, SR_METRICS
 from stagecli.evaluate.runs import Asked, evaluate_runs
 from stagecli.evaluate.sets import DISTANCES, MANIFOLD
 from stagecli.evaluate.summary import Limit, Row, broken, limits
-from stagecli.run import newest, read_info, write_atomic
+from stagecli.files import write_atomic
+from stagecli.runs.directory import newest, read_info
+from stagecli.terminal.console import Console
 
 Progress = Callable[[str, int, int], None]
 
@@ -32,7 +33,7 @@ class Flags:
     samples: int | None
     seed: int | None
     steps: int | None
-    guidance: float | None
+    cfg_scale: float | None
     sampler: str | None
     cutoffs: list[float]
     preset: str | None
@@ -60,7 +61,10 @@ def work(flags: Flags, progress: Progress, out: Console) -> Callable[[], bool]:
     if out.as_json + flags.markdown + (str(flags.csv) == "-") > 1:
         raise StageError("--json, --markdown and --csv - all want stdout: give one of them")
     if flags.csv and str(flags.csv) != "-" and not flags.csv.resolve().parent.is_dir():
-        raise StageError("cannot write the table", problems=[Problem(str(flags.csv), "its folder does not exist")])
+        raise StageError(
+            "cannot write the table",
+            problems=[Problem(str(flags.csv), "its folder does not exist")],
+        )
     differences: list[Row] = []
     try:
         if flags.reference or flags.generated:
@@ -75,30 +79,51 @@ def work(flags: Flags, progress: Progress, out: Console) -> Callable[[], bool]:
 
 
 def _folders(flags: Flags, progress: Progress, out: Console) -> tuple[list[Limit], list[Row]]:
-    reference, generated, task = flags.reference, flags.generated, flags.task
+    reference = flags.reference
+    generated = flags.generated
+    task = flags.task
     if not (reference and generated):
         raise StageError("--reference and --generated belong together")
     _none_of(
         "two folders",
         {
-            "a run": flags.runs, "--checkpoint": flags.checkpoints, "--samples": flags.samples, "--seed": flags.seed,
-            "--steps": flags.steps, "--guidance": flags.guidance, "--sampler": flags.sampler, "--by": flags.by,
-            "--label": flags.labels, "--quick": flags.quick,
+            "a run": flags.runs,
+            "--checkpoint": flags.checkpoints,
+            "--samples": flags.samples,
+            "--seed": flags.seed,
+            "--steps": flags.steps,
+            "--cfg-scale": flags.cfg_scale,
+            "--sampler": flags.sampler,
+            "--by": flags.by,
+            "--label": flags.labels,
+            "--quick": flags.quick,
         },
-    )  # fmt: skip
+    )
     if len(flags.cutoffs) > 1:
         raise StageError("two folders have one --cutoff")
     assert task is not None
     more = ["memorised_share"] if flags.training else []
-    wanted = limits(flags.fail_if, computed(task, flags, [*DISTANCES, "fad_infinity", *MANIFOLD, *more]))
+    wanted = limits(
+        flags.fail_if, computed(task, flags, [*DISTANCES, "fad_infinity", *MANIFOLD, *more])
+    )
     options = FolderOptions(
-        flags.cutoffs[0] if flags.cutoffs else None, flags.preset, flags.perceptual, flags.match_gain, flags.judge,
-        flags.training, flags.clap, flags.runs_dir / ".cache",
-    )  # fmt: skip
-    return wanted, [evaluate_folders(reference, generated, task, options, progress=progress, warn=out.warn)]
+        flags.cutoffs[0] if flags.cutoffs else None,
+        flags.preset,
+        flags.perceptual,
+        flags.match_gain,
+        flags.judge,
+        flags.training,
+        flags.clap,
+        flags.runs_dir / ".cache",
+    )
+    return wanted, [
+        evaluate_folders(reference, generated, task, options, progress=progress, warn=out.warn)
+    ]
 
 
-def _runs(flags: Flags, progress: Progress, out: Console) -> tuple[list[Limit], list[Row], list[Row]]:
+def _runs(
+    flags: Flags, progress: Progress, out: Console
+) -> tuple[list[Limit], list[Row], list[Row]]:
     runs = flags.runs
     if not runs:
         runs = [newest(flags.runs_dir, flags.task)]
@@ -107,11 +132,22 @@ def _runs(flags: Flags, progress: Progress, out: Console) -> tuple[list[Limit], 
     sets = [*DISTANCES, *([] if flags.quick else ["fad_infinity", *MANIFOLD, *LEARNT])]
     known = [name for task in sorted(tasks) for name in computed(task, flags, sets)]
     wanted = limits(flags.fail_if, dict.fromkeys(known))
-    sampling = {"steps": flags.steps, "guidance": flags.guidance, "sampler": flags.sampler}
+    sampling = {"steps": flags.steps, "cfg_scale": flags.cfg_scale, "sampler": flags.sampler}
     asked = Asked(
-        flags.task, flags.split, flags.seed, flags.samples, sampling, tuple(flags.cutoffs), flags.preset,
-        flags.perceptual, flags.by, flags.judge, flags.clap, tuple(flags.labels), flags.quick,
-    )  # fmt: skip
+        flags.task,
+        flags.split,
+        flags.seed,
+        flags.samples,
+        sampling,
+        tuple(flags.cutoffs),
+        flags.preset,
+        flags.perceptual,
+        flags.by,
+        flags.judge,
+        flags.clap,
+        tuple(flags.labels),
+        flags.quick,
+    )
     documents, differences = evaluate_runs(
         runs, flags.checkpoints or ["latest"], asked, progress=progress, warn=out.warn, say=out.note
     )
@@ -128,7 +164,9 @@ def computed(task: str, flags: Flags, sets: list[str]) -> list[str]:
     return [*sets, *(["clap_score"] if flags.clap else [])]
 
 
-def _answer(flags: Flags, documents: list[Row], differences: list[Row], wanted: list[Limit], out: Console) -> bool:
+def _answer(
+    flags: Flags, documents: list[Row], differences: list[Row], wanted: list[Limit], out: Console
+) -> bool:
     if flags.csv:
         text = tables.csv_text(documents, differences)
         if str(flags.csv) == "-":
@@ -139,7 +177,9 @@ def _answer(flags: Flags, documents: list[Row], differences: list[Row], wanted: 
     if flags.markdown:
         print(tables.markdown(documents, differences), end="")
     elif str(flags.csv) != "-":
-        document: Any = documents[0] if len(documents) == 1 else {"runs": documents, "differences": differences}
+        document: Any = (
+            documents[0] if len(documents) == 1 else {"runs": documents, "differences": differences}
+        )
         out.result(document, lambda: tables.show(documents, differences, out))
     for document in documents:
         if "file" in document:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stagecli import __version__
-from stagecli.data.audio import AudioInfo, probe, read_mono
+from stagecli.data.audio import AudioInfo, find_audio, probe, read_mono
 from stagecli.data.cache import stamp_of
 from stagecli.errors import Problem, StageError
 from stagecli.evaluate.clap import Clap
@@ -23,11 +23,11 @@ from stagecli.evaluate.ledger import Ledger, fingerprint
 from stagecli.evaluate.pairs import SR_METRICS, audible, conventions, score_pair
 from stagecli.evaluate.sets import memorised, set_metrics
 from stagecli.evaluate.summary import Row, summarise
+from stagecli.files import finite
 from stagecli.metrics import METRICS
 from stagecli.metrics.checks import audio_facts, check_pair, pair_doubts, shared_peak
 from stagecli.metrics.gain import match_gain
-from stagecli.run import command_line, environment, finite
-from stagecli.sample import find_audio
+from stagecli.runs.directory import command_line, environment
 from stagecli.schema import Evaluate
 from stagecli.ssl import open_encoder
 
@@ -76,24 +76,42 @@ def evaluate_folders(
     _suits(task, options)
     score = _score_pairs if task == "sr" else _score_sets
     facts, conventions_of, row = score(reference, generated, options, progress, note)
-    head = {"task": task, "reference": str(reference), "generated": str(generated), "clips": row["n"], **facts}
+    head = {
+        "task": task,
+        "reference": str(reference),
+        "generated": str(generated),
+        "clips": row["n"],
+        **facts,
+    }
     row = {"system": generated.name or str(generated), "kind": "generated", **row}
     tail = {"settings": {**facts, "version": __version__}, "command": " ".join(command_line())}
     return finite(
-        {**head, "conventions": conventions_of, "rows": [row], "notes": notes, **tail, "environment": environment()}
+        {
+            **head,
+            "conventions": conventions_of,
+            "rows": [row],
+            "notes": notes,
+            **tail,
+            "environment": environment(),
+        }
     )
 
 
 def _suits(task: str, options: FolderOptions) -> None:
     if task == "sr" and options.cutoff is None:
-        raise StageError("--cutoff HZ is needed to score sr folders", hint="it is where LSD-LF ends and LSD-HF begins")
+        raise StageError(
+            "--cutoff HZ is needed to score sr folders",
+            hint="it is where LSD-LF ends and LSD-HF begins",
+        )
     options_of: dict[str, dict[str, Any]] = {
         "sr": {"--judge": options.judge, "--training": options.training, "--clap": options.clap},
         "t2a": {
-            "--match-gain": options.gain_matched, "--cutoff": options.cutoff, "--preset": options.preset,
+            "--match-gain": options.gain_matched,
+            "--cutoff": options.cutoff,
+            "--preset": options.preset,
             "--perceptual": options.perceptual,
         },
-    }  # fmt: skip
+    }
     wrong = [flag for flag, value in options_of[task].items() if value]
     if wrong:
         raise StageError(f"{', '.join(wrong)}: not for {task} folders")
@@ -109,7 +127,11 @@ def _one_rate(infos: dict[Path, AudioInfo]) -> int:
     rates = Counter(info.sample_rate for info in infos.values())
     if len(rates) > 1:
         usual = rates.most_common(1)[0][0]
-        odd = [Problem(str(p), f"{i.sample_rate} Hz") for p, i in infos.items() if i.sample_rate != usual]
+        odd = [
+            Problem(str(p), f"{i.sample_rate} Hz")
+            for p, i in infos.items()
+            if i.sample_rate != usual
+        ]
         raise StageError(
             f"sample rates differ: most files have {usual} Hz",
             problems=odd[:LISTED],
@@ -121,13 +143,17 @@ def _one_rate(infos: dict[Path, AudioInfo]) -> int:
 # -- sr: pairs ---------------------------------------------------------------------------------------
 
 
-def _pairs(reference: Path, generated: Path, progress: Progress) -> tuple[list[tuple[Path, Path]], int, int]:
+def _pairs(
+    reference: Path, generated: Path, progress: Progress
+) -> tuple[list[tuple[Path, Path]], int, int]:
     """(pairs of files of one name, sample rate, most channels). Raises StageError listing what does not fit."""
     sides = [(folder, _audio(folder, progress)) for folder in (reference, generated)]
     left, right = ({_name(file, folder): file for file in infos} for folder, infos in sides)
     infos = {**sides[0][1], **sides[1][1]}
     if len(left) < len(sides[0][1]) or len(right) < len(sides[1][1]):
-        raise StageError("a folder holds two files of one name", hint="formats of one clip are not told apart")
+        raise StageError(
+            "a folder holds two files of one name", hint="formats of one clip are not told apart"
+        )
     alone = [
         Problem(str((left | right)[key]), "has no partner in the other folder")
         for key in sorted(left.keys() ^ right.keys())
@@ -135,23 +161,30 @@ def _pairs(reference: Path, generated: Path, progress: Progress) -> tuple[list[t
     if alone:
         counts = f"{len(left)} and {len(right)} files"
         raise StageError(
-            f"the folders do not hold the same files ({counts})", problems=alone[:LISTED],
+            f"the folders do not hold the same files ({counts})",
+            problems=alone[:LISTED],
             hint="clips are paired by name, without the ending",
-        )  # fmt: skip
+        )
     rate = _one_rate(infos)
     pairs = [(left[key], right[key]) for key in sorted(left)]
     problems = []
     for original, made in pairs:
-        of, to = infos[original], infos[made]
+        of = infos[original]
+        to = infos[made]
         if of.frames != to.frames:
-            problems.append(Problem(str(made), f"{to.frames} samples, its reference has {of.frames}"))
+            problems.append(
+                Problem(str(made), f"{to.frames} samples, its reference has {of.frames}")
+            )
         elif of.channels != to.channels:
-            problems.append(Problem(str(made), f"{to.channels} channels, its reference has {of.channels}"))
+            problems.append(
+                Problem(str(made), f"{to.channels} channels, its reference has {of.channels}")
+            )
     if problems:
         raise StageError(
-            f"{len(problems)} of {len(pairs)} pairs differ in length or channels", problems=problems[:LISTED],
+            f"{len(problems)} of {len(pairs)} pairs differ in length or channels",
+            problems=problems[:LISTED],
             hint="trim and mix both sides alike; nothing is cut silently",
-        )  # fmt: skip
+        )
     return pairs, rate, max(info.channels for info in infos.values())
 
 
@@ -164,9 +197,12 @@ def _score_pairs(
 ) -> tuple[Row, dict[str, str], Row]:
     pairs, rate, channels = _pairs(reference, generated, progress)
     assert options.cutoff is not None
-    cutoff, preset = options.cutoff, options.preset or Evaluate().preset
+    cutoff = options.cutoff
+    preset = options.preset or Evaluate().preset
     if cutoff >= rate / 2:
-        raise StageError(f"--cutoff {cutoff:g} Hz is not below half the sample rate, {rate / 2:g} Hz")
+        raise StageError(
+            f"--cutoff {cutoff:g} Hz is not below half the sample rate, {rate / 2:g} Hz"
+        )
     perceptual: list[str] = []
     if options.perceptual:
         heard, lines = audible([cutoff], rate)
@@ -174,29 +210,40 @@ def _score_pairs(
         for line in lines:
             note(line)
     facts: Row = {
-        "sample_rate": rate, "cutoff": cutoff, "preset": preset, "perceptual": perceptual,
+        "sample_rate": rate,
+        "cutoff": cutoff,
+        "preset": preset,
+        "perceptual": perceptual,
         "gain_matched": options.gain_matched,
-    }  # fmt: skip
+    }
     settings = fingerprint({**facts, "version": __version__})
     ledger = Ledger(options.cache_dir / "pairs" / f"{settings}.clips.jsonl")
-    doubts, problems = Doubts(str(generated), len(pairs)), []
-    scores, gains = [], []
+    doubts = Doubts(str(generated), len(pairs))
+    problems = []
+    scores = []
+    gains = []
     for done, (original, made) in enumerate(pairs, 1):
         key = json.dumps([[str(path.resolve()), *stamp_of(path)] for path in (original, made)])
         found = ledger.get("pair", key)
         if found is None:
             try:
-                found = _score_files(original, made, rate, cutoff, preset, perceptual, options.gain_matched)
+                found = _score_files(
+                    original, made, rate, cutoff, preset, perceptual, options.gain_matched
+                )
                 ledger.put("pair", key, found)
             except ValueError as error:
                 problems.append(Problem(str(made), str(error)))
         if found is not None:
             scores.append(found["scores"])
             gains.append(found["facts"]["gain"])
-            doubts.add(made, found["doubts"], found["facts"]["peak"], found["facts"]["reference_peak"])
+            doubts.add(
+                made, found["doubts"], found["facts"]["peak"], found["facts"]["reference_peak"]
+            )
         progress("scoring pairs", done, len(pairs))
     if problems:
-        raise StageError(f"{len(problems)} of {len(pairs)} pairs cannot be scored", problems=problems[:LISTED])
+        raise StageError(
+            f"{len(problems)} of {len(pairs)} pairs cannot be scored", problems=problems[:LISTED]
+        )
     if channels > 1:
         note(f"{channels} channels: both sides are scored as the mean of their channels")
     for line in doubts.lines():
@@ -206,14 +253,26 @@ def _score_pairs(
     said = conventions(preset, [*SR_METRICS, *perceptual])
     if options.gain_matched:
         decibel = 20 * np.log10(gains)
-        spread = f"median {np.median(decibel):+.2f} dB, {decibel.min():+.2f} to {decibel.max():+.2f} dB"
-        note(f"gain matched: each estimate was scaled onto its reference by least squares ({spread})")
-        said = {name: text.replace("gain not matched", "gain matched") for name, text in said.items()}
+        spread = (
+            f"median {np.median(decibel):+.2f} dB, {decibel.min():+.2f} to {decibel.max():+.2f} dB"
+        )
+        note(
+            f"gain matched: each estimate was scaled onto its reference by least squares ({spread})"
+        )
+        said = {
+            name: text.replace("gain not matched", "gain matched") for name, text in said.items()
+        }
     return facts, said, {"cutoff": cutoff, **summarise(scores, 0)}
 
 
 def _score_files(
-    original: Path, made: Path, rate: int, cutoff: float, preset: str, perceptual: Sequence[str], matched: bool
+    original: Path,
+    made: Path,
+    rate: int,
+    cutoff: float,
+    preset: str,
+    perceptual: Sequence[str],
+    matched: bool,
 ) -> dict[str, dict[str, float]]:
     """{"scores", "doubts", "facts"} of one pair of files; ValueError where it cannot be scored."""
     target, audio = (torch.from_numpy(read_mono(path, rate)) for path in (original, made))
@@ -225,19 +284,28 @@ def _score_files(
         audio, factor = match_gain(target, audio)
         gain = float(factor)
         doubts = tuple(doubt for doubt in doubts if not doubt.startswith("level:"))
-    scores = score_pair(target.numpy(), audio.numpy(), rate, cutoff, preset, [*SR_METRICS, *perceptual])
-    return {"scores": scores, "doubts": dict.fromkeys(doubts, 1.0), "facts": {"gain": gain, **peaks}}
+    scores = score_pair(
+        target.numpy(), audio.numpy(), rate, cutoff, preset, [*SR_METRICS, *perceptual]
+    )
+    return {
+        "scores": scores,
+        "doubts": dict.fromkeys(doubts, 1.0),
+        "facts": {"gain": gain, **peaks},
+    }
 
 
 class Doubts:
     """What is odd about clips, counted by kind, so that a thousand clipped files are one line."""
 
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total = name, total
+        self.name = name
+        self.total = total
         self.kinds: dict[str, list[str]] = {}
         self.peaks: list[list[float]] = [[], []]
 
-    def add(self, file: Path, doubts: Any, peak: float, reference_peak: float | None = None) -> None:
+    def add(
+        self, file: Path, doubts: Any, peak: float, reference_peak: float | None = None
+    ) -> None:
         for doubt in doubts:
             kind = re.sub(r"[-+]?\d[\d.]*(e[-+]\d+)?", "#", doubt)
             self.kinds.setdefault(kind, []).append(f"{file}: {doubt}")
@@ -273,10 +341,17 @@ def _score_sets(
     prompts = _prompts(generated, list(infos["generated"])) if clap else []
     listener = Listener(open_encoder(options.judge or Evaluate().judge), rate, options.cache_dir)
     _say_shapes(infos, note)
-    sets, doubts = {}, {}
+    sets = {}
+    doubts = {}
     for name, of in infos.items():
-        files, doubts[name] = list(of), Doubts(str(folders[name]), len(of))
-        sets[name] = Clips(name, _reader(files, rate, doubts[name]), len(files), names=[str(file) for file in files])
+        files = list(of)
+        doubts[name] = Doubts(str(folders[name]), len(of))
+        sets[name] = Clips(
+            name,
+            _reader(files, rate, doubts[name]),
+            len(files),
+            names=[str(file) for file in files],
+        )
     heard = {name: listener(clips, progress) for name, clips in sets.items()}
     for name in ("reference", "generated"):
         for line in doubts[name].lines():
@@ -286,12 +361,19 @@ def _score_sets(
     for name in said:
         if name != "fd_log_mel":
             said[name] += f"; {listener.convention}, mean over frames"
-    facts: Row = {"sample_rate": rate, "judge": listener.judge.label, "judge_weights": listener.judge.fingerprint()}
+    facts: Row = {
+        "sample_rate": rate,
+        "judge": listener.judge.label,
+        "judge_weights": listener.judge.fingerprint(),
+    }
     if options.training:
         share, facts["memorisation"] = memorised(
-            heard["generated"], heard["training"], heard["reference"], [str(f) for f in infos["generated"]],
+            heard["generated"],
+            heard["training"],
+            heard["reference"],
+            [str(f) for f in infos["generated"]],
             [str(f) for f in infos["training"]],
-        )  # fmt: skip
+        )
         metrics["memorised_share"] = share
         said["memorised_share"] = (
             f"{METRICS['memorised_share'].convention}; {len(infos['training'])} training clips, reference as it is: "
@@ -301,7 +383,11 @@ def _score_sets(
         cosines = clap.scores(sets["generated"], prompts, rate, options.cache_dir, progress)
         metrics |= summarise([{"clap_score": value} for value in cosines], 0)["metrics"]
         said["clap_score"] = f"{METRICS['clap_score'].convention}; {clap.convention}"
-    return facts, said, {"n": len(infos["generated"]), "reference_n": len(infos["reference"]), "metrics": metrics}
+    return (
+        facts,
+        said,
+        {"n": len(infos["generated"]), "reference_n": len(infos["reference"]), "metrics": metrics},
+    )
 
 
 def _reader(files: Sequence[Path], rate: int, doubts: Doubts) -> Callable[[int], np.ndarray]:
@@ -322,15 +408,22 @@ def _reader(files: Sequence[Path], rate: int, doubts: Doubts) -> Callable[[int],
 
 def _say_shapes(infos: dict[str, dict[Path, AudioInfo]], note: Warn) -> None:
     """Numbers of clips, lengths and channels that differ between the sets."""
-    first, second = infos["reference"], infos["generated"]
+    first = infos["reference"]
+    second = infos["generated"]
     if len(first) != len(second):
-        note(f"{len(first)} reference and {len(second)} generated clips: biased figures compare at equal numbers only")
+        note(
+            f"{len(first)} reference and {len(second)} generated clips: biased figures compare at equal numbers only"
+        )
     lengths = [float(np.median([info.seconds for info in of.values()])) for of in (first, second)]
     if max(lengths) > 1.05 * min(lengths):
-        note(f"clips last {lengths[0]:.2f} s (reference) and {lengths[1]:.2f} s (generated) in the median")
+        note(
+            f"clips last {lengths[0]:.2f} s (reference) and {lengths[1]:.2f} s (generated) in the median"
+        )
     channels = [max(info.channels for info in of.values()) for of in (first, second)]
     if max(channels) > 1:
-        note(f"channels: {channels[0]} (reference) and {channels[1]} (generated); the mean of the channels is scored")
+        note(
+            f"channels: {channels[0]} (reference) and {channels[1]} (generated); the mean of the channels is scored"
+        )
 
 
 def _prompts(generated: Path, files: Sequence[Path]) -> list[str]:
@@ -338,9 +431,10 @@ def _prompts(generated: Path, files: Sequence[Path]) -> list[str]:
     listed = generated / "samples.jsonl"
     if not listed.is_file():
         raise StageError(
-            "--clap needs the prompts", problems=[Problem(str(listed), "is missing")],
+            "--clap needs the prompts",
+            problems=[Problem(str(listed), "is missing")],
             hint='one JSON object a line: {"path": "a.wav", "prompt": "..."}; `sample` writes it',
-        )  # fmt: skip
+        )
     known: dict[str, str] = {}
     for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -352,7 +446,11 @@ def _prompts(generated: Path, files: Sequence[Path]) -> list[str]:
                 problems=[Problem(f"{listed}:{number}", "needs `path` and `prompt`", line)],
             ) from None
     names = [file.relative_to(generated).as_posix() for file in files]
-    missing = [Problem(name, "has no prompt in samples.jsonl") for name in names if name not in known]
+    missing = [
+        Problem(name, "has no prompt in samples.jsonl") for name in names if name not in known
+    ]
     if missing:
-        raise StageError(f"{len(missing)} generated clips have no prompt", problems=missing[:LISTED])
+        raise StageError(
+            f"{len(missing)} generated clips have no prompt", problems=missing[:LISTED]
+        )
     return [known[name] for name in names]

@@ -61,10 +61,18 @@ class Heard:
 class Listener:
     """A judge with a memory. Clips at `rate` Hz, one at a time, so that no feature depends on a batch."""
 
-    def __init__(self, judge: Encoder, rate: int, cache_dir: Path, device: torch.device | None = None) -> None:
-        self.judge, self.rate = judge.to(device or torch.device("cpu")), rate
+    def __init__(
+        self, judge: Encoder, rate: int, cache_dir: Path, device: torch.device | None = None
+    ) -> None:
+        self.judge = judge.to(device or torch.device("cpu"))
+        self.rate = rate
         self.device = device or torch.device("cpu")
-        config = {"weights": judge.fingerprint(), "layers": list(judge.layers), "sample_rate": rate, "log_mel": 64}
+        config = {
+            "weights": judge.fingerprint(),
+            "layers": list(judge.layers),
+            "sample_rate": rate,
+            "log_mel": 64,
+        }
         self.cache = FeatureCache(cache_dir, "judged", config)
 
     @property
@@ -75,7 +83,9 @@ class Listener:
     def __call__(self, clips: Clips, progress: Progress) -> Heard:
         """Raises StageError, naming the clip, where one is too short or holds NaN."""
         width = self.judge.dimension
-        values = remembered(self.cache, clips, self._hear, lambda done, n: progress(f"{clips.name}: judge", done, n))
+        values = remembered(
+            self.cache, clips, self._hear, lambda done, n: progress(f"{clips.name}: judge", done, n)
+        )
         return Heard(values[:, :width], values[:, width : 2 * width], values[:, 2 * width :])
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecli.data.cache import canonical
-from stagecli.run import finite
+from stagecli.files import finite
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -35,7 +35,9 @@ class Ledger:
             except ValueError:
                 continue
             self._scores[what, key] = {
-                system: {name: float("nan") if value is None else value for name, value in values.items()}
+                system: {
+                    name: float("nan") if value is None else value for name, value in values.items()
+                }
                 for system, values in scores.items()
             }
         self.found = len(self._scores)

@@ -38,14 +38,20 @@ _OTHERS: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 
 
 def score_pair(
-    target: np.ndarray, audio: np.ndarray, rate: int, cutoff: float, preset: str, names: Sequence[str] = SR_METRICS
+    target: np.ndarray,
+    audio: np.ndarray,
+    rate: int,
+    cutoff: float,
+    preset: str,
+    names: Sequence[str] = SR_METRICS,
 ) -> dict[str, float]:
     """Metrics of one clip by name, of `SR_METRICS` and `PERCEPTUAL`; both [N] at `rate` Hz, `cutoff` in Hz.
 
     What has no value for this clip (SI-SDR of silence, PESQ where it hears no utterance) is NaN: to be left out and
     counted. Raises ValueError where the pair cannot be scored at all: other lengths, NaN, too short.
     """
-    x, y = torch.from_numpy(np.asarray(target)), torch.from_numpy(np.asarray(audio, dtype=np.float32))
+    x = torch.from_numpy(np.asarray(target))
+    y = torch.from_numpy(np.asarray(audio, dtype=np.float32))
     bands = {name: float(value) for name, value in lsd_bands(x, y, rate, cutoff, preset).items()}
     scores = {}
     for name in names:
@@ -66,7 +72,9 @@ def score_named(where: str, what: str, *arguments: object) -> dict[str, float]:
     try:
         return score_pair(*arguments)  # type: ignore[arg-type]
     except ValueError as error:
-        raise StageError(f"cannot score {what}", problems=[Problem(where, str(error))], exit_code=EXIT_FAILED) from None
+        raise StageError(
+            f"cannot score {what}", problems=[Problem(where, str(error))], exit_code=EXIT_FAILED
+        ) from None
 
 
 def audible(cutoffs: Sequence[float], rate: int) -> tuple[dict[float, list[str]], list[str]]:
@@ -85,7 +93,11 @@ def audible(cutoffs: Sequence[float], rate: int) -> tuple[dict[float, list[str]]
         chosen[cutoff] = [name for name, said in verdicts.items() if said.verdict != "refused"]
         for said in verdicts.values():
             if said.verdict != "seen":
-                fate = "not computed" if said.verdict == "refused" else "computed, but blind to the rest"
+                fate = (
+                    "not computed"
+                    if said.verdict == "refused"
+                    else "computed, but blind to the rest"
+                )
                 notes.append(f"cutoff {cutoff:g} Hz: {said.reason}; {fate}")
     return chosen, notes
 
@@ -97,4 +109,8 @@ def conventions(preset: str, names: Sequence[str]) -> dict[str, str]:
 
 def _registered(name: str, preset: str) -> str:
     """Name in the registry: presets other than the default have their own entries."""
-    return name.replace("lsd", f"lsd_{preset}", 1) if name.startswith("lsd") and preset != "nuwave" else name
+    return (
+        name.replace("lsd", f"lsd_{preset}", 1)
+        if name.startswith("lsd") and preset != "nuwave"
+        else name
+    )

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stagecli import __version__, checkpoint
-from stagecli import recipe as recipes
-from stagecli.data.source import Clip, Source, Split, open_source
+from stagecli import __version__
+from stagecli.data.examples import evenly
+from stagecli.data.open import open_source
+from stagecli.data.rows import Clip, Split
+from stagecli.data.source import Source
 from stagecli.errors import Problem, StageError
 from stagecli.evaluate.clap import Clap
 from stagecli.evaluate.ledger import Ledger, fingerprint
@@ -18,9 +20,11 @@ from stagecli.evaluate.sets import set_difference
 from stagecli.evaluate.sr import SROptions, by_label, score_sr
 from stagecli.evaluate.summary import Row, difference, name_of
 from stagecli.evaluate.t2a import T2AOptions, T2AScores, sampling_identity, score_t2a
-from stagecli.pipeline import Pipeline, Settings, load_pipeline
-from stagecli.prepare import evenly
-from stagecli.run import command_line, environment, finite, read_info, write_atomic
+from stagecli.files import finite, write_atomic
+from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
+from stagecli.recipe import load as recipes
+from stagecli.runs import checkpoint
+from stagecli.runs.directory import command_line, environment, read_info
 from stagecli.schema import Recipe
 from stagecli.ssl import open_encoder, same_checkpoint
 from stagecli.ssl.base import Encoder
@@ -34,7 +38,7 @@ Say = Callable[[str], None]
 class Asked:
     """What a command line asked for; None or empty: what the recipe says.
 
-    task: refuse runs of another; sampling: sampler settings (steps, guidance, sampler) that override the recipe's;
+    task: refuse runs of another; sampling: sampler settings (steps, cfg_scale, sampler) that override the recipe's;
     quick (t2a): distances only, nothing that needs the whole training split; command: as typed, kept in the document.
     """
 
@@ -72,7 +76,7 @@ class Job:
     source: Source
     clips: list[Clip]
     seed: int
-    settings: Settings
+    settings: SamplerSettings
     identity: Row
     facts: Row
     decides: Row
@@ -97,36 +101,53 @@ def evaluate_run(
     """
     asked = asked or Asked()
     pipeline, path = load_pipeline(run_dir, which)
-    recipe, kind = pipeline.recipe, pipeline.recipe.task.kind
+    recipe = pipeline.recipe
+    kind = pipeline.recipe.task.kind
     _suits(run_dir, kind, asked)
-    settings = Settings.of(recipe.evaluate, **(asked.sampling or {}))
+    settings = SamplerSettings.of(recipe.evaluate, **(asked.sampling or {}))
     judge = _judge(recipe, asked.judge or recipe.evaluate.judge, warn) if kind == "t2a" else None
     full = kind == "t2a" and not asked.quick and asked.split != "train"
     if kind == "t2a" and asked.split == "train" and not asked.quick:
-        warn("split train: distances only; what is compared with the training split would be compared with itself")
+        warn(
+            "split train: distances only; what is compared with the training split would be compared with itself"
+        )
     if full and asked.split == "valid":
-        warn("split valid: the L2 of the classifier of prompt accuracy was chosen on the clips that are scored")
+        warn(
+            "split valid: the L2 of the classifier of prompt accuracy was chosen on the clips that are scored"
+        )
     source = _source(recipe, asked.split, full, progress)
     clips = evenly(source.clips(asked.split), asked.samples or recipe.evaluate.samples)
     seed = recipe.evaluate.seed if asked.seed is None else asked.seed
     identity = sampling_identity(str(read_info(run_dir).get("id")), path / "ema.safetensors")
     facts: Row = {
-        "task": kind, "run": str(run_dir), "checkpoint": path.name, "split": asked.split, "clips": len(clips),
-        "sample_rate": pipeline.sample_rate, "seed": seed, "sampler": settings.sampler, "steps": settings.steps,
-        "guidance": settings.guidance,
-    }  # fmt: skip
+        "task": kind,
+        "run": str(run_dir),
+        "checkpoint": path.name,
+        "split": asked.split,
+        "clips": len(clips),
+        "sample_rate": pipeline.sample_rate,
+        "seed": seed,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "cfg_scale": settings.cfg_scale,
+    }
     decides: Row = {
-        **{k: v for k, v in facts.items() if k != "run"}, **identity, "version": __version__,
-        "guidance_interval": list(settings.interval), "batch_size": settings.batch_size,
-        "data": recipe.data.model_dump(mode="json"), "clip_keys": fingerprint({"keys": [clip.key for clip in clips]}),
-    }  # fmt: skip
+        **{k: v for k, v in facts.items() if k != "run"},
+        **identity,
+        "version": __version__,
+        "cfg_interval": list(settings.cfg_interval),
+        "batch_size": settings.batch_size,
+        "data": recipe.data.model_dump(mode="json"),
+        "clip_keys": fingerprint({"keys": [clip.key for clip in clips]}),
+    }
     notes: list[str] = []
 
     def note(line: str) -> None:
         notes.append(line)
         warn(line)
 
-    folder, name = run_dir / "evals", f"{path.name}_{asked.split}"
+    folder = run_dir / "evals"
+    name = f"{path.name}_{asked.split}"
     try:
         folder.mkdir(exist_ok=True)
         write_atomic(folder / ".writable", "")
@@ -135,11 +156,27 @@ def evaluate_run(
         problem = Problem(str(folder), error.strerror or str(error))
         raise StageError("cannot keep results in the run", problems=[problem]) from error
     job = Job(
-        folder, name, pipeline, source, clips, seed, settings, identity, facts, decides, progress, note, say
-    )  # fmt: skip
+        folder,
+        name,
+        pipeline,
+        source,
+        clips,
+        seed,
+        settings,
+        identity,
+        facts,
+        decides,
+        progress,
+        note,
+        say,
+    )
     outcome, rows, conventions = _sr(job, asked) if judge is None else _t2a(job, asked, judge, full)
     document = {**facts, "conventions": conventions, "rows": rows, "notes": notes}
-    document |= {"settings": decides, "command": " ".join(command_line()), "environment": environment()}
+    document |= {
+        "settings": decides,
+        "command": " ".join(command_line()),
+        "environment": environment(),
+    }
     outcome.document = finite(document)
     file = folder / f"{name}_{fingerprint(decides)}.json"
     write_atomic(file, json.dumps(outcome.document, indent=1))
@@ -169,7 +206,9 @@ def _sr(job: Job, asked: Asked) -> Scored:
     outcome = Outcome({}, {})
     for cutoff in cutoffs:
         what = f"{cutoff:g} Hz"
-        outcome.per_clip[what] = {clip.key: (ledger.get(what, clip.key) or {})["model"] for clip in job.clips}
+        outcome.per_clip[what] = {
+            clip.key: (ledger.get(what, clip.key) or {})["model"] for clip in job.clips
+        }
     return outcome, rows, conventions
 
 
@@ -177,12 +216,23 @@ def _t2a(job: Job, asked: Asked, judge: Encoder, full: bool) -> Scored:
     clap = Clap(asked.clap, job.pipeline.device) if asked.clap else None
     samples = job.folder / f"{job.name}_{fingerprint({**job.identity, 'facts': job.facts})}_samples"
     job.decides |= {
-        "judge": judge.label, "judge_weights": judge.fingerprint(), "full": full, "labels": list(asked.labels),
+        "judge": judge.label,
+        "judge_weights": judge.fingerprint(),
+        "full": full,
+        "labels": list(asked.labels),
         "clap": clap.convention if clap else None,
-    }  # fmt: skip
+    }
     options = T2AOptions(full, asked.labels, clap, job.identity, job.note)
     scores = score_t2a(
-        job.pipeline, job.source, job.clips, job.seed, job.settings, samples, judge, job.progress, options
+        job.pipeline,
+        job.source,
+        job.clips,
+        job.seed,
+        job.settings,
+        samples,
+        judge,
+        job.progress,
+        options,
     )
     job.facts |= {"judge": judge.label, "samples": str(samples)}
     if scores.memorisation:
@@ -201,11 +251,19 @@ def _suits(run_dir: Path, kind: str, asked: Asked) -> None:
             "--perceptual": asked.perceptual,
             "--by": asked.by,
         },
-        "sr": {"--judge": asked.judge, "--clap": asked.clap, "--label": asked.labels, "--quick": asked.quick},
+        "sr": {
+            "--judge": asked.judge,
+            "--clap": asked.clap,
+            "--label": asked.labels,
+            "--quick": asked.quick,
+        },
     }
     wrong = [flag for flag, value in options_of[kind].items() if value]
     if wrong:
-        raise StageError(f"{', '.join(wrong)}: not for {kind}", problems=[Problem(str(run_dir), f"is a {kind} run")])
+        raise StageError(
+            f"{', '.join(wrong)}: not for {kind}",
+            problems=[Problem(str(run_dir), f"is a {kind} run")],
+        )
 
 
 def _source(recipe: Recipe, split: Split, full: bool, progress: Progress) -> Source:
@@ -227,7 +285,11 @@ def _judge(recipe: Recipe, name: str, warn: Say) -> Encoder:
     judge = open_encoder(name)
     for mechanism, table in recipe.stage.items():
         options = registry.options(mechanism, table)
-        used = [(word, getattr(options, word)) for word in ("teacher", "monitor") if getattr(options, word, None)]
+        used = [
+            (word, getattr(options, word))
+            for word in ("teacher", "monitor")
+            if getattr(options, word, None)
+        ]
         if mechanism == "regime" and options.source != "measured":
             used = []
         for word, other in used:
@@ -236,7 +298,9 @@ def _judge(recipe: Recipe, name: str, warn: Say) -> Encoder:
                 try:
                     same = open_encoder(other).fingerprint() == judge.fingerprint()
                 except StageError as error:
-                    warn(f"the {word} {other} cannot be opened ({error.message}): compared with the judge by name only")
+                    warn(
+                        f"the {word} {other} cannot be opened ({error.message}): compared with the judge by name only"
+                    )
             if same:
                 raise StageError(
                     f"judge {name} was the {word} of this run, and would score what it has itself steered",
@@ -257,18 +321,24 @@ def evaluate_runs(
 ) -> tuple[list[Row], list[Row]]:
     """Documents of every run and checkpoint, in order, and the differences of each from the first."""
     for run in runs:
-        info = read_info(run)  # before any work: is it a run, do the options suit it, are the checkpoints there?
+        info = read_info(
+            run
+        )  # before any work: is it a run, do the options suit it, are the checkpoints there?
         _suits(run, str(info.get("task")), asked)
         if len(runs) > 1 and info.get("task") == "t2a":
-            recipe = recipes.load(run / "recipe.toml")
+            recipe = recipes.load_from_run(run / "recipe.toml")
             _judge(recipe, asked.judge or recipe.evaluate.judge, warn)
         for which in checkpoints:
             if which != "best":
                 checkpoint.find(run / "checkpoints", which)
             elif not info.get("best"):
-                raise StageError(f"{run} has no best checkpoint yet", hint="use --checkpoint latest")
+                raise StageError(
+                    f"{run} has no best checkpoint yet", hint="use --checkpoint latest"
+                )
     outcomes = [
-        evaluate_run(run, which, asked, progress=progress, warn=warn, say=say) for run in runs for which in checkpoints
+        evaluate_run(run, which, asked, progress=progress, warn=warn, say=say)
+        for run in runs
+        for which in checkpoints
     ]
     first, *others = outcomes
     return [one.document for one in outcomes], [finite(compared(first, other)) for other in others]
@@ -289,17 +359,25 @@ def compared(a: Outcome, b: Outcome) -> Row:
         other = b.per_clip.get(what, {})
         shared = sum(key in other for key in scores)
         if shared < len(scores) or shared < len(other):
-            result["notes"].append(f"{what}: {shared} clips are in both, of {len(scores)} and {len(other)}")
+            result["notes"].append(
+                f"{what}: {shared} clips are in both, of {len(scores)} and {len(other)}"
+            )
         if not shared:
             continue
         metrics = difference(scores, other, a.document["seed"])
         row: Row = {"system": "samples" if a.sets else "model", "n": shared, "metrics": metrics}
         if a.sets and b.sets:
             if a.document["judge"] != b.document["judge"]:
-                result["notes"].append("the runs were judged by different encoders: no difference of distances")
+                result["notes"].append(
+                    "the runs were judged by different encoders: no difference of distances"
+                )
             elif list(scores) == list(other):
-                metrics |= set_difference(a.sets.reference, a.sets.samples, b.sets.samples, a.document["seed"])
-            result["notes"].append("no interval is given for differences of the other figures of sets")
+                metrics |= set_difference(
+                    a.sets.reference, a.sets.samples, b.sets.samples, a.document["seed"]
+                )
+            result["notes"].append(
+                "no interval is given for differences of the other figures of sets"
+            )
         else:
             row["cutoff"] = float(what.partition(" ")[0])
         result["rows"].append(row)

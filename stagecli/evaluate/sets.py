@@ -26,7 +26,9 @@ def attempt(metrics: Row, names: Sequence[str], work: Callable[[], Sequence[Row]
         metrics.update({name: {"value": None, "note": str(error)} for name in names})
 
 
-def set_metrics(reference: Heard, made: Heard, seed: int, *, full: bool, paired: bool = False) -> Row:
+def set_metrics(
+    reference: Heard, made: Heard, seed: int, *, full: bool, paired: bool = False
+) -> Row:
     """{metric: {"value", ...}} of a set against the reference.
 
     full: FAD-infinity, precision, recall, density and coverage too; paired: clip i is clip i of the reference, changed:
@@ -74,8 +76,14 @@ def set_difference(reference: Heard, a: Heard, b: Heard, seed: int) -> Row:
         return [{**_interval(found), "n": len(a), "decided": found.low > 0 or found.high < 0}]
 
     attempt(metrics, ["kad"], lambda: row(kernel_difference(reference.mean, a.mean, b.mean, seed)))
-    attempt(metrics, ["fd_judge"], lambda: row(frechet_difference(reference.mean, a.mean, b.mean, seed)))
-    attempt(metrics, ["fd_log_mel"], lambda: row(frechet_difference(reference.log_mel, a.log_mel, b.log_mel, seed)))
+    attempt(
+        metrics, ["fd_judge"], lambda: row(frechet_difference(reference.mean, a.mean, b.mean, seed))
+    )
+    attempt(
+        metrics,
+        ["fd_log_mel"],
+        lambda: row(frechet_difference(reference.log_mel, a.log_mel, b.log_mel, seed)),
+    )
     return metrics
 
 
@@ -90,7 +98,9 @@ def memorised(
     share: Row = asdict(found.nearer) | {"copies": found.copies}
     notes = []
     if found.coarse:
-        notes.append(f"{len(real)} real test clips: the threshold is little more than the nearest of them")
+        notes.append(
+            f"{len(real)} real test clips: the threshold is little more than the nearest of them"
+        )
     if found.leaked:
         notes.append("a real test clip is itself a copy of a training clip")
     if notes:
@@ -102,7 +112,12 @@ def memorised(
         "copies": found.copies,
         "training_clips": len(training),
         "pairs": [
-            {"sample": names[p.sample], "training": keys[p.training], "distance": p.distance, "rank": p.rank}
+            {
+                "sample": names[p.sample],
+                "training": keys[p.training],
+                "distance": p.distance,
+                "rank": p.rank,
+            }
             for p in found.pairs
         ],
     }

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from stagecli.data import degrade as low_pass_filters
-from stagecli.data.source import Clip, Source
+from stagecli.data.rows import Clip
+from stagecli.data.source import Source
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.evaluate.ledger import Ledger
 from stagecli.evaluate.pairs import SR_METRICS, SR_QUICK, audible, conventions, score_named
 from stagecli.evaluate.summary import Row, summarise
+from stagecli.generate.pipeline import Pipeline, SamplerSettings
 from stagecli.metrics.baselines import copy_up
-from stagecli.pipeline import Pipeline, Settings
 
 SYSTEMS = {"unprocessed": "baseline", "copy-up": "baseline", "model": "model"}
 Progress = Callable[[str, int, int], None]
@@ -42,7 +43,7 @@ def score_sr(
     clips: Sequence[Clip],
     cutoffs: Sequence[float],
     seed: int,
-    settings: Settings,
+    settings: SamplerSettings,
     progress: Progress,
     options: SROptions | None = None,
 ) -> tuple[list[Row], dict[str, str]]:
@@ -52,7 +53,8 @@ def score_sr(
     Raises StageError: no such label column, a package of the extra is missing, a clip that cannot be scored.
     """
     options = options or SROptions()
-    rate, table = pipeline.sample_rate, pipeline.recipe.evaluate
+    rate = pipeline.sample_rate
+    table = pipeline.recipe.evaluate
     preset = options.preset or table.preset
     groups = by_label(clips, options.by) if options.by else {}
     heard, notes = audible(cutoffs, rate) if options.perceptual else ({}, [])
@@ -67,7 +69,9 @@ def score_sr(
             if made:
                 asked = [*names, *heard.get(cutoff, ())]
                 scores = {
-                    system: score_named(clip.key, f"{system} at {what}", target, audio, rate, cutoff, preset, asked)
+                    system: score_named(
+                        clip.key, f"{system} at {what}", target, audio, rate, cutoff, preset, asked
+                    )
                     for system, audio in made.items()
                 }
                 options.ledger.put(what, clip.key, scores)
@@ -89,7 +93,7 @@ def _restored(
     clips: Sequence[Clip],
     cutoff: float,
     seed: int,
-    settings: Settings,
+    settings: SamplerSettings,
     ledger: Ledger,
 ) -> Iterator[tuple[Clip, np.ndarray, dict[str, np.ndarray]]]:
     """(clip, target, audio of each system) in order; none for what the ledger has.
@@ -101,7 +105,8 @@ def _restored(
     low_pass = low_pass_filters.test_low_pass(pipeline.recipe.evaluate, cutoff)
     first = 0
     while first < len(clips):
-        batch, targets = [clips[first]], [source.read(clips[first])]
+        batch = [clips[first]]
+        targets = [source.read(clips[first])]
         most = pipeline.restored_at_once(len(targets[0]), settings)
         for clip in clips[first + 1 : first + most]:
             target = source.read(clip)
@@ -111,10 +116,17 @@ def _restored(
             targets.append(target)
         known = [ledger.get(f"{cutoff:g} Hz", clip.key) is not None for clip in batch]
         made: list[np.ndarray] = []
-        lows = [low_pass_filters.degrade(target, rate, low_pass) for target in targets] if not all(known) else []
+        lows = (
+            [low_pass_filters.degrade(target, rate, low_pass) for target in targets]
+            if not all(known)
+            else []
+        )
         if lows:
-            prompts, indices = [clip.caption for clip in batch], range(first, first + len(batch))
-            made = pipeline.restore_many(lows, cutoff, seed=seed, settings=settings, indices=indices, prompts=prompts)
+            prompts = [clip.caption for clip in batch]
+            indices = range(first, first + len(batch))
+            made = pipeline.restore_many(
+                lows, cutoff, seed=seed, settings=settings, indices=indices, prompts=prompts
+            )
         for i, (clip, target) in enumerate(zip(batch, targets, strict=True)):
             if known[i]:
                 yield clip, target, {}
@@ -122,7 +134,11 @@ def _restored(
             yield (
                 clip,
                 target,
-                {"unprocessed": lows[i], "copy-up": _naive(clip, lows[i], rate, cutoff), "model": made[i]},
+                {
+                    "unprocessed": lows[i],
+                    "copy-up": _naive(clip, lows[i], rate, cutoff),
+                    "model": made[i],
+                },
             )
         first += len(batch)
 
@@ -132,7 +148,9 @@ def _naive(clip: Clip, low: np.ndarray, rate: int, cutoff: float) -> np.ndarray:
         return copy_up(torch.from_numpy(low), rate, cutoff).numpy()
     except ValueError as error:
         problem = Problem(clip.key, str(error))
-        raise StageError(f"no copy-up at {cutoff:g} Hz", problems=[problem], exit_code=EXIT_FAILED) from None
+        raise StageError(
+            f"no copy-up at {cutoff:g} Hz", problems=[problem], exit_code=EXIT_FAILED
+        ) from None
 
 
 def by_label(clips: Sequence[Clip], column: str) -> dict[str, list[str]]:

@@ -28,7 +28,12 @@ def summarise(scores: Sequence[Scores], seed: int) -> Row:
         values = [s[name] for s in scores if np.isfinite(s[name])]
         low, high = bootstrap_interval(values, seed) if len(values) > 1 else (None, None)
         mean = float(np.mean(values)) if values else None
-        result["metrics"][name] = {"value": mean, "low": low, "high": high, "left_out": len(scores) - len(values)}
+        result["metrics"][name] = {
+            "value": mean,
+            "low": low,
+            "high": high,
+            "left_out": len(scores) - len(values),
+        }
     return result
 
 
@@ -47,9 +52,15 @@ def difference(a: Mapping[str, Scores], b: Mapping[str, Scores], seed: int) -> d
             continue
         found = paired_difference([y for _, y in pairs], [x for x, _ in pairs], seed)
         result[name] = {
-            "value": found.mean, "low": found.low, "high": found.high, "n": found.n, "decided": found.decided,
-            "left_out": len(shared) - found.n, "higher": found.a_higher, "lower": found.b_higher,
-        }  # fmt: skip
+            "value": found.mean,
+            "low": found.low,
+            "high": found.high,
+            "n": found.n,
+            "decided": found.decided,
+            "left_out": len(shared) - found.n,
+            "higher": found.a_higher,
+            "lower": found.b_higher,
+        }
     return result
 
 
@@ -89,7 +100,10 @@ def limits(texts: Iterable[str], known: Iterable[str]) -> list[Limit]:
         except ValueError:
             limit = None
         if limit is None:
-            raise StageError(f"--fail-if {text!r} is no condition", hint='such as --fail-if "lsd > 1.2"; <, <=, >, >=')
+            raise StageError(
+                f"--fail-if {text!r} is no condition",
+                hint='such as --fail-if "lsd > 1.2"; <, <=, >, >=',
+            )
         base, colon, _ = limit.metric.partition(":")
         if base not in known or (colon and base != "prompt_accuracy"):
             hint = f"what is computed here: {', '.join(known)}"
@@ -125,7 +139,9 @@ def broken(wanted: Sequence[Limit], documents: Sequence[Row]) -> list[str]:
 
 def name_of(document: Row) -> str:
     """Run and checkpoint, or the folder."""
-    return f"{document.get('run') or document['generated']} {document.get('checkpoint', '')}".rstrip()
+    return (
+        f"{document.get('run') or document['generated']} {document.get('checkpoint', '')}".rstrip()
+    )
 
 
 def place(document: Row, row: Row) -> str:

@@ -13,19 +13,19 @@ import torch
 
 from stagecli.data.audio import read_mono, write_wav
 from stagecli.data.cache import canonical
-from stagecli.data.examples import crop, stream
-from stagecli.data.source import Clip, Source
+from stagecli.data.examples import crop, evenly, stream
+from stagecli.data.rows import Clip
+from stagecli.data.source import Source
 from stagecli.evaluate.clap import Clap
 from stagecli.evaluate.classifier import Classifier, fit, label_columns, text_of
 from stagecli.evaluate.hear import Clips, Heard, Listener, Progress
 from stagecli.evaluate.ledger import fingerprint
 from stagecli.evaluate.sets import DISTANCES, MANIFOLD, attempt, memorised, set_metrics
 from stagecli.evaluate.summary import Row, summarise
+from stagecli.generate.pipeline import Pipeline, SamplerSettings
 from stagecli.hub import weights_hash
 from stagecli.metrics import METRICS
 from stagecli.metrics.classes import class_kl, inception_score, posteriors, prompt_accuracy
-from stagecli.pipeline import Pipeline, Settings
-from stagecli.prepare import evenly
 from stagecli.ssl.base import Encoder
 
 AT_ONCE = 16  # clips that go through the codec together
@@ -63,7 +63,7 @@ def score_t2a(
     source: Source,
     clips: Sequence[Clip],
     seed: int,
-    settings: Settings,
+    settings: SamplerSettings,
     folder: Path,
     judge: Encoder,
     progress: Progress,
@@ -82,13 +82,16 @@ def score_t2a(
     files = _generate(pipeline, clips, seed, settings, folder, progress, options.identity)
     sets = {
         "reference": real_clips(source, clips, "reference", pipeline.samples, seed),
-        "samples": Clips("samples", lambda i: read_mono(files[i], pipeline.sample_rate), len(files)),
+        "samples": Clips(
+            "samples", lambda i: read_mono(files[i], pipeline.sample_rate), len(files)
+        ),
         "training": real_clips(source, train, "training clips", pipeline.samples, seed),
     }
     sets["round trip"] = _round_trip(pipeline, sets["reference"])
     places = evenly(range(len(train)), len(clips))
     if not options.full:  # of the training split only as many as the row compares
-        sets["training"], places = sets["training"].part(places, "training clips"), list(range(len(places)))
+        sets["training"] = sets["training"].part(places, "training clips")
+        places = list(range(len(places)))
     heard = {name: listener(of, progress) for name, of in sets.items()}
     reference = heard["reference"]
     compared = {
@@ -97,11 +100,15 @@ def score_t2a(
         "codec round trip": ("bound", heard["round trip"], True),
     }
     rows = [
-        _row(name, kind, set_metrics(reference, of, seed, full=options.full, paired=paired), len(of))
+        _row(
+            name, kind, set_metrics(reference, of, seed, full=options.full, paired=paired), len(of)
+        )
         for name, (kind, of, paired) in compared.items()
     ]
     names = [*DISTANCES, *(["fad_infinity", *MANIFOLD] if options.full else [])]
-    scores = T2AScores(rows, {name: METRICS[name].convention for name in names}, reference, heard["samples"])
+    scores = T2AScores(
+        rows, {name: METRICS[name].convention for name in names}, reference, heard["samples"]
+    )
     for name in names:
         if name != "fd_log_mel":
             scores.conventions[name] += f"; {listener.convention}, mean over frames"
@@ -110,13 +117,36 @@ def score_t2a(
         rows.append(_row(f"real, {clips[0].split} split", "bound", {}, len(clips)))
     systems = {"samples": rows[0], "round trip": rows[2], "reference": rows[-1]}
     if columns:
-        _classify(scores, systems, heard, columns, source, clips, listener, pipeline.samples, seed, progress)
+        _classify(
+            scores,
+            systems,
+            heard,
+            columns,
+            source,
+            clips,
+            listener,
+            pipeline.samples,
+            seed,
+            progress,
+        )
     elif options.full:
-        options.warn("no label column that captions decide: no prompt accuracy, KL or inception score")
+        options.warn(
+            "no label column that captions decide: no prompt accuracy, KL or inception score"
+        )
     if options.full:
         _memorise(scores, heard, train, files, listener)
     if options.clap:
-        _clap(scores, systems, sets, clips, options.clap, pipeline.sample_rate, cache_dir, seed, progress)
+        _clap(
+            scores,
+            systems,
+            sets,
+            clips,
+            options.clap,
+            pipeline.sample_rate,
+            cache_dir,
+            seed,
+            progress,
+        )
     return scores
 
 
@@ -152,11 +182,18 @@ def _round_trip(pipeline: Pipeline, clips: Clips) -> Clips:
             start = i - i % AT_ONCE  # the same batches, whatever the cache has
             places = range(start, min(start + AT_ONCE, clips.count))
             audio = torch.from_numpy(np.stack([clips.read(k) for k in places])).to(pipeline.device)
-            decoded = pipeline.codec.decode(pipeline.codec.encode(audio), audio.shape[1]).float().cpu().numpy()
+            decoded = (
+                pipeline.codec.decode(pipeline.codec.encode(audio), audio.shape[1])
+                .float()
+                .cpu()
+                .numpy()
+            )
             held.update(zip(places, decoded, strict=True))
         return held[i]
 
-    codec = canonical({**pipeline.recipe.codec.model_dump(mode="json"), "weights": weights_hash(pipeline.codec)})
+    codec = canonical(
+        {**pipeline.recipe.codec.model_dump(mode="json"), "weights": weights_hash(pipeline.codec)}
+    )
     keys = [f"{codec} {key}" for key in clips.keys or ()]
     return Clips("codec round trip", read, clips.count, keys, clips.names)
 
@@ -165,14 +202,18 @@ def _generate(
     pipeline: Pipeline,
     clips: Sequence[Clip],
     seed: int,
-    settings: Settings,
+    settings: SamplerSettings,
     folder: Path,
     progress: Progress,
     identity: Mapping[str, Any] | None,
 ) -> list[Path]:
     """A WAV per clip, from its caption, and samples.jsonl beside them; batch by batch: a killed one continues."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"seed": seed, **{k: v for k, v in asdict(settings).items() if k != "batch_size"}, **(identity or {})}
+    facts = {
+        "seed": seed,
+        **{k: v for k, v in asdict(settings).items() if k != "batch_size"},
+        **(identity or {}),
+    }
     facts = json.loads(json.dumps(facts))
     wanted = [
         {"path": f"{i:04d}.wav", "prompt": clip.caption, "labels": dict(clip.labels), **facts}
@@ -181,17 +222,24 @@ def _generate(
     listed = folder / "samples.jsonl"
     done = 0
     if identity is not None and listed.exists():
-        for want, line in zip(wanted, listed.read_text(encoding="utf-8").splitlines(), strict=False):
+        for want, line in zip(
+            wanted, listed.read_text(encoding="utf-8").splitlines(), strict=False
+        ):
             if line != json.dumps(want) or not (folder / str(want["path"])).exists():
                 break
             done += 1
     if done < len(wanted):
-        done -= done % settings.batch_size  # whole batches: a sample's last bit may depend on its neighbours
-        listed.write_text("".join(json.dumps(row) + "\n" for row in wanted[:done]), encoding="utf-8")
+        done -= (
+            done % settings.batch_size
+        )  # whole batches: a sample's last bit may depend on its neighbours
+        listed.write_text(
+            "".join(json.dumps(row) + "\n" for row in wanted[:done]), encoding="utf-8"
+        )
     while done < len(wanted):
         progress("generating", done, len(wanted))
         batch = wanted[done : done + settings.batch_size]
-        prompts, indices = [str(row["prompt"]) for row in batch], range(done, done + len(batch))
+        prompts = [str(row["prompt"]) for row in batch]
+        indices = range(done, done + len(batch))
         made = pipeline.generate(prompts, seed=seed, settings=settings, indices=indices)
         for row, audio in zip(batch, made, strict=True):
             write_wav(folder / str(row["path"]), audio, pipeline.sample_rate)
@@ -215,13 +263,16 @@ def _classify(
     progress: Progress,
 ) -> None:
     """Prompt accuracy by every label column; KL and inception score by the first."""
-    train, valid = source.clips("train"), source.clips("valid")
+    train = source.clips("train")
+    valid = source.clips("valid")
     valid_heard = listener(real_clips(source, valid, "validation clips", samples, seed), progress)
     for place, column in enumerate(columns):
         found = fit(
-            heard["training"].both(), [text_of(clip, column) for clip in train],
-            valid_heard.both(), [text_of(clip, column) for clip in valid],
-        )  # fmt: skip
+            heard["training"].both(),
+            [text_of(clip, column) for clip in train],
+            valid_heard.both(),
+            [text_of(clip, column) for clip in valid],
+        )
         asked = [text_of(clip, column) for clip in clips]
         kept = [i for i, label in enumerate(asked) if label]
         name = f"prompt_accuracy:{column}"
@@ -241,11 +292,17 @@ def _classify(
         if place == 0:
             _by_posteriors(scores, systems, heard, found, seed)
             for name in ("kl", "inception_score"):
-                scores.conventions[name] = f"{METRICS[name].convention}; classifier of prompt_accuracy:{column}"
+                scores.conventions[name] = (
+                    f"{METRICS[name].convention}; classifier of prompt_accuracy:{column}"
+                )
 
 
 def _by_posteriors(
-    scores: T2AScores, systems: Mapping[str, Row], heard: Mapping[str, Heard], found: Classifier, seed: int
+    scores: T2AScores,
+    systems: Mapping[str, Row],
+    heard: Mapping[str, Heard],
+    found: Classifier,
+    seed: int,
 ) -> None:
     real = posteriors(found.logits(heard["reference"].both()))
     for system, row in systems.items():
@@ -257,7 +314,9 @@ def _by_posteriors(
 
         if system != "reference":
             per_pair = class_kl(real, made).per_pair.tolist()
-            row["metrics"]["kl"] = summarise([{"kl": value} for value in per_pair], seed)["metrics"]["kl"]
+            row["metrics"]["kl"] = summarise([{"kl": value} for value in per_pair], seed)[
+                "metrics"
+            ]["kl"]
             if system == "samples":
                 for of, value in zip(scores.per_clip.values(), per_pair, strict=True):
                     of["kl"] = value
@@ -265,10 +324,18 @@ def _by_posteriors(
 
 
 def _memorise(
-    scores: T2AScores, heard: Mapping[str, Heard], train: Sequence[Clip], files: Sequence[Path], listener: Listener
+    scores: T2AScores,
+    heard: Mapping[str, Heard],
+    train: Sequence[Clip],
+    files: Sequence[Path],
+    listener: Listener,
 ) -> None:
     share, details = memorised(
-        heard["samples"], heard["training"], heard["round trip"], [str(file) for file in files], [c.key for c in train]
+        heard["samples"],
+        heard["training"],
+        heard["round trip"],
+        [str(file) for file in files],
+        [c.key for c in train],
     )
     scores.rows[0]["metrics"]["memorised_share"] = share
     scores.memorisation = details
@@ -290,7 +357,9 @@ def _clap(
     progress: Progress,
 ) -> None:
     for system in ("samples", "reference"):
-        cosines = clap.scores(sets[system], [clip.caption for clip in clips], rate, cache_dir, progress)
+        cosines = clap.scores(
+            sets[system], [clip.caption for clip in clips], rate, cache_dir, progress
+        )
         found = summarise([{"clap_score": value} for value in cosines], seed)
         systems[system]["metrics"]["clap_score"] = found["metrics"]["clap_score"]
         if system == "samples":
@@ -302,5 +371,8 @@ def _clap(
 def sampling_identity(run_id: str, weights: Path) -> dict[str, Any]:
     """What tells the weights of one checkpoint from all others: the run, and the file as it stands."""
     status = weights.stat()
-    return {"run_id": run_id, "checkpoint": weights.parent.name,
-            "weights": fingerprint({"size": status.st_size, "mtime": status.st_mtime_ns})}  # fmt: skip
+    return {
+        "run_id": run_id,
+        "checkpoint": weights.parent.name,
+        "weights": fingerprint({"size": status.st_size, "mtime": status.st_mtime_ns}),
+    }

@@ -7,9 +7,9 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stagecli.console import Console, cell
 from stagecli.evaluate.summary import Row, name_of
 from stagecli.metrics import METRICS
+from stagecli.terminal.console import Console, cell
 
 BRACKETS = ("kad", "prompt_accuracy", "memorised_share")  # intervals that are not those of a mean
 FEW = 10  # clips below which a bootstrap interval is too narrow
@@ -17,11 +17,26 @@ SIGNS = {"lower": "<", "higher": ">"}
 HALF = "half of the bootstrap 95 % interval of the mean over clips"
 WHOLE = "95 % interval, of KAD by bootstrap over clips, of shares by Wilson's formula"
 BIASED = "no more clips than dimensions; biased upwards: compare at equal numbers of clips only"
-FACTS = ("split", "clips", "sample_rate", "seed", "sampler", "steps", "guidance", "judge")
+FACTS = ("split", "clips", "sample_rate", "seed", "sampler", "steps", "cfg_scale", "judge")
 COLUMNS = (
-    "run", "checkpoint", "task", "split", "system", "cutoff", "group", "metric", "value", "low", "high", "n",
-    "left_out", "biased", "note", "unit", "better",
-)  # fmt: skip
+    "run",
+    "checkpoint",
+    "task",
+    "split",
+    "system",
+    "cutoff",
+    "group",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "left_out",
+    "biased",
+    "note",
+    "unit",
+    "better",
+)
 
 
 class Marks:
@@ -54,13 +69,17 @@ def figure(name: str, metric: Row | None, marks: Marks) -> str:
         return ""
     text = cell(metric["value"]) + ("*" if metric.get("biased") else "")
     if metric.get("low") is not None and name.partition(":")[0] in BRACKETS:
-        text += " [{}, {}]".format(*(f"{metric[end]:{'.2g' if name == 'kad' else '.2f'}}" for end in ("low", "high")))
+        text += " [{}, {}]".format(
+            *(f"{metric[end]:{'.2g' if name == 'kad' else '.2f'}}" for end in ("low", "high"))
+        )
     elif metric.get("low") is not None:
         text += f" +-{(metric['high'] - metric['low']) / 2:.2g}"
     elif metric.get("std") is not None:
         text += f" (std {metric['std']:.2g})"
     if metric.get("left_out"):
-        text += f" {marks.of(str(metric['left_out']) + ' clips have no finite value and are left out')}"
+        text += (
+            f" {marks.of(str(metric['left_out']) + ' clips have no finite value and are left out')}"
+        )
     return text + (f" {marks.of(metric['note'])}" if metric.get("note") else "")
 
 
@@ -73,7 +92,9 @@ def metric_names(document: Row) -> list[str]:
 def _keys(document: Row, marks: Marks) -> list[str]:
     """What the signs in a table mean."""
     figures = [(name, m) for row in document["rows"] for name, m in row["metrics"].items()]
-    with_interval = {name.partition(":")[0] in BRACKETS for name, m in figures if m.get("low") is not None}
+    with_interval = {
+        name.partition(":")[0] in BRACKETS for name, m in figures if m.get("low") is not None
+    }
     few = any(row["n"] < FEW for row in document["rows"])
     lines = []
     if False in with_interval:
@@ -88,7 +109,9 @@ def _keys(document: Row, marks: Marks) -> list[str]:
 def show(documents: Sequence[Row], differences: Sequence[Row], out: Console) -> None:
     """Tables with a row per metric and a column per system, differences, then the convention of every number."""
     for place, document in enumerate(documents):
-        head = ", ".join(f"{key.replace('_', ' ')} {cell(document[key])}" for key in FACTS if key in document)
+        head = ", ".join(
+            f"{key.replace('_', ' ')} {cell(document[key])}" for key in FACTS if key in document
+        )
         out.text(f"{name_of(document)}  ({document['task']}, {head})", style="bold")
         marks = Marks()
         by_label = [name for name in metric_names(document) if ":" in name]
@@ -98,7 +121,14 @@ def show(documents: Sequence[Row], differences: Sequence[Row], out: Console) -> 
         if by_label:
             # A table of their own: a classifier each, not all systems, and long names.
             title = "prompt accuracy, by classifiers of real clips"
-            _table(title, "label", {name: name.partition(":")[2] for name in by_label}, document["rows"], marks, out)
+            _table(
+                title,
+                "label",
+                {name: name.partition(":")[2] for name in by_label},
+                document["rows"],
+                marks,
+                out,
+            )
         for line in ["<: lower is better; >: higher", *_keys(document, marks), *_nearest(document)]:
             out.text(line)
         following = documents[place + 1] if place + 1 < len(documents) else None
@@ -111,7 +141,9 @@ def show(documents: Sequence[Row], differences: Sequence[Row], out: Console) -> 
         _show_difference(difference, out)
 
 
-def _table(title: str, head: str, shown: Mapping[str, str], rows: Sequence[Row], marks: Marks, out: Console) -> None:
+def _table(
+    title: str, head: str, shown: Mapping[str, str], rows: Sequence[Row], marks: Marks, out: Console
+) -> None:
     """A row per metric (name: what it is called here), a column per system that has one of them."""
     rows = [row for row in rows if any(name in row["metrics"] for name in shown)]
     body = [
@@ -127,7 +159,9 @@ def _of_row(name: str, row: Row, marks: Marks) -> str:
     """`figure`, with its own number of clips where that is not the row's: not every clip has every label."""
     metric = row["metrics"].get(name)
     some = metric is not None and metric.get("n", row["n"]) != row["n"]
-    return figure(name, metric, marks) + (f" of {metric['n']}" if metric is not None and some else "")
+    return figure(name, metric, marks) + (
+        f" of {metric['n']}" if metric is not None and some else ""
+    )
 
 
 def _tables(document: Row) -> list[tuple[str, list[Row]]]:
@@ -158,7 +192,9 @@ def verdict(name: str, metric: Row) -> str:
     """Which of two is better, where the interval leaves out 0."""
     if metric["value"] is None or not metric.get("decided"):
         return "undecided"
-    return "B better" if (metric["value"] < 0) == (registered(name).better == "lower") else "A better"
+    return (
+        "B better" if (metric["value"] < 0) == (registered(name).better == "lower") else "A better"
+    )
 
 
 def _show_difference(difference: Row, out: Console) -> None:
@@ -170,16 +206,24 @@ def _show_difference(difference: Row, out: Console) -> None:
         body = []
         for name, metric in row["metrics"].items():
             note = f" {marks.of(metric['note'])}" if metric.get("note") else ""
-            span = f"{metric['low']:+.3g} to {metric['high']:+.3g}" if metric.get("low") is not None else "-"
+            span = (
+                f"{metric['low']:+.3g} to {metric['high']:+.3g}"
+                if metric.get("low") is not None
+                else "-"
+            )
             value = "-" if metric["value"] is None else f"{metric['value']:+.4g}"
             body.append([name, registered(name).better, value + note, span, verdict(name, metric)])
-        title = f"{row['system']}, {row['n']} clips" + (f", cutoff {row['cutoff']:g} Hz" if "cutoff" in row else "")
+        title = f"{row['system']}, {row['n']} clips" + (
+            f", cutoff {row['cutoff']:g} Hz" if "cutoff" in row else ""
+        )
         out.table(title, ["metric", "better", "B - A", "95 % interval", ""], body)
         for line in marks.lines():
             out.text(line)
         out.text()
     if difference["rows"]:
-        out.text("intervals: paired bootstrap over the clips; not corrected for the number of comparisons")
+        out.text(
+            "intervals: paired bootstrap over the clips; not corrected for the number of comparisons"
+        )
     for note in difference["notes"]:
         out.text(note)
     out.text()
@@ -196,17 +240,32 @@ def csv_text(documents: Sequence[Row], differences: Sequence[Row]) -> str:
 
     def line(head: Row, row: Row) -> None:
         for name, metric in row["metrics"].items():
-            facts = {"unit": registered(name).unit, "better": registered(name).better, "metric": name}
+            facts = {
+                "unit": registered(name).unit,
+                "better": registered(name).better,
+                "metric": name,
+            }
             shared = {**head, **row, **metric, **facts}
-            writer.writerow({key: "" if value is None else value for key, value in shared.items() if key != "metrics"})
+            writer.writerow(
+                {
+                    key: "" if value is None else value
+                    for key, value in shared.items()
+                    if key != "metrics"
+                }
+            )
 
     for document in documents:
-        head = {key: document[key] for key in ("run", "checkpoint", "task", "split") if key in document}
+        head = {
+            key: document[key] for key in ("run", "checkpoint", "task", "split") if key in document
+        }
         for row in document["rows"]:
             line({"run": document.get("generated", "")} | head, row)
     for difference in differences:
         for row in difference["rows"]:
-            line({"run": f"{difference['b']} - {difference['a']}"}, {**row, "system": f"{row['system']}, B - A"})
+            line(
+                {"run": f"{difference['b']} - {difference['a']}"},
+                {**row, "system": f"{row['system']}, B - A"},
+            )
     return stream.getvalue()
 
 
@@ -216,7 +275,8 @@ def markdown(documents: Sequence[Row], differences: Sequence[Row]) -> str:
     footnotes: dict[str, str] = {}
 
     def footnote(name: str, text: str) -> str:
-        base, place = name.replace(":", "-"), 1
+        base = name.replace(":", "-")
+        place = 1
         key = base
         while footnotes.setdefault(key, text) != text:
             place += 1
@@ -224,24 +284,41 @@ def markdown(documents: Sequence[Row], differences: Sequence[Row]) -> str:
         return f"[^{key}]"
 
     for document in documents:
-        names, marks = metric_names(document), Marks()
+        names = metric_names(document)
+        marks = Marks()
         heads = [f"{name} {footnote(name, document['conventions'][name])}" for name in names]
-        facts = ", ".join(f"{key.replace('_', ' ')} {cell(document[key])}" for key in FACTS if key in document)
+        facts = ", ".join(
+            f"{key.replace('_', ' ')} {cell(document[key])}" for key in FACTS if key in document
+        )
         said = "".join(
-            f" {key}{footnote(key, text)}." for key, text in document["conventions"].items() if key not in names
+            f" {key}{footnote(key, text)}."
+            for key, text in document["conventions"].items()
+            if key not in names
         )
         lines += [f"`{name_of(document)}` ({facts}).{said}", ""]
         lines += _markdown_table(*_page_table(document, names, heads, marks))
         lines += ["", *(f"{line}  " for line in [*_keys(document, marks), *_nearest(document)]), ""]
     for difference in differences:
-        lines += [f"B - A: A is `{difference['a']}`, B is `{difference['b']}`; paired bootstrap 95 % intervals.", ""]
+        lines += [
+            f"B - A: A is `{difference['a']}`, B is `{difference['b']}`; paired bootstrap 95 % intervals.",
+            "",
+        ]
         body = []
         for row in difference["rows"]:
             where = f"{row['cutoff']:g} Hz" if "cutoff" in row else row["system"]
             for name, metric in row["metrics"].items():
                 if metric["value"] is not None:
                     span = f"{metric['low']:+.3g} to {metric['high']:+.3g}"
-                    body.append([where, name, str(metric["n"]), f"{metric['value']:+.4g}", span, verdict(name, metric)])
+                    body.append(
+                        [
+                            where,
+                            name,
+                            str(metric["n"]),
+                            f"{metric['value']:+.4g}",
+                            span,
+                            verdict(name, metric),
+                        ]
+                    )
         lines += [*_markdown_table(["", "metric", "n", "B - A", "95 % interval", ""], body), ""]
         lines += [*(f"{note}  " for note in difference["notes"]), ""]
     lines += [f"[^{key}]: {text}" for key, text in footnotes.items()]
@@ -254,17 +331,27 @@ def _page_table(
     """(heads, rows): a row per cutoff and system where there are cutoffs, else a row per metric: there are many."""
     rows = document["rows"]
     if not any("cutoff" in row for row in rows):
-        body = [[head, *(_of_row(name, row, marks) for row in rows)] for name, head in zip(names, heads, strict=True)]
+        body = [
+            [head, *(_of_row(name, row, marks) for row in rows)]
+            for name, head in zip(names, heads, strict=True)
+        ]
         return ["metric", *(f"{row['system']} (n {row['n']})" for row in rows)], body
     groups = any("group" in row for row in rows)
     body = [
-        [f"{row['cutoff']:g}", *([row.get("group", "all")] if groups else []), row["system"], str(row["n"]),
-         *(_of_row(name, row, marks) for name in names)]
+        [
+            f"{row['cutoff']:g}",
+            *([row.get("group", "all")] if groups else []),
+            row["system"],
+            str(row["n"]),
+            *(_of_row(name, row, marks) for name in names),
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return ["cutoff Hz", *(["clips of"] if groups else []), "system", "n", *heads], body
 
 
 def _markdown_table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    rows = ["| " + " | ".join(part.replace("|", "\\|") for part in row) + " |" for row in [heads, *body]]
+    rows = [
+        "| " + " | ".join(part.replace("|", "\\|") for part in row) + " |" for row in [heads, *body]
+    ]
     return [rows[0], "|" + "---|" * len(heads), *rows[1:]]

@@ -15,7 +15,16 @@ from typing import Literal
 Better = Literal["lower", "higher"]
 Task = Literal["sr", "t2a", "both"]
 Family = Literal[
-    "lsd", "waveform", "stft", "perceptual", "frechet", "kernel", "classes", "neighbours", "clap", "accuracy"
+    "lsd",
+    "waveform",
+    "stft",
+    "perceptual",
+    "frechet",
+    "kernel",
+    "classes",
+    "neighbours",
+    "clap",
+    "accuracy",
 ]
 Needs = Literal["pair", "sets", "classifier", "clap", "training", "extra"]
 
@@ -47,7 +56,9 @@ class LSDPreset:
             return self.n_fft, self.hop
         n_fft, hop = (size * sample_rate // self.rate_hz for size in (self.n_fft, self.hop))
         if hop < 1:
-            raise ValueError(f"LSD preset {self.name} has no hop at a sample rate of {sample_rate} Hz")
+            raise ValueError(
+                f"LSD preset {self.name} has no hop at a sample rate of {sample_rate} Hz"
+            )
         return n_fft, hop
 
     def describe(self) -> str:
@@ -62,11 +73,17 @@ class LSDPreset:
 
 _PRESETS = (
     # STFTMag(2048, 512) and clamp(1e-8) of NU-Wave, NU-Wave 2 and AP-BWE.
-    LSDPreset("nuwave", 2048, 512, None, "clamp", 1e-8, "reflect", "maum-ai/nuwave lightning_model.py"),
+    LSDPreset(
+        "nuwave", 2048, 512, None, "clamp", 1e-8, "reflect", "maum-ai/nuwave lightning_model.py"
+    ),
     # n_fft int(2048 / (44100 / rate)), hop rate / 100, on librosa.stft, which pads with zeros since 0.9.
-    LSDPreset("ssr_eval", 2048, 441, 44100, "ratio", 1e-12, "constant", "haoheliu/ssr_eval metrics.py"),
+    LSDPreset(
+        "ssr_eval", 2048, 441, 44100, "ratio", 1e-12, "constant", "haoheliu/ssr_eval metrics.py"
+    ),
 )
-LSD_PRESETS: Mapping[str, LSDPreset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
+LSD_PRESETS: Mapping[str, LSDPreset] = MappingProxyType(
+    {preset.name: preset for preset in _PRESETS}
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,15 @@ def _lsd_metrics(preset: LSDPreset, prefix: str) -> list[Metric]:
     split = "split at bin int(bins * input rate / rate), the input's Nyquist"
     bands = {"": "all bins", "_hf": f"bins from the {split}, up", "_lf": f"bins below the {split}"}
     return [
-        Metric(prefix + band, "lower", "log10 power", f"{preset.describe()}; {text}", "sr", "lsd", preset.name)
+        Metric(
+            prefix + band,
+            "lower",
+            "log10 power",
+            f"{preset.describe()}; {text}",
+            "sr",
+            "lsd",
+            preset.name,
+        )
         for band, text in bands.items()
     ]
 
@@ -112,7 +137,9 @@ def _perceptual(name: str, convention: str, unit: str = "MOS-LQO") -> Metric:
     return Metric(name, "higher", unit, convention, "sr", "perceptual", needs=("pair", "extra"))
 
 
-def _sets(name: str, better: Better, unit: str, convention: str, family: Family, *more: Needs) -> Metric:
+def _sets(
+    name: str, better: Better, unit: str, convention: str, family: Family, *more: Needs
+) -> Metric:
     task: Task = "t2a" if more or name == "fd_judge" else "both"
     return Metric(name, better, unit, convention, task, family, needs=("sets", *more))
 
@@ -125,7 +152,9 @@ _MANIFOLD = "k-NN balls, k=5 unless said, strict inside; depends on the numbers 
 _METRICS = (
     *_lsd_metrics(LSD_PRESETS["nuwave"], "lsd"),
     *_lsd_metrics(LSD_PRESETS["ssr_eval"], "lsd_ssr_eval"),
-    _sr("si_sdr", "higher", "dB", "SI-SDR, zero_mean=False; silent references left out", "waveform"),
+    _sr(
+        "si_sdr", "higher", "dB", "SI-SDR, zero_mean=False; silent references left out", "waveform"
+    ),
     _sr("snr", "higher", "dB", "20 log10(|x| / |x - y|); silent references left out", "waveform"),
     _sr(
         "mr_stft",
@@ -151,15 +180,31 @@ _METRICS = (
         "power of two from 40 ms, hop a quarter; gain not matched",
         "stft",
     ),
-    _perceptual("pesq_nb", f"PESQ P.862.1 narrow band, 8 kHz by {_RESAMPLED}, package pesq; blind above 3.7 kHz"),
-    _perceptual("pesq_wb", f"PESQ P.862.2 wide band, 16 kHz by {_RESAMPLED}, package pesq; blind above 8 kHz"),
-    _perceptual("stoi", "STOI at 10 kHz, resampled by the package pystoi; blind above 4.3 kHz", "correlation"),
-    _perceptual("estoi", "ESTOI at 10 kHz, resampled by the package pystoi; blind above 4.3 kHz", "correlation"),
+    _perceptual(
+        "pesq_nb",
+        f"PESQ P.862.1 narrow band, 8 kHz by {_RESAMPLED}, package pesq; blind above 3.7 kHz",
+    ),
+    _perceptual(
+        "pesq_wb",
+        f"PESQ P.862.2 wide band, 16 kHz by {_RESAMPLED}, package pesq; blind above 8 kHz",
+    ),
+    _perceptual(
+        "stoi",
+        "STOI at 10 kHz, resampled by the package pystoi; blind above 4.3 kHz",
+        "correlation",
+    ),
+    _perceptual(
+        "estoi",
+        "ESTOI at 10 kHz, resampled by the package pystoi; blind above 4.3 kHz",
+        "correlation",
+    ),
     _perceptual(
         "visqol_speech",
         f"ViSQOL v3 speech, 16 kHz by {_RESAMPLED}, polynomial mapping, package visqol-python; blind above 8 kHz",
     ),
-    _perceptual("visqol_audio", f"ViSQOL v3 audio, 48 kHz by {_RESAMPLED}, SVR, package visqol-python"),
+    _perceptual(
+        "visqol_audio", f"ViSQOL v3 audio, 48 kHz by {_RESAMPLED}, SVR, package visqol-python"
+    ),
     _sets(
         "fd_judge",
         "lower",

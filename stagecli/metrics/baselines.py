@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-_LOWEST_HZ = 20.0  # below it lie offset and rumble, which would come out as tones at multiples of the cutoff
+_LOWEST_HZ = (
+    20.0  # below it lie offset and rumble, which would come out as tones at multiples of the cutoff
+)
 _EDGE = (
     0.85,
     0.97,
@@ -29,9 +31,13 @@ def copy_up(audio_N: Tensor, sample_rate: int, cutoff_hz: float) -> Tensor:
     Raises ValueError: not [N], integer samples, NaN or infinite, cutoff outside (20 Hz, Nyquist), too short.
     """
     if audio_N.ndim != 1 or not audio_N.is_floating_point():
-        raise ValueError(f"audio must be floating point [N], got {audio_N.dtype} {tuple(audio_N.shape)}")
+        raise ValueError(
+            f"audio must be floating point [N], got {audio_N.dtype} {tuple(audio_N.shape)}"
+        )
     if not _LOWEST_HZ < cutoff_hz < sample_rate / 2:
-        raise ValueError(f"cutoff {cutoff_hz:g} Hz is outside ({_LOWEST_HZ:g} Hz, {sample_rate / 2:g} Hz)")
+        raise ValueError(
+            f"cutoff {cutoff_hz:g} Hz is outside ({_LOWEST_HZ:g} Hz, {sample_rate / 2:g} Hz)"
+        )
     if not bool(torch.isfinite(audio_N).all()):
         raise ValueError("the audio contains NaN or infinite samples")
     samples = audio_N.shape[0]

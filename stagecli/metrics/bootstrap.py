@@ -16,13 +16,17 @@ Values = Sequence[float] | npt.NDArray[Any]
 def _checked(values: Values, name: str = "the values") -> npt.NDArray[np.float64]:
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or sample.size < 2:
-        raise ValueError(f"a bootstrap interval needs at least two values in a list, got shape {sample.shape}")
+        raise ValueError(
+            f"a bootstrap interval needs at least two values in a list, got shape {sample.shape}"
+        )
     if not np.isfinite(sample).all():
         raise ValueError(f"{name} contain NaN or infinity; leave them out and say how many")
     return sample
 
 
-def bootstrap_interval(values: Values, seed: int, level: float = 0.95, draws: int = 2000) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Values, seed: int, level: float = 0.95, draws: int = 2000
+) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of the mean of `values` [n] (Efron, 1979).
 
     Clips are resampled with replacement `draws` times; the same seed gives the same interval. It speaks of
@@ -36,7 +40,9 @@ def bootstrap_interval(values: Values, seed: int, level: float = 0.95, draws: in
     block = max(1, _VALUES_PER_BLOCK // sample.size)
     means = np.concatenate(
         [
-            sample[rng.integers(sample.size, size=(min(block, draws - first), sample.size))].mean(axis=1)
+            sample[rng.integers(sample.size, size=(min(block, draws - first), sample.size))].mean(
+                axis=1
+            )
             for first in range(0, draws, block)
         ]
     )
@@ -64,7 +70,9 @@ class PairedDifference:
         return self.low > 0 or self.high < 0
 
 
-def paired_difference(a: Values, b: Values, seed: int, level: float = 0.95, draws: int = 2000) -> PairedDifference:
+def paired_difference(
+    a: Values, b: Values, seed: int, level: float = 0.95, draws: int = 2000
+) -> PairedDifference:
     """Difference a - b of two systems on the same clips, values [n] in the same order, with its interval.
 
     Differences per clip are resampled, so what both systems find hard cancels: the interval is narrower than
@@ -72,14 +80,20 @@ def paired_difference(a: Values, b: Values, seed: int, level: float = 0.95, draw
     metric's own scale: whether more is better is the registry's. Not corrected for many comparisons.
     Raises ValueError: different lengths, and as `bootstrap_interval` (drop a clip from both lists, and say so).
     """
-    first, second = _checked(a, "the values of a"), _checked(b, "the values of b")
+    first = _checked(a, "the values of a")
+    second = _checked(b, "the values of b")
     if first.shape != second.shape:
-        raise ValueError(f"a pair of systems needs the same clips: {first.size} and {second.size} values")
+        raise ValueError(
+            f"a pair of systems needs the same clips: {first.size} and {second.size} values"
+        )
     difference = first - second
     low, high = bootstrap_interval(difference, seed, level, draws)
-    higher, lower = int((difference > 0).sum()), int((difference < 0).sum())
+    higher = int((difference > 0).sum())
+    lower = int((difference < 0).sum())
     n = difference.size
-    return PairedDifference(float(difference.mean()), low, high, n, higher, lower, n - higher - lower)
+    return PairedDifference(
+        float(difference.mean()), low, high, n, higher, lower, n - higher - lower
+    )
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,9 @@ class Interval:
     draws: int
 
 
-def shifted_interval(value: float, replicates: Values, level: float = 0.95, lowest: float = -np.inf) -> Interval:
+def shifted_interval(
+    value: float, replicates: Values, level: float = 0.95, lowest: float = -np.inf
+) -> Interval:
     """Percentile interval of `replicates`, moved so that their mean falls on `value`.
 
     For metrics of sets, where a resample repeats clips and is biased for that alone: the plain percentiles may
@@ -104,5 +120,8 @@ def shifted_interval(value: float, replicates: Values, level: float = 0.95, lowe
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
     bias = float(sample.mean()) - value
-    low, high = (float(max(q - bias, lowest)) for q in np.quantile(sample, [(1 - level) / 2, (1 + level) / 2]))
+    low, high = (
+        float(max(q - bias, lowest))
+        for q in np.quantile(sample, [(1 - level) / 2, (1 + level) / 2])
+    )
     return Interval(value, low, high, bias, sample.size)

@@ -11,10 +11,18 @@ from torch import Tensor
 
 from stagecli.metrics.gain import least_squares_gain
 
-_COMMON_PEAKS = (1.0, 0.99, 0.95, 0.9, 0.5)  # what tools normalise to; 10^(-1/20) and 10^(-3/20) are added below
+_COMMON_PEAKS = (
+    1.0,
+    0.99,
+    0.95,
+    0.9,
+    0.5,
+)  # what tools normalise to; 10^(-1/20) and 10^(-3/20) are added below
 _PEAK_TOLERANCE = 2e-4  # relative; PCM of 16 bit at half scale rounds by 3e-5
 _FLAT_RUN = 3  # samples of one value at the peak
-_FLAT_STEP = 2e-3  # share of the peak by which a clipped top falls off at its edge; a rounded one falls less
+_FLAT_STEP = (
+    2e-3  # share of the peak by which a clipped top falls off at its edge; a rounded one falls less
+)
 _NEAR_SILENCE_DB = -80.0
 _GAIN_DOUBT_DB = 0.5
 
@@ -23,14 +31,18 @@ def checked_pair(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
     """Both signals [N] or [B, N] as float64; ValueError for whatever would give a number that means nothing."""
     if reference.shape != estimate.shape:
         shapes = f"{tuple(reference.shape)} and {tuple(estimate.shape)}"
-        raise ValueError(f"reference and estimate have different shapes: {shapes}; align and trim them first")
+        raise ValueError(
+            f"reference and estimate have different shapes: {shapes}; align and trim them first"
+        )
     if reference.ndim not in (1, 2):
         raise ValueError(f"audio must be [N] or [B, N], got {tuple(reference.shape)}")
     if reference.numel() == 0:
         raise ValueError("the audio is empty")
     for name, audio in (("reference", reference), ("estimate", estimate)):
         if not audio.is_floating_point():
-            raise ValueError(f"the {name} is {audio.dtype}; floors assume floating point in [-1, 1]")
+            raise ValueError(
+                f"the {name} is {audio.dtype}; floors assume floating point in [-1, 1]"
+            )
         if not bool(torch.isfinite(audio).all()):
             raise ValueError(f"the {name} contains NaN or infinite samples")
     return reference.double(), estimate.double()
@@ -64,8 +76,14 @@ class AudioFacts:
         found = [
             (self.non_finite > 0, f"{self.non_finite} NaN or infinite samples"),
             (self.silent, "silent: every sample is zero"),
-            (not self.silent and self.rms_db < _NEAR_SILENCE_DB, f"nearly silent, {self.rms_db:.0f} dB"),
-            (self.over > 0, f"{self.over} samples beyond full scale, largest {self.peak:.3g}: PCM would clip them"),
+            (
+                not self.silent and self.rms_db < _NEAR_SILENCE_DB,
+                f"nearly silent, {self.rms_db:.0f} dB",
+            ),
+            (
+                self.over > 0,
+                f"{self.over} samples beyond full scale, largest {self.peak:.3g}: PCM would clip them",
+            ),
             (self.clipped > 0, f"{self.clipped} samples in flat tops at {self.peak:.3g}: clipped"),
             (self.normalised_to is not None, f"peak {self.peak:.4g}: perhaps peak-normalised"),
             (abs(self.offset) > 0.01, f"offset {self.offset:+.3f}"),
@@ -77,9 +95,12 @@ def _flat_tops(audio_N: Tensor, peak: float) -> int:
     """Samples in runs of three or more of exactly the peak's value (either sign) with a steep edge."""
     total = 0
     for level in (peak, -peak):
-        at_N = torch.cat([torch.zeros(1, dtype=torch.bool), audio_N == level, torch.zeros(1, dtype=torch.bool)])
+        at_N = torch.cat(
+            [torch.zeros(1, dtype=torch.bool), audio_N == level, torch.zeros(1, dtype=torch.bool)]
+        )
         edge = at_N[1:].int() - at_N[:-1].int()
-        starts, ends = (edge == 1).nonzero()[:, 0], (edge == -1).nonzero()[:, 0]
+        starts = (edge == 1).nonzero()[:, 0]
+        ends = (edge == -1).nonzero()[:, 0]
         wide_N = torch.nn.functional.pad(audio_N, (1, 1), value=level)
         drop = torch.maximum((level - wide_N[starts]).abs(), (level - wide_N[ends + 1]).abs())
         length = ends - starts
@@ -97,7 +118,9 @@ def audio_facts(audio_N: Tensor) -> AudioFacts:
     Raises ValueError: not [N], empty, integer samples.
     """
     if audio_N.ndim != 1 or audio_N.numel() == 0 or not audio_N.is_floating_point():
-        raise ValueError(f"audio must be floating point [N], not empty, got {audio_N.dtype} {tuple(audio_N.shape)}")
+        raise ValueError(
+            f"audio must be floating point [N], not empty, got {audio_N.dtype} {tuple(audio_N.shape)}"
+        )
     finite = torch.isfinite(audio_N)
     audio_N = audio_N.detach().cpu().double().masked_fill(~finite.cpu(), 0.0)
     peak = float(audio_N.abs().max())
@@ -123,10 +146,16 @@ def shared_peak(peaks: Sequence[float], tolerance: float = 0.01) -> float | None
     if len(peaks) < 3 or min(peaks) <= 0:
         return None
     middle = sorted(peaks)[len(peaks) // 2]
-    return middle if max(peaks) <= middle * (1 + tolerance) and min(peaks) >= middle * (1 - tolerance) else None
+    return (
+        middle
+        if max(peaks) <= middle * (1 + tolerance) and min(peaks) >= middle * (1 - tolerance)
+        else None
+    )
 
 
-def check_pair(reference_N: Tensor, estimate_N: Tensor, sample_rate: int, least_seconds: float = 0.05) -> None:
+def check_pair(
+    reference_N: Tensor, estimate_N: Tensor, sample_rate: int, least_seconds: float = 0.05
+) -> None:
     """Raise ValueError, with the reason, unless both clips [N] at `sample_rate` Hz can be scored as a pair.
 
     Refused: different lengths (nothing is cut silently), empty, integer or non-finite samples, shorter than
@@ -137,13 +166,18 @@ def check_pair(reference_N: Tensor, estimate_N: Tensor, sample_rate: int, least_
     for name, audio in (("reference", reference_N), ("estimate", estimate_N)):
         if audio.ndim != 1:
             raise ValueError(f"the {name} must be one channel [N], got {tuple(audio.shape)}")
-    n, m = reference_N.shape[0], estimate_N.shape[0]
+    n = reference_N.shape[0]
+    m = estimate_N.shape[0]
     if n != m:
         seconds = f"{n / sample_rate:.3f} s and {m / sample_rate:.3f} s"
-        raise ValueError(f"different lengths: reference {n} samples, estimate {m} ({seconds}); trim them first")
+        raise ValueError(
+            f"different lengths: reference {n} samples, estimate {m} ({seconds}); trim them first"
+        )
     checked_pair(reference_N, estimate_N)
     if n < least_seconds * sample_rate:
-        raise ValueError(f"too short: {n / sample_rate:.3f} s, at least {least_seconds:g} s are needed")
+        raise ValueError(
+            f"too short: {n / sample_rate:.3f} s, at least {least_seconds:g} s are needed"
+        )
     if not bool(reference_N.any()):
         raise ValueError("the reference is silent: every sample is zero")
 
@@ -165,8 +199,13 @@ def pair_doubts(reference_N: Tensor, estimate_N: Tensor) -> tuple[str, ...]:
     if not facts["estimate"].silent and not facts["reference"].silent:
         gain = float(least_squares_gain(reference_N, estimate_N))
         if gain <= 0:
-            found.append("the estimate is inverted or unrelated to the reference (least-squares gain not positive)")
+            found.append(
+                "the estimate is inverted or unrelated to the reference (least-squares gain not positive)"
+            )
         elif abs(20 * math.log10(gain)) > _GAIN_DOUBT_DB:
-            decibel, added = -20 * math.log10(gain), 2 * abs(math.log10(gain))
-            found.append(f"level: the estimate is off by about {decibel:+.1f} dB, {added:.2f} of LSD by itself")
+            decibel = -20 * math.log10(gain)
+            added = 2 * abs(math.log10(gain))
+            found.append(
+                f"level: the estimate is off by about {decibel:+.1f} dB, {added:.2f} of LSD by itself"
+            )
     return tuple(found)

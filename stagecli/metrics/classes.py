@@ -29,8 +29,12 @@ def posteriors(logits: Embeddings) -> Tensor:
 
 def _checked_posteriors(values: Embeddings, name: str) -> Tensor:
     values_NC = checked_embeddings(values, name, least=1)
-    if bool((values_NC < 0).any()) or not torch.allclose(values_NC.sum(1), torch.ones(1).double(), atol=1e-4):
-        raise ValueError(f"rows of {name} must be distributions: at least 0, sum 1 (see `posteriors`)")
+    if bool((values_NC < 0).any()) or not torch.allclose(
+        values_NC.sum(1), torch.ones(1).double(), atol=1e-4
+    ):
+        raise ValueError(
+            f"rows of {name} must be distributions: at least 0, sum 1 (see `posteriors`)"
+        )
     return values_NC
 
 
@@ -52,7 +56,9 @@ class ClassKL:
     epsilon: float
 
 
-def class_kl(reference_NC: Embeddings, generated_NC: Embeddings, epsilon: float = _EPSILON) -> ClassKL:
+def class_kl(
+    reference_NC: Embeddings, generated_NC: Embeddings, epsilon: float = _EPSILON
+) -> ClassKL:
     """Mean over pairs of the Kullback-Leibler divergence of class posteriors; row i of both: one prompt.
 
     reference_NC, generated_NC: distributions [N, C] (`posteriors`). KL(reference || generated) is what
@@ -63,20 +69,25 @@ def class_kl(reference_NC: Embeddings, generated_NC: Embeddings, epsilon: float 
     divergence (it can be negative), and is not offered.
     Raises ValueError: different shapes, rows that are no distributions, NaN or infinite values.
     """
-    p, q = _checked_posteriors(reference_NC, "the reference"), _checked_posteriors(generated_NC, "the generated set")
+    p = _checked_posteriors(reference_NC, "the reference")
+    q = _checked_posteriors(generated_NC, "the generated set")
     if p.shape != q.shape:
         raise ValueError(f"pairs need equal shapes, got {tuple(p.shape)} and {tuple(q.shape)}")
-    forward_N, backward_N = _kl(p, q, epsilon), _kl(q, p, epsilon)
+    forward_N = _kl(p, q, epsilon)
+    backward_N = _kl(q, p, epsilon)
     return ClassKL(float(forward_N.mean()), float(backward_N.mean()), forward_N, len(p), epsilon)
 
 
-def class_kl_of_means(reference_NC: Embeddings, generated_MC: Embeddings, epsilon: float = _EPSILON) -> float:
+def class_kl_of_means(
+    reference_NC: Embeddings, generated_MC: Embeddings, epsilon: float = _EPSILON
+) -> float:
     """KL(mean of the reference || mean of the generated) in nat: are the classes as frequent? No pairs needed.
 
     [N, C] and [M, C]; 0 says nothing of single clips: samples that ignore their prompts can have it.
     Raises ValueError: different C, rows that are no distributions, NaN or infinite values.
     """
-    p, q = _checked_posteriors(reference_NC, "the reference"), _checked_posteriors(generated_MC, "the generated set")
+    p = _checked_posteriors(reference_NC, "the reference")
+    q = _checked_posteriors(generated_MC, "the generated set")
     if p.shape[1] != q.shape[1]:
         raise ValueError(f"the sets have different classes: {p.shape[1]} and {q.shape[1]}")
     return float(_kl(p.mean(0, keepdim=True), q.mean(0, keepdim=True), epsilon))
@@ -121,7 +132,9 @@ def clap_scores(audio_ND: Embeddings, text_ND: Embeddings) -> Tensor:
     """
     audio, text = checked_sets(audio_ND, text_ND, ("the audio", "the text"), least=1)
     if audio.shape != text.shape:
-        raise ValueError(f"pairs need equal shapes, got {tuple(audio.shape)} and {tuple(text.shape)}")
+        raise ValueError(
+            f"pairs need equal shapes, got {tuple(audio.shape)} and {tuple(text.shape)}"
+        )
     length_N = audio.norm(dim=1) * text.norm(dim=1)
     if bool((length_N == 0).any()):
         raise ValueError("an embedding is all zeros: it has no direction")
@@ -149,16 +162,20 @@ def wilson_interval(hits: int, n: int, level: float = 0.95) -> Share:
         raise ValueError(f"level must lie in (0, 1), got {level}")
     from scipy.special import ndtri
 
-    z, p = float(ndtri((1 + level) / 2)), hits / n
+    z = float(ndtri((1 + level) / 2))
+    p = hits / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # At the ends the exact bound is 0 or 1, and rounding must not leave it out.
-    low, high = 0.0 if hits == 0 else max(0.0, centre - half), 1.0 if hits == n else min(1.0, centre + half)
+    low = 0.0 if hits == 0 else max(0.0, centre - half)
+    high = 1.0 if hits == n else min(1.0, centre + half)
     return Share(p, low, high, n)
 
 
 def prompt_accuracy(
-    heard: Sequence[Any] | npt.NDArray[Any], asked: Sequence[Any] | npt.NDArray[Any], level: float = 0.95
+    heard: Sequence[Any] | npt.NDArray[Any],
+    asked: Sequence[Any] | npt.NDArray[Any],
+    level: float = 0.95,
 ) -> Share:
     """Share of samples in which a classifier hears what the prompt asked for, with its Wilson interval.
 

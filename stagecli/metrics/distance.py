@@ -26,7 +26,9 @@ __all__ = [
 ]
 
 _NAMES = ("x", "y")
-_PER_DIMENSION = 4  # smallest subset per dimension: from there on the bias is a straight line in 1/n
+_PER_DIMENSION = (
+    4  # smallest subset per dimension: from there on the bias is a straight line in 1/n
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def frechet_of_moments(x: Moments, y: Moments) -> FrechetDistance:
     """
     if x.dim != y.dim:
         raise ValueError(f"x and y have different dimensions: {x.dim} and {y.dim}")
-    n, m, dim = x.count, y.count, x.dim
+    n = x.count
+    m = y.count
+    dim = x.dim
     return FrechetDistance(_distance(x, _factor(x), y), n, m, dim, min(n, m) <= dim)
 
 
@@ -125,16 +129,25 @@ def frechet_interval(
     value = _distance(whole, factor, Moments.of(y))
     replicates = []
     for _ in range(draws):
-        part, part_factor = whole, factor
+        part = whole
+        part_factor = factor
         if resample == "both":
             part = Moments.of(x[rng.integers(len(x), size=len(x))])
             part_factor = _factor(part)
-        replicates.append(_distance(part, part_factor, Moments.of(y[rng.integers(len(y), size=len(y))])))
+        replicates.append(
+            _distance(part, part_factor, Moments.of(y[rng.integers(len(y), size=len(y))]))
+        )
     return shifted_interval(value, replicates, level, lowest=0.0)
 
 
 def frechet_difference(
-    x_ND: Embeddings, a_MD: Embeddings, b_MD: Embeddings, seed: int, *, level: float = 0.95, draws: int = 100
+    x_ND: Embeddings,
+    a_MD: Embeddings,
+    b_MD: Embeddings,
+    seed: int,
+    *,
+    level: float = 0.95,
+    draws: int = 100,
 ) -> Interval:
     """Distance of b minus that of a to one reference x, with a bootstrap interval; row i of a and of b: one prompt.
 
@@ -181,7 +194,9 @@ class FrechetInfinity:
 
 def _prefixes(values_ND: Tensor, sizes: list[int], order: np.ndarray) -> list[Moments]:
     """Moments of the first clips of `order`, as many as each of `sizes` (ascending); each clip is read once."""
-    total, parts, first = Moments.empty(values_ND.shape[1]), [], 0
+    total = Moments.empty(values_ND.shape[1])
+    parts = []
+    first = 0
     for size in sizes:
         if size > first:
             total = total.updated(values_ND[order[first:size]])
@@ -206,11 +221,16 @@ def _line(
     for _ in range(shuffles):
         if fixed is None:
             sizes_x = [max(2, round(size * len(x) / len(y))) for size in sizes]
-            left = [(part, _factor(part)) for part in _prefixes(x, sizes_x, rng.permutation(len(x)))]
+            left = [
+                (part, _factor(part)) for part in _prefixes(x, sizes_x, rng.permutation(len(x)))
+            ]
         else:
             left = [fixed] * len(sizes)
         right = _prefixes(y, sizes, rng.permutation(len(y)))
-        points += [(1 / part.count, _distance(*whole, part)) for whole, part in zip(left, right, strict=True)]
+        points += [
+            (1 / part.count, _distance(*whole, part))
+            for whole, part in zip(left, right, strict=True)
+        ]
     inverse, distance = np.array(points).T
     slope, intercept = np.polyfit(inverse, distance, 1)
     residual = distance - (intercept + slope * inverse)
@@ -243,13 +263,16 @@ def frechet_infinity(
     Raises ValueError: as `frechet_distance`; fewer than 2 * smallest clips in y, points < 3.
     """
     x, y = checked_sets(x_ND, y_MD, _NAMES)
-    (n, dim), m = x.shape, y.shape[0]
+    (n, dim) = x.shape
+    m = y.shape[0]
     if smallest is None:
         # The reference's subsets are n / m as large, and must hold 4 D clips as well.
         per_dimension = _PER_DIMENSION * (max(1.0, m / n) if over == "both" else 1)
         smallest = max(math.ceil(per_dimension * dim), m // 8, 8)
     if points < 3 or shuffles < 1 or smallest < 2:
-        raise ValueError("an extrapolation needs at least 3 points, 1 shuffle and subsets of 2 clips")
+        raise ValueError(
+            "an extrapolation needs at least 3 points, 1 shuffle and subsets of 2 clips"
+        )
     if m < 2 * smallest:
         against = f" against {n}" if over == "both" else ""
         raise ValueError(

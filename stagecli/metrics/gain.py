@@ -15,8 +15,11 @@ def least_squares_gain(reference: Tensor, estimate: Tensor) -> Tensor:
     Raises ValueError: shapes differ, empty, not finite.
     """
     if reference.shape != estimate.shape or reference.ndim not in (1, 2) or reference.numel() == 0:
-        raise ValueError(f"a gain needs two clips of one shape, got {reference.shape} and {estimate.shape}")
-    x, y = reference.double(), estimate.double()
+        raise ValueError(
+            f"a gain needs two clips of one shape, got {reference.shape} and {estimate.shape}"
+        )
+    x = reference.double()
+    y = estimate.double()
     energy = y.square().sum(-1)
     gain = (x * y).sum(-1) / energy.masked_fill(energy == 0, 1.0)
     if not bool(torch.isfinite(gain).all()):
@@ -33,5 +36,7 @@ def match_gain(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
     """
     gain = least_squares_gain(reference, estimate)
     if not bool((gain > 0).all()):
-        raise ValueError("the gain is not positive: the estimate is inverted or unrelated to the reference")
+        raise ValueError(
+            "the gain is not positive: the estimate is inverted or unrelated to the reference"
+        )
     return (estimate.double() * gain[..., None]).to(estimate.dtype), gain

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from stagecli.metrics.bootstrap import Interval, shifted_interval
 from stagecli.metrics.moments import Embeddings, checked_sets
-from stagecli.metrics.pairwise import VALUES_PER_BLOCK, distance_blocks, median_pairwise_distance, triangle_blocks
+from stagecli.metrics.pairwise import (
+    VALUES_PER_BLOCK,
+    distance_blocks,
+    median_pairwise_distance,
+    triangle_blocks,
+)
 
 _SCALE = 100.0
 _NAMES = ("the reference", "the generated set")
@@ -28,13 +33,17 @@ class KernelDistance:
     dim: int
 
 
-def _prepared(reference: Embeddings, generated: Embeddings, bandwidth: float | None) -> tuple[Tensor, Tensor, float]:
+def _prepared(
+    reference: Embeddings, generated: Embeddings, bandwidth: float | None
+) -> tuple[Tensor, Tensor, float]:
     """Both sets about the reference's mean, and the bandwidth."""
     x, y = checked_sets(reference, generated, _NAMES)
     if bandwidth is None:
         bandwidth = median_pairwise_distance(x)
         if bandwidth == 0:
-            raise ValueError("half the clips of the reference are copies: the median distance is 0; give a bandwidth")
+            raise ValueError(
+                "half the clips of the reference are copies: the median distance is 0; give a bandwidth"
+            )
     if not 0 < bandwidth < float("inf"):
         raise ValueError(f"the bandwidth must be positive, got {bandwidth}")
     centre_D = x.mean(0)
@@ -42,7 +51,10 @@ def _prepared(reference: Embeddings, generated: Embeddings, bandwidth: float | N
 
 
 def kernel_audio_distance(
-    reference: Embeddings, generated: Embeddings, bandwidth: float | None = None, block: int = VALUES_PER_BLOCK
+    reference: Embeddings,
+    generated: Embeddings,
+    bandwidth: float | None = None,
+    block: int = VALUES_PER_BLOCK,
 ) -> KernelDistance:
     """KAD = 100 x the unbiased squared maximum mean discrepancy (Gretton et al., 2012; Chung et al., 2025).
 
@@ -55,11 +67,15 @@ def kernel_audio_distance(
     """
     x, y, bandwidth = _prepared(reference, generated, bandwidth)
     gamma = -0.5 / bandwidth**2
-    (n, dim), m = x.shape, y.shape[0]
+    (n, dim) = x.shape
+    m = y.shape[0]
     within = [
-        sum(float(squared.mul_(gamma).exp_().sum()) for _, _, squared in triangle_blocks(z, block)) for z in (x, y)
+        sum(float(squared.mul_(gamma).exp_().sum()) for _, _, squared in triangle_blocks(z, block))
+        for z in (x, y)
     ]
-    across = sum(float(squared.mul_(gamma).exp_().sum()) for _, squared in distance_blocks(x, y, block))
+    across = sum(
+        float(squared.mul_(gamma).exp_().sum()) for _, squared in distance_blocks(x, y, block)
+    )
     value = 2 * within[0] / (n * (n - 1)) + 2 * within[1] / (m * (m - 1)) - 2 * across / (n * m)
     return KernelDistance(_SCALE * value, bandwidth, n, m, dim)
 
@@ -93,15 +109,23 @@ def kernel_interval(
     """
     x, y, bandwidth = _prepared(reference, generated, bandwidth)
     rng = np.random.default_rng(seed)
-    counts = [_counts(len(z), draws, rng, drawn) for z, drawn in ((x, resample == "both"), (y, True))]
+    counts = [
+        _counts(len(z), draws, rng, drawn) for z, drawn in ((x, resample == "both"), (y, True))
+    ]
     values = _resampled(x, y, bandwidth, counts, block)
     return shifted_interval(values[0], values[1:], level)
 
 
 def kernel_difference(
-    reference: Embeddings, a: Embeddings, b: Embeddings, seed: int, *, level: float = 0.95, draws: int = 200,
+    reference: Embeddings,
+    a: Embeddings,
+    b: Embeddings,
+    seed: int,
+    *,
+    level: float = 0.95,
+    draws: int = 200,
     block: int = VALUES_PER_BLOCK,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """KAD of b minus KAD of a against one reference, with a bootstrap interval; row i of a and of b: one prompt.
 
     A draw takes the same prompts for both and the same clips of the reference, so that what both share (hard prompts,
@@ -110,19 +134,26 @@ def kernel_difference(
     x, first, bandwidth = _prepared(reference, a, None)
     second = _prepared(reference, b, bandwidth)[1]
     if first.shape != second.shape:
-        raise ValueError(f"pairs need equal shapes, got {tuple(first.shape)} and {tuple(second.shape)}")
+        raise ValueError(
+            f"pairs need equal shapes, got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
     rng = np.random.default_rng(seed)
     counts = [_counts(len(z), draws, rng, True) for z in (x, first)]
     values = [
         after - before
-        for before, after in zip(*(_resampled(x, y, bandwidth, counts, block) for y in (first, second)), strict=True)
+        for before, after in zip(
+            *(_resampled(x, y, bandwidth, counts, block) for y in (first, second)), strict=True
+        )
     ]
     return shifted_interval(values[0], values[1:], level)
 
 
-def _resampled(x: Tensor, y: Tensor, bandwidth: float, counts: list[Tensor], block: int) -> list[float]:
+def _resampled(
+    x: Tensor, y: Tensor, bandwidth: float, counts: list[Tensor], block: int
+) -> list[float]:
     """KAD of the sets, then of each resample (a column of the counts of x and of y), in one pass over the kernel."""
-    gamma, draws = -0.5 / bandwidth**2, counts[0].shape[1]
+    gamma = -0.5 / bandwidth**2
+    draws = counts[0].shape[1]
     # Column 0 is the value itself: every clip once.
     weights = [torch.cat([torch.ones(len(c), 1, dtype=torch.float64), c], dim=1) for c in counts]
     total = torch.zeros(draws + 1, dtype=torch.float64)

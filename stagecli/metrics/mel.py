@@ -30,11 +30,17 @@ def mel_filters(sample_rate: int, n_fft: int, bands: int) -> Tensor:
     top_mel = 2595 * math.log10(1 + sample_rate / 2 / 700)
     edges = 700 * (10 ** (torch.linspace(0, top_mel, bands + 2, dtype=torch.float64) / 2595) - 1)
     bins_F1 = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    filters_FC = torch.minimum((bins_F1 - low) / (centre - low), (high - bins_F1) / (high - centre)).clamp_min(0)
+    low = edges[:-2]
+    centre = edges[1:-1]
+    high = edges[2:]
+    filters_FC = torch.minimum(
+        (bins_F1 - low) / (centre - low), (high - bins_F1) / (high - centre)
+    ).clamp_min(0)
     total_C = filters_FC.sum(0)
     if bool((total_C == 0).any()):
-        raise ValueError(f"{bands} mel bands are too many at {sample_rate} Hz: some hold no frequency bin")
+        raise ValueError(
+            f"{bands} mel bands are too many at {sample_rate} Hz: some hold no frequency bin"
+        )
     return filters_FC / total_C
 
 
@@ -50,12 +56,16 @@ def log_mel_statistics(audio_BN: Tensor, sample_rate: int, bands: int = 64) -> T
     Raises ValueError: not [B, N], too short for one window, NaN or infinite, too many bands for the rate.
     """
     if audio_BN.ndim != 2 or audio_BN.shape[0] == 0 or not audio_BN.is_floating_point():
-        raise ValueError(f"audio must be floating point [B, N], got {audio_BN.dtype} {tuple(audio_BN.shape)}")
+        raise ValueError(
+            f"audio must be floating point [B, N], got {audio_BN.dtype} {tuple(audio_BN.shape)}"
+        )
     if sample_rate <= 0 or bands < 1:
         raise ValueError(f"sample_rate and bands must be positive, got {sample_rate} and {bands}")
     n_fft = window_size(sample_rate)
     if audio_BN.shape[1] <= n_fft // 2:
-        raise ValueError(f"{audio_BN.shape[1]} samples are too few: more than {n_fft // 2} are needed")
+        raise ValueError(
+            f"{audio_BN.shape[1]} samples are too few: more than {n_fft // 2} are needed"
+        )
     if not bool(torch.isfinite(audio_BN).all()):
         raise ValueError("the audio contains NaN or infinite samples")
     window = torch.hann_window(n_fft, dtype=torch.float64, device=audio_BN.device)
@@ -63,7 +73,12 @@ def log_mel_statistics(audio_BN: Tensor, sample_rate: int, bands: int = 64) -> T
     rows: list[Tensor] = []
     for audio_N in audio_BN:  # one at a time: the embedding of a clip cannot depend on its batch
         spectrum_FT = torch.stft(
-            audio_N.double(), n_fft, n_fft // 4, window=window, pad_mode="reflect", return_complex=True
+            audio_N.double(),
+            n_fft,
+            n_fft // 4,
+            window=window,
+            pad_mode="reflect",
+            return_complex=True,
         )
         power_TF = (spectrum_FT.real.square() + spectrum_FT.imag.square()).T / window.square().sum()
         log_TC = (power_TF @ filters_FC).clamp_min(_POWER_FLOOR).log()
@@ -72,7 +87,9 @@ def log_mel_statistics(audio_BN: Tensor, sample_rate: int, bands: int = 64) -> T
 
 
 @torch.no_grad()
-def log_mel_distance(reference: Tensor, estimate: Tensor, sample_rate: int, bands: int = 80) -> Tensor:
+def log_mel_distance(
+    reference: Tensor, estimate: Tensor, sample_rate: int, bands: int = 80
+) -> Tensor:
     """Mean absolute difference of log-mel magnitudes in nat (times 8.686 for dB), lower is better.
 
     reference, estimate: [N] or [B, N] at `sample_rate` Hz; gives [] or [B], one value per clip. Mean over
@@ -88,10 +105,12 @@ def log_mel_distance(reference: Tensor, estimate: Tensor, sample_rate: int, band
     n_fft = window_size(sample_rate)
     filters_FC = mel_filters(sample_rate, n_fft, bands).to(x.device)
     window = torch.hann_window(n_fft, dtype=torch.float64, device=x.device)
-    total, frames = torch.zeros((), device=x.device), 0
+    total = torch.zeros((), device=x.device)
+    frames = 0
     for x_BFT, y_BFT in spectra_in_blocks(x, y, n_fft, n_fft // 4, window):
         log_x, log_y = (
-            (z.abs().transpose(1, 2) @ filters_FC).clamp_min(_MAGNITUDE_FLOOR).log() for z in (x_BFT, y_BFT)
+            (z.abs().transpose(1, 2) @ filters_FC).clamp_min(_MAGNITUDE_FLOOR).log()
+            for z in (x_BFT, y_BFT)
         )
         total = total + (log_x - log_y).abs().sum((1, 2))
         frames += x_BFT.shape[2]

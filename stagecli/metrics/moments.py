@@ -22,15 +22,21 @@ def checked_embeddings(values: Embeddings, name: str, least: int = 2) -> Tensor:
     values_ND = torch.as_tensor(values).detach().to("cpu", torch.float64)
     if values_ND.ndim != 2 or values_ND.shape[0] < least or values_ND.shape[1] < 1:
         word = {1: "one clip", 2: "two clips"}.get(least, f"{least} clips")
-        raise ValueError(f"{name} must be [N, D] with at least {word}, got {tuple(values_ND.shape)}")
+        raise ValueError(
+            f"{name} must be [N, D] with at least {word}, got {tuple(values_ND.shape)}"
+        )
     if not bool(torch.isfinite(values_ND).all()):
         raise ValueError(f"{name} contains NaN or infinite values")
     return values_ND
 
 
-def checked_sets(x: Embeddings, y: Embeddings, names: tuple[str, str], least: int = 2) -> tuple[Tensor, Tensor]:
+def checked_sets(
+    x: Embeddings, y: Embeddings, names: tuple[str, str], least: int = 2
+) -> tuple[Tensor, Tensor]:
     """Two sets [N, D] and [M, D] of the same D, as `checked_embeddings`; ValueError also where D differs."""
-    x_ND, y_MD = (checked_embeddings(values, name, least) for values, name in zip((x, y), names, strict=True))
+    x_ND, y_MD = (
+        checked_embeddings(values, name, least) for values, name in zip((x, y), names, strict=True)
+    )
     if x_ND.shape[1] != y_MD.shape[1]:
         dims = f"{x_ND.shape[1]} and {y_MD.shape[1]}"
         raise ValueError(f"{names[0]} and {names[1]} have different dimensions: {dims}")
@@ -48,7 +54,9 @@ class Moments:
     @staticmethod
     def empty(dim: int) -> Moments:
         """Nothing seen yet, D = `dim`."""
-        return Moments(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
+        return Moments(
+            0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
+        )
 
     @staticmethod
     def of(values: Embeddings) -> Moments:
@@ -96,11 +104,15 @@ class Moments:
     def from_state(state: Mapping[str, Tensor]) -> Moments:
         """Inverse of `state`, exact. Raises ValueError where keys or shapes are not those of `state`."""
         if set(state) != {"count", "mean", "scatter"}:
-            raise ValueError(f"a state of moments has count, mean and scatter, got {', '.join(sorted(state))}")
+            raise ValueError(
+                f"a state of moments has count, mean and scatter, got {', '.join(sorted(state))}"
+            )
         mean_D, scatter_DD = (state[name].to("cpu", torch.float64) for name in ("mean", "scatter"))
         dim = mean_D.shape[0] if mean_D.ndim == 1 else -1
         if tuple(scatter_DD.shape) != (dim, dim):
-            raise ValueError(f"shapes do not fit: mean {tuple(mean_D.shape)}, scatter {tuple(scatter_DD.shape)}")
+            raise ValueError(
+                f"shapes do not fit: mean {tuple(mean_D.shape)}, scatter {tuple(scatter_DD.shape)}"
+            )
         return Moments(int(state["count"]), mean_D, scatter_DD)
 
 

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from stagecli.metrics.classes import Share, wilson_interval
 from stagecli.metrics.moments import Embeddings, checked_embeddings, checked_sets
-from stagecli.metrics.pairwise import VALUES_PER_BLOCK, distance_blocks, kth_nearest_distance, nearest_neighbours
+from stagecli.metrics.pairwise import (
+    VALUES_PER_BLOCK,
+    distance_blocks,
+    kth_nearest_distance,
+    nearest_neighbours,
+)
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 _NAMES = ("the reference", "the generated set")
@@ -48,17 +53,21 @@ def precision_recall(
         raise ValueError(f"k must be at least 1, got {k}")
     x, y = checked_sets(reference, generated, _NAMES, least=k + 1)
     centre_D = x.mean(0)
-    x, y = x - centre_D, y - centre_D
+    x = x - centre_D
+    y = y - centre_D
     radius_x, radius_y = (kth_nearest_distance(z, k, block) for z in (x, y))
     holders_M = torch.zeros(len(y), dtype=torch.int64)
-    recalled, covered = 0, 0
+    recalled = 0
+    covered = 0
     for rows, squared in distance_blocks(x, y, block):
         inside_RM = squared < radius_x[rows, None]
         holders_M += inside_RM.sum(0)
         covered += int(inside_RM.any(1).sum())
         recalled += int((squared < radius_y).any(1).sum())
-    n, m = len(x), len(y)
-    precision, density = float((holders_M > 0).double().mean()), float(holders_M.double().mean()) / k
+    n = len(x)
+    m = len(y)
+    precision = float((holders_M > 0).double().mean())
+    density = float(holders_M.double().mean()) / k
     return Manifold(precision, recalled / n, density, covered / n, k, n, m)
 
 
@@ -114,10 +123,16 @@ def memorisation(
     """
     sets = [
         checked_embeddings(values, name, least=1)
-        for values, name in ((samples, "the samples"), (training, "the training set"), (real_test, "the test set"))
+        for values, name in (
+            (samples, "the samples"),
+            (training, "the training set"),
+            (real_test, "the test set"),
+        )
     ]
     if len({values.shape[1] for values in sets}) > 1:
-        raise ValueError(f"the sets have different dimensions: {', '.join(str(v.shape[1]) for v in sets)}")
+        raise ValueError(
+            f"the sets have different dimensions: {', '.join(str(v.shape[1]) for v in sets)}"
+        )
     if cosine:
         sets = [_unit(values) for values in sets]
     made, known, real = sets
@@ -126,7 +141,9 @@ def memorisation(
     threshold = float(np.quantile(real_M.numpy(), 0.01))
     rank_N = torch.searchsorted(real_M.sort().values, distance_N).double() / len(real_M)
     order = distance_N.argsort(stable=True)[:most_pairs].tolist()
-    pairs = tuple(NearPair(i, int(place_N[i]), float(distance_N[i]), float(rank_N[i])) for i in order)
+    pairs = tuple(
+        NearPair(i, int(place_N[i]), float(distance_N[i]), float(rank_N[i])) for i in order
+    )
     return Memorisation(
         samples=_quantiles(distance_N),
         real=_quantiles(real_M),

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from stagecli.metrics.moments import Embeddings, checked_embeddings
 
-VALUES_PER_BLOCK = 2**21  # float64 distances held at a time: 16 MiB, a few times over while they are worked on
+VALUES_PER_BLOCK = (
+    2**21
+)  # float64 distances held at a time: 16 MiB, a few times over while they are worked on
 _BINS = 2**16
 _COLLECT = 2**21
 
@@ -19,7 +21,8 @@ def _squared(x_RD: Tensor, y_MD: Tensor) -> Tensor:
 
     Rounding is about 1e-16 of |x|^2, so centre the sets first; copies come out near 0, not always at it.
     """
-    squares_R1, squares_M = x_RD.square().sum(1, keepdim=True), y_MD.square().sum(1)
+    squares_R1 = x_RD.square().sum(1, keepdim=True)
+    squares_M = y_MD.square().sum(1)
     return torch.addmm(squares_M, x_RD, y_MD.T, alpha=-2).add_(squares_R1).clamp_min_(0)
 
 
@@ -28,7 +31,9 @@ def rows_per_block(columns: int, values: int) -> int:
     return max(1, values // max(1, columns))
 
 
-def distance_blocks(x_ND: Tensor, y_MD: Tensor, values: int = VALUES_PER_BLOCK) -> Iterator[tuple[slice, Tensor]]:
+def distance_blocks(
+    x_ND: Tensor, y_MD: Tensor, values: int = VALUES_PER_BLOCK
+) -> Iterator[tuple[slice, Tensor]]:
     """(rows, squared distances [R, M]) for consecutive rows of x; float64 inputs. A block may be overwritten."""
     step = rows_per_block(len(y_MD), values)
     for first in range(0, len(x_ND), step):
@@ -36,7 +41,9 @@ def distance_blocks(x_ND: Tensor, y_MD: Tensor, values: int = VALUES_PER_BLOCK) 
         yield rows, _squared(x_ND[rows], y_MD)
 
 
-def triangle_blocks(x_ND: Tensor, values: int = VALUES_PER_BLOCK) -> Iterator[tuple[slice, slice, Tensor]]:
+def triangle_blocks(
+    x_ND: Tensor, values: int = VALUES_PER_BLOCK
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, squared distances [R, C]) that hold every pair i < j of x once.
 
     Columns start where the rows do. On the square at the left, i >= j (each clip with itself, and pairs met
@@ -45,10 +52,13 @@ def triangle_blocks(x_ND: Tensor, values: int = VALUES_PER_BLOCK) -> Iterator[tu
     count = len(x_ND)
     step = rows_per_block(count, values)
     for first in range(0, count, step):
-        rows, columns = slice(first, min(first + step, count)), slice(first, count)
+        rows = slice(first, min(first + step, count))
+        columns = slice(first, count)
         block_RC = _squared(x_ND[rows], x_ND[columns])
         size = rows.stop - first
-        block_RC[:, :size].masked_fill_(torch.ones(size, size, dtype=torch.bool).tril_(), float("inf"))
+        block_RC[:, :size].masked_fill_(
+            torch.ones(size, size, dtype=torch.bool).tril_(), float("inf")
+        )
         yield rows, columns, block_RC
 
 
@@ -69,7 +79,8 @@ def _select(blocks: Callable[[], Iterator[Tensor]], rank: int, highest: float) -
                 values = values[index(values, low, scale) == target]
             yield values
 
-    low, scale = 0.0, _BINS / highest
+    low = 0.0
+    scale = _BINS / highest
     while True:
         counts = torch.zeros(_BINS, dtype=torch.int64)
         for values in kept():
@@ -82,7 +93,8 @@ def _select(blocks: Callable[[], Iterator[Tensor]], rank: int, highest: float) -
             return float(torch.cat(list(kept())).kthvalue(rank + 1).values)
         if len(steps) == 3:
             return min(float(values.min()) for values in kept() if len(values))
-        low, scale = low + target / scale, scale * _BINS
+        low = low + target / scale
+        scale = scale * _BINS
 
 
 def median_pairwise_distance(values: Embeddings, block: int = VALUES_PER_BLOCK) -> float:
@@ -111,17 +123,23 @@ def kth_nearest_distance(values_ND: Tensor, k: int, block: int = VALUES_PER_BLOC
     """Squared distance [N] of each clip to its k-th nearest other clip of the same set; float64, 1 <= k < N."""
     out_N = values_ND.new_empty(len(values_ND))
     for rows, squared in distance_blocks(values_ND, values_ND, block):
-        squared[torch.arange(rows.stop - rows.start), torch.arange(rows.start, rows.stop)] = float("inf")
+        squared[torch.arange(rows.stop - rows.start), torch.arange(rows.start, rows.stop)] = float(
+            "inf"
+        )
         out_N[rows] = squared.topk(k, dim=1, largest=False).values[:, k - 1]
     return out_N
 
 
-def nearest_neighbours(x_ND: Tensor, y_MD: Tensor, block: int = VALUES_PER_BLOCK) -> tuple[Tensor, Tensor]:
+def nearest_neighbours(
+    x_ND: Tensor, y_MD: Tensor, block: int = VALUES_PER_BLOCK
+) -> tuple[Tensor, Tensor]:
     """(distance [N], index [N]) of the clip of y nearest to each clip of x; float64.
 
     The nearest is found from products and its distance taken again from the difference: a copy is at 0.
     """
     centre_D = y_MD.mean(0)
-    found = [squared.argmin(1) for _, squared in distance_blocks(x_ND - centre_D, y_MD - centre_D, block)]
+    found = [
+        squared.argmin(1) for _, squared in distance_blocks(x_ND - centre_D, y_MD - centre_D, block)
+    ]
     index_N = torch.cat(found)
     return (x_ND - y_MD[index_N]).square().sum(1).sqrt(), index_N

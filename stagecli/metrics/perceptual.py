@@ -57,7 +57,9 @@ class BandVerdict:
     reason: str
 
 
-def band_verdict(name: str, cutoff_hz: float, sample_rate: int, top_hz: float | None = None) -> BandVerdict:
+def band_verdict(
+    name: str, cutoff_hz: float, sample_rate: int, top_hz: float | None = None
+) -> BandVerdict:
     """Can a metric see what super-resolution restored, cutoff_hz up to the Nyquist frequency of sample_rate?
 
     name: in `TOP_HZ`, or any name with `top_hz`, the highest frequency it sees (an encoder's band). A refused
@@ -72,11 +74,15 @@ def band_verdict(name: str, cutoff_hz: float, sample_rate: int, top_hz: float | 
             raise ValueError(f"unknown perceptual metric {name!r}; there are {', '.join(TOP_HZ)}")
         top_hz = TOP_HZ[name]
     if cutoff_hz >= top_hz:
-        return BandVerdict("refused", f"{name} sees up to {top_hz:g} Hz: nothing of the band from {cutoff_hz:g} Hz")
+        return BandVerdict(
+            "refused", f"{name} sees up to {top_hz:g} Hz: nothing of the band from {cutoff_hz:g} Hz"
+        )
     if top_hz < nyquist:
         share = (top_hz - cutoff_hz) / (nyquist - cutoff_hz)
         part = f"{cutoff_hz:g} to {top_hz:g} Hz of {cutoff_hz:g} to {nyquist:g} Hz"
-        return BandVerdict("warned", f"{name} sees {100 * share:.0f} % of the restored band, {part}")
+        return BandVerdict(
+            "warned", f"{name} sees {100 * share:.0f} % of the restored band, {part}"
+        )
     return BandVerdict("seen", f"{name} sees the restored band, {cutoff_hz:g} to {nyquist:g} Hz")
 
 
@@ -97,11 +103,16 @@ def resampled(audio_N: Array, sample_rate: int, target_rate: int) -> Array:
     from scipy.signal import resample_poly
 
     common = math.gcd(sample_rate, target_rate)
-    up, down = target_rate // common, sample_rate // common
-    return np.asarray(resample_poly(audio_N, up, down, window=_resampling_filter(up, down)), dtype=np.float64)
+    up = target_rate // common
+    down = sample_rate // common
+    return np.asarray(
+        resample_poly(audio_N, up, down, window=_resampling_filter(up, down)), dtype=np.float64
+    )
 
 
-def _arrays(reference_N: Tensor, estimate_N: Tensor, sample_rate: int, least_seconds: float) -> tuple[Array, Array]:
+def _arrays(
+    reference_N: Tensor, estimate_N: Tensor, sample_rate: int, least_seconds: float
+) -> tuple[Array, Array]:
     check_pair(reference_N, estimate_N, sample_rate, least_seconds)
     if not bool(torch.any(estimate_N != 0)):
         raise ValueError("the estimate is silent: every sample is zero")
@@ -109,7 +120,9 @@ def _arrays(reference_N: Tensor, estimate_N: Tensor, sample_rate: int, least_sec
     return x, y
 
 
-def pesq(reference_N: Tensor, estimate_N: Tensor, sample_rate: int, mode: Literal["nb", "wb"] = "wb") -> float:
+def pesq(
+    reference_N: Tensor, estimate_N: Tensor, sample_rate: int, mode: Literal["nb", "wb"] = "wb"
+) -> float:
     """PESQ as MOS-LQO, higher is better: "nb" P.862.1 at 8 kHz (at most 4.55), "wb" P.862.2 at 16 kHz (4.64).
 
     reference, estimate: speech [N] at any `sample_rate` Hz, resampled to the mode's rate by `resampled` (a lower
@@ -121,7 +134,9 @@ def pesq(reference_N: Tensor, estimate_N: Tensor, sample_rate: int, mode: Litera
         raise ValueError(f'mode must be "nb" or "wb", got {mode!r}')
     package = _package("pesq")
     rate = 8000 if mode == "nb" else 16000
-    x, y = (resampled(z, sample_rate, rate) for z in _arrays(reference_N, estimate_N, sample_rate, 0.25))
+    x, y = (
+        resampled(z, sample_rate, rate) for z in _arrays(reference_N, estimate_N, sample_rate, 0.25)
+    )
     try:
         return float(package.pesq(rate, x, y, mode))
     except package.PesqError as error:
@@ -130,7 +145,9 @@ def pesq(reference_N: Tensor, estimate_N: Tensor, sample_rate: int, mode: Litera
         raise ValueError(f"PESQ cannot score this pair: {reason}") from error
 
 
-def stoi(reference_N: Tensor, estimate_N: Tensor, sample_rate: int, extended: bool = False) -> float:
+def stoi(
+    reference_N: Tensor, estimate_N: Tensor, sample_rate: int, extended: bool = False
+) -> float:
     """Short-time objective intelligibility (Taal et al., 2011), `extended`: ESTOI (Jensen and Taal, 2016).
 
     reference, estimate: speech [N] at `sample_rate` Hz; the package `pystoi` resamples to 10 kHz (polyphase, as
@@ -145,7 +162,9 @@ def stoi(reference_N: Tensor, estimate_N: Tensor, sample_rate: int, extended: bo
         try:
             return float(package.stoi(x, y, sample_rate, extended=extended))
         except RuntimeWarning as warning:  # pystoi would return 1e-5
-            raise ValueError("STOI needs at least 30 frames (0.4 s) that are not silent") from warning
+            raise ValueError(
+                "STOI needs at least 30 frames (0.4 s) that are not silent"
+            ) from warning
 
 
 @lru_cache(maxsize=2)
@@ -157,7 +176,10 @@ def _visqol_scorer(mode: str) -> Any:
 
 
 def visqol(
-    reference_N: Tensor, estimate_N: Tensor, sample_rate: int, mode: Literal["speech", "audio"] = "audio"
+    reference_N: Tensor,
+    estimate_N: Tensor,
+    sample_rate: int,
+    mode: Literal["speech", "audio"] = "audio",
 ) -> float:
     """ViSQOL v3 as MOS-LQO, higher is better (Chinen et al., 2020): "audio" at 48 kHz (at most 4.75), "speech"
     at 16 kHz (at most 5).
@@ -172,7 +194,9 @@ def visqol(
         raise ValueError(f'mode must be "speech" or "audio", got {mode!r}')
     scorer = _visqol_scorer(mode)
     rate = 16000 if mode == "speech" else 48000
-    x, y = (resampled(z, sample_rate, rate) for z in _arrays(reference_N, estimate_N, sample_rate, 1.0))
+    x, y = (
+        resampled(z, sample_rate, rate) for z in _arrays(reference_N, estimate_N, sample_rate, 1.0)
+    )
     try:
         return float(scorer.measure_from_arrays(x, y, rate).moslqo)
     except (ValueError, IndexError) as error:

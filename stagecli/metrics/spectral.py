@@ -15,7 +15,16 @@ from stagecli.metrics import LSD_PRESETS, LSDPreset
 from stagecli.metrics.checks import checked_pair
 from stagecli.metrics.stft import VALUES_PER_BLOCK, spectra_in_blocks
 
-__all__ = ["LSD_PRESETS", "LSDPreset", "lsd", "lsd_bands", "lsd_stream", "si_sdr", "snr", "split_bin"]
+__all__ = [
+    "LSD_PRESETS",
+    "LSDPreset",
+    "lsd",
+    "lsd_bands",
+    "lsd_stream",
+    "si_sdr",
+    "snr",
+    "split_bin",
+]
 
 _VALUES_PER_BLOCK = VALUES_PER_BLOCK
 _SILENCE = 1e-24  # energy left after removing the mean, relative to before: rounding, not signal
@@ -46,12 +55,18 @@ def split_bin(n_fft: int, sample_rate: int, split_hz: float) -> int:
     bins = n_fft // 2 + 1
     split = int(bins * 2 * split_hz / sample_rate)
     if not 0 < split < bins or 2 * split_hz >= sample_rate:
-        raise ValueError(f"split_hz {split_hz:g} leaves no bins on one side of it at {sample_rate} Hz")
+        raise ValueError(
+            f"split_hz {split_hz:g} leaves no bins on one side of it at {sample_rate} Hz"
+        )
     return split
 
 
 def _band_distances(
-    reference: Tensor, estimate: Tensor, sample_rate: int, split_hz: float | None, preset: str | LSDPreset
+    reference: Tensor,
+    estimate: Tensor,
+    sample_rate: int,
+    split_hz: float | None,
+    preset: str | LSDPreset,
 ) -> list[Tensor]:
     """Mean over frames of sqrt(mean over bins of d^2): of all bins, then (with a split) high, then low."""
     chosen = _preset(preset)
@@ -59,24 +74,34 @@ def _band_distances(
         raise ValueError(f"sample_rate must be positive, got {sample_rate}")
     pair = checked_pair(reference, estimate)
     n_fft, hop = chosen.sizes(sample_rate)
-    samples, half = reference.shape[-1], n_fft // 2
+    samples = reference.shape[-1]
+    half = n_fft // 2
     if samples <= half:
-        raise ValueError(f"{samples} samples are too few for LSD {chosen.name}: more than {half} are needed")
+        raise ValueError(
+            f"{samples} samples are too few for LSD {chosen.name}: more than {half} are needed"
+        )
     bands = [slice(None)]
     if split_hz is not None:
         split = split_bin(n_fft, sample_rate, split_hz)
         bands += [slice(split, None), slice(None, split)]
 
     window = torch.hann_window(n_fft, dtype=torch.float64, device=reference.device)
-    totals, frames = [torch.zeros((), device=reference.device) for _ in bands], 0
-    for x_BFT, y_BFT in spectra_in_blocks(*pair, n_fft, hop, window, chosen.pad_mode, _VALUES_PER_BLOCK):
+    totals = [torch.zeros((), device=reference.device) for _ in bands]
+    frames = 0
+    for x_BFT, y_BFT in spectra_in_blocks(
+        *pair, n_fft, hop, window, chosen.pad_mode, _VALUES_PER_BLOCK
+    ):
         squared_BFT = _difference(x_BFT, y_BFT, chosen).square()
-        totals = [t + squared_BFT[:, b].mean(1).sqrt().sum(1) for t, b in zip(totals, bands, strict=True)]
+        totals = [
+            t + squared_BFT[:, b].mean(1).sqrt().sum(1) for t, b in zip(totals, bands, strict=True)
+        ]
         frames += x_BFT.shape[2]
     return [(total / frames).reshape(reference.shape[:-1]) for total in totals]
 
 
-def lsd(reference: Tensor, estimate: Tensor, sample_rate: int, preset: str | LSDPreset = "nuwave") -> Tensor:
+def lsd(
+    reference: Tensor, estimate: Tensor, sample_rate: int, preset: str | LSDPreset = "nuwave"
+) -> Tensor:
     """Log-spectral distance, log10-power units (times 10 for dB), lower is better.
 
     reference, estimate: [N] or [B, N] at `sample_rate` Hz. Gain counts: LSD(g x, x) = 2 |log10 g| above
@@ -101,7 +126,9 @@ def lsd_bands(
     Raises ValueError as `lsd`, and where one of the bands would be empty.
     """
     names = ("lsd", "lsd_hf", "lsd_lf")
-    return dict(zip(names, _band_distances(reference, estimate, sample_rate, split_hz, preset), strict=True))
+    return dict(
+        zip(names, _band_distances(reference, estimate, sample_rate, split_hz, preset), strict=True)
+    )
 
 
 def lsd_stream(
@@ -122,7 +149,9 @@ def lsd_stream(
             values = _band_distances(reference, estimate, sample_rate, split_hz, preset)
         except ValueError as error:
             raise ValueError(f"pair {place}: {error}") from error
-        yield dict(zip(("lsd", "lsd_hf", "lsd_lf"), (float(value) for value in values), strict=False))
+        yield dict(
+            zip(("lsd", "lsd_hf", "lsd_lf"), (float(value) for value in values), strict=False)
+        )
 
 
 def _decibel(signal: Tensor, noise: Tensor, silent: Tensor) -> Tensor:

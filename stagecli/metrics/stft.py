@@ -32,16 +32,23 @@ def spectra_in_blocks(
     middle of its frame. values: most complex values of one signal at a time, so a clip of any length takes
     bounded memory beside itself. Raises ValueError where the clip is too short to be reflected.
     """
-    samples, half = reference.shape[-1], n_fft // 2
+    samples = reference.shape[-1]
+    half = n_fft // 2
     if samples <= half:
-        raise ValueError(f"{samples} samples are too few for a window of {n_fft}: more than {half} are needed")
-    x_BN, y_BN = (F.pad(z.reshape(-1, samples), (half, half), mode=pad_mode) for z in (reference, estimate))
+        raise ValueError(
+            f"{samples} samples are too few for a window of {n_fft}: more than {half} are needed"
+        )
+    x_BN, y_BN = (
+        F.pad(z.reshape(-1, samples), (half, half), mode=pad_mode) for z in (reference, estimate)
+    )
     frames = 1 + (x_BN.shape[1] - n_fft) // hop
     block = max(1, values // ((half + 1) * x_BN.shape[0]))
     for first in range(0, frames, block):
         part = slice(first * hop, (min(first + block, frames) - 1) * hop + n_fft)
         x_BFT, y_BFT = (
-            torch.stft(z[:, part], n_fft, hop, len(window), window, center=False, return_complex=True)
+            torch.stft(
+                z[:, part], n_fft, hop, len(window), window, center=False, return_complex=True
+            )
             for z in (x_BN, y_BN)
         )
         yield x_BFT, y_BFT
@@ -73,7 +80,9 @@ def _rows(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def spectral_convergence(reference: Tensor, estimate: Tensor, n_fft: int = 2048, hop: int = 512) -> Tensor:
+def spectral_convergence(
+    reference: Tensor, estimate: Tensor, n_fft: int = 2048, hop: int = 512
+) -> Tensor:
     """|| |X| - |Y| ||_F / || |X| ||_F of STFT magnitudes, X the reference; a pure number, lower is better.
 
     reference, estimate: [N] or [B, N]; gives [] or [B], one value per clip (auraloss takes the norms over the

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-MIN_T = 0.3  # the gated output divides by t no smaller than this, or small t would rule the gradient
+MIN_T = (
+    0.3  # the gated output divides by t no smaller than this, or small t would rule the gradient
+)
 
 
 @dataclass
@@ -49,7 +51,9 @@ class Output:
 def sinusoid(value_B: Tensor, width: int, scale: float = 1000.0) -> Tensor:
     """Numbers in [0, 1] -> [B, width] sines and cosines of geometric frequencies."""
     half = width // 2
-    rate = torch.exp(-math.log(10_000.0) * torch.arange(half, device=value_B.device, dtype=torch.float32) / half)
+    rate = torch.exp(
+        -math.log(10_000.0) * torch.arange(half, device=value_B.device, dtype=torch.float32) / half
+    )
     angle = value_B.float()[:, None] * scale * rate
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
@@ -111,7 +115,8 @@ class Attention(nn.Module):
         q, k, v = split(self.q(x_BPD)), split(self.k(source)), split(self.v(source))
         q, k = self.q_norm(q), self.k_norm(k)
         if table is not None:
-            q, k = rotate(q, table), rotate(k, table)
+            q = rotate(q, table)
+            k = rotate(k, table)
         mask = None if mask_BL is None else mask_BL[:, None, None, :]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o(y.transpose(1, 2).flatten(2))
@@ -141,12 +146,18 @@ class Block(nn.Module):
         text_BLD: Tensor | None,
         text_mask_BL: Tensor | None,
     ) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c_BD)).chunk(6, dim=-1)
-        h = self.attention(modulate(self.norm1(x_BPD), shift1, scale1), mask_BL=mask_BP, table=table)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c_BD)).chunk(
+            6, dim=-1
+        )
+        h = self.attention(
+            modulate(self.norm1(x_BPD), shift1, scale1), mask_BL=mask_BP, table=table
+        )
         x_BPD = x_BPD + gate1[:, None] * h
         if self.cross is not None and self.norm_text is not None and text_BLD is not None:
             x_BPD = x_BPD + self.cross(self.norm_text(x_BPD), text_BLD, text_mask_BL)
-        h = self.fc2(F.gelu(self.fc1(modulate(self.norm2(x_BPD), shift2, scale2)), approximate="tanh"))
+        h = self.fc2(
+            F.gelu(self.fc1(modulate(self.norm2(x_BPD), shift2, scale2)), approximate="tanh")
+        )
         return x_BPD + gate2[:, None] * h
 
 
@@ -175,11 +186,18 @@ class DiT(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.channels, self.width, self.heads, self.patch = channels, width, heads, patch
+        self.channels = channels
+        self.width = width
+        self.heads = heads
+        self.patch = patch
         self.activation_checkpointing = activation_checkpointing
         self.input = nn.Linear(channels * patch * (2 if low else 1), width)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-        self.cutoff = nn.Sequential(nn.Linear(512, width), nn.SiLU(), nn.Linear(width, width)) if low else None
+        self.cutoff = (
+            nn.Sequential(nn.Linear(512, width), nn.SiLU(), nn.Linear(width, width))
+            if low
+            else None
+        )
         self.pooled = nn.Linear(width, width) if text else None
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, text) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -215,10 +233,16 @@ class DiT(nn.Module):
         return padded.unflatten(1, (-1, self.patch)).flatten(2)
 
     def forward(
-        self, x_BTC: Tensor, t_B: Tensor, condition: Conditioning, return_hidden: Collection[int] = ()
+        self,
+        x_BTC: Tensor,
+        t_B: Tensor,
+        condition: Conditioning,
+        return_hidden: Collection[int] = (),
     ) -> Output:
         frames = x_BTC.shape[1]
-        if condition.mask_BT is not None:  # a token of several frames may hold padding beside real frames
+        if (
+            condition.mask_BT is not None
+        ):  # a token of several frames may hold padding beside real frames
             x_BTC = x_BTC * condition.mask_BT[..., None]
         c_BD = self.time(sinusoid(t_B, 256).to(x_BTC.dtype))
         if self.cutoff is None:
@@ -229,7 +253,9 @@ class DiT(nn.Module):
         if self.pooled is not None:
             assert condition.text_BLD is not None and condition.text_mask_BL is not None
             weight = condition.text_mask_BL[..., None].to(condition.text_BLD.dtype)
-            c_BD = c_BD + self.pooled((condition.text_BLD * weight).sum(1) / weight.sum(1).clamp_min(1))
+            c_BD = c_BD + self.pooled(
+                (condition.text_BLD * weight).sum(1) / weight.sum(1).clamp_min(1)
+            )
         x_BPD = self.input(torch.cat(inputs, dim=-1))
         mask_BP = None
         if condition.mask_BT is not None:
@@ -252,7 +278,8 @@ class DiT(nn.Module):
     @staticmethod
     def known_and_unknown(x_BTC: Tensor, condition: Conditioning) -> tuple[Tensor, Tensor]:
         """x_t without the band that is known, and the low-resolution frames within it alone."""
-        low_BTC, band_BC = condition.low_BTC, condition.band_BC
+        low_BTC = condition.low_BTC
+        band_BC = condition.band_BC
         assert low_BTC is not None
         assert band_BC is not None
         return x_BTC.masked_fill(band_BC[:, None], 0.0), low_BTC.masked_fill(~band_BC[:, None], 0.0)
@@ -263,7 +290,9 @@ class DiT(nn.Module):
         assert condition.cutoff_B is not None
         assert condition.level_B is not None
         octaves_B = -torch.log2(condition.cutoff_B.clamp(2**-8, 1.0)) / 8
-        return torch.cat([sinusoid(octaves_B, 256), sinusoid((condition.level_B + 1) / 4, 256)], dim=-1)
+        return torch.cat(
+            [sinusoid(octaves_B, 256), sinusoid((condition.level_B + 1) / 4, 256)], dim=-1
+        )
 
     @staticmethod
     def gate(out_BTK: Tensor, x_BTC: Tensor, t_B: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ class EMA:
     """avg <- d avg + (1 - d) w after each step, d = min(decay, (1 + n) / (10 + n)) so that it starts short."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
+        self.decay = decay
+        self.updates = 0
         self.average = {n: p.detach().float().clone() for n, p in network.named_parameters()}
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from stagecli.condition.text import ByteEncoder
+from stagecli.model.byte_encoder import ByteEncoder
 from stagecli.model.dit import Conditioning, DiT, Output
 from stagecli.schema import Recipe
 
@@ -25,7 +25,11 @@ class Network(nn.Module):
         super().__init__()
         width, depth, heads = recipe.model.resolved()
         condition = recipe.condition
-        self.bytes = ByteEncoder(condition.width, condition.depth, width) if condition.text == "bytes" else None
+        self.bytes = (
+            ByteEncoder(condition.width, condition.depth, width)
+            if condition.text == "bytes"
+            else None
+        )
         self.project = nn.Linear(text_width, width) if text_width is not None else None
         self.dit = DiT(
             channels=channels,
@@ -53,7 +57,9 @@ class Network(nn.Module):
             tokens, mask = self.bytes(batch["text_ids"])
             return replace(result, text_BLD=tokens, text_mask_BL=mask)
         if self.project is not None:
-            return replace(result, text_BLD=self.project(batch["text"]), text_mask_BL=batch["text_mask"])
+            return replace(
+                result, text_BLD=self.project(batch["text"]), text_mask_BL=batch["text_mask"]
+            )
         return result
 
     def forward(
@@ -71,7 +77,10 @@ class Network(nn.Module):
         named = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
         decay = [p for n, p in named if p.ndim >= 2 and "embed" not in n]
         rest = [p for n, p in named if p.ndim < 2 or "embed" in n]
-        return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        return [
+            {"params": decay, "weight_decay": weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
 
 
 def count_parameters(module: nn.Module) -> int:

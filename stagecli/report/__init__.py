@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stagecli.curves import number
 from stagecli.errors import StageError
 from stagecli.report import regime as report_regime
+from stagecli.report.curves import number
 
 __all__ = ["RunReport", "read_run"]
 
@@ -27,7 +27,9 @@ DAMAGE_LISTED = 3  # damaged lines named per file; the rest are counted
 
 Row = dict[str, Any]
 # Half a surrogate pair, as a file name that is not UTF-8 leaves it in a message: nothing can print it.
-LONE = re.compile(r"(?<!\\)\\ud(?:[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..\\ud)[c-f]..)", re.IGNORECASE)
+LONE = re.compile(
+    r"(?<!\\)\\ud(?:[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..\\ud)[c-f]..)", re.IGNORECASE
+)
 _DECODE = json.JSONDecoder(parse_constant=lambda _: None).decode  # NaN and Infinity read as null
 
 
@@ -75,7 +77,9 @@ def read_run(path: str | Path) -> RunReport:
     try:
         _read_all(report)
     except OSError as problem:
-        raise StageError(f"cannot read the run `{path}`: {problem}", hint="check its permissions") from None
+        raise StageError(
+            f"cannot read the run `{path}`: {problem}", hint="check its permissions"
+        ) from None
     return report
 
 
@@ -89,7 +93,9 @@ def _read_all(report: RunReport) -> None:
     for row in report.metrics:
         first.setdefault(row["attempt"], row["step"])
     newest = {row["attempt"]: row.get("time") for row in report.metrics}
-    report.last_seen = {attempt: t for attempt, seen in newest.items() if (t := number(seen)) is not None}
+    report.last_seen = {
+        attempt: t for attempt, seen in newest.items() if (t := number(seen)) is not None
+    }
     before = len(report.metrics)
     limits = _limits(report.info, first)
     for name in ("metrics", "bins", "events", "probes"):
@@ -106,12 +112,26 @@ def _not_a_run(path: Path) -> StageError:
     if not path.exists():
         near = []
         if path.parent.is_dir():
-            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()], 1)
-        hint = f"did you mean `{path.parent / near[0]}`?" if near else "runs are made by `stagecli train RECIPE`"
+            near = difflib.get_close_matches(
+                path.name, [p.name for p in path.parent.iterdir() if p.is_dir()], 1
+            )
+        hint = (
+            f"did you mean `{path.parent / near[0]}`?"
+            if near
+            else "runs are made by `stagecli train RECIPE`"
+        )
         return StageError(f"`{path}` does not exist", hint=hint)
-    inside = [p for p in sorted(path.iterdir()) if (p / "run.json").is_file()] if path.is_dir() else []
-    hint = f"name one of the runs in it, such as `{inside[-1]}`" if inside else "give the directory that holds run.json"
-    return StageError(f"`{path}` is not a run directory: it holds neither run.json nor metrics.jsonl", hint=hint)
+    inside = (
+        [p for p in sorted(path.iterdir()) if (p / "run.json").is_file()] if path.is_dir() else []
+    )
+    hint = (
+        f"name one of the runs in it, such as `{inside[-1]}`"
+        if inside
+        else "give the directory that holds run.json"
+    )
+    return StageError(
+        f"`{path}` is not a run directory: it holds neither run.json nor metrics.jsonl", hint=hint
+    )
 
 
 def _read_info(path: Path, damage: list[str]) -> Row:
@@ -121,13 +141,17 @@ def _read_info(path: Path, damage: list[str]) -> Row:
         damage.append("run.json: missing; name, budget and status are unknown")
         return {}
     except json.JSONDecodeError as problem:
-        damage.append(f"run.json:{problem.lineno}: not readable ({problem.msg}); name and status are unknown")
+        damage.append(
+            f"run.json:{problem.lineno}: not readable ({problem.msg}); name and status are unknown"
+        )
         return {}
     if not isinstance(info, dict):
         damage.append("run.json:1: not an object; name, budget and status are unknown")
         return {}
     if info.get("schema") != SCHEMA:
-        damage.append(f"run.json: schema {info.get('schema')}, this version reads {SCHEMA}; showing what it can")
+        damage.append(
+            f"run.json: schema {info.get('schema')}, this version reads {SCHEMA}; showing what it can"
+        )
     return info
 
 
@@ -147,7 +171,9 @@ def _read_rows(path: Path, damage: list[str], *, expected: bool) -> list[Row]:
     except (ValueError, RecursionError):
         pass
     lines = text.split("\n")
-    rows, broken, named = [], 0, 0
+    rows = []
+    broken = 0
+    named = 0
     for index, line in enumerate(lines):
         if not line:
             continue
@@ -161,7 +187,9 @@ def _read_rows(path: Path, damage: list[str], *, expected: bool) -> list[Row]:
                 continue
         broken += 1
         if index == len(lines) - 1:  # no newline at its end
-            damage.append(f"{path.name}:{index + 1}: cut off in the middle of a line; read up to there")
+            damage.append(
+                f"{path.name}:{index + 1}: cut off in the middle of a line; read up to there"
+            )
             named += 1
         elif named < DAMAGE_LISTED:
             damage.append(f"{path.name}:{index + 1}: not a readable row; skipped")
@@ -196,7 +224,9 @@ def _tables(recipe: Path, *names: str) -> list[Row]:
 def attempts(info: Row) -> list[Row]:
     """The attempts that run.json lists; none where it does not."""
     entries = info.get("attempts")
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return (
+        [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    )
 
 
 def _drop_superseded(rows: list[Row], limits: dict[int, int]) -> list[Row]:
@@ -227,6 +257,8 @@ def _read_products(report: RunReport) -> None:
         report.samples.append({"path": str(file.parent.relative_to(report.path)), "count": count})
     for file in sorted(report.path.glob("evals/*.json")):
         try:
-            report.evals.append({"file": f"evals/{file.name}", "document": _DECODE(file.read_text())})
+            report.evals.append(
+                {"file": f"evals/{file.name}", "document": _DECODE(file.read_text())}
+            )
         except ValueError:
             report.damage.append(f"evals/{file.name}: not readable")

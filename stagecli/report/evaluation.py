@@ -7,12 +7,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stagecli.curves import theil_sen
-from stagecli.tracked import LOSS, PREFIX, described, higher_is_better
+from stagecli.metrics.tracked import LOSS, PREFIX, described, higher_is_better
+from stagecli.report.curves import theil_sen
 
 LEAST = 8  # rows before a plateau is spoken of
 STILL = 5  # of them since the last real improvement, at least ...
-STILL_SHARE = 1 / 3  # ... and this share of all: with few rows slow progress could not be told from none
+STILL_SHARE = (
+    1 / 3
+)  # ... and this share of all: with few rows slow progress could not be told from none
 TREND = -1.5  # Kendall's z below which the rows since then still improve
 SCATTERS = 2.0  # an improvement by less than this many standard deviations of the scatter is none
 
@@ -48,12 +50,20 @@ def summary(rows: Sequence[Row], columns: Columns, chosen: str) -> Row | None:
         if values:
             k = min(range(len(values)), key=lambda i: _cost(name, values)[i])
             metrics[name] = {
-                "better": "higher" if higher_is_better(name) else "lower", "first": values[0], "last": values[-1],
-                "last_step": steps[-1], "best": values[k], "best_step": steps[k],
-            }  # fmt: skip
+                "better": "higher" if higher_is_better(name) else "lower",
+                "first": values[0],
+                "last": values[-1],
+                "last_step": steps[-1],
+                "best": values[k],
+                "best_step": steps[k],
+            }
     seconds = columns(PREFIX + "seconds")[1]
-    return {"chosen": chosen, "metrics": metrics, "plateau": plateau(chosen, *columns(chosen)),
-            "seconds": statistics.median(seconds) if seconds else None}  # fmt: skip
+    return {
+        "chosen": chosen,
+        "metrics": metrics,
+        "plateau": plateau(chosen, *columns(chosen)),
+        "seconds": statistics.median(seconds) if seconds else None,
+    }
 
 
 def _cost(name: str, values: Sequence[float]) -> list[float]:
@@ -76,43 +86,68 @@ def plateau(name: str, steps: Sequence[int], values: Sequence[float]) -> Row | N
     that no later one improves on by more than the margin. The rows after it are enough (STILL, STILL_SHARE) and show
     no trend to the better, as slow progress under the noise would.
     """
-    count, costs = len(values), _cost(name, values)
+    count = len(values)
+    costs = _cost(name, values)
     if count < LEAST:
         return None
     margin = SCATTERS * scatter(values[-max(LEAST, count // 2) :])
     lowest = min(costs)
     since = next(i for i in range(count) if costs[i] <= lowest + margin)
     after = count - 1 - since
-    if after < max(STILL, STILL_SHARE * count) or theil_sen(steps[since + 1 :], costs[since + 1 :])[1] < TREND:
+    if (
+        after < max(STILL, STILL_SHARE * count)
+        or theil_sen(steps[since + 1 :], costs[since + 1 :])[1] < TREND
+    ):
         return None
     k = costs.index(lowest)
     return {
-        "since_step": steps[since], "evaluations": after, "margin": margin, "best": values[k], "best_step": steps[k],
-        "last": values[-1], "last_step": steps[-1], "worse": costs[-1] > lowest + margin,
-    }  # fmt: skip
+        "since_step": steps[since],
+        "evaluations": after,
+        "margin": margin,
+        "best": values[k],
+        "best_step": steps[k],
+        "last": values[-1],
+        "last_step": steps[-1],
+        "worse": costs[-1] > lowest + margin,
+    }
 
 
 def sentences(found: Row | None, rate: Sequence[float]) -> list[str]:
     """In words, for the reading; rate: learning rates of the run so far. Advice only: nothing stops by it."""
     if found is None:
         return []
-    chosen, out = found["chosen"], []
+    chosen = found["chosen"]
+    out = []
     one = found["metrics"].get(chosen)
     if one:
         better = f" ({one['better']} is better)"
-        out.append(f"best {chosen}{better} {one['best']:.4g} at step {one['best_step']:,}"
-                   + (", the newest evaluation" if one["best_step"] == one["last_step"] else
-                      f"; {one['last']:.4g} at step {one['last_step']:,}, the newest"))  # fmt: skip
+        out.append(
+            f"best {chosen}{better} {one['best']:.4g} at step {one['best_step']:,}"
+            + (
+                ", the newest evaluation"
+                if one["best_step"] == one["last_step"]
+                else f"; {one['last']:.4g} at step {one['last_step']:,}, the newest"
+            )
+        )
     flat = found["plateau"]
     if flat is None:
         return out
-    by = f"by more than {flat['margin']:.2g} ({SCATTERS:g} x its scatter) " if flat["margin"] else ""
+    by = (
+        f"by more than {flat['margin']:.2g} ({SCATTERS:g} x its scatter) " if flat["margin"] else ""
+    )
     text = f"{chosen} has not improved {by}since step {flat['since_step']:,} ({flat['evaluations']} evaluations)"
     if flat["worse"]:
         text += f" and is worse now than at its best, step {flat['best_step']:,}"
-        return [*out, text + ": more steps promise no better one; `--checkpoint best` is the best of those kept"]
+        return [
+            *out,
+            text
+            + ": more steps promise no better one; `--checkpoint best` is the best of those kept",
+        ]
     share = rate[-1] / max(rate) if rate and max(rate) > 0 else None
     if share is None:
         return [*out, text + ": more steps as they are promise little"]
     text += f", with the learning rate at {100 * share:.0f} % of its highest: "
-    return [*out, text + ("lower it before adding steps" if share > 0.5 else "more steps promise little")]
+    return [
+        *out,
+        text + ("lower it before adding steps" if share > 0.5 else "more steps promise little"),
+    ]

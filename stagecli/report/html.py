@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stagecli.curves import duration, number
 from stagecli.errors import StageError
 from stagecli.report import RunReport, heatmap
 from stagecli.report import regime as report_regime
+from stagecli.report.curves import duration, number
 from stagecli.report.heatmap import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, HeatMap
 from stagecli.report.panels import Line, Panel, event_text, lanes, panels
 from stagecli.report.summary import summary
-from stagecli.report.text import best_text
+from stagecli.report.words import best_text
 
 # -- SVG -------------------------------------------------------------------------------------------
 
@@ -26,7 +26,12 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         wide = len(decades) > 4
-        found = [m * 10.0**d for d in decades for m in ((1,) if wide else (1, 2, 5)) if low <= m * 10.0**d <= high]
+        found = [
+            m * 10.0**d
+            for d in decades
+            for m in ((1,) if wide else (1, 2, 5))
+            if low <= m * 10.0**d <= high
+        ]
         if len(found) >= 3:
             return found
     step = 10.0 ** math.floor(math.log10((high - low) / 4))
@@ -50,14 +55,18 @@ def svg(panel: Panel, x: float = 0, y: float = 0) -> str:
     log = panel.log and min(p[2] for p in points) > 0
     x_low = min(0.0, min(p[0] for p in points))
     x_high = max(x_low + 1, *(p[0] for p in points), *(mark.step for mark in panel.marks))
-    y_low, y_high = min(p[1] for p in points), max(p[1] for p in points)
+    y_low = min(p[1] for p in points)
+    y_high = max(p[1] for p in points)
     if not log:  # from zero where zero is near, so that heights compare
         y_low = min(0.0, y_low) if y_low < 0.5 * y_high else y_low
     if y_high - y_low <= 1e-9 * abs(y_high) or y_high == y_low:
         around = 0.1 * abs(y_high) or 1.0
-        y_low, y_high = y_low - around, y_high + around
+        y_low = y_low - around
+        y_high = y_high + around
     pad = (y_high / y_low) ** 0.06 if log else 0.06 * (y_high - y_low)
-    y_low, y_high = (y_low / pad, y_high * pad) if log else (y_low if y_low == 0 else y_low - pad, y_high + pad)
+    y_low, y_high = (
+        (y_low / pad, y_high * pad) if log else (y_low if y_low == 0 else y_low - pad, y_high + pad)
+    )
     y_low, y_high = panel.bounds or (y_low, y_high)
 
     def px(step: float) -> float:
@@ -65,21 +74,35 @@ def svg(panel: Panel, x: float = 0, y: float = 0) -> str:
 
     def py(value: float) -> float:
         value = min(max(value, y_low), y_high)
-        share = math.log(value / y_low) / math.log(y_high / y_low) if log else (value - y_low) / (y_high - y_low)
+        share = (
+            math.log(value / y_low) / math.log(y_high / y_low)
+            if log
+            else (value - y_low) / (y_high - y_low)
+        )
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
-    out = [f'<svg x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
+    out = [
+        f'<svg x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+    ]
     scale = " (log scale)" if log else ""
-    out.append(f'<text class="title" x="{LEFT}" y="18">{escaping.escape(panel.title)}{scale}</text>')
+    out.append(
+        f'<text class="title" x="{LEFT}" y="18">{escaping.escape(panel.title)}{scale}</text>'
+    )
     for value in ticks(y_low, y_high, log):
         at = py(value)
-        out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        out.append(f'<text class="tick" x="{LEFT - 7}" y="{at + 3.5:.1f}" text-anchor="end">{_short(value)}</text>')
+        out.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        )
+        out.append(
+            f'<text class="tick" x="{LEFT - 7}" y="{at + 3.5:.1f}" text-anchor="end">{_short(value)}</text>'
+        )
     for value in ticks(x_low, x_high, False):
         out.append(
             f'<text class="tick" x="{px(value):.1f}" y="{HEIGHT - 16}" text-anchor="middle">{_short(value)}</text>'
         )
-    out.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">step</text>')
+    out.append(
+        f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">step</text>'
+    )
     out.extend(_marks(panel, px))
     for line in panel.lines:
         out.extend(_draw(line, px, py))
@@ -91,7 +114,9 @@ def _marks(panel: Panel, px: Callable[[float], float]) -> list[str]:
     """Upright lines where something happened."""
     out = []
     for mark in panel.marks:
-        place = f'x1="{px(mark.step):.1f}" x2="{px(mark.step):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
+        place = (
+            f'x1="{px(mark.step):.1f}" x2="{px(mark.step):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
+        )
         out.append(f'<line class="mark" {place}><title>{escaping.escape(mark.text)}</title></line>')
     return out
 
@@ -112,7 +137,9 @@ def _draw(line: Line, px: Any, py: Any) -> list[str]:
     if line.band and len(line.points) > 2:
         top = [f"{px(s):.1f},{py(high):.1f}" for s, _, _, high in line.points]
         base = [f"{px(s):.1f},{py(low):.1f}" for s, _, low, _ in reversed(line.points)]
-        out.append(f'<polygon points="{" ".join(top + base)}" fill="{line.colour}" fill-opacity="0.18"/>')
+        out.append(
+            f'<polygon points="{" ".join(top + base)}" fill="{line.colour}" fill-opacity="0.18"/>'
+        )
     title = f"<title>{escaping.escape(line.label)}</title>"
     path = " ".join(f"{px(s):.1f},{py(v):.1f}" for s, v, _, _ in line.points)
     dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
@@ -121,24 +148,31 @@ def _draw(line: Line, px: Any, py: Any) -> list[str]:
     )
     if len(line.points) < 25:
         for s, v, _, _ in line.points:
-            out.append(f'<circle cx="{px(s):.1f}" cy="{py(v):.1f}" r="2.4" fill="{line.colour}">'
-                       f"<title>{escaping.escape(line.label)}: {v:.5g} at step {s:,.0f}</title></circle>")  # fmt: skip
+            out.append(
+                f'<circle cx="{px(s):.1f}" cy="{py(v):.1f}" r="2.4" fill="{line.colour}">'
+                f"<title>{escaping.escape(line.label)}: {v:.5g} at step {s:,.0f}</title></circle>"
+            )
     return out
 
 
 def legend(panel: Panel, x: float = 0, y: float = 0) -> str:
     """The keys of a panel's curves, as an <svg> element as wide as the panel."""
-    out, at, row = [], float(LEFT), 0
+    out = []
+    at = float(LEFT)
+    row = 0
     for line in panel.lines:
         label = line.label if len(line.label) <= 40 else line.label[:39] + "~"
         length = 34 + 6.6 * len(label)
         if at + length > WIDTH - RIGHT and at > LEFT:
-            at, row = float(LEFT), row + 1
+            at = float(LEFT)
+            row = row + 1
         dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
         middle = 9 + 17 * row
-        out.append(f'<line x1="{at:.0f}" x2="{at + 20:.0f}" y1="{middle}" y2="{middle}" stroke="{line.colour}"'
-                   f' stroke-width="3"{dash}/><text class="tick" x="{at + 25:.0f}" y="{middle + 4}">'
-                   f"{escaping.escape(label)}</text>")  # fmt: skip
+        out.append(
+            f'<line x1="{at:.0f}" x2="{at + 20:.0f}" y1="{middle}" y2="{middle}" stroke="{line.colour}"'
+            f' stroke-width="3"{dash}/><text class="tick" x="{at + 25:.0f}" y="{middle + 4}">'
+            f"{escaping.escape(label)}</text>"
+        )
         at += length
     height = 17 * (row + 1) + 4
     head = f'<svg x="{x:g}" y="{y:g}" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">'
@@ -177,8 +211,13 @@ def html(reports: Sequence[RunReport]) -> str:
         raise StageError("there is no run to draw", hint="name at least one run directory")
     summaries = [summary(report) for report in reports]
     names = ", ".join(report.name for report in reports)
-    style = f"{_PAGE_STYLE}\n{_SVG_STYLE}\n{_LIGHT}\n@media (prefers-color-scheme: dark) {{ {_DARK} }}"
-    body = [f"<h1>{escaping.escape(names)}</h1>", _table(["", *(s["name"] for s in summaries)], _facts(summaries))]
+    style = (
+        f"{_PAGE_STYLE}\n{_SVG_STYLE}\n{_LIGHT}\n@media (prefers-color-scheme: dark) {{ {_DARK} }}"
+    )
+    body = [
+        f"<h1>{escaping.escape(names)}</h1>",
+        _table(["", *(s["name"] for s in summaries)], _facts(summaries)),
+    ]
     body.extend(_regime(summaries))
     for s in summaries:
         for title, lines in (("Reading", s["reading"]), ("Not readable", s["damage"])):
@@ -190,7 +229,9 @@ def html(reports: Sequence[RunReport]) -> str:
     if drawn:
         figures = []
         for p in drawn:
-            figures.append(f'<figure aria-label="{escaping.escape(p.title)}">{"".join(_drawn(p))}</figure>')
+            figures.append(
+                f'<figure aria-label="{escaping.escape(p.title)}">{"".join(_drawn(p))}</figure>'
+            )
         body.append(f'<h2>Curves</h2><div class="panels">{"".join(figures)}</div>')
     events = _events(summaries)
     if events:
@@ -202,7 +243,9 @@ def html(reports: Sequence[RunReport]) -> str:
     body.append(_FOOT)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{style}</style>'
     head += f"<title>{escaping.escape(names)}</title>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+    )
 
 
 def _drawn(panel: Panel | HeatMap, x: float = 0, y: float = 0) -> list[str]:
@@ -229,19 +272,32 @@ def _events(summaries: Sequence[dict[str, Any]]) -> list[list[str]]:
     """run, step, what, evidence: of every event; repeats of the regime's that change nothing are one row."""
     rows = []
     for s in summaries:
-        found = [(e["step"], event_text(e), report_regime.evidence(e.get("evidence")))
-                 for e in s["events"] if e.get("mechanism") != "regime"]  # fmt: skip
+        found = [
+            (e["step"], event_text(e), report_regime.evidence(e.get("evidence")))
+            for e in s["events"]
+            if e.get("mechanism") != "regime"
+        ]
         for e in report_regime.timeline([e for e in s["events"] if e.get("mechanism") == "regime"]):
             reason = f" ({e['reason']})" if e["reason"] else ""
             found.append((e["step"], f"regime: {e['change']}{reason}", e["evidence"]))
-        rows += [[s["name"], f"{step:,}", what, why] for step, what, why in sorted(found, key=lambda e: e[0])]
+        rows += [
+            [s["name"], f"{step:,}", what, why]
+            for step, what, why in sorted(found, key=lambda e: e[0])
+        ]
     return rows
 
 
 def _bin_cells(name: str, b: dict[str, Any]) -> list[str]:
     change = "-" if b["change"] is None else f"{100 * b['change']:+.1f} %"
     share = "-" if b["share"] is None else f"{100 * b['share']:.0f} %"
-    return [name, f"{b['t_low']:.2f}-{b['t_high']:.2f}", _value(b["first"]), _value(b["last"]), change, share]
+    return [
+        name,
+        f"{b['t_low']:.2f}-{b['t_high']:.2f}",
+        _value(b["first"]),
+        _value(b["last"]),
+        change,
+        share,
+    ]
 
 
 def _value(value: float | None) -> str:
@@ -250,18 +306,23 @@ def _value(value: float | None) -> str:
 
 def _facts(summaries: Sequence[dict[str, Any]]) -> list[list[str]]:
     def fact(s: dict[str, Any]) -> dict[str, str]:
-        valid, parameters = s["validation"] or {}, number(s["parameters"])
+        valid = s["validation"] or {}
+        parameters = number(s["parameters"])
         best = f"{_value(valid.get('best'))} at step {valid['best_step']:,}" if valid else "-"
         return {
-            "task": str(s["task"] or "-"), "status": str(s["status"]),
+            "task": str(s["task"] or "-"),
+            "status": str(s["status"]),
             "step": f"{s['step']:,}" + (f" of {s['steps']:,}" if s["steps"] else ""),
             "parameters": "-" if parameters is None else f"{parameters / 1e6:.3g} M",
-            "training loss, last 5 %": _value(s["loss"]["smoothed"]), "best validation loss": best,
+            "training loss, last 5 %": _value(s["loss"]["smoothed"]),
+            "best validation loss": best,
             "best checkpoint": best_text(s["best_checkpoint"]),
             "samples per second": _value(s["speed"]["samples_per_s"]),
-            "trained for": duration(s["time"]["spent_s"]), "attempts": str(max(1, len(s["attempts"]))),
-            "version": str(s["version"] or "-"), "directory": str(s["path"]),
-        }  # fmt: skip
+            "trained for": duration(s["time"]["spent_s"]),
+            "attempts": str(max(1, len(s["attempts"]))),
+            "version": str(s["version"] or "-"),
+            "directory": str(s["path"]),
+        }
 
     facts = [fact(s) for s in summaries]
     return [[key, *(f[key] for f in facts)] for key in facts[0]]
@@ -271,7 +332,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{escaping.escape(c)}</th>" for c in columns)
     lines = ["".join(f"<td>{escaping.escape(str(c))}</td>" for c in row) for row in rows]
     return (
-        f'<div class="scroll"><table><tr>{head}</tr>' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
+        f'<div class="scroll"><table><tr>{head}</tr>'
+        + "".join(f"<tr>{line}</tr>" for line in lines)
+        + "</table></div>"
     )
 
 
@@ -285,10 +348,14 @@ def plot(reports: Sequence[RunReport], path: str | Path) -> Path:
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise StageError(f"cannot plot to `{path}`", hint="end the file name in .svg, .png or .pdf")
     if path.suffix != ".svg" and importlib.util.find_spec("matplotlib") is None:
-        raise StageError(f"writing `{path}` needs matplotlib, which is not installed",
-                         hint="run `pip install 'stagecli[plot]'`, or end the file name in .svg")  # fmt: skip
+        raise StageError(
+            f"writing `{path}` needs matplotlib, which is not installed",
+            hint="run `pip install 'stagecli[plot]'`, or end the file name in .svg",
+        )
     if not drawn:
-        raise StageError("the runs hold no curves yet", hint="wait for the first log interval", exit_code=1)
+        raise StageError(
+            "the runs hold no curves yet", hint="wait for the first log interval", exit_code=1
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".svg":
@@ -296,13 +363,16 @@ def plot(reports: Sequence[RunReport], path: str | Path) -> Path:
         else:
             _matplotlib(drawn, path)
     except OSError as problem:
-        raise StageError(f"cannot write `{path}`: {problem.strerror or problem}", hint="name a writable file") from None
+        raise StageError(
+            f"cannot write `{path}`: {problem.strerror or problem}", hint="name a writable file"
+        ) from None
     return path
 
 
 def _sheet(drawn: Sequence[Panel | HeatMap]) -> str:
     cell_height = HEIGHT + 60
-    width, height = 2 * WIDTH, cell_height * math.ceil(len(drawn) / 2)
+    width = 2 * WIDTH
+    height = cell_height * math.ceil(len(drawn) / 2)
     size = f'width="{width}" height="{height}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {width} {height}">',
@@ -354,7 +424,9 @@ def _curves(axis: Any, panel: Panel) -> None:
     axis.set_title(panel.title, fontsize=10, loc="left")
     axis.set_xlabel("step")
     axis.grid(alpha=0.25)
-    if len(panel.lines) > 1:  # under the axes: inside it would lie on the curves and on the words beside the marks
+    if (
+        len(panel.lines) > 1
+    ):  # under the axes: inside it would lie on the curves and on the words beside the marks
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
         axis.legend(fontsize=7, ncols=min(5, len(panel.lines)), frameon=False, **place)
 
@@ -365,7 +437,13 @@ def _label_marks(axis: Any, panel: Panel) -> None:
     placed = lanes([((mark.step - left) * scale, mark.label) for mark in panel.marks], 500, 6.0)
     for x, at_right, lane, label in placed:
         axis.annotate(
-            label, (left + x / scale, 0.975 - 0.075 * lane), xycoords=axis.get_xaxis_transform(), fontsize=7.5,
-            xytext=(-3 if at_right else 3, 0), textcoords="offset points", va="top",
-            ha="right" if at_right else "left", bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8},
-        )  # fmt: skip
+            label,
+            (left + x / scale, 0.975 - 0.075 * lane),
+            xycoords=axis.get_xaxis_transform(),
+            fontsize=7.5,
+            xytext=(-3 if at_right else 3, 0),
+            textcoords="offset points",
+            va="top",
+            ha="right" if at_right else "left",
+            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8},
+        )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stagecli.curves import number
+from stagecli.report.curves import number
 
 PREFIX = "stage/"
 APART = "regime"

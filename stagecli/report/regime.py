@@ -9,19 +9,49 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stagecli.curves import bar, duration, number, series, thin
-from stagecli.stage.reading import horizon, reading
+from stagecli.report.curves import bar, duration, number, series, thin
+from stagecli.report.reading import horizon, reading
 
 Row = dict[str, Any]
 
 LEVEL = re.compile(r"Dn?_t(\d+(?:\.\d+)?)")
-NUMBERS = ("D", "Dn", "d_ceiling", "d_ref", "tau", "slope", "slope_se", "q", "q_se", "target", "r", "p_rise",
-           "seconds", "seconds_total", "share")  # fmt: skip
+NUMBERS = (
+    "D",
+    "Dn",
+    "d_ceiling",
+    "d_ref",
+    "tau",
+    "slope",
+    "slope_se",
+    "q",
+    "q_se",
+    "target",
+    "r",
+    "p_rise",
+    "seconds",
+    "seconds_total",
+    "share",
+)
 TEXTS = ("stage", "source", "monitor")
-FACTS = ("stage", "r", "target of r", "Dn", "D", "scale of D", "slope of Dn", "q", "clock", "source", "monitor",
-         "probes", "probe time")  # fmt: skip
+FACTS = (
+    "stage",
+    "r",
+    "target of r",
+    "Dn",
+    "D",
+    "scale of D",
+    "slope of Dn",
+    "q",
+    "clock",
+    "source",
+    "monitor",
+    "probes",
+    "probe time",
+)
 RECENT = 6  # probes over which optimiser time per step is taken
-LARGEST_UNIT = 1000  # a slope is given per 1,000 steps, or per 100 or 10 in a run of under 5,000 or 500
+LARGEST_UNIT = (
+    1000  # a slope is given per 1,000 steps, or per 100 or 10 in a run of under 5,000 or 500
+)
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -46,7 +76,9 @@ def in_order(rows: Sequence[Row], damage: list[str]) -> list[Row]:
         out += kept
     if stray:
         rows_ = "1 row" if stray == 1 else f"{stray} rows"
-        damage.append(f"probes.jsonl: {rows_} out of order (the step goes backwards within an attempt); left out")
+        damage.append(
+            f"probes.jsonl: {rows_} out of order (the step goes backwards within an attempt); left out"
+        )
     return [_clean(row) for row in out]
 
 
@@ -100,11 +132,13 @@ def rate(rows: Sequence[Mapping[str, Any]], per: int) -> Row | None:
     that of the last probes: under a falling learning rate a step is worth less.
     """
     last = rows[-1] if rows else {}
-    slope, error = number(last.get("slope")), number(last.get("slope_se"))
+    slope = number(last.get("slope"))
+    error = number(last.get("slope_se"))
     known = [row for row in rows[-RECENT:] if number(row.get("tau")) is not None]
     if slope is None or not known or not known[-1]["step"]:
         return None
-    first, newest = known[0], known[-1]
+    first = known[0]
+    newest = known[-1]
     if newest["step"] > first["step"]:
         pace = (newest["tau"] - first["tau"]) / (newest["step"] - first["step"])
     else:
@@ -121,7 +155,8 @@ def rate_text(found: Row | None) -> str:
     """`-2.1 % ± 0.4 per 1,000 steps`, `-` for None."""
     if found is None:
         return "-"
-    change, error = 100 * found["change"], found["error"]
+    change = 100 * found["change"]
+    error = found["error"]
     give = "" if error is None else f" ± {100 * error:.2g}" if error < 1 else " ± over 100"
     return f"{change:+.2g} %{give} per {found['per_steps']:,} steps"
 
@@ -130,7 +165,12 @@ def rate_text(found: Row | None) -> str:
 
 
 def summary(
-    rows: Sequence[Row], events: Sequence[Row], *, steps: int | None, task: str | None = None, points: int = 60
+    rows: Sequence[Row],
+    events: Sequence[Row],
+    *,
+    steps: int | None,
+    task: str | None = None,
+    points: int = 60,
 ) -> Row | None:
     """The regime of a run, ready for JSON; None without a probe.
 
@@ -144,25 +184,37 @@ def summary(
     newest = good[-1] if good else last
     gaps = [b["step"] - a["step"] for a, b in zip(rows, rows[1:], strict=False)]
     out: Row = {
-        "probes": len(rows), "without_number": len(rows) - len(good),
-        "every": statistics.median(gaps) if gaps else None, "first_step": rows[0]["step"], "last_step": last["step"],
+        "probes": len(rows),
+        "without_number": len(rows) - len(good),
+        "every": statistics.median(gaps) if gaps else None,
+        "first_step": rows[0]["step"],
+        "last_step": last["step"],
         "last_step_with_number": good[-1]["step"] if good else None,
-        "D": newest.get("D"), "Dn": newest.get("Dn"),
-        "by_t": {t: {"D": newest.get(f"D_t{t}"), "Dn": newest.get(f"Dn_t{t}")} for t in levels(rows)},
-        "d_ceiling": newest.get("d_ceiling"), "d_ref": newest.get("d_ref"),
-    }  # fmt: skip
+        "D": newest.get("D"),
+        "Dn": newest.get("Dn"),
+        "by_t": {
+            t: {"D": newest.get(f"D_t{t}"), "Dn": newest.get(f"Dn_t{t}")} for t in levels(rows)
+        },
+        "d_ceiling": newest.get("d_ceiling"),
+        "d_ref": newest.get("d_ref"),
+    }
     for key in ("tau", "slope", "slope_se", "q", "q_se", "target", "r", "p_rise"):
         out[key] = last.get(key)
     for key in ("frozen", "failsafe", "stage", "clock_step", "source", "monitor"):
         out[key] = last.get(key)
     spent = [row["seconds"] for row in rows if row.get("seconds") is not None]
-    total, share = last.get("seconds_total"), last.get("share")
+    total = last.get("seconds_total")
+    share = last.get("share")
     out |= {
         "rate": rate(rows, unit(steps, last["step"])),
-        "seconds": (sum(spent) if spent else None) if total is None else total, "share": share,
-        "stages": spans(rows), "events": [event for event in events if event.get("mechanism") == "regime"],
-        "series": _curves(rows, points), "reading": _words(rows, steps, task), "rows": list(rows),
-    }  # fmt: skip
+        "seconds": (sum(spent) if spent else None) if total is None else total,
+        "share": share,
+        "stages": spans(rows),
+        "events": [event for event in events if event.get("mechanism") == "regime"],
+        "series": _curves(rows, points),
+        "reading": _words(rows, steps, task),
+        "rows": list(rows),
+    }
     return out
 
 
@@ -171,7 +223,9 @@ def spans(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     out: list[Row] = []
     for row in rows:
         if not out or out[-1]["stage"] != row.get("stage"):
-            out.append({"stage": row.get("stage"), "from_step": row["step"], "to_step": row["step"]})
+            out.append(
+                {"stage": row.get("stage"), "from_step": row["step"], "to_step": row["step"]}
+            )
         out[-1]["to_step"] = row["step"]
     return out
 
@@ -183,7 +237,12 @@ def _curves(rows: Sequence[Row], points: int) -> Row:
         steps, values = series(rows, key)
         if values:
             thinned = thin(steps, values, points)
-            out[key] = {"first": values[0], "lowest": min(values), "highest": max(values), "last": values[-1]}
+            out[key] = {
+                "first": values[0],
+                "lowest": min(values),
+                "highest": max(values),
+                "last": values[-1],
+            }
             out[key] |= {"step": [round(p[0]) for p in thinned], "value": [p[1] for p in thinned]}
     return out
 
@@ -203,7 +262,9 @@ def _words(rows: Sequence[Row], steps: int | None, task: Any) -> list[str]:
 def note(asked: bool, status: str) -> str:
     """What to say of a run without a probe; asked: its recipe has a [stage.regime] table."""
     if not asked:
-        return "no regime: this run has no probes; a [stage.regime] table in the recipe turns them on"
+        return (
+            "no regime: this run has no probes; a [stage.regime] table in the recipe turns them on"
+        )
     if status in ("running", "created"):
         return "no probe yet: the first one comes with training"
     return "no regime: the recipe asks for it ([stage.regime]), but the run holds no probe"
@@ -221,10 +282,17 @@ def facts(regime: Row | None, plain: bool = False) -> dict[str, str]:
     g = regime
     since = g["stages"][-1]["from_step"]
     stage = (g["stage"] or "unknown") + (f" since step {since:,}" if len(g["stages"]) > 1 else "")
-    flags = [text for key, text in (("frozen", "frozen: D is rising"), ("failsafe", "on the fail-safe")) if g[key]]
+    flags = [
+        text
+        for key, text in (("frozen", "frozen: D is rising"), ("failsafe", "on the fail-safe"))
+        if g[key]
+    ]
     error = "" if g["q_se"] is None else f" ± {2 * g['q_se']:.2g}"
-    scale = [f"{name} {g[key]:.3g}" for key, name in (("d_ceiling", "ceiling"), ("d_ref", "reference"))
-             if g[key] is not None]  # fmt: skip
+    scale = [
+        f"{name} {g[key]:.3g}"
+        for key, name in (("d_ceiling", "ceiling"), ("d_ref", "reference"))
+        if g[key] is not None
+    ]
     stale = ""
     if g["last_step_with_number"] is not None and g["last_step_with_number"] < g["last_step"]:
         stale = f" at step {g['last_step_with_number']:,}; later probes have no number"
@@ -232,12 +300,20 @@ def facts(regime: Row | None, plain: bool = False) -> dict[str, str]:
     every = "" if g["every"] is None else f", every {g['every']:,.0f} steps"
     clock = "not started" if g["clock_step"] is None else f"started at step {g['clock_step']:,}"
     values = (
-        ", ".join([stage, *flags]), "-" if g["r"] is None else f"{g['r']:.3f} {bar(g['r'], 12, plain)}",
-        "-" if g["target"] is None else f"{g['target']:.2f}", _value(g["Dn"]) + stale, _value(g["D"]),
-        ", ".join(scale) or "-", rate_text(g["rate"]), "-" if g["q"] is None else f"{g['q']:.2f}{error}",
-        clock, g["source"] or "-", g["monitor"] or "-", f"{g['probes']:,}{every}{missing}",
+        ", ".join([stage, *flags]),
+        "-" if g["r"] is None else f"{g['r']:.3f} {bar(g['r'], 12, plain)}",
+        "-" if g["target"] is None else f"{g['target']:.2f}",
+        _value(g["Dn"]) + stale,
+        _value(g["D"]),
+        ", ".join(scale) or "-",
+        rate_text(g["rate"]),
+        "-" if g["q"] is None else f"{g['q']:.2f}{error}",
+        clock,
+        g["source"] or "-",
+        g["monitor"] or "-",
+        f"{g['probes']:,}{every}{missing}",
         cost(g["seconds"], g["share"]),
-    )  # fmt: skip
+    )
     return dict(zip(FACTS, values, strict=True))
 
 
@@ -259,7 +335,8 @@ def timeline(events: Sequence[Row]) -> list[Row]:
     out: list[Row] = []
     last: tuple[Any, Any] | None = None
     for event in events:
-        before, after = event.get("from"), event.get("to")
+        before = event.get("from")
+        after = event.get("to")
         same = before == after
         if same and out and last == (before, after):
             out[-1]["times"] += 1
@@ -267,8 +344,16 @@ def timeline(events: Sequence[Row]) -> list[Row]:
             continue
         last = (before, after)
         change = f"{after or '-'} stays" if same else f"{before or '-'} -> {after or '-'}"
-        out.append({"step": event["step"], "to_step": event["step"], "times": 1, "change": change,
-                    "reason": str(event.get("reason") or ""), "evidence": evidence(event.get("evidence"))})  # fmt: skip
+        out.append(
+            {
+                "step": event["step"],
+                "to_step": event["step"],
+                "times": 1,
+                "change": change,
+                "reason": str(event.get("reason") or ""),
+                "evidence": evidence(event.get("evidence")),
+            }
+        )
     for entry in out:
         if entry["times"] > 1:
             entry["change"] += f" ({entry['times']} times, the last at step {entry['to_step']:,})"
@@ -285,6 +370,8 @@ def evidence(found: Any) -> str:
         if v is None or str(key).endswith("_se"):
             continue
         error = number(found.get(f"{key}_se"))
-        shown = f"{value:,}" if type(value) is int else f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.3g}"
+        shown = (
+            f"{value:,}" if type(value) is int else f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.3g}"
+        )
         parts.append(f"{key} {shown}" + ("" if error is None else f" ± {2 * error:.2g}"))
     return ", ".join(parts)

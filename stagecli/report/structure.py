@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stagecli.curves import number, series, thin
+from stagecli.report.curves import number, series, thin
 
 __all__ = ["facts", "lines", "plot", "reading", "summary"]
 
@@ -13,7 +13,11 @@ Row = dict[str, Any]
 
 PREFIX = "structure_"
 SCORES = ("z", "p", "ari", "change", "contrast", "K")
-CURVES = {"z": "z against the null", "ari": "ARI with the last partition", "change": "relative change of S"}
+CURVES = {
+    "z": "z against the null",
+    "ari": "ARI with the last partition",
+    "change": "relative change of S",
+}
 STATES = {"waiting": "waiting", "active": "the term acts", "stopped": "stopped"}
 SHADES = {True: " .:-=+*#%@", False: " ░▒▓█"}  # by whether only ASCII may be used
 FACTS = ("structure", "groups", "z", "ARI", "change of S", "term on")
@@ -38,7 +42,9 @@ def _labels(value: Any, depth: int | None = None) -> list[int] | None:
     return list(value) if good and depth in (None, len(value)) else None
 
 
-def summary(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], *, points: int = 60) -> Row | None:
+def summary(
+    rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], *, points: int = 60
+) -> Row | None:
     """Structure of a run, ready for JSON; None where no row of its probes holds any.
 
     rows: of probes.jsonl, in order; events: all of the run; points: per curve in "series". "labels" is the newest
@@ -53,16 +59,22 @@ def summary(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any
     S = matrix(newest.get(PREFIX + "S"))
     depth = len(S) if S else None
     out: Row = {
-        "step": newest["step"], "state": str(last[PREFIX + "state"]), "S": S,
-        "labels": _labels(newest.get(PREFIX + "labels"), depth), "groups": _labels(last.get(PREFIX + "groups")),
-    }  # fmt: skip
+        "step": newest["step"],
+        "state": str(last[PREFIX + "state"]),
+        "S": S,
+        "labels": _labels(newest.get(PREFIX + "labels"), depth),
+        "groups": _labels(last.get(PREFIX + "groups")),
+    }
     out |= {name: number(newest.get(PREFIX + name)) for name in SCORES}
     out["series"] = {}
     for name in CURVES:
         steps, values = series(found, PREFIX + name)
         thinned = thin(steps, values, points)
         if thinned:
-            out["series"][name] = {"step": [round(p[0]) for p in thinned], "value": [p[1] for p in thinned]}
+            out["series"][name] = {
+                "step": [round(p[0]) for p in thinned],
+                "value": [p[1] for p in thinned],
+            }
     out["events"] = [dict(event) for event in events if event.get("mechanism") == "structure"]
     out["reading"] = reading(out)
     return out
@@ -99,10 +111,13 @@ def facts(found: Row | None) -> dict[str, str]:
     p = "" if found["p"] is None else f", p {found['p']:.2g}"
     labels = groups_text(found["labels"]) if found["labels"] else "-"
     values = (
-        STATES.get(str(found["state"])) or str(found["state"]), labels,
-        shown("z", ".1f") + p, shown("ari", ".2f"), shown("change", ".3f"),
+        STATES.get(str(found["state"])) or str(found["state"]),
+        labels,
+        shown("z", ".1f") + p,
+        shown("ari", ".2f"),
+        shown("change", ".3f"),
         groups_text(found["groups"]) if found["groups"] else "-",
-    )  # fmt: skip
+    )
     return dict(zip(FACTS, values, strict=True))
 
 
@@ -114,11 +129,13 @@ def lines(found: Row | None, width: int, plain: bool) -> list[str]:
     """
     if found is None or not found["S"]:
         return []
-    S, shades = found["S"], SHADES[plain]
+    S = found["S"]
+    shades = SHADES[plain]
     depth = len(S)
     labels = found["labels"] or [0] * depth
     other = [S[i][j] for i in range(depth) for j in range(depth) if i != j]
-    low, span = min(other), max(other) - min(other)
+    low = min(other)
+    span = max(other) - min(other)
     ends = [k for k in range(1, depth) if labels[k] != labels[k - 1]]
     cell = 2 if 10 + 2 * depth + len(ends) <= width else 1
     if 10 + cell * depth + len(ends) > width:
@@ -129,9 +146,14 @@ def lines(found: Row | None, width: int, plain: bool) -> list[str]:
         return shades[max(0, min(len(shades) - 1, k))] * cell
 
     mark = "\\" if plain else "╲"
-    out = [f"Similarity of the blocks' updates at step {found['step']:,}, {low:.2f} to {low + span:.2f}"]
+    out = [
+        f"Similarity of the blocks' updates at step {found['step']:,}, {low:.2f} to {low + span:.2f}"
+    ]
     for i in range(depth):
-        cells = "".join((" " if j in ends else "") + (mark * cell if i == j else shade(S[i][j])) for j in range(depth))
+        cells = "".join(
+            (" " if j in ends else "") + (mark * cell if i == j else shade(S[i][j]))
+            for j in range(depth)
+        )
         name = letter(labels[i]) if found["labels"] else " "
         out += [""] if i in ends else []
         out.append(f"  {i + 1:>3} {name}  {cells}".rstrip())
@@ -146,29 +168,44 @@ def plot(found: Row | None) -> Row | None:
     """
     if found is None or not found["S"]:
         return None
-    S, labels = found["S"], found["labels"] or []
+    S = found["S"]
+    labels = found["labels"] or []
     other = [S[i][j] for i in range(len(S)) for j in range(len(S)) if i != j]
     return {
-        "matrix": S, "low": min(other), "high": max(other), "labels": labels,
+        "matrix": S,
+        "low": min(other),
+        "high": max(other),
+        "labels": labels,
         "boundaries": [k for k in range(1, len(labels)) if labels[k] != labels[k - 1]],
-        "curves": [{"name": name, "label": CURVES[name], **curve} for name, curve in found["series"].items()],
-        "marks": [{"step": event["step"], "text": f"{event.get('from')} -> {event.get('to')}"}
-                  for event in found["events"] if event.get("from") != event.get("to")],
-    }  # fmt: skip
+        "curves": [
+            {"name": name, "label": CURVES[name], **curve}
+            for name, curve in found["series"].items()
+        ],
+        "marks": [
+            {"step": event["step"], "text": f"{event.get('from')} -> {event.get('to')}"}
+            for event in found["events"]
+            if event.get("from") != event.get("to")
+        ],
+    }
 
 
 def reading(found: Row) -> list[str]:
     """What there is to say of it, in sentences."""
     if not found["labels"]:
         return ["structure: one probe so far; groups need the change between two"]
-    z, out = found["z"], []
+    z = found["z"]
+    out = []
     if z is not None and z < 2:
-        out.append(f"structure: the blocks do not form groups beyond what their distance in depth explains (z {z:.1f})")
+        out.append(
+            f"structure: the blocks do not form groups beyond what their distance in depth explains (z {z:.1f})"
+        )
     elif z is not None:
         out.append(
             f"structure: {len(set(found['labels']))} groups of blocks, {groups_text(found['labels'])} (z {z:.1f})"
         )
     for event in found["events"]:
         if event.get("to") in ("active", "stopped"):
-            out.append(f"structure: {event['to']} since step {event['step']:,}: {event.get('reason')}")
+            out.append(
+                f"structure: {event['to']} since step {event['step']:,}: {event.get('reason')}"
+            )
     return out

@@ -29,7 +29,9 @@ def make_encoder(kind: str, model: str, layer: Layer = -1) -> Encoder:
     Raises StageError: no such kind, model or layer, weights missing, hub out of reach.
     """
     if kind not in KINDS:
-        raise StageError(f"there is no kind {kind!r} of SSL encoder", hint=f"use one of: {', '.join(KINDS)}")
+        raise StageError(
+            f"there is no kind {kind!r} of SSL encoder", hint=f"use one of: {', '.join(KINDS)}"
+        )
     return import_module(KINDS[kind]).load(model, layer)
 
 
@@ -38,14 +40,16 @@ def open_encoder(name: str, layer: Layer | str = -1) -> Encoder:
     kind, _, model = name.partition(":")
     if not model:
         raise StageError(
-            f"encoder {name!r} is not of the form kind:model", hint='such as "bundled:teacher" or "transformers:FOLDER"'
+            f"encoder {name!r} is not of the form kind:model",
+            hint='such as "bundled:teacher" or "transformers:FOLDER"',
         )
     return make_encoder(kind, model, list(layer) if isinstance(layer, tuple) else layer)  # type: ignore[arg-type]
 
 
 def same_checkpoint(name: str, other: str) -> bool:
     """Whether two encoder names (kind:checkpoint) mean the same one; a folder may be spelled in several ways."""
-    (kind, _, one), (other_kind, _, two) = name.partition(":"), other.partition(":")
+    (kind, _, one) = name.partition(":")
+    (other_kind, _, two) = other.partition(":")
     folders = Path(one).expanduser(), Path(two).expanduser()
     if folders[0].is_dir() and folders[1].is_dir():
         return kind == other_kind and folders[0].resolve() == folders[1].resolve()

@@ -37,7 +37,8 @@ class Grid:
     @staticmethod
     def of_convolutions(kernels: Sequence[int], strides: Sequence[int]) -> Grid:
         """Grid of a stack of convolutions without padding (the wav2vec 2.0 waveform encoder)."""
-        first, hop = 1, 1
+        first = 1
+        hop = 1
         for kernel, stride in zip(kernels, strides, strict=True):
             first += (kernel - 1) * hop
             hop *= stride
@@ -51,14 +52,18 @@ def choose_layers(choice: Layer, count: int, name: str) -> tuple[int, ...]:
     final norm, where the network has one. Negative numbers count from the end; "mean" is 1..count.
     Raises StageError where there is no such layer.
     """
-    wanted = [choice] if isinstance(choice, int) else range(1, count + 1) if choice == "mean" else choice
+    wanted = (
+        [choice] if isinstance(choice, int) else range(1, count + 1) if choice == "mean" else choice
+    )
     hint = f'choose from 0 (before the first block) to {count}, -1 for the last, a list to average, or "mean"'
     # bool is an int to Python, but `layer = true` is a slip.
     if isinstance(wanted, str) or not wanted or not all(type(k) is int for k in wanted):
         raise StageError(f"encoder {name}: {choice!r} is not a choice of layers", hint=hint)
     wrong = [k for k in wanted if not -count - 1 <= k <= count]
     if wrong:
-        raise StageError(f"encoder {name} has no layer {wrong[0]}: it has layers 0 to {count}", hint=hint)
+        raise StageError(
+            f"encoder {name} has no layer {wrong[0]}: it has layers 0 to {count}", hint=hint
+        )
     return tuple(sorted({k % (count + 1) for k in wanted}))
 
 
@@ -86,8 +91,12 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network.float().requires_grad_(False)
-        self.name, self.layers, self.grid = name, layers, grid
-        self.sample_rate, self.band, self.dimension = sample_rate, band, dimension
+        self.name = name
+        self.layers = layers
+        self.grid = grid
+        self.sample_rate = sample_rate
+        self.band = band
+        self.dimension = dimension
         # Before a subclass drops the blocks above the highest layer it reads.
         self._fingerprint = weights_hash(network)
         self.train(False)
@@ -134,7 +143,8 @@ class Encoder(nn.Module):
             audio_BN = audio_BN.float()
             if sample_rate is not None and sample_rate != self.sample_rate:
                 audio_BN = torchaudio.functional.resample(audio_BN, sample_rate, self.sample_rate)
-            count, grid = self.frames(audio_BN.shape[1]), self.grid
+            count = self.frames(audio_BN.shape[1])
+            grid = self.grid
             if count == 0:
                 raise StageError(
                     f"audio of {audio_BN.shape[1]} samples at {self.sample_rate} Hz is shorter than the receptive "
@@ -143,7 +153,11 @@ class Encoder(nn.Module):
                 )
             step = grid.chunk or count
             pieces = [
-                self.encode(audio_BN[:, start * grid.hop : start * grid.hop + (grid.window or audio_BN.shape[1])])
+                self.encode(
+                    audio_BN[
+                        :, start * grid.hop : start * grid.hop + (grid.window or audio_BN.shape[1])
+                    ]
+                )
                 for start in range(0, count, step)
             ]
             features_BLD = torch.cat([piece[:, :step] for piece in pieces], dim=1)
@@ -177,4 +191,6 @@ def recorded(blocks: nn.ModuleList, part: int = 0) -> Iterator[dict[int, Tensor]
 
 def average(states: dict[int, Tensor], layers: Sequence[int]) -> Tensor:
     """Mean of the named hidden states, each [B, L, D]."""
-    return states[layers[0]] if len(layers) == 1 else torch.stack([states[k] for k in layers]).mean(0)
+    return (
+        states[layers[0]] if len(layers) == 1 else torch.stack([states[k] for k in layers]).mean(0)
+    )

@@ -35,7 +35,10 @@ class BandMel(nn.Module):
     filters_FC: Tensor
     window: Tensor
 
-    length, hop, n_mels, floor = 1024, 441, 80, 3e-8
+    length = 1024
+    hop = 441
+    n_mels = 80
+    floor = 3e-8
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +86,9 @@ class TeacherNetwork(nn.Module):
 
     STRIDE = 4  # mel frames per feature
 
-    def __init__(self, width: int = 256, depth: int = 6, channels: tuple[int, int, int] = (24, 48, 64)) -> None:
+    def __init__(
+        self, width: int = 256, depth: int = 6, channels: tuple[int, int, int] = (24, 48, 64)
+    ) -> None:
         super().__init__()
         first, second, third = channels
         self.stem = nn.Sequential(
@@ -113,9 +118,12 @@ class AttentionBlock(nn.Module):
     def __init__(self, width: int, heads: int, expansion: int = 4) -> None:
         super().__init__()
         self.heads = heads
-        self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, expansion * width)
+        self.down = nn.Linear(expansion * width, width)
 
     def forward(self, x_BPD: Tensor) -> Tensor:
         """[B, P, D] -> [B, P, D]."""
@@ -142,7 +150,10 @@ def positions(columns: int, rows: int, width: int) -> Tensor:
 class JudgeNetwork(nn.Module):
     """Log-mel [B, T, 80] -> tokens [B, P, D], P = 5 * (T // 4): patches of 40 ms by 16 bands, column by column."""
 
-    STRIDE, BANDS, COLUMNS = 4, 16, 50  # mel frames and bands of a patch; most columns of a pass (2 s)
+    # mel frames and bands of a patch; most columns of a pass (2 s)
+    STRIDE = 4
+    BANDS = 16
+    COLUMNS = 50
     ROWS = BandMel.n_mels // BANDS
 
     places_PD: Tensor
@@ -152,7 +163,9 @@ class JudgeNetwork(nn.Module):
         self.enter = nn.Linear(self.STRIDE * self.BANDS, width)
         self.blocks = nn.ModuleList(AttentionBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.register_buffer("places_PD", positions(self.COLUMNS, self.ROWS, width), persistent=False)
+        self.register_buffer(
+            "places_PD", positions(self.COLUMNS, self.ROWS, width), persistent=False
+        )
 
     def patches(self, mel_BTC: Tensor) -> Tensor:
         """Log-mel [B, T, 80] -> patches [B, P, 64]; frames that do not fill a patch are left out."""
@@ -168,7 +181,10 @@ class JudgeNetwork(nn.Module):
         return self.norm(x_BPD)
 
 
-NETWORKS: dict[str, type[TeacherNetwork | JudgeNetwork]] = {"teacher": TeacherNetwork, "judge": JudgeNetwork}
+NETWORKS: dict[str, type[TeacherNetwork | JudgeNetwork]] = {
+    "teacher": TeacherNetwork,
+    "judge": JudgeNetwork,
+}
 
 
 class BundledEncoder(Encoder):
@@ -178,8 +194,10 @@ class BundledEncoder(Encoder):
     def __init__(self, network: Any, model: str, layer: Layer) -> None:
         name = f"bundled:{model}"
         layers = choose_layers(layer, len(network.blocks), name)
-        first, hop = BandMel.length + (network.STRIDE - 1) * BandMel.hop, network.STRIDE * BandMel.hop
-        columns, rows = getattr(network, "COLUMNS", None), getattr(network, "ROWS", 1)
+        first = BandMel.length + (network.STRIDE - 1) * BandMel.hop
+        hop = network.STRIDE * BandMel.hop
+        columns = getattr(network, "COLUMNS", None)
+        rows = getattr(network, "ROWS", 1)
         super().__init__(
             network,
             name=name,
@@ -189,7 +207,9 @@ class BundledEncoder(Encoder):
             layers=layers,
             grid=Grid(first, hop, columns, columns and first + (columns - 1) * hop),
         )
-        self.mel, self.depth, self.rows = BandMel(), len(network.blocks), rows
+        self.mel = BandMel()
+        self.depth = len(network.blocks)
+        self.rows = rows
         del network.blocks[max(layers[-1], 1) :]
 
     def encode(self, audio_BN: Tensor) -> Tensor:

@@ -39,12 +39,19 @@ class KaldiMel(nn.Module):
         super().__init__()
         from torchaudio.compliance.kaldi import get_mel_banks
 
-        self.length, self.hop = int(sample_rate * 0.025), int(sample_rate * 0.010)
+        self.length = int(sample_rate * 0.025)
+        self.hop = int(sample_rate * 0.010)
         self.n_fft = 1 << (self.length - 1).bit_length()
-        filters_CF, _ = get_mel_banks(n_mels, self.n_fft, float(sample_rate), 20.0, 0.0, 100.0, -500.0, 1.0)
+        filters_CF, _ = get_mel_banks(
+            n_mels, self.n_fft, float(sample_rate), 20.0, 0.0, 100.0, -500.0, 1.0
+        )
         # The bank leaves the Nyquist bin out.
-        self.register_buffer("filters_FC", F.pad(filters_CF, (0, 1)).T.contiguous(), persistent=False)
-        self.register_buffer("window", torch.hann_window(self.length, periodic=False), persistent=False)
+        self.register_buffer(
+            "filters_FC", F.pad(filters_CF, (0, 1)).T.contiguous(), persistent=False
+        )
+        self.register_buffer(
+            "window", torch.hann_window(self.length, periodic=False), persistent=False
+        )
 
     def forward(self, audio_BN: Tensor) -> Tensor:
         """Audio [B, N] -> [B, T, C], T = (N - length) // hop + 1."""
@@ -67,14 +74,19 @@ class LogMel(nn.Module):
 
     def __init__(self, filters_FC: Tensor, *, n_fft: int, hop: int) -> None:
         super().__init__()
-        self.n_fft, self.hop = n_fft, hop
+        self.n_fft = n_fft
+        self.hop = hop
         self.register_buffer("filters_FC", filters_FC.float(), persistent=False)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, audio_BN: Tensor) -> Tensor:
         """Audio [B, N] -> [B, T, C], T = N // hop + 1."""
-        spectrum_BFT = torch.stft(audio_BN, self.n_fft, self.hop, window=self.window, return_complex=True)
-        return (_power(spectrum_BFT).transpose(1, 2) @ self.filters_FC).clamp_min(_POWER_FLOOR).log10()
+        spectrum_BFT = torch.stft(
+            audio_BN, self.n_fft, self.hop, window=self.window, return_complex=True
+        )
+        return (
+            (_power(spectrum_BFT).transpose(1, 2) @ self.filters_FC).clamp_min(_POWER_FLOOR).log10()
+        )
 
 
 def fill(audio_BN: Tensor, samples: int, how: str) -> Tensor:

@@ -41,7 +41,9 @@ def load(model: str, layer: Layer = -1) -> Encoder:
     layer: see `choose_layers`. Raises StageError: folder missing, hub out of reach, unsupported model
     type, no feature extractor, no such layer, weights missing or incomplete.
     """
-    folder = hub.fetch(model, "encoder", pickled=True)  # WavLM and HuBERT are published as .bin only
+    folder = hub.fetch(
+        model, "encoder", pickled=True
+    )  # WavLM and HuBERT are published as .bin only
     plain = hub.read_config(folder, model, "encoder")
     kind = plain.get("model_type")
     if kind not in _FAMILIES:
@@ -81,19 +83,28 @@ def _load_network(folder: Path, source: str, kind: str, plain: dict[str, Any]) -
     class_name = _FAMILIES[kind][0]
     if kind == "clap":
         # A whole CLAP: its audio tower has a config of its own and the same tensor names.
-        plain = {**plain.get("audio_config", {}), "projection_dim": plain.get("projection_dim", 512)}
+        plain = {
+            **plain.get("audio_config", {}),
+            "projection_dim": plain.get("projection_dim", 512),
+        }
     elif kind == "clap_audio_model" and plain.get("architectures") == ["ClapAudioModel"]:
         class_name = "ClapAudioModel"
     model_class = getattr(transformers, class_name)
     config = hub.make_config(model_class, plain, source, "encoder")
     if getattr(config, "add_adapter", False):
-        config.add_adapter = False  # layers after the last block that shorten its output, for speech translation
+        config.add_adapter = (
+            False  # layers after the last block that shorten its output, for speech translation
+        )
 
     def needed(name: str) -> bool:
         # The mask token is used in pre-training only; of Whisper we keep the encoder.
-        return "masked_spec_embed" not in name and (kind != "whisper" or name.startswith("encoder."))
+        return "masked_spec_embed" not in name and (
+            kind != "whisper" or name.startswith("encoder.")
+        )
 
-    model = hub.load_weights(model_class, config, folder, source, "encoder", pickled=True, needed=needed)
+    model = hub.load_weights(
+        model_class, config, folder, source, "encoder", pickled=True, needed=needed
+    )
     if kind == "whisper":
         return model.encoder
     return model.audio_model if class_name == "ClapAudioModelWithProjection" else model
@@ -113,7 +124,9 @@ class _Transformer(Encoder):
     def __init__(self, network: Any, name: str, layer: Layer, **facts: Any) -> None:
         blocks = _blocks(network)
         layers = choose_layers(layer, len(blocks), name)
-        super().__init__(network, name=name, layers=layers, dimension=int(network.config.hidden_size), **facts)
+        super().__init__(
+            network, name=name, layers=layers, dimension=int(network.config.hidden_size), **facts
+        )
         self.depth = len(blocks)
         del blocks[max(layers[-1], 1) :]
 
@@ -151,7 +164,8 @@ class ASTEncoder(_Transformer):
     """
 
     def __init__(self, network: Any, extractor: Any, name: str, layer: Layer) -> None:
-        config, rate = network.config, int(extractor.sampling_rate)
+        config = network.config
+        rate = int(extractor.sampling_rate)
         mel = KaldiMel(sample_rate=rate, n_mels=config.num_mel_bins)
         chunk = (config.max_length - config.patch_size) // config.time_stride + 1
         grid = Grid(
@@ -161,7 +175,9 @@ class ASTEncoder(_Transformer):
             window=mel.length + (config.max_length - 1) * mel.hop,
         )
         super().__init__(network, name, layer, sample_rate=rate, band=rate / 2, grid=grid)
-        self.mel, self.length, self.times = mel, int(config.max_length), chunk
+        self.mel = mel
+        self.length = int(config.max_length)
+        self.times = chunk
         normalised = bool(extractor.do_normalize)
         self.mean = float(extractor.mean) if normalised else 0.0
         self.std = float(extractor.std) if normalised else 0.5
@@ -194,7 +210,9 @@ class WhisperEncoder(_Transformer):
             )
         grid = Grid(first=hop, hop=hop, chunk=chunk, window=chunk * hop)
         # Whisper's filters end at 8 kHz whatever the rate.
-        super().__init__(network, name, layer, sample_rate=rate, band=min(8000.0, rate / 2), grid=grid)
+        super().__init__(
+            network, name, layer, sample_rate=rate, band=min(8000.0, rate / 2), grid=grid
+        )
         filters_FC = torch.from_numpy(extractor.mel_filters)
         self.mel = LogMel(filters_FC, n_fft=int(extractor.n_fft), hop=int(extractor.hop_length))
         self.samples = int(extractor.n_samples)
@@ -217,7 +235,9 @@ class CLAPEncoder(Encoder):
     """
 
     def __init__(self, network: Any, extractor: Any, name: str, layer: Layer) -> None:
-        config, rate, blocks = network.config, int(extractor.sampling_rate), _blocks(network)
+        config = network.config
+        rate = int(extractor.sampling_rate)
+        blocks = _blocks(network)
         layers = choose_layers(layer, len(blocks), name)
         if len(layers) > 1:
             raise StageError(
@@ -244,11 +264,17 @@ class CLAPEncoder(Encoder):
             layers=layers,
             grid=Grid(first=hop, hop=hop, chunk=chunk, window=samples),
         )
-        self.ratio, self.side = ratio, side
+        self.ratio = ratio
+        self.side = side
         fused = extractor.truncation == "fusion"
-        filters_FC = torch.from_numpy(extractor.mel_filters if fused else extractor.mel_filters_slaney)
-        self.mel = LogMel(filters_FC, n_fft=int(extractor.fft_window_size), hop=int(extractor.hop_length))
-        self.samples, self.padding = samples, str(extractor.padding)
+        filters_FC = torch.from_numpy(
+            extractor.mel_filters if fused else extractor.mel_filters_slaney
+        )
+        self.mel = LogMel(
+            filters_FC, n_fft=int(extractor.fft_window_size), hop=int(extractor.hop_length)
+        )
+        self.samples = samples
+        self.padding = str(extractor.padding)
         self.copies = 4 if config.enable_fusion else 1
         self.is_last = layers[0] == len(blocks)
 

@@ -17,7 +17,11 @@ from stagecli.ssl.base import Encoder, Grid, Layer, average, choose_layers, reco
 def bundle_names() -> list[str]:
     """Names of the bundles that are SSL encoders, fine-tuned ones included."""
     names = torchaudio.pipelines.__all__
-    return [n for n in names if isinstance(getattr(torchaudio.pipelines, n), torchaudio.pipelines.Wav2Vec2Bundle)]
+    return [
+        n
+        for n in names
+        if isinstance(getattr(torchaudio.pipelines, n), torchaudio.pipelines.Wav2Vec2Bundle)
+    ]
 
 
 def load(model: str, layer: Layer = -1) -> Encoder:
@@ -29,12 +33,15 @@ def load(model: str, layer: Layer = -1) -> Encoder:
     if model not in names:
         near = difflib.get_close_matches(model.upper(), names, 1) or ["WAV2VEC2_BASE"]
         raise StageError(
-            f"torchaudio has no SSL bundle {model!r}", hint=f"did you mean {near[0]}? Bundles: {', '.join(names)}"
+            f"torchaudio has no SSL bundle {model!r}",
+            hint=f"did you mean {near[0]}? Bundles: {', '.join(names)}",
         )
     bundle = getattr(torchaudio.pipelines, model)
     try:
         network = bundle.get_model()
-    except Exception as error:  # no network, a proxy, a broken file, a read-only cache: all different classes
+    except (
+        Exception
+    ) as error:  # no network, a proxy, a broken file, a read-only cache: all different classes
         raise StageError(
             f"the weights of the torchaudio bundle {model} cannot be had ({reason(error)})",
             hint="copy $TORCH_HOME/hub/checkpoints (by default ~/.cache/torch/hub/checkpoints) from a machine "
@@ -61,9 +68,12 @@ class BundleEncoder(Encoder):
             band=sample_rate / 2,
             dimension=int(network.encoder.transformer.layer_norm.normalized_shape[0]),
             layers=layers,
-            grid=Grid.of_convolutions([c.kernel_size for c in convolutions], [c.stride for c in convolutions]),
+            grid=Grid.of_convolutions(
+                [c.kernel_size for c in convolutions], [c.stride for c in convolutions]
+            ),
         )
-        self.standardised, self.depth = standardised, len(blocks)
+        self.standardised = standardised
+        self.depth = len(blocks)
         del blocks[max(layers[-1], 1) :]
 
     def encode(self, audio_BN: Tensor) -> Tensor:

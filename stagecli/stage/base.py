@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:  # a recipe is checked by this file's users, and that needs no torch
     from torch import Tensor, nn
 
-    from stagecli.objective import Result
+    from stagecli.flow.objective import Result
     from stagecli.stage.densities import TimeDensity
 
 
@@ -140,7 +140,9 @@ class Mechanism:
 
     name = "mechanism"
     probes: ProbeSettings | None = None  # what it wants measured
-    features: FeatureSettings | None = None  # what it wants with every crop; None again when it needs them no more
+    features: FeatureSettings | None = (
+        None  # what it wants with every crop; None again when it needs them no more
+    )
 
     def attach(self, network: nn.Module, feature_width: int | None) -> None:
         """Get to know the network that is trained and D of the features, once, before the first step."""

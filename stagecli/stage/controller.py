@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stagecli.errors import StageError
-from stagecli.objective import Result
+from stagecli.flow.objective import Result
 from stagecli.schema import Recipe
 from stagecli.stage import registry
 from stagecli.stage.base import Event, FeatureSettings, Mechanism, Plan, ProbeSettings, Signals
@@ -25,7 +25,10 @@ class Stages:
     @classmethod
     def of(cls, recipe: Recipe) -> Stages:
         chosen = [name for name in registry.MECHANISMS if name in recipe.stage]
-        mechanisms = {name: registry.load(name)(registry.options(name, recipe.stage[name]), recipe) for name in chosen}
+        mechanisms = {
+            name: registry.load(name)(registry.options(name, recipe.stage[name]), recipe)
+            for name in chosen
+        }
         return cls(mechanisms, base_plan(recipe))
 
     @property
@@ -54,17 +57,25 @@ class Stages:
 
     def loss(self, plan: Plan, result: Result) -> Tensor | None:
         """The sum of what the active mechanisms add, or None."""
-        terms = [term for name in plan.active if (term := self.mechanisms[name].loss(result)) is not None]
+        terms = [
+            term for name in plan.active if (term := self.mechanisms[name].loss(result)) is not None
+        ]
         return sum(terms[1:], terms[0]) if terms else None
 
     def observe(self, signals: Signals) -> list[Event]:
-        return [event for mechanism in self.mechanisms.values() for event in mechanism.observe(signals)]
+        return [
+            event for mechanism in self.mechanisms.values() for event in mechanism.observe(signals)
+        ]
 
     def metrics(self) -> dict[str, float]:
-        return {f"stage/{n}/{k}": v for n, m in self.mechanisms.items() for k, v in m.metrics().items()}
+        return {
+            f"stage/{n}/{k}": v for n, m in self.mechanisms.items() for k, v in m.metrics().items()
+        }
 
     def probe_row(self) -> dict[str, Any]:
-        return {k: v for mechanism in self.mechanisms.values() for k, v in mechanism.probe_row().items()}
+        return {
+            k: v for mechanism in self.mechanisms.values() for k, v in mechanism.probe_row().items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {name: mechanism.state_dict() for name, mechanism in self.mechanisms.items()}

@@ -20,14 +20,18 @@ from torch import Tensor
 if TYPE_CHECKING:
     from stagecli.schema import Objective
 
-T_LOW, T_HIGH = 1e-7, 1 - 2**-23  # t stays here: both are float32 and neither is 0 or 1
+# t stays here: both are float32 and neither is 0 or 1
+T_LOW = 1e-7
+T_HIGH = 1 - 2**-23
 U_EDGE = 1e-12  # u is brought this far from 0 and 1, where quantiles are infinite
 
 
 def per_sample(x: Tensor, name: str) -> Tensor:
     """x, if it has shape [B]. A (B, 1, 1, 1) would multiply a (B,) to (B, 1, 1, B) without a word."""
     if x.ndim != 1:
-        raise ValueError(f"{name} must have shape [B], one number per sample, and has {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have shape [B], one number per sample, and has {tuple(x.shape)}"
+        )
     return x
 
 
@@ -126,7 +130,8 @@ class LogitNormal(TimeDensity):
         return (self._below(self.low + (self.high - self.low) * t) - low) / (high - low)
 
     def log_prob(self, t: Tensor) -> Tensor:
-        (low, high), width = self.mass, self.high - self.low
+        (low, high) = self.mass
+        width = self.high - self.low
         y = self.low + width * t
         z = (torch.logit(y) - self.mean) / self.std
         scale = math.log(width) - math.log(high - low) - math.log(self.std * math.sqrt(2 * math.pi))
@@ -140,7 +145,7 @@ class LogitNormal(TimeDensity):
 
 def plain(objective: Objective) -> TimeDensity:
     """The density of the `[objective]` table."""
-    if objective.timesteps == "uniform" or objective.floor == 1:
+    if objective.density == "uniform" or objective.floor == 1:
         return Uniform()
     normal = LogitNormal(objective.mean, objective.std)
     return Floored(normal, objective.floor) if objective.floor else normal
@@ -173,7 +178,9 @@ class Binned(TimeDensity):
         below = self.base.cdf(edges)
         factors = torch.tensor(self.factors, dtype=torch.float64)
         factors = factors / (below.diff() * factors).sum()
-        cumulated = torch.cat([torch.zeros(1, dtype=torch.float64), (below.diff() * factors).cumsum(0)])
+        cumulated = torch.cat(
+            [torch.zeros(1, dtype=torch.float64), (below.diff() * factors).cumsum(0)]
+        )
         return edges[1:-1].contiguous(), below, cumulated, factors
 
     def ratio(self, t: Tensor) -> Tensor:
@@ -193,7 +200,9 @@ class Binned(TimeDensity):
         _, below, cumulated, factors = self._steps
         bin_ = torch.searchsorted(cumulated[1:-1].contiguous(), u.contiguous(), right=True)
         inside = below[bin_] + (u - cumulated[bin_]) / factors[bin_]
-        return self.base.quantile(torch.minimum(inside, below[bin_ + 1]).clamp(U_EDGE / 1e3, 1 - U_EDGE / 1e3))
+        return self.base.quantile(
+            torch.minimum(inside, below[bin_ + 1]).clamp(U_EDGE / 1e3, 1 - U_EDGE / 1e3)
+        )
 
 
 @dataclass(frozen=True)
@@ -219,11 +228,14 @@ class Floored(TimeDensity):
         result is its own."""
         own = torch.logit(self.density.quantile(u), eps=1e-15)
         other = torch.logit(u)
-        low, high = torch.minimum(own, other), torch.maximum(own, other)  # the two quantiles enclose the mixture's
+        # the two quantiles enclose the mixture's
+        low = torch.minimum(own, other)
+        high = torch.maximum(own, other)
         for _ in range(20):
             middle = (low + high) / 2
             above = self.cdf(torch.sigmoid(middle)) > u
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+            low = torch.where(above, low, middle)
+            high = torch.where(above, middle, high)
         x = (low + high) / 2
         for _ in range(3):
             t = torch.sigmoid(x)
@@ -263,7 +275,9 @@ class Weighted(TimeDensity):
         return _ratio_mean(self.density, self.reference, self.kappa)
 
     def weight(self, t: Tensor) -> Tensor:
-        return (self.kappa * (self.reference.log_prob(t) - self.density.log_prob(t))).exp() / self._scale
+        return (
+            self.kappa * (self.reference.log_prob(t) - self.density.log_prob(t))
+        ).exp() / self._scale
 
 
 # -- weights of the loss by t ----------------------------------------------------------------------
@@ -306,7 +320,9 @@ class ChangeAware:
 
     def __call__(self, t: Tensor) -> Tensor:
         rate = t * (1 - t) / ((1 - t).square() + t.square()).square()
-        return torch.where(t < self.tau, 1 - self.lam + (2 * self.lam - 1) * rate, torch.ones_like(t))
+        return torch.where(
+            t < self.tau, 1 - self.lam + (2 * self.lam - 1) * rate, torch.ones_like(t)
+        )
 
 
 Weight = MinSNR | ChangeAware
@@ -341,7 +357,8 @@ def nodes(breaks: tuple[float, ...] = ()) -> tuple[Tensor, Tensor]:
     cuts = {math.log(b) - math.log1p(-b) for b in breaks if 0 < b < 1}
     edges = np.array(sorted({*np.arange(-32, 32.125, 0.25).tolist(), *cuts}))
     point, width = np.polynomial.legendre.leggauss(8)
-    half, middle = np.diff(edges)[:, None] / 2, (edges[:-1] + edges[1:])[:, None] / 2
+    half = np.diff(edges)[:, None] / 2
+    middle = (edges[:-1] + edges[1:])[:, None] / 2
     x = torch.from_numpy((middle + half * point).ravel())
     t = torch.sigmoid(x)
     return t, torch.from_numpy((half * width).ravel()) * t * torch.sigmoid(-x)
@@ -366,7 +383,9 @@ def _ratio_mean(density: TimeDensity, reference: TimeDensity, kappa: float) -> f
 def mean_weight(density: TimeDensity, weights: tuple[Weight, ...], power: float = 1.0) -> float:
     """E_p[(w(t) product of the weights)^power], w being the density's importance weights."""
     breaks = (*density.breaks, *(b for weight in weights for b in weight.breaks))
-    return integral(lambda t: density.pdf(t) * (density.weight(t) * product(weights, t)).pow(power), breaks)
+    return integral(
+        lambda t: density.pdf(t) * (density.weight(t) * product(weights, t)).pow(power), breaks
+    )
 
 
 def effective_share(density: TimeDensity, weights: tuple[Weight, ...] = ()) -> float:

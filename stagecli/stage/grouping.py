@@ -47,7 +47,9 @@ class Sketch:
         """The map for tensors of `entries` numbers; drawn on the CPU, so that it is the same everywhere."""
         rng = np.random.default_rng(seed)
         order = torch.from_numpy(rng.permutation(entries).astype(np.int32))
-        sign = torch.from_numpy((2 * rng.integers(0, 2, entries, dtype=np.int8) - 1).astype(np.int8))
+        sign = torch.from_numpy(
+            (2 * rng.integers(0, 2, entries, dtype=np.int8) - 1).astype(np.int8)
+        )
         return cls(order.to(device), sign.to(device), width)
 
     @torch.no_grad()
@@ -112,9 +114,15 @@ def partitions(S_NLL: Array, groups: Sequence[int]) -> Labels:
     total[:, 1:, 1:] = (1 - S_NLL).cumsum(1).cumsum(2)
     at = np.arange(L + 1)
     size = at[None, :] - at[:, None]  # of the group from block i up to, not with, block j
-    inner = total[:, at, at][:, None, :] + total[:, at, at][:, :, None] - total - total.transpose(0, 2, 1)
+    inner = (
+        total[:, at, at][:, None, :]
+        + total[:, at, at][:, :, None]
+        - total
+        - total.transpose(0, 2, 1)
+    )
     cost_Nij = np.where(size >= LEAST, inner / np.maximum(size, 1), np.inf)
-    best, starts = cost_Nij[:, 0], [np.zeros((N, L + 1), dtype=np.int64)]
+    best = cost_Nij[:, 0]
+    starts = [np.zeros((N, L + 1), dtype=np.int64)]
     for _ in range(1, max(groups)):
         sums_Nij = best[:, :, None] + cost_Nij
         starts.append(sums_Nij.argmin(1))
@@ -135,7 +143,8 @@ def contrast(S_NLL: Array, labels_NKL: Labels) -> Array:
     i, j = np.triu_indices(L, 1)
     pairs_NP = S_NLL[:, i, j]
     same_NKP = labels_NKL[:, :, i] == labels_NKL[:, :, j]
-    inside, of = (same_NKP * pairs_NP[:, None]).sum(-1), same_NKP.sum(-1)
+    inside = (same_NKP * pairs_NP[:, None]).sum(-1)
+    of = same_NKP.sum(-1)
     outside = pairs_NP.sum(-1)[:, None] - inside
     return inside / np.maximum(of, 1) - outside / np.maximum(len(i) - of, 1)
 
@@ -143,7 +152,8 @@ def contrast(S_NLL: Array, labels_NKL: Labels) -> Array:
 def adjusted_rand(a: Sequence[int] | Labels, b: Sequence[int] | Labels) -> float:
     """Adjusted Rand index of two partitions of the same blocks (Hubert and Arabie 1985): 1 for equal ones, 0 on
     average for partitions that have nothing to do with each other. Two trivial partitions that are equal give 1."""
-    first, second = np.unique(np.asarray(a), return_inverse=True)[1], np.unique(np.asarray(b), return_inverse=True)[1]
+    first = np.unique(np.asarray(a), return_inverse=True)[1]
+    second = np.unique(np.asarray(b), return_inverse=True)[1]
     if len(first) != len(second):
         raise ValueError(f"partitions of {len(first)} and of {len(second)} blocks")
     table = np.zeros((first.max() + 1, second.max() + 1))
@@ -152,9 +162,12 @@ def adjusted_rand(a: Sequence[int] | Labels, b: Sequence[int] | Labels) -> float
     def pairs(n: Array) -> float:
         return float((n * (n - 1) / 2).sum())
 
-    both, one, other = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
+    both = pairs(table)
+    one = pairs(table.sum(1))
+    other = pairs(table.sum(0))
     every = len(first) * (len(first) - 1) / 2
-    expected, most = one * other / every if every else 0.0, (one + other) / 2
+    expected = one * other / every if every else 0.0
+    most = (one + other) / 2
     return 1.0 if most == expected else (both - expected) / (most - expected)
 
 
@@ -163,10 +176,14 @@ def every_partition(depth: int) -> Iterator[Labels]:
     for K in counts(depth):
         for cuts in combinations(range(LEAST, depth - LEAST + 1), K - 1):
             if all(b - a >= LEAST for a, b in zip((0, *cuts), (*cuts, depth), strict=True)):
-                yield np.searchsorted(np.array(cuts), np.arange(depth), side="right").astype(np.int64)
+                yield np.searchsorted(np.array(cuts), np.arange(depth), side="right").astype(
+                    np.int64
+                )
 
 
-def choose(kind: str, depth: int, found: Grouping | None, rng: np.random.Generator) -> tuple[int, ...]:
+def choose(
+    kind: str, depth: int, found: Grouping | None, rng: np.random.Generator
+) -> tuple[int, ...]:
     """Labels that the term is to use: the ones `measured`, or a control: those `shuffled` over the blocks, a `random`
     contiguous partition, or `thirds` of the depth. The first two need `found`."""
     if kind == "thirds":
@@ -174,13 +191,19 @@ def choose(kind: str, depth: int, found: Grouping | None, rng: np.random.Generat
     if kind == "random":
         every = counts(depth)
         K = int(rng.integers(every.start, every.stop))
-        cuts = np.sort(rng.choice(depth - K - 1, K - 1, replace=False)) + 1  # of depth - K, one added to each
-        return tuple(np.searchsorted(cuts + np.arange(1, K), np.arange(depth), side="right").tolist())
+        cuts = (
+            np.sort(rng.choice(depth - K - 1, K - 1, replace=False)) + 1
+        )  # of depth - K, one added to each
+        return tuple(
+            np.searchsorted(cuts + np.arange(1, K), np.arange(depth), side="right").tolist()
+        )
     assert found is not None
     if kind == "measured":
         return found.labels
     shuffles = [rng.permutation(found.labels) for _ in range(16)]
-    return tuple(int(k) for k in min(shuffles, key=lambda labels: adjusted_rand(labels, found.labels)))
+    return tuple(
+        int(k) for k in min(shuffles, key=lambda labels: adjusted_rand(labels, found.labels))
+    )
 
 
 # -- the test --------------------------------------------------------------------------------------
@@ -225,21 +248,30 @@ def group(S_LL: Array, seed: int, draws: int = DRAWS) -> Grouping:
     both = np.concatenate([S_LL[None], surrogates(S_LL, draws, np.random.default_rng(seed))])
     labels = partitions(both, groups)
     value_NK = contrast(both, labels)
-    mean_K, spread_K = value_NK[1:].mean(0), value_NK[1:].std(0)
+    mean_K = value_NK[1:].mean(0)
+    spread_K = value_NK[1:].std(0)
     score_NK = (value_NK - mean_K) / np.maximum(spread_K, 1e-12)
     chosen = int(score_NK[0].argmax())
     top_N = score_NK.max(1)
     spread = float(top_N[1:].std())
     z = float(top_N[0] - top_N[1:].mean()) / spread if spread > 1e-9 else 0.0
     reached = int((top_N[1:] >= top_N[0] - 1e-9).sum())
-    return Grouping(tuple(labels[0, chosen].tolist()), float(value_NK[0, chosen]), z, (1 + reached) / (1 + draws))
+    return Grouping(
+        tuple(labels[0, chosen].tolist()),
+        float(value_NK[0, chosen]),
+        z,
+        (1 + reached) / (1 + draws),
+    )
 
 
 @cache
 def reachable(depth: int, z: float) -> tuple[int, int, float]:
     """How many ideal block structures (1 within groups, 0 between) of this depth reach z in `group`, of how many, and
     the largest z of them. A null over few blocks holds many matrices that have groups by chance."""
-    found = [group((labels[:, None] == labels[None]).astype(float), 0).z for labels in every_partition(depth)]
+    found = [
+        group((labels[:, None] == labels[None]).astype(float), 0).z
+        for labels in every_partition(depth)
+    ]
     return sum(value >= z for value in found), len(found), max(found, default=0.0)
 
 
@@ -265,15 +297,21 @@ def between(moments: Sequence[Tensor], labels: tuple[int, ...]) -> Tensor:
     return torch.stack([(u_GX @ u_GX.detach().T).fill_diagonal_(-1.0) for u_GX in unit])
 
 
-def pull_and_hinge(moments: Sequence[Tensor], labels: tuple[int, ...], ceiling_MGG: Tensor, beta: float) -> Tensor:
+def pull_and_hinge(
+    moments: Sequence[Tensor], labels: tuple[int, ...], ceiling_MGG: Tensor, beta: float
+) -> Tensor:
     """Per type [M]: mean over blocks of 1 - cos(B, its group's mean without gradient), plus beta times the mean over
     pairs of groups of how far their cosine exceeds `ceiling_MGG`."""
     same_LG, mean_GL = membership(labels, moments[0].device)
     apart = []
     for B_LX in moments:
         target_LX = same_LG @ (mean_GL @ B_LX.detach())
-        apart.append((1 - torch.nn.functional.cosine_similarity(B_LX, target_LX, dim=1, eps=1e-12)).mean())
-    past_MGG = torch.relu(between(moments, labels) - ceiling_MGG)  # relu: no gradient at the ceiling itself
+        apart.append(
+            (1 - torch.nn.functional.cosine_similarity(B_LX, target_LX, dim=1, eps=1e-12)).mean()
+        )
+    past_MGG = torch.relu(
+        between(moments, labels) - ceiling_MGG
+    )  # relu: no gradient at the ceiling itself
     G = past_MGG.shape[1]
     past_MGG = past_MGG * (1 - torch.eye(G, device=past_MGG.device))
     return torch.stack(apart) + beta * past_MGG.sum((1, 2)) / max(1, G * (G - 1))

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from stagecli.errors import Problem, StageError
-from stagecli.objective import Result
+from stagecli.flow.objective import Result
 from stagecli.schema import Fraction, Natural, Positive, PositiveReal, Recipe, Table
 from stagecli.ssl import same_checkpoint
 from stagecli.stage.base import Event, FeatureSettings, Mechanism, Plan, Signals
@@ -38,7 +38,9 @@ class GuidanceOptions(Table):
     """SSL encoder whose features guide, as kind:model."""
     layer: int | tuple[int, ...] | Literal["mean"] = -1
     """Layer of the teacher: a number (negative from the end), a list to average, or "mean" of all."""
-    schedule: Literal["regime", "constant", "linear", "cosine", "exponential", "stop", "conflict"] = "regime"
+    schedule: Literal[
+        "regime", "constant", "linear", "cosine", "exponential", "stop", "conflict"
+    ] = "regime"
     """By r (`regime`), never less (`constant`, REPA), by the step, or until a step or a conflict (HASTE)."""
     weight: PositiveReal = 0.5
     """lambda at the start."""
@@ -80,12 +82,16 @@ class GuidanceMechanism(Mechanism):
 
     def __init__(self, options: GuidanceOptions, recipe: Recipe) -> None:
         """Raises StageError: a schedule by r without [stage.regime], or a block that the model does not have."""
-        self.options, self.steps, self.seed = options, recipe.train.steps, recipe.train.seed
+        self.options = options
+        self.steps = recipe.train.steps
+        self.seed = recipe.train.seed
         self.width, self.depth, _ = recipe.model.resolved()
         if options.schedule == "regime" and "regime" not in recipe.stage:
             raise StageError(
                 "guidance that follows r needs [stage.regime], which measures it",
-                problems=[Problem("stage.guidance.schedule", '"regime" without a table [stage.regime]')],
+                problems=[
+                    Problem("stage.guidance.schedule", '"regime" without a table [stage.regime]')
+                ],
                 hint='add [stage.regime] (source = "linear" costs least), or choose another schedule',
             )
         if same_checkpoint(options.teacher, recipe.evaluate.judge):
@@ -108,12 +114,19 @@ class GuidanceMechanism(Mechanism):
         self.precision = PRECISIONS[recipe.train.precision]
         self.projectors: Projectors | None = None
         self.optimizer: torch.optim.Optimizer | None = None
-        self.weight, self.r, self.at = 0.0, 0.0, 0  # of the step that is planned
-        self.row, self.count = 0, 0
+        # of the step that is planned
+        self.weight = 0.0
+        self.r = 0.0
+        self.at = 0
+        self.row = 0
+        self.count = 0
         self.cosine_K: Tensor | None = None  # sums since the last row of metrics
         self.conflict: dict[str, float] = {}  # as last measured
-        self.measuring, self.fresh = False, False
-        self.sums: Tensor | None = None  # of this process's gradient cosines, over all samples and by quarter of t
+        self.measuring = False
+        self.fresh = False
+        self.sums: Tensor | None = (
+            None  # of this process's gradient cosines, over all samples and by quarter of t
+        )
         self.changes: Tensor | None = None  # of the velocity without each block, on this process
         self.chosen: Event | None = None
 
@@ -121,13 +134,16 @@ class GuidanceMechanism(Mechanism):
 
     def attach(self, network: nn.Module, feature_width: int | None) -> None:
         assert feature_width is not None, "guidance without features"
-        self.network, self.feature_width = network, feature_width
+        self.network = network
+        self.feature_width = feature_width
         if self.layers:
             self._make_projectors()
 
     def _make_projectors(self) -> None:
         device = next(self.network.parameters()).device
-        with torch.random.fork_rng(devices=[]):  # the run's own draws stay what they are without guidance
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the run's own draws stay what they are without guidance
             torch.manual_seed(self.seed)
             made = Projectors(len(self.layers), self.width, self.options.hidden, self.feature_width)
         self.projectors = made.to(device)
@@ -147,7 +163,9 @@ class GuidanceMechanism(Mechanism):
         gradients = [average(p.grad) / scale for p in weights if p.grad is not None]
         norm = torch.stack([g.norm() for g in gradients]).norm()
         factor = (1 / norm.clamp_min(1e-6)).clamp_max(1.0)  # clips at a norm of 1
-        for p, g in zip(weights, gradients, strict=True):  # one that overflowed in fp16 is 0, and no GPU has to wait
+        for p, g in zip(
+            weights, gradients, strict=True
+        ):  # one that overflowed in fp16 is 0, and no GPU has to wait
             p.grad = torch.where(norm.isfinite(), g * factor, 0.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -158,7 +176,8 @@ class GuidanceMechanism(Mechanism):
 
     def strength(self, step: int, r: float) -> float:
         """lambda at a step; exactly 0 from the end on."""
-        o, share = self.options, step / (self.options.end * self.steps)
+        o = self.options
+        share = step / (self.options.end * self.steps)
         if self.features is None or (o.ablation and step < o.ablation_start * self.steps):
             return 0.0
         if o.schedule == "regime":
@@ -178,7 +197,8 @@ class GuidanceMechanism(Mechanism):
 
     def plan(self, step: int, plan: Plan) -> Plan:
         self.weight = self.strength(step, plan.r)
-        self.r, self.at = plan.r, step
+        self.r = plan.r
+        self.at = step
         if self.weight == 0:
             return plan
         self.measuring = (step + 1) % self.interval == 0
@@ -218,7 +238,8 @@ class GuidanceMechanism(Mechanism):
         x_NWP = torch.stack(list(hidden)).float().flatten(0, 1).transpose(1, 2)
         x_NWL = F.interpolate(x_NWP, size=target_BLD.shape[1], mode="linear")[..., frames]
         x_KBLW = x_NWL.transpose(1, 2).unflatten(0, (len(hidden), -1))
-        device, dtype = target_BLD.device.type, self.precision
+        device = target_BLD.device.type
+        dtype = self.precision
         with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
             made_KND = self.projectors(x_KBLW.flatten(1, 2))
         made_KBLD = made_KND.float().unflatten(1, x_KBLW.shape[1:3])
@@ -243,7 +264,10 @@ class GuidanceMechanism(Mechanism):
     def _note_conflict(self, sums_2Q: Tensor) -> None:
         """Of all processes, so that all of them decide alike."""
         self.sums = None
-        names = ["gradient_cosine", *(f"gradient_cosine_t{(q + 0.5) / QUARTERS:.3f}" for q in range(QUARTERS))]
+        names = [
+            "gradient_cosine",
+            *(f"gradient_cosine_t{(q + 0.5) / QUARTERS:.3f}" for q in range(QUARTERS)),
+        ]
         rows = zip(names, *sums_2Q.tolist(), strict=True)
         self.conflict = {name: total / count for name, total, count in rows if count > 0}
         self.fresh = "gradient_cosine" in self.conflict
@@ -256,7 +280,9 @@ class GuidanceMechanism(Mechanism):
         for block in blocks:
             handle = block.register_forward_hook(lambda module, args, out: args[0])
             try:
-                without_BTC = self.network(result.x_BTC, result.t_B, result.condition).velocity_BTC.float()
+                without_BTC = self.network(
+                    result.x_BTC, result.t_B, result.condition
+                ).velocity_BTC.float()
             finally:
                 handle.remove()
             found.append((without_BTC - result.velocity_BTC).norm() / result.velocity_BTC.norm())
@@ -265,7 +291,9 @@ class GuidanceMechanism(Mechanism):
     def _choose(self, changes: Tensor) -> None:
         self.changes = None
         by_block = dict(enumerate(changes.tolist(), 1))
-        self.layers = tuple(sorted(sorted(by_block, key=lambda k: -by_block[k])[: self.options.ablation]))
+        self.layers = tuple(
+            sorted(sorted(by_block, key=lambda k: -by_block[k])[: self.options.ablation])
+        )
         self._make_projectors()
         evidence = {f"change without block {k}": v for k, v in by_block.items()}
         reason = f"gate ablation chooses the blocks {', '.join(map(str, self.layers))}"
@@ -274,14 +302,20 @@ class GuidanceMechanism(Mechanism):
     # -- the end ---------------------------------------------------------------------------------
 
     def observe(self, signals: Signals) -> list[Event]:
-        events, self.chosen = ([self.chosen] if self.chosen else []), None
+        events = [self.chosen] if self.chosen else []
+        self.chosen = None
         if self.features is None:
             return events
-        o, share = self.options, signals.step / self.steps
+        o = self.options
+        share = signals.step / self.steps
         reason = None
         if o.schedule == "regime" and signals.probe is not None:
             self.row = self.row + 1 if self.r >= o.end else 0
-            reason = f"r is at least {o.end:g} for {NEEDED} probes in a row" if self.row >= NEEDED else None
+            reason = (
+                f"r is at least {o.end:g} for {NEEDED} probes in a row"
+                if self.row >= NEEDED
+                else None
+            )
         elif o.schedule == "conflict" and self.fresh:
             self.row = self.row + 1 if self.conflict["gradient_cosine"] < o.threshold else 0
             what = f"its gradient has a cosine below {o.threshold:g} with the diffusion gradient"
@@ -298,7 +332,10 @@ class GuidanceMechanism(Mechanism):
     def _free(self) -> None:
         """Nothing of guidance is left in memory or in the loader."""
         self.features = self.projectors = self.optimizer = None
-        self.weight, self.conflict, self.cosine_K, self.count = 0.0, {}, None, 0
+        self.weight = 0.0
+        self.conflict = {}
+        self.cosine_K = None
+        self.count = 0
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -316,7 +353,9 @@ class GuidanceMechanism(Mechanism):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.layers, self.row, self.r = tuple(state["layers"]), state["row"], state["r"]
+        self.layers = tuple(state["layers"])
+        self.row = state["row"]
+        self.r = state["r"]
         if state["ended"]:
             self._free()
             return
@@ -325,7 +364,8 @@ class GuidanceMechanism(Mechanism):
             assert self.projectors is not None and self.optimizer is not None
             self.projectors.load_state_dict(state["projectors"])
             self.optimizer.load_state_dict(state["optimizer"])
-        self.count, self.conflict = state["count"], dict(state["conflict"])
+        self.count = state["count"]
+        self.conflict = dict(state["conflict"])
         device = next(self.network.parameters()).device
         self.cosine_K = None if state["cosines"] is None else state["cosines"].clone().to(device)
 
@@ -335,7 +375,8 @@ class GuidanceMechanism(Mechanism):
             sums = zip(self.layers, self.cosine_K.tolist(), strict=True)
             found |= {f"cosine_block{k}": total / self.count for k, total in sums}
         found |= self.conflict
-        self.cosine_K, self.count = None, 0
+        self.cosine_K = None
+        self.count = 0
         return found
 
 
@@ -356,7 +397,9 @@ class Projectors(nn.Module):
 def _stacked(linears: Sequence[nn.Linear]) -> tuple[nn.Parameter, nn.Parameter]:
     """Weights [K, in, out] and biases [K, 1, out]."""
     weight_KIO = torch.stack([linear.weight.detach().T for linear in linears])
-    return nn.Parameter(weight_KIO), nn.Parameter(torch.stack([linear.bias.detach()[None] for linear in linears]))
+    return nn.Parameter(weight_KIO), nn.Parameter(
+        torch.stack([linear.bias.detach()[None] for linear in linears])
+    )
 
 
 def _gradient_cosines(ours_BN: Tensor, theirs_BN: Tensor, t_B: Tensor) -> Tensor:
@@ -365,4 +408,6 @@ def _gradient_cosines(ours_BN: Tensor, theirs_BN: Tensor, t_B: Tensor) -> Tensor
     guided_B = (ours_BN.norm(dim=1) > 0).double()
     quarter_BQ = F.one_hot((t_B * QUARTERS).long().clamp(0, QUARTERS - 1), QUARTERS).double()
     which_BQ = guided_B[:, None] * F.pad(quarter_BQ, (1, 0), value=1.0)
-    return torch.stack([F.cosine_similarity(ours_BN, theirs_BN, dim=1).double() @ which_BQ, which_BQ.sum(0)])
+    return torch.stack(
+        [F.cosine_similarity(ours_BN, theirs_BN, dim=1).double() @ which_BQ, which_BQ.sum(0)]
+    )

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Fraction, Natural, Positive, Recipe, Table
 from stagecli.stage.base import Event, Mechanism, Plan, ProbeSettings, Signals
-from stagecli.stage.slope import Regime, Settings, linear, replay
+from stagecli.stage.regime_variable import Regime, RegimeSettings, linear, replay
 
 PROBES = 200  # of a run, where the least interval allows
 # Evaluations of a probe that one trained sample pays for, so that probing takes at most 3 % of the time.
@@ -51,7 +51,9 @@ class RegimeOptions(Table):
     def together(self) -> RegimeOptions:
         if (self.source == "replay") != bool(self.replay):
             raise ValueError('source = "replay" and replay = "RUN" belong together')
-        if not self.t or len({f"{t:.2f}" for t in self.t}) < len(self.t):  # rows name them with two decimals
+        if not self.t or len({f"{t:.2f}" for t in self.t}) < len(
+            self.t
+        ):  # rows name them with two decimals
             raise ValueError("t must be a list of noise levels that differ by 0.01 or more")
         return self
 
@@ -64,13 +66,16 @@ class RegimeMechanism(Mechanism):
 
     def __init__(self, options: RegimeOptions, recipe: Recipe) -> None:
         """Raises StageError where the run to replay cannot be read."""
-        steps, self.lr = recipe.train.steps, recipe.train.lr
+        steps = recipe.train.steps
+        self.lr = recipe.train.lr
         evaluations = options.clips * len(options.t)
-        every = options.every or max(steps // PROBES, math.ceil(COST * evaluations / recipe.train.batch_size))
+        every = options.every or max(
+            steps // PROBES, math.ceil(COST * evaluations / recipe.train.batch_size)
+        )
         self.probes = ProbeSettings(
             options.monitor, options.layer, options.clips, options.t, every, options.partial_band
         )
-        self.settings = Settings(
+        self.settings = RegimeSettings(
             steps=steps,
             start=options.start,
             window=options.window,
@@ -85,7 +90,9 @@ class RegimeMechanism(Mechanism):
         steps = self.settings.steps
         schedule = None
         if self.replayed is not None:
-            schedule = replay(self.replayed["rows"], steps=steps, source_steps=self.replayed["steps"])
+            schedule = replay(
+                self.replayed["rows"], steps=steps, source_steps=self.replayed["steps"]
+            )
         elif source == "linear":
             schedule = linear(steps)
         return Regime(self.settings, source=source, schedule=schedule)
@@ -98,7 +105,9 @@ class RegimeMechanism(Mechanism):
         if signals.probe is None:
             return []
         first = self.regime.last_step < 0
-        found = self.regime.observe(signals.step, self.tau, signals.probe.normalised(signals.probe.D))
+        found = self.regime.observe(
+            signals.step, self.tau, signals.probe.normalised(signals.probe.D)
+        )
         events = [Event(self.name, e.before, e.after, e.reason, e.evidence) for e in found]
         return [*self._few(), *events] if first else events
 
@@ -110,14 +119,24 @@ class RegimeMechanism(Mechanism):
             return []
         reason = f"{count} probes in {self.settings.steps} steps are few: r will hardly move before the fail-safe"
         ways = "more steps, or a smaller stage.regime.every or clips"
-        return [Event(self.name, "waiting", "waiting", reason, {"probes": count, "needed": FEW, "ways out": ways})]
+        return [
+            Event(
+                self.name,
+                "waiting",
+                "waiting",
+                reason,
+                {"probes": count, "needed": FEW, "ways out": ways},
+            )
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         return {"tau": self.tau, "replayed": self.replayed, "regime": self.regime.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.tau = state["tau"]
-        if state["replayed"] is not None:  # what the run began with, whatever became of the other run since
+        if (
+            state["replayed"] is not None
+        ):  # what the run began with, whatever became of the other run since
             self.replayed = state["replayed"]
             self.regime = self._make(self.regime.source)
         self.regime.load_state_dict(state["regime"])
@@ -140,7 +159,9 @@ def read_r(run: Path) -> dict[str, Any]:
         lines = (run / "probes.jsonl").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems = [Problem("stage.regime.replay", f"{run}: {error}")]
-        raise StageError("the run to replay cannot be read", problems=problems, hint=hint) from error
+        raise StageError(
+            "the run to replay cannot be read", problems=problems, hint=hint
+        ) from error
     by_step: dict[int, float] = {}
     for number, line in enumerate(lines, 1):
         try:
@@ -150,9 +171,16 @@ def read_r(run: Path) -> dict[str, Any]:
             if number == len(lines):
                 continue  # a run that is being written ends in half a row
             problems = [Problem(f"{run / 'probes.jsonl'}:{number}", str(error))]
-            raise StageError("the run to replay is damaged", problems=problems, hint=hint) from error
+            raise StageError(
+                "the run to replay is damaged", problems=problems, hint=hint
+            ) from error
     if not by_step:
         raise StageError(
-            f"{run} has no probes to replay", problems=[Problem("stage.regime.replay", str(run))], hint=hint
+            f"{run} has no probes to replay",
+            problems=[Problem("stage.regime.replay", str(run))],
+            hint=hint,
         )
-    return {"steps": budget, "rows": [{"step": step, "r": r} for step, r in sorted(by_step.items())]}
+    return {
+        "steps": budget,
+        "rows": [{"step": step, "r": r} for step, r in sorted(by_step.items())],
+    }

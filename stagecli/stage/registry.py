@@ -32,4 +32,6 @@ def unknown(name: str) -> str | None:
     if name in MECHANISMS:
         return None
     near = difflib.get_close_matches(name, MECHANISMS, n=1)
-    return "no such mechanism; " + (f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(MECHANISMS)}")
+    return "no such mechanism; " + (
+        f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(MECHANISMS)}"
+    )

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from stagecli.errors import Problem, StageError
-from stagecli.objective import Result
+from stagecli.flow.objective import Result
 from stagecli.schema import Fraction, Natural, PositiveReal, Recipe, Table
 from stagecli.stage import grouping
 from stagecli.stage.base import Event, Mechanism, Plan, Signals
@@ -93,27 +93,42 @@ class StructureMechanism(Mechanism):
 
     def __init__(self, options: StructureOptions, recipe: Recipe) -> None:
         """Raises StageError: no [stage.regime], no validation, or a depth at which the options can never act."""
-        self.options, self.steps, self.accumulate = options, recipe.train.steps, recipe.train.accumulate
+        self.options = options
+        self.steps = recipe.train.steps
+        self.accumulate = recipe.train.accumulate
         self.depth = recipe.model.resolved()[1]
         _check(options, recipe, self.depth)
-        self.r, self.at = 0.0, 0  # of the step that is planned
+        # of the step that is planned
+        self.r = 0.0
+        self.at = 0
         self.fresh = True  # no term yet in this step
         # measured
-        self.before_MLp: np.ndarray | None = None  # sketches of the averaged weights at the last probe
+        self.before_MLp: np.ndarray | None = (
+            None  # sketches of the averaged weights at the last probe
+        )
         self.recent: list[np.ndarray] = []  # similarities of the last probes
         self.found: Grouping | None = None
         self.S_LL: np.ndarray | None = None
-        self.ari, self.change = math.nan, math.nan
-        self.row, self.probes_seen = 0, 0
+        self.ari = math.nan
+        self.change = math.nan
+        self.row = 0
+        self.probes_seen = 0
         # the term
         self.state = "waiting"
         self.start = 0  # step
         self.labels: tuple[int, ...] = ()
         self.ceiling_MGG: Tensor | None = None  # c0
-        self.level, self.level_norm = 0.0, 0.0  # running mean of the gradient norm, and of 1
-        self.unit, self.reference = 0.0, 0.0  # norm of the bare term's gradient: newest, and at the end of the ramp
+        # running mean of the gradient norm, and of 1
+        self.level = 0.0
+        self.level_norm = 0.0
+        # norm of the bare term's gradient: newest, and at the end of the ramp
+        self.unit = 0.0
+        self.reference = 0.0
         self.values: list[Tensor | float] = [0.0] * len(TYPES)  # of the bare term by type, newest
-        self.best, self.rises, self.valid_step = math.inf, 0, -1  # of the validation loss since the start
+        # of the validation loss since the start
+        self.best = math.inf
+        self.rises = 0
+        self.valid_step = -1
 
     def attach(self, network: nn.Module, feature_width: int | None) -> None:
         """Raises StageError for a network without the blocks' matrices."""
@@ -121,32 +136,42 @@ class StructureMechanism(Mechanism):
         for name, p in network.named_parameters():
             if match := MATRIX.fullmatch(name):
                 named[match[2], int(match[1])] = (name, p)
-        missing = [f"{t} of block {k}" for t in TYPES for k in range(self.depth) if (t, k) not in named]
+        missing = [
+            f"{t} of block {k}" for t in TYPES for k in range(self.depth) if (t, k) not in named
+        ]
         if missing:
-            raise StageError(f"the network has no matrix {missing[0]}: its blocks cannot be grouped")
+            raise StageError(
+                f"the network has no matrix {missing[0]}: its blocks cannot be grouped"
+            )
         self.names = {t: [named[t, k][0] for k in range(self.depth)] for t in TYPES}
         self.matrices = {t: [named[t, k][1] for k in range(self.depth)] for t in TYPES}
         self.device = self.matrices["q"][0].device
         self.sketches: dict[str, Sketch] = {}
         width = self.matrices["q"][0].shape[-1]
         rng = np.random.default_rng(_seed(self.options.seed, 3, width))
-        self.P_DX = torch.from_numpy(rng.standard_normal((width, COLUMNS), dtype=np.float32)).to(self.device)
+        self.P_DX = torch.from_numpy(rng.standard_normal((width, COLUMNS), dtype=np.float32)).to(
+            self.device
+        )
 
     # -- what is measured --------------------------------------------------------------------------
 
     def _measure(self, average: Mapping[str, Tensor]) -> None:
         """Similarity and groups after a probe; average: the averaged weights by name."""
         now_MLp = np.stack([self._sketched(t, average) for t in TYPES])
-        before_MLp, self.before_MLp = self.before_MLp, now_MLp
+        before_MLp = self.before_MLp
+        self.before_MLp = now_MLp
         if before_MLp is None:
             return
         self.probes_seen += 1
         self.recent = [*self.recent, grouping.similarity(now_MLp - before_MLp)][-KEPT:]
-        last_LL, last = self.S_LL, self.found
+        last_LL = self.S_LL
+        last = self.found
         self.S_LL = np.mean(self.recent, axis=0)
         self.found = grouping.group(self.S_LL, seed=_seed(self.options.seed, 1, self.probes_seen))
         self.ari = grouping.adjusted_rand(self.found.labels, last.labels) if last else math.nan
-        self.change = grouping.relative_change(self.S_LL, last_LL) if last_LL is not None else math.nan
+        self.change = (
+            grouping.relative_change(self.S_LL, last_LL) if last_LL is not None else math.nan
+        )
         self.row = self.row + 1 if self._settled() else 0
 
     def _sketched(self, kind: str, average: Mapping[str, Tensor]) -> np.ndarray:
@@ -156,22 +181,32 @@ class StructureMechanism(Mechanism):
             weights = [grouping.traceless_moment(w if kind in READING else w.T) for w in weights]
         if kind not in self.sketches:
             seed = _seed(self.options.seed, 0, TYPES.index(kind))
-            width = min(WIDTHS[self.options.similarity], self.matrices["q"][0].numel())  # of tiny models exact
+            width = min(
+                WIDTHS[self.options.similarity], self.matrices["q"][0].numel()
+            )  # of tiny models exact
             self.sketches[kind] = Sketch.make(weights[0].numel(), width, seed, weights[0].device)
         return torch.stack([self.sketches[kind](w) for w in weights]).cpu().double().numpy()
 
     def _settled(self) -> bool:
         """The four conditions at one probe; S must be over all the probes that it is the mean of."""
-        o, found = self.options, self.found
+        o = self.options
+        found = self.found
         full = found is not None and len(self.recent) == KEPT
         return bool(
-            full and self.ari >= SAME and self.change <= o.change and found and found.z >= o.z and self.r >= o.r
+            full
+            and self.ari >= SAME
+            and self.change <= o.change
+            and found
+            and found.z >= o.z
+            and self.r >= o.r
         )
 
     # -- when it acts ------------------------------------------------------------------------------
 
     def plan(self, step: int, plan: Plan) -> Plan:
-        self.r, self.at, self.fresh = plan.r, step, True
+        self.r = plan.r
+        self.at = step
+        self.fresh = True
         return replace(plan, active=(*plan.active, self.name)) if self._ramp(step) > 0 else plan
 
     def observe(self, signals: Signals) -> list[Event]:
@@ -190,11 +225,21 @@ class StructureMechanism(Mechanism):
 
     def _few(self) -> list[Event]:
         """What a model is told in which some groups could not pass the test, after the first measurement."""
-        count, every, most = grouping.reachable(self.depth, self.options.z) if self.depth < SURE else (1, 1, 0.0)
+        count, every, most = (
+            grouping.reachable(self.depth, self.options.z) if self.depth < SURE else (1, 1, 0.0)
+        )
         if count == every or self.options.when != "converged":
             return []
         reason = f"{self.depth} blocks are few: only {count} of their {every} partitions could pass the test"
-        return [Event(self.name, "waiting", "waiting", reason, {"z needed": self.options.z, "largest z": most})]
+        return [
+            Event(
+                self.name,
+                "waiting",
+                "waiting",
+                reason,
+                {"z needed": self.options.z, "largest z": most},
+            )
+        ]
 
     def _reason(self, step: int) -> str:
         """Why the term begins after this step; empty: it does not."""
@@ -209,12 +254,18 @@ class StructureMechanism(Mechanism):
 
     def _activate(self, signals: Signals, reason: str) -> Event:
         self.labels = self._choose()
-        self.state, self.start = "active", signals.step
+        self.state = "active"
+        self.start = signals.step
         with torch.no_grad():
             self.ceiling_MGG = grouping.between(self._moments(EVERY_TYPE), self.labels)
         if signals.valid is not None and math.isfinite(signals.valid[1]):
             self.valid_step, self.best = signals.valid
-        evidence = {**self._scores(), "r": self.r, "groups": list(self.labels), "kind": self.options.groups}
+        evidence = {
+            **self._scores(),
+            "r": self.r,
+            "groups": list(self.labels),
+            "kind": self.options.groups,
+        }
         return Event(self.name, "waiting", "active", reason, evidence)
 
     def _choose(self) -> tuple[int, ...]:
@@ -232,8 +283,15 @@ class StructureMechanism(Mechanism):
         if self.rises < NEEDED:
             return []
         what = f"the validation loss is over {100 * RISE:g} % above its best since the start, {NEEDED} times in a row"
-        found = {"valid loss": loss, "best": self.best, "coefficient": self.coefficient(self.at), "since": self.start}
-        self.state, self.values, self.ceiling_MGG = "stopped", [0.0] * len(TYPES), None
+        found = {
+            "valid loss": loss,
+            "best": self.best,
+            "coefficient": self.coefficient(self.at),
+            "since": self.start,
+        }
+        self.state = "stopped"
+        self.values = [0.0] * len(TYPES)
+        self.ceiling_MGG = None
         return [Event(self.name, "active", "stopped", what, found)]
 
     # -- the term ----------------------------------------------------------------------------------
@@ -250,7 +308,8 @@ class StructureMechanism(Mechanism):
         the newest one. 0 where that gradient vanishes."""
         if min(self.unit, self.reference) <= 0 or self.level_norm == 0:
             return 0.0
-        o, level = self.options, self.level / self.level_norm
+        o = self.options
+        level = self.level / self.level_norm
         return min(self._ramp(step) * o.share * level / self.reference, o.cap * level / self.unit)
 
     def loss(self, result: Result) -> Tensor | None:
@@ -265,7 +324,9 @@ class StructureMechanism(Mechanism):
             if since % CHECK == 0:
                 self._remember_gradient()
             part = self._by_type(slice(turn, turn + 1)).sum()
-        self.values[turn] = part.detach()  # a number only when a row asks: a GPU is not to wait every step
+        self.values[turn] = (
+            part.detach()
+        )  # a number only when a row asks: a GPU is not to wait every step
         return self.accumulate * EVERY * self.coefficient(self.at) * part
 
     def term(self) -> Tensor:
@@ -275,7 +336,9 @@ class StructureMechanism(Mechanism):
     def _by_type(self, types: slice) -> Tensor:
         """The bare term of some of TYPES, [M]."""
         assert self.ceiling_MGG is not None
-        return grouping.pull_and_hinge(self._moments(types), self.labels, self.ceiling_MGG[types], BETA)
+        return grouping.pull_and_hinge(
+            self._moments(types), self.labels, self.ceiling_MGG[types], BETA
+        )
 
     def _moments(self, types: slice) -> list[Tensor]:
         """Per type the sketched second moments [L, D * 64] of every block."""
@@ -306,7 +369,9 @@ class StructureMechanism(Mechanism):
             "before": packed(self.before_MLp),
             "recent": [packed(S) for S in self.recent],
             "S": packed(self.S_LL),
-            "found": None if found is None else [list(found.labels), found.contrast, found.z, found.p],
+            "found": None
+            if found is None
+            else [list(found.labels), found.contrast, found.z, found.p],
             "ceiling": self.ceiling_MGG,
             "labels": list(self.labels),
             **{name: getattr(self, name) for name in PLAIN},
@@ -317,14 +382,21 @@ class StructureMechanism(Mechanism):
         """Raises StageError for the state of a network of another depth."""
         S = state["S"]
         if S is not None and len(S) != self.depth:
-            raise StageError(f"the checkpoint's groups are of {len(S)} blocks, the model has {self.depth}")
+            raise StageError(
+                f"the checkpoint's groups are of {len(S)} blocks, the model has {self.depth}"
+            )
         self.before_MLp = None if state["before"] is None else state["before"].numpy().copy()
         self.recent = [part.numpy().copy() for part in state["recent"]]
         self.S_LL = None if S is None else S.numpy().copy()
         found = state["found"]
-        self.found = None if found is None else Grouping(tuple(found[0]), found[1], found[2], found[3])
-        self.ceiling_MGG = None if state["ceiling"] is None else state["ceiling"].clone().to(self.device)
-        self.labels, self.values = tuple(state["labels"]), list(state["values"])
+        self.found = (
+            None if found is None else Grouping(tuple(found[0]), found[1], found[2], found[3])
+        )
+        self.ceiling_MGG = (
+            None if state["ceiling"] is None else state["ceiling"].clone().to(self.device)
+        )
+        self.labels = tuple(state["labels"])
+        self.values = list(state["values"])
         for name in PLAIN:
             setattr(self, name, state[name])
 
@@ -333,7 +405,8 @@ class StructureMechanism(Mechanism):
         last measured, over the running gradient norm."""
         c = self.coefficient(self.at) if self.state == "active" else 0.0
         ratio = c * self.unit * self.level_norm / self.level if self.level else 0.0
-        active, value = float(self.state == "active"), sum(map(float, self.values)) / len(TYPES)
+        active = float(self.state == "active")
+        value = sum(map(float, self.values)) / len(TYPES)
         return {"active": active, "coefficient": c, "value": value, "gradient_ratio": ratio}
 
     def _scores(self) -> dict[str, Any]:
@@ -349,18 +422,37 @@ class StructureMechanism(Mechanism):
 
     def probe_row(self) -> dict[str, Any]:
         """Names begin with `structure_`; None, or NaN, where two probes are needed and one has been."""
-        S = None if self.S_LL is None else [[round(v, 4) for v in line] for line in self.S_LL.tolist()]
+        S = (
+            None
+            if self.S_LL is None
+            else [[round(v, 4) for v in line] for line in self.S_LL.tolist()]
+        )
         labels = None if self.found is None else list(self.found.labels)
-        scores = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in self._scores().items()}
+        scores = {
+            k: None if isinstance(v, float) and math.isnan(v) else v
+            for k, v in self._scores().items()
+        }
         row = {**scores, "row": self.row, "state": self.state, "active": self.state == "active"}
         row |= {"S": S, "labels": labels, "groups": list(self.labels) or None}
         return {f"structure_{name}": value for name, value in row.items()}
 
 
 PLAIN = (
-    "r", "ari", "change", "row", "probes_seen", "state", "start", "level", "level_norm", "unit", "reference", "best",
-    "rises", "valid_step",
-)  # fmt: skip
+    "r",
+    "ari",
+    "change",
+    "row",
+    "probes_seen",
+    "state",
+    "start",
+    "level",
+    "level_norm",
+    "unit",
+    "reference",
+    "best",
+    "rises",
+    "valid_step",
+)
 
 
 def _seed(*numbers: int) -> int:
@@ -394,6 +486,11 @@ def _check(options: StructureOptions, recipe: Recipe, depth: int) -> None:
             raise StageError(
                 f"{depth} blocks are too few to tell groups from chance: none of their {every} partitions gets past "
                 f"z = {most:.1f} against the Toeplitz null, and {options.z:g} is asked for: the term would never act",
-                problems=[Problem("model.depth", f"{depth}; from 8 on some partitions reach z = 4, from 12 on all")],
+                problems=[
+                    Problem(
+                        "model.depth",
+                        f"{depth}; from 8 on some partitions reach z = 4, from 12 on all",
+                    )
+                ],
                 hint='use a deeper model, or when = "step" or "always", which do not claim that groups were found',
             )

@@ -17,18 +17,37 @@ from stagecli.errors import Problem, StageError
 from stagecli.schema import Fraction, Positive, PositiveReal, Recipe, Table
 from stagecli.stage import densities
 from stagecli.stage.base import Event, Mechanism, Plan, Signals
-from stagecli.stage.densities import Binned, Floored, LogitLogistic, LogitNormal, TimeDensity, Uniform, Weighted
+from stagecli.stage.densities import (
+    Binned,
+    Floored,
+    LogitLogistic,
+    LogitNormal,
+    TimeDensity,
+    Uniform,
+    Weighted,
+)
 
 KEPT = 1024  # t of the last steps that the quantiles are taken of, at least one step's
-FAST, SLOW = 128, 1024  # half-lives in samples of the two averages of a bin's loss
+# half-lives in samples of the two averages of a bin's loss
+FAST = 128
+SLOW = 1024
 LEAST_FALL = 1e-4  # mean relative fall of the loss under which no bin is preferred
 
 Kind = Literal[
-    "adaptive", "uniform", "logit-normal", "truncated-logit-normal", "log-snr-normal", "shift", "speed", "curriculum",
+    "adaptive",
+    "uniform",
+    "logit-normal",
+    "truncated-logit-normal",
+    "log-snr-normal",
+    "shift",
+    "speed",
+    "curriculum",
     "loss-second-moment",
-]  # fmt: skip
+]
 Width = Annotated[float, Field(ge=0.05)]
-LOGISTIC = 0.61  # scale of the logit-logistic that is nearest to logit-normal(0, 1): total variation 0.033
+LOGISTIC = (
+    0.61  # scale of the logit-logistic that is nearest to logit-normal(0, 1): total variation 0.033
+)
 
 
 class TimestepsOptions(Table):
@@ -88,12 +107,16 @@ class TimestepsOptions(Table):
         if self.kind != "adaptive" and (self.kappa or self.follow_loss):
             raise ValueError(f'kappa and follow_loss are for kind = "adaptive", not {self.kind!r}')
         if self.kappa and not self.floor:
-            raise ValueError("kappa needs a floor above 0: without one the importance weights have no bound")
+            raise ValueError(
+                "kappa needs a floor above 0: without one the importance weights have no bound"
+            )
         if self.low >= self.high:
             raise ValueError("low must be below high")
         low, high = LogitNormal(self.mean, self.std, self.low, self.high).mass
         if self.kind == "truncated-logit-normal" and high - low < 1e-4:
-            raise ValueError(f"hardly anything of the logit-normal density ({high - low:.1g}) is between low and high")
+            raise ValueError(
+                f"hardly anything of the logit-normal density ({high - low:.1g}) is between low and high"
+            )
         return self
 
 
@@ -142,7 +165,9 @@ class LossFall:
     def add(self, t_B: Tensor, loss_B: Tensor) -> None:
         """t and unweighted loss of the global batch."""
         count, mean = _by_bin(self.inner, t_B, loss_B)
-        keep = 0.5 ** (count / torch.tensor([[FAST], [SLOW]], dtype=torch.float64))  # 1 where a bin has no sample
+        keep = 0.5 ** (
+            count / torch.tensor([[FAST], [SLOW]], dtype=torch.float64)
+        )  # 1 where a bin has no sample
         self.sums = keep * self.sums + (1 - keep) * mean
         self.norms = keep * self.norms + (1 - keep)
         self.seen += count
@@ -169,7 +194,8 @@ def _by_bin(inner: Tensor, t_B: Tensor, loss_B: Tensor, power: int = 1) -> tuple
     t, order = densities.per_sample(t_B, "t").double().sort(stable=True)
     loss = densities.per_sample(loss_B, "loss").double()[order]
     fine = loss.isfinite()
-    bins, of = len(inner) + 1, torch.searchsorted(inner, t[fine].contiguous(), right=True)
+    bins = len(inner) + 1
+    of = torch.searchsorted(inner, t[fine].contiguous(), right=True)
     count = torch.bincount(of, minlength=bins)
     total = torch.bincount(of, weights=loss[fine].pow(power), minlength=bins)
     return count, total / count.clamp_min(1)
@@ -189,12 +215,16 @@ class TimestepsMechanism(Mechanism):
                 problems=[Problem("stage.timesteps.kind", "adaptive, without [stage.regime]")],
                 hint='add [stage.regime] (its source = "linear" takes r from the step), or choose another kind',
             )
-        self.options, self.steps = options, recipe.train.steps
+        self.options = options
+        self.steps = recipe.train.steps
         objective = recipe.objective
         self.reference = densities.plain(objective)
-        normal = objective.timesteps == "logit-normal"
+        normal = objective.density == "logit-normal"
         m1, s1 = (objective.mean, LOGISTIC * objective.std) if normal else (0.0, 1.0)
-        self.end = (m1 if options.m1 is None else options.m1, s1 if options.s1 is None else options.s1)  # at r = 1
+        self.end = (
+            m1 if options.m1 is None else options.m1,
+            s1 if options.s1 is None else options.s1,
+        )  # at r = 1
         self.edges = self._edges()
         self.tracker: SquaredLosses | LossFall | None = None
         if options.kind == "loss-second-moment":
@@ -207,7 +237,9 @@ class TimestepsMechanism(Mechanism):
         if options.kind == "speed":
             self.weights += (densities.ChangeAware(options.tau, options.lam),)
         self.t_N = torch.zeros(0)  # of the last steps
-        self.last: tuple[TimeDensity, int, float] | None = None  # density, step and r of the last plan: for metrics
+        self.last: tuple[TimeDensity, int, float] | None = (
+            None  # density, step and r of the last plan: for metrics
+        )
 
     def _edges(self) -> tuple[float, ...]:
         """Of the bins: equally wide in t, but equally likely under the objective for loss-second-moment, where every
@@ -248,11 +280,16 @@ class TimestepsMechanism(Mechanism):
             density = Uniform()
         elif o.floor and density != Uniform():
             density = Floored(density, o.floor)
-        return Weighted(density, self.reference, o.kappa) if o.kappa and density != self.reference else density
+        return (
+            Weighted(density, self.reference, o.kappa)
+            if o.kappa and density != self.reference
+            else density
+        )
 
     def centre_and_scale(self, r: float) -> tuple[float, float]:
         """m(r) and s(r) of logit t (adaptive)."""
-        o, left = self.options, 1 - min(1.0, max(0.0, r))
+        o = self.options
+        left = 1 - min(1.0, max(0.0, r))
         m1, s1 = self.end
         return m1 - (m1 - o.m0) * left, s1 - (s1 - o.s0) * left
 
@@ -263,7 +300,8 @@ class TimestepsMechanism(Mechanism):
         return min(1.0, max(0.0, past / length)) if length > 0 else float(past >= 0)
 
     def _curriculum(self, step: int) -> TimeDensity:
-        share, early = self.uniform_share(step), LogitNormal(self.options.mean, self.options.std)
+        share = self.uniform_share(step)
+        early = LogitNormal(self.options.mean, self.options.std)
         return early if share == 0 else Uniform() if share == 1 else Floored(early, share)
 
     def _fixed(self) -> TimeDensity:
@@ -284,17 +322,34 @@ class TimestepsMechanism(Mechanism):
         t_B = densities.per_sample(signals.t_B.detach().cpu(), "t").float()
         keep = max(1, KEPT // len(t_B)) * len(t_B)
         self.t_N = torch.cat([self.t_N, t_B.sort().values])[-keep:]
-        before, ready = self.stage(signals.step - 1), self.tracker is not None and self.tracker.ready
+        before = self.stage(signals.step - 1)
+        ready = self.tracker is not None and self.tracker.ready
         if self.tracker is not None:
             self.tracker.add(t_B, signals.loss_B.detach().cpu())
             if self.tracker.ready and not ready:
                 seen = {"least samples or steps per bin": int(self.tracker.seen.min())}
-                return [Event(self.name, "warm-up", "following the loss", "every bin of t has its history", seen)]
+                return [
+                    Event(
+                        self.name,
+                        "warm-up",
+                        "following the loss",
+                        "every bin of t has its history",
+                        seen,
+                    )
+                ]
         after = self.stage(signals.step)
         if after == before or signals.step >= self.steps:
             return []
         reason = f"step {signals.step} of {self.steps}: the curriculum's schedule"
-        return [Event(self.name, before, after, reason, {"uniform share": self.uniform_share(signals.step)})]
+        return [
+            Event(
+                self.name,
+                before,
+                after,
+                reason,
+                {"uniform share": self.uniform_share(signals.step)},
+            )
+        ]
 
     def stage(self, step: int) -> str:
         """What the curriculum draws from at a step; of another kind its name."""
@@ -320,13 +375,19 @@ class TimestepsMechanism(Mechanism):
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        return {"t_N": self.t_N, "tracker": None if self.tracker is None else self.tracker.state_dict()}
+        return {
+            "t_N": self.t_N,
+            "tracker": None if self.tracker is None else self.tracker.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises StageError for the state of another kind or number of bins."""
         own = None if self.tracker is None else self.tracker.state_dict()
         tracked = state["tracker"]
-        shapes = [{k: tuple(v.shape) for k, v in s.items()} if s is not None else None for s in (own, tracked)]
+        shapes = [
+            {k: tuple(v.shape) for k, v in s.items()} if s is not None else None
+            for s in (own, tracked)
+        ]
         if shapes[0] != shapes[1]:
             raise StageError(
                 f"the checkpoint's timesteps remember {shapes[1]}, the recipe's {shapes[0]}",

@@ -1,0 +1,75 @@
+"""Rectified flow: x_t, target, per-sample loss. t and noise come from outside.
+
+Convention (design section 2): t = 1 is noise, x_t = (1 - t) x0 + t eps, target v = eps - x0, and
+so x0_hat = x_t - t v_hat. Source: Liu et al. 2022, arXiv 2209.03003, with the time axis turned
+round as in Esser et al. 2024, arXiv 2403.03206.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Result:
+    """loss_B: mean squared velocity error per sample, fp32; the rest is what mechanisms read.
+
+    condition: as the network got it; hidden: block number -> its output [B, P, D].
+    """
+
+    loss_B: Tensor
+    velocity_BTC: Tensor
+    x_BTC: Tensor
+    t_B: Tensor
+    condition: Any = None
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def x0_hat_BTC(self) -> Tensor:
+        return self.x_BTC - self.t_B[:, None, None] * self.velocity_BTC
+
+
+def interpolate(x0_BTC: Tensor, noise_BTC: Tensor, t_B: Tensor) -> Tensor:
+    """x_t = (1 - t) x0 + t eps."""
+    t = t_B[:, None, None].to(x0_BTC.dtype)
+    return (1 - t) * x0_BTC + t * noise_BTC
+
+
+def flow_loss(
+    network: Callable,
+    x0_BTC: Tensor,
+    noise_BTC: Tensor,
+    t_B: Tensor,
+    condition: object,
+    *,
+    weight_BTC: Tensor | None = None,
+    return_hidden: Collection[int] = (),
+) -> Result:
+    """Per-sample loss of `network(x_t, t, condition, return_hidden)`.
+
+    weight_BTC (broadcastable to x0) says which frames and channels count: padding and the band
+    that is kept from the input have weight 0. The mean is over what counts, per sample.
+    """
+    x_BTC = interpolate(x0_BTC, noise_BTC, t_B)
+    out = network(x_BTC, t_B, condition, return_hidden)
+    velocity_BTC = out.velocity_BTC.float()
+    error_BTC = (velocity_BTC - (noise_BTC - x0_BTC).float()).square()
+    if weight_BTC is None:
+        loss_B = error_BTC.mean(dim=(1, 2))
+    else:
+        weight = weight_BTC.expand_as(error_BTC)
+        loss_B = (weight * error_BTC).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp_min(1e-8)
+    return Result(loss_B, velocity_BTC, x_BTC, t_B, condition, out.hidden)
+
+
+def weighted_mean(loss_B: Tensor, weight_B: Tensor) -> Tensor:
+    """Mean over the batch of weight times loss. Raises ValueError unless both are [B]: (B, 1) times (B,) is (B, B)."""
+    if weight_B.shape != loss_B.shape or loss_B.ndim != 1:
+        raise ValueError(
+            f"weights of shape {tuple(weight_B.shape)} for losses of shape {tuple(loss_B.shape)}"
+        )
+    return (weight_B * loss_B).mean()

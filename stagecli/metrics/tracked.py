@@ -1,0 +1,96 @@
+"""What a run measures on its valid split while it trains: names of the rows, directions, the best. No torch.
+
+Rows of metrics.jsonl are named `valid/loss` and `eval/NAME`, NAME being one of the registry of metrics; for sr also
+`eval/NAME_HZ`, at one cutoff, where `eval/NAME` is the mean over the cutoffs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any
+
+from stagecli.metrics import METRICS, Metric
+from stagecli.schema import Recipe
+
+LOSS = "valid/loss"
+PREFIX = "eval/"
+T2A = ("kad", "fd_judge", "fd_log_mel")
+
+
+def computed(recipe: Recipe) -> tuple[str, ...]:
+    """Names in the registry of what an evaluation in training computes: LSD by `evaluate.preset`."""
+    if recipe.task.kind == "t2a":
+        return T2A
+    distances = (
+        m.name for m in METRICS.values() if m.family == "lsd" and m.preset == recipe.evaluate.preset
+    )
+    return (*distances, "si_sdr")
+
+
+def at_cutoff(name: str, cutoff: float) -> str:
+    """`lsd`, 4000 Hz -> `lsd_4000`."""
+    return f"{name}_{cutoff:g}"
+
+
+def rows(recipe: Recipe) -> list[str]:
+    """Names of all the numbers that an evaluation in training gives."""
+    names = computed(recipe)
+    cutoffs = recipe.evaluate.cutoffs if recipe.task.kind == "sr" else ()
+    return [
+        PREFIX + name
+        for name in (*names, *(at_cutoff(name, hz) for hz in cutoffs for name in names))
+    ]
+
+
+def described(row: str) -> tuple[Metric, str] | None:
+    """`eval/lsd_4000` -> (its entry in the registry, "4000"); "" for no cutoff; None if it's no such row."""
+    if not row.startswith(PREFIX):
+        return None
+    name = row.removeprefix(PREFIX)
+    if name in METRICS:
+        return METRICS[name], ""
+    head, _, hertz = name.rpartition("_")
+    return (METRICS[head], hertz) if head in METRICS and hertz[:1].isdigit() else None
+
+
+def higher_is_better(row: str) -> bool:
+    found = described(row)
+    return found is not None and found[0].better == "higher"
+
+
+def refusal(recipe: Recipe) -> str | None:
+    """Why `train.best` cannot choose a checkpoint of this recipe; None where it can."""
+    row = recipe.train.best
+    there = rows(recipe)
+    if row == LOSS:
+        return None
+    if row in there:
+        return (
+            f"{row} is never measured: train.evaluate_every is 0"
+            if not recipe.train.evaluate_every
+            else None
+        )
+    found = described(row)
+    task = recipe.task.kind
+    if found is not None and found[0].task not in (task, "both"):
+        return f"{row} is for {found[0].task}, and this recipe is for {task}"
+    if found is not None:
+        return f"{row} is not computed in training with this recipe; there are {LOSS}, {', '.join(there)}"
+    near = difflib.get_close_matches(row, [LOSS, *there], n=1, cutoff=0.4)
+    return f"there is no metric {row!r}; " + (
+        f"did you mean `{near[0]}`?" if near else f"such as {LOSS}, {there[0]}"
+    )
+
+
+def best(before: dict[str, Any] | None, row: str, step: int, value: float) -> dict[str, Any] | None:
+    """The best checkpoint after one at `step` with `value`: {"step", "metric", "value"}; before: the best until then.
+
+    Of equals the newer; a value that is no number is never the best; one by another metric counts no more.
+    """
+    if not math.isfinite(value):
+        return before
+    sign = -1 if higher_is_better(row) else 1
+    if before and before["metric"] == row and sign * value > sign * before["value"]:
+        return before
+    return {"step": step, "metric": row, "value": value}

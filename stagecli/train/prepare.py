@@ -1,0 +1,196 @@
+"""Everything that happens once, before the first step: data checked, codec fitted, what is frozen cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stagecli.codec import load_codec_state, make_codec
+from stagecli.codec.base import Codec
+from stagecli.condition.text import PretrainedText, text_encoder
+from stagecli.data.cache import FeatureCache
+from stagecli.data.examples import CROP, Examples, crop, evenly, stream
+from stagecli.data.open import open_source
+from stagecli.data.rows import Clip
+from stagecli.data.source import Source
+from stagecli.hub import weights_hash
+from stagecli.schema import Recipe
+from stagecli.stage.base import FeatureSettings
+from stagecli.train.teacher_features import TargetFeatures
+
+T = TypeVar("T")
+STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are read from
+SHOWN = 20  # clips that are left out, named on the screen
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Prepared:
+    """What the trainer works with: checked clips, a fitted codec, filled caches."""
+
+    recipe: Recipe
+    source: Source
+    train: list[Clip]
+    valid: list[Clip]
+    codec: Codec
+    text: PretrainedText | None
+    frames_cache: FeatureCache | None
+    text_cache: FeatureCache | None
+    features: TargetFeatures | None = None
+
+    @property
+    def samples(self) -> int:
+        """Samples per crop."""
+        return round(self.recipe.data.seconds * self.recipe.data.sample_rate)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(T, C) of one crop."""
+        return self.codec.frames(self.samples), self.codec.channels
+
+    @property
+    def left_out(self) -> list[str]:
+        """Clips that `data.on_bad_file = "skip"` leaves out, each with the reason."""
+        return [f"{problem.where}: {problem.what}" for problem in self.source.skipped]
+
+    def examples(self, clips: Sequence[Clip], *, features: bool = False) -> Examples:
+        """features: with those of the target, which a mechanism has asked for."""
+        return Examples(
+            self.recipe,
+            self.source,
+            clips,
+            shape=self.shape,
+            samples=self.samples,
+            hop=self.codec.hop,
+            frames_cache=self.frames_cache,
+            text_cache=self.text_cache,
+            features=self.features if features else None,
+        )
+
+
+def shortened(lines: Sequence[str], rest: str) -> list[str]:
+    """The first lines as they are, and how many more there are; rest: where those can be read."""
+    more = [f"and {len(lines) - SHOWN} more, {rest}"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]
+
+
+def prepare(
+    recipe: Recipe,
+    run_dir: Path | None,
+    device: torch.device,
+    progress: Progress,
+    features: FeatureSettings | None = None,
+) -> Prepared:
+    """Check the data, make and fit the codec, fill the caches.
+
+    run_dir: where the codec's statistics are kept; a resume reads them instead of fitting anew. features: of the
+    training clips, where a mechanism asks for them.
+    Raises StageError listing every problem of the data.
+    """
+    source = open_source(
+        recipe.data,
+        need_captions=recipe.condition.text != "none",
+        base=Path.cwd(),
+        splits=("train", "valid"),
+        seed=recipe.train.seed,
+        progress=lambda done, total: progress("checking audio", done, total),
+    )
+    train = source.clips("train")
+    valid = source.clips("valid")
+    codec = make_codec(recipe).to(device).eval()
+    text = text_encoder(recipe, device)
+    prepared = Prepared(recipe, source, train, valid, codec, text, None, None)
+    if codec.is_network:
+        prepared.frames_cache = _cache_frames(prepared, device, progress)
+    if text is not None:
+        prepared.text_cache = _cache_texts(prepared, text, progress)
+    if features is not None:
+        prepared.features = TargetFeatures(
+            features.encoder,
+            features.layer,
+            recipe,
+            source,
+            train,
+            device,
+            lambda done, total: progress("teacher features", done, total),
+        )
+    statistics = run_dir / "codec.safetensors" if run_dir else None
+    if statistics and statistics.exists():
+        load_codec_state(codec, statistics)
+    else:
+        _fit(prepared, device, progress)
+        if statistics:
+            partial = statistics.with_suffix(".partial")
+            save_file({"mean_C": codec.mean_C.cpu(), "std_C": codec.std_C.cpu()}, partial)
+            partial.replace(statistics)
+    return prepared
+
+
+def _fit(prepared: Prepared, device: torch.device, progress: Progress) -> None:
+    """Per-channel statistics over crops of evenly spaced training clips."""
+    examples = prepared.examples(evenly(prepared.train, STATISTICS_CLIPS))
+
+    def audio() -> Iterable[Tensor]:
+        for i in range(len(examples)):
+            item = examples.valid_item(i)
+            yield (item["raw"] if "raw" in item else item["audio"])[None].to(device)
+            progress("codec statistics", i + 1, len(examples))
+
+    prepared.codec.fit(audio(), raw=prepared.frames_cache is not None)
+
+
+def _cache_frames(prepared: Prepared, device: torch.device, progress: Progress) -> FeatureCache:
+    """Raw frames [crops, T, C] of every training and validation clip through a codec that is a network."""
+    recipe = prepared.recipe
+    codec = prepared.codec
+    source = prepared.source
+    config = {
+        "codec": recipe.codec.model_dump(mode="json"),
+        "weights": weights_hash(codec),
+        "sample_rate": recipe.data.sample_rate,
+        "seconds": recipe.data.seconds,
+        "crops": recipe.data.crops,
+        "seed": recipe.train.seed,
+    }
+    cache = FeatureCache(Path(recipe.data.cache_dir), "frames", config)
+    clips = {source.content_hash(clip): clip for clip in [*prepared.train, *prepared.valid]}
+
+    @torch.no_grad()
+    def compute(keys: list[str]) -> Iterable[np.ndarray]:
+        for key in keys:
+            audio = source.read(clips[key])
+            streams = [stream(recipe.train.seed, CROP, k) for k in range(recipe.data.crops)]
+            crops = [crop(audio, prepared.samples, rng)[0] for rng in streams]
+            yield codec.analyse(torch.from_numpy(np.stack(crops)).to(device)).float().cpu().numpy()
+
+    cache.fill(
+        list(clips),
+        compute,
+        batch=1,
+        progress=lambda done, total: progress("filling cache", done, total),
+    )
+    return cache
+
+
+def _cache_texts(prepared: Prepared, text: PretrainedText, progress: Progress) -> FeatureCache:
+    """Embeddings [L, D] of every caption, and of the empty one that a dropped caption becomes."""
+    config = {
+        "text": prepared.recipe.condition.model_dump(include={"max_length"}),
+        "weights": weights_hash(text.network),
+    }
+    cache = FeatureCache(Path(prepared.recipe.data.cache_dir), "text", config)
+    captions = sorted({"", *(clip.caption for clip in [*prepared.train, *prepared.valid])})
+    cache.fill(
+        captions,
+        lambda keys: [embedding.numpy() for embedding in text.embed(keys)],
+        batch=32,
+        progress=lambda done, total: progress("embedding captions", done, total),
+    )
+    return cache
