@@ -1,32 +1,88 @@
-"""Files of a run: written whole or not at all, JSON without NaN. No torch."""
+"""Files that a killed process cannot spoil: whole files by rename, JSON lines that repair a torn end. No torch."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+JsonRow = dict[str, Any]
+"""One line of a JSONL file, or one JSON object."""
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text` whole or not at all."""
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write to; it replaces `path` when the block ends without an exception.
+
+    The data is on the disk before the name changes. Raises OSError, and then leaves `path` as it was.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield partial
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace `path` with `content` (text as UTF-8), whole or not at all. Raises OSError."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Replace `path` with `value` as JSON; NaN and infinity become null. Raises OSError."""
+    write_atomic(path, json.dumps(finite(value), indent=indent))
+
+
+def json_line(value: Any) -> str:
+    """`value` as one line of JSON, ended; NaN and infinity become null."""
+    return json.dumps(finite(value)) + "\n"
+
+
+def append_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Append one line per value with a single write, so that several processes may share a file.
+
+    A last line that a killed process left unfinished is ended first. Raises OSError.
+    """
+    lines = "".join(map(json_line, values))
+    if not lines:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, ("\n" * torn + lines).encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value) of every line that holds JSON; torn and foreign lines are left out.
+
+    Lines end at "\\n" only: U+2028 inside a string is no line break. Raises OSError.
+    """
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+
+
 def finite(value: Any) -> Any:
-    """NaN and infinity have no JSON form: they become None, in lists and mappings too."""
+    """`value` with NaN and infinity, which JSON cannot hold, replaced by None in lists and mappings too."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {k: finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     return [finite(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -174,7 +174,7 @@ def test_stages_know_neither_trainer_nor_data_nor_each_other(module: str) -> Non
         *(
             (name, {"torch", "numpy", "scipy"}, ("stagecli.metrics",))
             for name in SOURCES
-            if name.startswith("metrics.") and name != "metrics.tracked"
+            if name.startswith("metrics.") and name != "metrics.in_training"
         ),
     ],
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stagecli.errors import StageError
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
-from stagecli.metrics import tracked
+from stagecli.metrics import in_training
 from stagecli.recipe import load as recipes
 from stagecli.report import evaluation, read_run
 from stagecli.report.panels import panels
@@ -69,8 +69,8 @@ def test_rows_at_every_nth_step_at_checkpoints_and_at_the_end(kind: str, trained
     assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 10]
     recipe = recipes.load(trained / kind / "recipe.toml")
     for row in rows:
-        assert [key for key in row if tracked.described(key)] == tracked.rows(recipe)
-        assert all(math.isfinite(row[key]) for key in tracked.rows(recipe))
+        assert [key for key in row if in_training.described(key)] == in_training.rows(recipe)
+        assert all(math.isfinite(row[key]) for key in in_training.rows(recipe))
         assert row["eval/clips"] == 6
         assert row["eval/seconds"] > 0
         if kind == "sr":
@@ -246,13 +246,13 @@ def test_a_resume_says_when_scores_are_measured_otherwise(tmp_path: Path) -> Non
 
 def test_the_preset_names_its_rows(tmp_path: Path) -> None:
     recipe = recipes.load(write_recipe(tmp_path / "sr.toml", "sr", evaluate__preset="ssr_eval"))
-    assert tracked.computed(recipe) == (
+    assert in_training.computed(recipe) == (
         "lsd_ssr_eval",
         "lsd_ssr_eval_hf",
         "lsd_ssr_eval_lf",
         "si_sdr",
     )
-    found = tracked.described("eval/lsd_ssr_eval_hf_4000")
+    found = in_training.described("eval/lsd_ssr_eval_hf_4000")
     assert found is not None and (found[0].name, found[1]) == ("lsd_ssr_eval_hf", "4000")
 
 
@@ -265,7 +265,7 @@ def test_best_is_the_last_of_the_extremes(values: list[float]) -> None:
     for metric, choose in (("eval/lsd", min), ("eval/si_sdr_4000", max)):
         best: dict[str, Any] | None = None
         for step, value in enumerate(values):
-            best = tracked.best(best, metric, step, value)
+            best = in_training.best(best, metric, step, value)
         if not known:
             assert best is None
         else:
@@ -279,7 +279,7 @@ def test_best_is_the_last_of_the_extremes(values: list[float]) -> None:
 
 def test_a_best_by_another_metric_counts_no_more() -> None:
     before = {"step": 3, "metric": "valid/loss", "value": 0.1}
-    assert tracked.best(before, "eval/lsd", 5, 2.0) == {
+    assert in_training.best(before, "eval/lsd", 5, 2.0) == {
         "step": 5,
         "metric": "eval/lsd",
         "value": 2.0,

@@ -106,7 +106,7 @@ def test_without_mechanisms_training_is_the_plain_loop(
     )
     assert sha(tmp_path / "plain.safetensors") == sha(saved / "model.safetensors")
     average = load_file(saved / "ema.safetensors")
-    assert all(torch.equal(average[name], value) for name, value in ema.average.items())
+    assert all(torch.equal(average[name], value) for name, value in ema.weights.items())
 
 
 def test_the_golden_tolerance_can_fail(tmp_path: Path) -> None:

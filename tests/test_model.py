@@ -392,7 +392,7 @@ def test_ema_follows_its_formula() -> None:
         ema.update(network)
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * (n + 1)
-        assert float(ema.average["weight"]) == pytest.approx(expected, rel=1e-5)
+        assert float(ema.weights["weight"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_applied_gives_the_weights_back_to_the_bit() -> None:
@@ -403,8 +403,8 @@ def test_applied_gives_the_weights_back_to_the_bit() -> None:
     own = {n: p.detach().clone() for n, p in network.named_parameters()}
     with ema.applied(network):
         for name, parameter in network.named_parameters():
-            assert parameter.equal(ema.average[name].to(torch.bfloat16))
-            assert ema.average[name].dtype == torch.float32
+            assert parameter.equal(ema.weights[name].to(torch.bfloat16))
+            assert ema.weights[name].dtype == torch.float32
             assert name.endswith("_norm.weight") or not parameter.equal(own[name])
     assert all(p.equal(own[n]) for n, p in network.named_parameters())
     with pytest.raises(KeyError), ema.applied(network):
@@ -420,10 +420,10 @@ def test_ema_goes_on_after_a_load() -> None:
     for _ in range(3):
         stirred(network)
         one.update(network)
-    two.load({n: v.clone() for n, v in one.average.items()}, one.updates)
+    two.load({n: v.clone() for n, v in one.weights.items()}, one.updates)
     for ema in (one, two):
         ema.update(network)
-    assert all(v.equal(two.average[n]) for n, v in one.average.items())
+    assert all(v.equal(two.weights[n]) for n, v in one.weights.items())
     with pytest.raises(KeyError):
         two.load({}, 1)
 

@@ -20,7 +20,8 @@ from stagecli.errors import Problem, StageError
 
 FORMAT = 1  # part of every cache's name: raise it when the meaning of the files changes
 Stamp = tuple[int, int]
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
+Count = Callable[[int, int], None]  # how much is done, of how much
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -192,7 +193,7 @@ class FeatureCache:
         keys: Iterable[str],
         compute: Callable[[list[str]], Iterable[np.ndarray]],
         batch: int,
-        progress: Progress | None = None,
+        progress: Count | None = None,
     ) -> int:
         """Compute what is missing of `keys`, at most `batch` at a time; the number computed.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecli.data.cache import Stamp, content_hash
-from stagecli.data.rows import SPLITS, Clip, Row, Split, caption_problem, split_names
+from stagecli.data.rows import SPLITS, Clip, Entry, Split, caption_problem, split_names
 from stagecli.data.source import FileSource
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Data
@@ -70,7 +70,7 @@ class HuggingFaceSource(FileSource):
             )
         return table.cast_column(data.audio_column, datasets.Audio(decode=False))
 
-    def _rows_of(self, data: Data, split: Split, name: str, need_captions: bool) -> Iterator[Row]:
+    def _rows_of(self, data: Data, split: Split, name: str, need_captions: bool) -> Iterator[Entry]:
         for number, entry in enumerate(self._tables[split].remove_columns([data.audio_column])):
             caption = entry.get(data.caption_column)
             where = f"{data.path}:{name}/{number}"
@@ -79,9 +79,9 @@ class HuggingFaceSource(FileSource):
             labels = {k: v for k, v in entry.items() if k != data.caption_column}
             text = caption.strip() if isinstance(caption, str) else ""
             yield (
-                Row(where, problem=problem)
+                Entry(where, problem=problem)
                 if problem
-                else Row(where, Clip(key, text, split, labels))
+                else Entry(where, Clip(key, text, split, labels))
             )
 
     def _identity(self, clip: Clip) -> tuple[str, Stamp]:

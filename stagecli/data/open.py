@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stagecli.data.cache import Progress
+from stagecli.data.cache import Count
 from stagecli.data.rows import SPLITS, Split, folder_rows, manifest_rows, split_names
 from stagecli.data.source import FileSource, Source
 from stagecli.errors import StageError
@@ -20,7 +20,7 @@ def open_source(
     splits: Sequence[Split] = SPLITS,
     seed: int = 0,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Source:
     """The source that `[data]` describes, checked; only `splits` can be read and must not be empty.
 

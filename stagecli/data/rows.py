@@ -33,7 +33,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Row:
+class Entry:
     """One entry of a data set before its audio is looked at: a clip, or what is wrong with it."""
 
     where: str
@@ -123,7 +123,7 @@ def _csv(path: Path) -> Iterator[Record]:
         raise StageError("cannot read the manifest", problems=[problem]) from error
 
 
-def manifest_rows(data: Data, path: Path, need_captions: bool) -> Iterator[Row]:
+def manifest_rows(data: Data, path: Path, need_captions: bool) -> Iterator[Entry]:
     if path.is_dir():
         raise StageError(
             f"{path} is a folder", hint='name the manifest file, or set data.source = "folder"'
@@ -134,12 +134,12 @@ def manifest_rows(data: Data, path: Path, need_captions: bool) -> Iterator[Row]:
     for line, entry, problem, excerpt in records:
         where = f"{path}:{line}"
         if entry is None:
-            yield Row(where, problem=problem, excerpt=excerpt)
+            yield Entry(where, problem=problem, excerpt=excerpt)
             continue
         key = entry.get("path")
         caption = entry.get(data.caption_column)
         if not isinstance(key, str) or not key:
-            yield Row(where, problem='no path (key "path")')
+            yield Entry(where, problem='no path (key "path")')
             continue
         file = path.parent / key
         normal = os.path.normpath(file)
@@ -152,10 +152,10 @@ def manifest_rows(data: Data, path: Path, need_captions: bool) -> Iterator[Row]:
             problem = _unknown_split(entry.get("split"), data)
         labels = {k: v for k, v in entry.items() if k not in ("path", "split", data.caption_column)}
         if problem or split is None:
-            yield Row(where, problem=problem)
+            yield Entry(where, problem=problem)
         else:
             text = caption.strip() if isinstance(caption, str) else ""
-            yield Row(where, Clip(key, text, split, labels, path=file))
+            yield Entry(where, Clip(key, text, split, labels, path=file))
 
 
 def _split_of(name: Any, data: Data) -> Split | None:
@@ -191,7 +191,7 @@ def _walk(root: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def folder_rows(data: Data, root: Path, need_captions: bool) -> Iterator[Row]:
+def folder_rows(data: Data, root: Path, need_captions: bool) -> Iterator[Entry]:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "is missing"
         raise StageError(
@@ -214,10 +214,10 @@ def folder_rows(data: Data, root: Path, need_captions: bool) -> Iterator[Row]:
         if any(named) and by_folder is None:
             problem = f"lies in no folder named {', '.join(split_names(data))}, as others do"
         if problem:
-            yield Row(where, problem=problem)
+            yield Entry(where, problem=problem)
         else:
             text = caption.strip() if isinstance(caption, str) else ""
-            yield Row(
+            yield Entry(
                 where, Clip(key, text, by_folder or hash_split(key), labels, path=root / file)
             )
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from stagecli.data.audio import AudioInfo, absent, examine, read_mono, too_low
-from stagecli.data.cache import FileIndex, Progress, Stamp, content_hash, stamp_of
-from stagecli.data.rows import SPLITS, Clip, Row, Split, split_names
+from stagecli.data.cache import Count, FileIndex, Stamp, content_hash, stamp_of
+from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Data
 
@@ -51,7 +51,7 @@ class FileSource:
 
     workers = min(8, os.cpu_count() or 1)
 
-    def __init__(self, data: Data, name: str, rows: Iterable[Row]) -> None:
+    def __init__(self, data: Data, name: str, rows: Iterable[Entry]) -> None:
         self.data = data
         self.name = name
         self.sample_rate = data.sample_rate
@@ -71,7 +71,7 @@ class FileSource:
         return content_hash(clip.path, self._hashes)
 
     def check(
-        self, splits: Sequence[Split], cache_dir: Path, progress: Progress | None = None
+        self, splits: Sequence[Split], cache_dir: Path, progress: Count | None = None
     ) -> None:
         """Look at the audio of `splits`; StageError with everything that is wrong."""
         self._hashes = FileIndex(cache_dir / "hashes.jsonl")
@@ -114,9 +114,7 @@ class FileSource:
             )
         self.skipped = problems
 
-    def _examine(
-        self, clips: list[Clip], cache_dir: Path, progress: Progress | None
-    ) -> list[Found]:
+    def _examine(self, clips: list[Clip], cache_dir: Path, progress: Count | None) -> list[Found]:
         """What each clip's audio is: remembered where the file has not changed."""
         index = FileIndex(cache_dir / "checks.jsonl", CHECKS)
         results: list[Found | None] = []

@@ -12,9 +12,9 @@ import torchaudio
 from torch import Tensor
 
 from stagecli import hub
-from stagecli.data.cache import FeatureCache
+from stagecli.data.cache import FeatureCache, Progress
 from stagecli.errors import StageError
-from stagecli.evaluate.hear import Clips, Progress, remembered
+from stagecli.evaluate.hear import Clips, remembered
 from stagecli.metrics.classes import clap_scores
 from stagecli.ssl.huggingface import CLAPEncoder, load_extractor
 

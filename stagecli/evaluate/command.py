@@ -8,18 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stagecli.data.cache import Progress
 from stagecli.errors import Problem, StageError
 from stagecli.evaluate import tables
 from stagecli.evaluate.folders import FolderOptions, evaluate_folders
 from stagecli.evaluate.pairs import PERCEPTUAL, SR_METRICS
 from stagecli.evaluate.runs import Asked, evaluate_runs
 from stagecli.evaluate.sets import DISTANCES, MANIFOLD
-from stagecli.evaluate.summary import Limit, Row, broken, limits
+from stagecli.evaluate.summary import JsonRow, Limit, broken, limits
 from stagecli.files import write_atomic
 from stagecli.runs.directory import newest, read_info
 from stagecli.terminal.console import Console
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def work(flags: Flags, progress: Progress, out: Console) -> Callable[[], bool]:
             "cannot write the table",
             problems=[Problem(str(flags.csv), "its folder does not exist")],
         )
-    differences: list[Row] = []
+    differences: list[JsonRow] = []
     try:
         if flags.reference or flags.generated:
             wanted, documents = _folders(flags, progress, out)
@@ -78,7 +77,7 @@ def work(flags: Flags, progress: Progress, out: Console) -> Callable[[], bool]:
     return partial(_answer, flags, documents, differences, wanted, out)
 
 
-def _folders(flags: Flags, progress: Progress, out: Console) -> tuple[list[Limit], list[Row]]:
+def _folders(flags: Flags, progress: Progress, out: Console) -> tuple[list[Limit], list[JsonRow]]:
     reference = flags.reference
     generated = flags.generated
     task = flags.task
@@ -123,7 +122,7 @@ def _folders(flags: Flags, progress: Progress, out: Console) -> tuple[list[Limit
 
 def _runs(
     flags: Flags, progress: Progress, out: Console
-) -> tuple[list[Limit], list[Row], list[Row]]:
+) -> tuple[list[Limit], list[JsonRow], list[JsonRow]]:
     runs = flags.runs
     if not runs:
         runs = [newest(flags.runs_dir, flags.task)]
@@ -165,7 +164,11 @@ def computed(task: str, flags: Flags, sets: list[str]) -> list[str]:
 
 
 def _answer(
-    flags: Flags, documents: list[Row], differences: list[Row], wanted: list[Limit], out: Console
+    flags: Flags,
+    documents: list[JsonRow],
+    differences: list[JsonRow],
+    wanted: list[Limit],
+    out: Console,
 ) -> bool:
     if flags.csv:
         text = tables.csv_text(documents, differences)

@@ -15,14 +15,14 @@ import torch
 
 from stagecli import __version__
 from stagecli.data.audio import AudioInfo, find_audio, probe, read_mono
-from stagecli.data.cache import stamp_of
+from stagecli.data.cache import Progress, stamp_of
 from stagecli.errors import Problem, StageError
 from stagecli.evaluate.clap import Clap
 from stagecli.evaluate.hear import Clips, Listener
 from stagecli.evaluate.ledger import Ledger, fingerprint
 from stagecli.evaluate.pairs import SR_METRICS, audible, conventions, score_pair
 from stagecli.evaluate.sets import memorised, set_metrics
-from stagecli.evaluate.summary import Row, summarise
+from stagecli.evaluate.summary import JsonRow, summarise
 from stagecli.files import finite
 from stagecli.metrics import METRICS
 from stagecli.metrics.checks import audio_facts, check_pair, pair_doubts, shared_peak
@@ -31,7 +31,6 @@ from stagecli.runs.directory import command_line, environment
 from stagecli.schema import Evaluate
 from stagecli.ssl import open_encoder
 
-Progress = Callable[[str, int, int], None]
 Warn = Callable[[str], None]
 LISTED = 20  # problems of one kind that are named
 
@@ -60,7 +59,7 @@ def evaluate_folders(
     *,
     progress: Progress = lambda what, done, total: None,
     warn: Warn = lambda line: None,
-) -> Row:
+) -> JsonRow:
     """Score two folders: file by file of the same name for sr, as two sets for t2a. Raises StageError.
 
     sr: names, lengths, rates and numbers of channels must agree; all that do not are listed. t2a: rates must agree,
@@ -194,7 +193,7 @@ def _name(file: Path, folder: Path) -> Path:
 
 def _score_pairs(
     reference: Path, generated: Path, options: FolderOptions, progress: Progress, note: Warn
-) -> tuple[Row, dict[str, str], Row]:
+) -> tuple[JsonRow, dict[str, str], JsonRow]:
     pairs, rate, channels = _pairs(reference, generated, progress)
     assert options.cutoff is not None
     cutoff = options.cutoff
@@ -209,7 +208,7 @@ def _score_pairs(
         perceptual = heard[cutoff]
         for line in lines:
             note(line)
-    facts: Row = {
+    facts: JsonRow = {
         "sample_rate": rate,
         "cutoff": cutoff,
         "preset": preset,
@@ -331,7 +330,7 @@ class Doubts:
 
 def _score_sets(
     reference: Path, generated: Path, options: FolderOptions, progress: Progress, note: Warn
-) -> tuple[Row, dict[str, str], Row]:
+) -> tuple[JsonRow, dict[str, str], JsonRow]:
     folders = {"reference": reference, "generated": generated}
     if options.training:
         folders["training"] = options.training
@@ -361,7 +360,7 @@ def _score_sets(
     for name in said:
         if name != "fd_log_mel":
             said[name] += f"; {listener.convention}, mean over frames"
-    facts: Row = {
+    facts: JsonRow = {
         "sample_rate": rate,
         "judge": listener.judge.label,
         "judge_weights": listener.judge.fingerprint(),

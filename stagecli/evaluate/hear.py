@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stagecli.data.cache import FeatureCache
+from stagecli.data.cache import FeatureCache, Progress
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.metrics.mel import log_mel_statistics
 from stagecli.ssl.base import Encoder
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecli import __version__
+from stagecli.data.cache import Progress
 from stagecli.data.examples import evenly
 from stagecli.data.open import open_source
 from stagecli.data.rows import Clip, Split
@@ -18,7 +19,7 @@ from stagecli.evaluate.clap import Clap
 from stagecli.evaluate.ledger import Ledger, fingerprint
 from stagecli.evaluate.sets import set_difference
 from stagecli.evaluate.sr import SROptions, by_label, score_sr
-from stagecli.evaluate.summary import Row, difference, name_of
+from stagecli.evaluate.summary import JsonRow, difference, name_of
 from stagecli.evaluate.t2a import T2AOptions, T2AScores, sampling_identity, score_t2a
 from stagecli.files import finite, write_atomic
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
@@ -30,7 +31,6 @@ from stagecli.ssl import open_encoder, same_checkpoint
 from stagecli.ssl.base import Encoder
 from stagecli.stage import registry
 
-Progress = Callable[[str, int, int], None]
 Say = Callable[[str], None]
 
 
@@ -61,7 +61,7 @@ class Asked:
 class Outcome:
     """One run and checkpoint: the document, and what differences are taken of (per_clip of sr by cutoff)."""
 
-    document: Row
+    document: JsonRow
     per_clip: dict[str, dict[str, dict[str, float]]]
     sets: T2AScores | None = None
 
@@ -77,9 +77,9 @@ class Job:
     clips: list[Clip]
     seed: int
     settings: SamplerSettings
-    identity: Row
-    facts: Row
-    decides: Row
+    identity: JsonRow
+    facts: JsonRow
+    decides: JsonRow
     progress: Progress
     note: Say
     say: Say
@@ -119,7 +119,7 @@ def evaluate_run(
     clips = evenly(source.clips(asked.split), asked.samples or recipe.evaluate.samples)
     seed = recipe.evaluate.seed if asked.seed is None else asked.seed
     identity = sampling_identity(str(read_info(run_dir).get("id")), path / "ema.safetensors")
-    facts: Row = {
+    facts: JsonRow = {
         "task": kind,
         "run": str(run_dir),
         "checkpoint": path.name,
@@ -131,7 +131,7 @@ def evaluate_run(
         "steps": settings.steps,
         "cfg_scale": settings.cfg_scale,
     }
-    decides: Row = {
+    decides: JsonRow = {
         **{k: v for k, v in facts.items() if k != "run"},
         **identity,
         "version": __version__,
@@ -184,7 +184,7 @@ def evaluate_run(
     return outcome
 
 
-Scored = tuple[Outcome, list[Row], dict[str, str]]
+Scored = tuple[Outcome, list[JsonRow], dict[str, str]]
 
 
 def _sr(job: Job, asked: Asked) -> Scored:
@@ -318,7 +318,7 @@ def evaluate_runs(
     progress: Progress,
     warn: Say,
     say: Say,
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[JsonRow], list[JsonRow]]:
     """Documents of every run and checkpoint, in order, and the differences of each from the first."""
     for run in runs:
         info = read_info(
@@ -344,9 +344,9 @@ def evaluate_runs(
     return [one.document for one in outcomes], [finite(compared(first, other)) for other in others]
 
 
-def compared(a: Outcome, b: Outcome) -> Row:
+def compared(a: Outcome, b: Outcome) -> JsonRow:
     """b - a, paired over the clips that both have scores of; rows as in a document, notes on what is left out."""
-    result: Row = {"a": name_of(a.document), "b": name_of(b.document), "rows": [], "notes": []}
+    result: JsonRow = {"a": name_of(a.document), "b": name_of(b.document), "rows": [], "notes": []}
     tasks = a.document["task"], b.document["task"]
     if tasks[0] != tasks[1]:
         result["notes"].append(f"a {tasks[0]} and a {tasks[1]} run have no metric in common")
@@ -365,7 +365,7 @@ def compared(a: Outcome, b: Outcome) -> Row:
         if not shared:
             continue
         metrics = difference(scores, other, a.document["seed"])
-        row: Row = {"system": "samples" if a.sets else "model", "n": shared, "metrics": metrics}
+        row: JsonRow = {"system": "samples" if a.sets else "model", "n": shared, "metrics": metrics}
         if a.sets and b.sets:
             if a.document["judge"] != b.document["judge"]:
                 result["notes"].append(

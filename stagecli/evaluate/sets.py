@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from stagecli.evaluate.hear import Heard
-from stagecli.evaluate.summary import Row
+from stagecli.evaluate.summary import JsonRow
 from stagecli.metrics.bootstrap import Interval
 from stagecli.metrics.distance import frechet_difference, frechet_distance, frechet_infinity
 from stagecli.metrics.kernel import kernel_difference, kernel_interval
@@ -18,7 +18,7 @@ MANIFOLD = ("precision", "recall", "density", "coverage")
 PAIRED = "paired with the reference: lower than other clips would be"
 
 
-def attempt(metrics: Row, names: Sequence[str], work: Callable[[], Sequence[Row]]) -> None:
+def attempt(metrics: JsonRow, names: Sequence[str], work: Callable[[], Sequence[JsonRow]]) -> None:
     """Adds what `work` gives under the names; where it says that it cannot, no number but the reason."""
     try:
         metrics.update(zip(names, work(), strict=True))
@@ -28,27 +28,27 @@ def attempt(metrics: Row, names: Sequence[str], work: Callable[[], Sequence[Row]
 
 def set_metrics(
     reference: Heard, made: Heard, seed: int, *, full: bool, paired: bool = False
-) -> Row:
+) -> JsonRow:
     """{metric: {"value", ...}} of a set against the reference.
 
     full: FAD-infinity, precision, recall, density and coverage too; paired: clip i is clip i of the reference, changed:
     estimates that assume independent sets (KAD, FAD-infinity, neighbours) are left out, and the rest is marked.
     """
-    metrics: Row = {}
+    metrics: JsonRow = {}
 
-    def frechet(name: str) -> list[Row]:
+    def frechet(name: str) -> list[JsonRow]:
         found = frechet_distance(getattr(reference, name), getattr(made, name))
-        row: Row = {"value": found.value, "biased": found.biased, "dimensions": found.dim}
+        row: JsonRow = {"value": found.value, "biased": found.biased, "dimensions": found.dim}
         return [{**row, "note": PAIRED} if paired else row]
 
-    def kernel() -> list[Row]:
+    def kernel() -> list[JsonRow]:
         return [_interval(kernel_interval(reference.mean, made.mean, seed))]
 
-    def infinity() -> list[Row]:
+    def infinity() -> list[JsonRow]:
         found = frechet_infinity(reference.mean, made.mean, seed)
         return [{"value": found.value, "r2": found.r2}]
 
-    def manifold() -> list[Row]:
+    def manifold() -> list[JsonRow]:
         found = precision_recall(reference.mean, made.mean)
         return [{"value": getattr(found, name)} for name in MANIFOLD]
 
@@ -62,17 +62,17 @@ def set_metrics(
     return metrics
 
 
-def _interval(found: Interval) -> Row:
+def _interval(found: Interval) -> JsonRow:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def set_difference(reference: Heard, a: Heard, b: Heard, seed: int) -> Row:
+def set_difference(reference: Heard, a: Heard, b: Heard, seed: int) -> JsonRow:
     """b - a of the distances, over the same prompts in the same order; {} where the sets differ in size."""
-    metrics: Row = {}
+    metrics: JsonRow = {}
     if len(a) != len(b):
         return metrics
 
-    def row(found: Interval) -> list[Row]:
+    def row(found: Interval) -> list[JsonRow]:
         return [{**_interval(found), "n": len(a), "decided": found.low > 0 or found.high < 0}]
 
     attempt(metrics, ["kad"], lambda: row(kernel_difference(reference.mean, a.mean, b.mean, seed)))
@@ -89,13 +89,13 @@ def set_difference(reference: Heard, a: Heard, b: Heard, seed: int) -> Row:
 
 def memorised(
     samples: Heard, training: Heard, real: Heard, names: Sequence[str], keys: Sequence[str]
-) -> tuple[Row, Row]:
+) -> tuple[JsonRow, JsonRow]:
     """(the metric, what it is made of): samples against the nearest training clips, and `real` clips likewise.
 
     names: of the samples; keys: of the training clips; nearest pairs are listed to be listened to.
     """
     found = memorisation(samples.mean, training.mean, real.mean)
-    share: Row = asdict(found.nearer) | {"copies": found.copies}
+    share: JsonRow = asdict(found.nearer) | {"copies": found.copies}
     notes = []
     if found.coarse:
         notes.append(

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from stagecli.data import degrade as low_pass_filters
+from stagecli.data.cache import Progress
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.evaluate.ledger import Ledger
 from stagecli.evaluate.pairs import SR_METRICS, SR_QUICK, audible, conventions, score_named
-from stagecli.evaluate.summary import Row, summarise
+from stagecli.evaluate.summary import JsonRow, summarise
 from stagecli.generate.pipeline import Pipeline, SamplerSettings
 from stagecli.metrics.baselines import copy_up
 
 SYSTEMS = {"unprocessed": "baseline", "copy-up": "baseline", "model": "model"}
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def score_sr(
     settings: SamplerSettings,
     progress: Progress,
     options: SROptions | None = None,
-) -> tuple[list[Row], dict[str, str]]:
+) -> tuple[list[JsonRow], dict[str, str]]:
     """Rows for the unprocessed input, naive copy-up and the model, per cutoff (and label); whole clips.
 
     Gives (rows, conventions); without options the metrics of `SR_QUICK`. Scores of single clips stay in the ledger.
@@ -61,7 +61,7 @@ def score_sr(
     names = SR_METRICS if options.full else SR_QUICK
     for note in notes:
         options.warn(note)
-    rows: list[Row] = []
+    rows: list[JsonRow] = []
     for cutoff in cutoffs:
         what = f"{cutoff:g} Hz"
         restored = _restored(pipeline, source, clips, cutoff, seed, settings, options.ledger)

@@ -5,25 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from stagecli.errors import StageError
+from stagecli.files import JsonRow
 from stagecli.metrics import METRICS
 from stagecli.metrics.bootstrap import bootstrap_interval, paired_difference
 
-Row = dict[str, Any]
 Scores = Mapping[str, float]
 SCORED = ("model", "samples", "generated")  # systems that --fail-if speaks of: what a model made
 
 
-def summarise(scores: Sequence[Scores], seed: int) -> Row:
+def summarise(scores: Sequence[Scores], seed: int) -> JsonRow:
     """{"n", "metrics": {name: value, low, high, left_out}}: mean over clips and its bootstrap 95 % interval.
 
     What is not finite is left out and counted.
     """
-    result: Row = {"n": len(scores), "metrics": {}}
+    result: JsonRow = {"n": len(scores), "metrics": {}}
     for name in scores[0]:
         values = [s[name] for s in scores if np.isfinite(s[name])]
         low, high = bootstrap_interval(values, seed) if len(values) > 1 else (None, None)
@@ -37,13 +36,13 @@ def summarise(scores: Sequence[Scores], seed: int) -> Row:
     return result
 
 
-def difference(a: Mapping[str, Scores], b: Mapping[str, Scores], seed: int) -> dict[str, Row]:
+def difference(a: Mapping[str, Scores], b: Mapping[str, Scores], seed: int) -> dict[str, JsonRow]:
     """b - a per metric over the clips (by key) that both have, with a paired bootstrap 95 % interval.
 
     Clips where either is not finite are left out and counted; a metric with fewer than two is left out whole.
     """
     shared = [key for key in a if key in b]
-    result: dict[str, Row] = {}
+    result: dict[str, JsonRow] = {}
     names = [name for name in next(iter(a.values()), {}) if all(name in b[key] for key in shared)]
     for name in names:
         pairs = [(a[key][name], b[key][name]) for key in shared]
@@ -114,7 +113,7 @@ def limits(texts: Iterable[str], known: Iterable[str]) -> list[Limit]:
     return found
 
 
-def broken(wanted: Sequence[Limit], documents: Sequence[Row]) -> list[str]:
+def broken(wanted: Sequence[Limit], documents: Sequence[JsonRow]) -> list[str]:
     """One line for every limit that what a model made breaks; a metric without a value breaks it too."""
     lines = []
     for limit in wanted:
@@ -137,14 +136,14 @@ def broken(wanted: Sequence[Limit], documents: Sequence[Row]) -> list[str]:
     return lines
 
 
-def name_of(document: Row) -> str:
+def name_of(document: JsonRow) -> str:
     """Run and checkpoint, or the folder."""
     return (
         f"{document.get('run') or document['generated']} {document.get('checkpoint', '')}".rstrip()
     )
 
 
-def place(document: Row, row: Row) -> str:
+def place(document: JsonRow, row: JsonRow) -> str:
     """Which row of which document, in words."""
     parts = [name_of(document), row["system"]]
     parts += [f"cutoff {row['cutoff']:g} Hz"] if "cutoff" in row else []

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from stagecli.data.audio import read_mono, write_wav
-from stagecli.data.cache import canonical
+from stagecli.data.cache import Progress, canonical
 from stagecli.data.examples import crop, evenly, stream
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
 from stagecli.evaluate.clap import Clap
 from stagecli.evaluate.classifier import Classifier, fit, label_columns, text_of
-from stagecli.evaluate.hear import Clips, Heard, Listener, Progress
+from stagecli.evaluate.hear import Clips, Heard, Listener
 from stagecli.evaluate.ledger import fingerprint
 from stagecli.evaluate.sets import DISTANCES, MANIFOLD, attempt, memorised, set_metrics
-from stagecli.evaluate.summary import Row, summarise
+from stagecli.evaluate.summary import JsonRow, summarise
 from stagecli.generate.pipeline import Pipeline, SamplerSettings
 from stagecli.hub import weights_hash
 from stagecli.metrics import METRICS
@@ -50,12 +50,12 @@ class T2AScores:
     """rows and conventions as printed; what differences of two systems are taken of: scores of single samples by
     (clip, place), and what the judge heard; memorisation: its quantiles and nearest pairs."""
 
-    rows: list[Row]
+    rows: list[JsonRow]
     conventions: dict[str, str]
     reference: Heard
     samples: Heard
     per_clip: dict[str, dict[str, float]] = field(default_factory=dict)
-    memorisation: Row | None = None
+    memorisation: JsonRow | None = None
 
 
 def score_t2a(
@@ -150,7 +150,7 @@ def score_t2a(
     return scores
 
 
-def _row(system: str, kind: str, metrics: Row, n: int) -> Row:
+def _row(system: str, kind: str, metrics: JsonRow, n: int) -> JsonRow:
     return {"system": system, "kind": kind, "n": n, "metrics": metrics}
 
 
@@ -252,7 +252,7 @@ def _generate(
 
 def _classify(
     scores: T2AScores,
-    systems: Mapping[str, Row],
+    systems: Mapping[str, JsonRow],
     heard: Mapping[str, Heard],
     columns: Sequence[str],
     source: Source,
@@ -299,7 +299,7 @@ def _classify(
 
 def _by_posteriors(
     scores: T2AScores,
-    systems: Mapping[str, Row],
+    systems: Mapping[str, JsonRow],
     heard: Mapping[str, Heard],
     found: Classifier,
     seed: int,
@@ -308,7 +308,7 @@ def _by_posteriors(
     for system, row in systems.items():
         made = posteriors(found.logits(heard[system].both()))
 
-        def inception(made: torch.Tensor = made) -> list[Row]:
+        def inception(made: torch.Tensor = made) -> list[JsonRow]:
             score = inception_score(made, seed)
             return [{"value": score.value, "std": score.std}]
 
@@ -347,7 +347,7 @@ def _memorise(
 
 def _clap(
     scores: T2AScores,
-    systems: Mapping[str, Row],
+    systems: Mapping[str, JsonRow],
     sets: Mapping[str, Clips],
     clips: Sequence[Clip],
     clap: Clap,

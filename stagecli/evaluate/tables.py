@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stagecli.evaluate.summary import Row, name_of
+from stagecli.evaluate.summary import JsonRow, name_of
 from stagecli.metrics import METRICS
 from stagecli.terminal.console import Console, cell
 
@@ -63,7 +63,7 @@ def registered(name: str) -> Any:
     return METRICS[name.partition(":")[0]]
 
 
-def figure(name: str, metric: Row | None, marks: Marks) -> str:
+def figure(name: str, metric: JsonRow | None, marks: Marks) -> str:
     """`1.234 +-0.05`, `0.99 [0.96, 1]`, with * where biased and a letter where there is a note; "" for no metric."""
     if metric is None:
         return ""
@@ -83,13 +83,13 @@ def figure(name: str, metric: Row | None, marks: Marks) -> str:
     return text + (f" {marks.of(metric['note'])}" if metric.get("note") else "")
 
 
-def metric_names(document: Row) -> list[str]:
+def metric_names(document: JsonRow) -> list[str]:
     """Metrics of any row, in the order of the conventions."""
     there = {name for row in document["rows"] for name in row["metrics"]}
     return [name for name in document["conventions"] if name in there]
 
 
-def _keys(document: Row, marks: Marks) -> list[str]:
+def _keys(document: JsonRow, marks: Marks) -> list[str]:
     """What the signs in a table mean."""
     figures = [(name, m) for row in document["rows"] for name, m in row["metrics"].items()]
     with_interval = {
@@ -106,7 +106,7 @@ def _keys(document: Row, marks: Marks) -> list[str]:
     return [*lines, *marks.lines()]
 
 
-def show(documents: Sequence[Row], differences: Sequence[Row], out: Console) -> None:
+def show(documents: Sequence[JsonRow], differences: Sequence[JsonRow], out: Console) -> None:
     """Tables with a row per metric and a column per system, differences, then the convention of every number."""
     for place, document in enumerate(documents):
         head = ", ".join(
@@ -142,7 +142,12 @@ def show(documents: Sequence[Row], differences: Sequence[Row], out: Console) -> 
 
 
 def _table(
-    title: str, head: str, shown: Mapping[str, str], rows: Sequence[Row], marks: Marks, out: Console
+    title: str,
+    head: str,
+    shown: Mapping[str, str],
+    rows: Sequence[JsonRow],
+    marks: Marks,
+    out: Console,
 ) -> None:
     """A row per metric (name: what it is called here), a column per system that has one of them."""
     rows = [row for row in rows if any(name in row["metrics"] for name in shown)]
@@ -155,7 +160,7 @@ def _table(
     out.text()
 
 
-def _of_row(name: str, row: Row, marks: Marks) -> str:
+def _of_row(name: str, row: JsonRow, marks: Marks) -> str:
     """`figure`, with its own number of clips where that is not the row's: not every clip has every label."""
     metric = row["metrics"].get(name)
     some = metric is not None and metric.get("n", row["n"]) != row["n"]
@@ -164,9 +169,9 @@ def _of_row(name: str, row: Row, marks: Marks) -> str:
     )
 
 
-def _tables(document: Row) -> list[tuple[str, list[Row]]]:
+def _tables(document: JsonRow) -> list[tuple[str, list[JsonRow]]]:
     """(title, rows) of each table: one per cutoff and group."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[JsonRow]] = {}
     for row in document["rows"]:
         parts = [f"cutoff {row['cutoff']:g} Hz"] if "cutoff" in row else []
         parts += [f"{row['group']} ({row['n']} clips)"] if "group" in row else []
@@ -174,7 +179,7 @@ def _tables(document: Row) -> list[tuple[str, list[Row]]]:
     return list(found.items())
 
 
-def _nearest(document: Row) -> list[str]:
+def _nearest(document: JsonRow) -> list[str]:
     """The memorisation check in words."""
     found = document.get("memorisation")
     if not found:
@@ -188,7 +193,7 @@ def _nearest(document: Row) -> list[str]:
     ]
 
 
-def verdict(name: str, metric: Row) -> str:
+def verdict(name: str, metric: JsonRow) -> str:
     """Which of two is better, where the interval leaves out 0."""
     if metric["value"] is None or not metric.get("decided"):
         return "undecided"
@@ -197,7 +202,7 @@ def verdict(name: str, metric: Row) -> str:
     )
 
 
-def _show_difference(difference: Row, out: Console) -> None:
+def _show_difference(difference: JsonRow, out: Console) -> None:
     out.text("B - A", style="bold")
     out.text(f"A: {difference['a']}")
     out.text(f"B: {difference['b']}")
@@ -232,13 +237,13 @@ def _show_difference(difference: Row, out: Console) -> None:
 # -- for files and pages -----------------------------------------------------------------------------
 
 
-def csv_text(documents: Sequence[Row], differences: Sequence[Row]) -> str:
+def csv_text(documents: Sequence[JsonRow], differences: Sequence[JsonRow]) -> str:
     """One line per figure; differences have "B - A" as their system and the two names as their run."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n", restval="")
     writer.writeheader()
 
-    def line(head: Row, row: Row) -> None:
+    def line(head: JsonRow, row: JsonRow) -> None:
         for name, metric in row["metrics"].items():
             facts = {
                 "unit": registered(name).unit,
@@ -269,7 +274,7 @@ def csv_text(documents: Sequence[Row], differences: Sequence[Row]) -> str:
     return stream.getvalue()
 
 
-def markdown(documents: Sequence[Row], differences: Sequence[Row]) -> str:
+def markdown(documents: Sequence[JsonRow], differences: Sequence[JsonRow]) -> str:
     """Tables ready to paste, a row per system; conventions are footnotes, shared where they are the same."""
     lines: list[str] = []
     footnotes: dict[str, str] = {}
@@ -326,7 +331,7 @@ def markdown(documents: Sequence[Row], differences: Sequence[Row]) -> str:
 
 
 def _page_table(
-    document: Row, names: Sequence[str], heads: Sequence[str], marks: Marks
+    document: JsonRow, names: Sequence[str], heads: Sequence[str], marks: Marks
 ) -> tuple[list[str], list[list[str]]]:
     """(heads, rows): a row per cutoff and system where there are cutoffs, else a row per metric: there are many."""
     rows = document["rows"]

@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 
 from stagecli.data.audio import find_audio, read_channels, resample, write_wav
+from stagecli.data.cache import Count
 from stagecli.errors import Problem, StageError
 from stagecli.files import write_atomic
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
@@ -25,7 +26,6 @@ AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} 
 }
 FULL_BAND = 0.95  # a cutoff above this share of Nyquist leaves nothing to restore
 EMPTY_DB = 90.0  # a band this far below the loudest bin counts as empty
-Progress = Callable[[int, int], None]
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -67,7 +67,7 @@ def sample_prompts(
     seed: int,
     checkpoint: str = "latest",
     seconds: float | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
     **changes: Any,
 ) -> list[dict[str, Any]]:
     """Generate one clip per prompt into `output` (default: the run's samples/); the rows of samples.jsonl."""
@@ -151,7 +151,7 @@ def restore_files(
     cutoff: float | None = None,
     checkpoint: str = "latest",
     warn: Callable[[str], None],
-    progress: Progress | None = None,
+    progress: Count | None = None,
     **changes: Any,
 ) -> list[dict[str, Any]]:
     """Restore every file at the model's rate: any input rate, length and channel count, loudness kept."""

@@ -18,6 +18,7 @@ from stagecli.codec import load_codec_state, make_codec
 from stagecli.codec.base import Codec
 from stagecli.condition.low import kept_band, level_gain, splice
 from stagecli.condition.text import PretrainedText, byte_ids, text_encoder
+from stagecli.data.cache import Count
 from stagecli.data.examples import pad_texts, stream
 from stagecli.errors import StageError
 from stagecli.flow import sampler
@@ -29,7 +30,6 @@ from stagecli.runs.directory import read_info
 from stagecli.schema import Evaluate, Recipe
 
 SAMPLE = 100  # random stream of sampling noise, apart from the training streams
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Pipeline:
         settings: SamplerSettings,
         seconds: float | None = None,
         indices: Sequence[int] | None = None,
-        progress: Progress | None = None,
+        progress: Count | None = None,
     ) -> list[np.ndarray]:
         """One clip [N] per prompt; sample i depends on (seed, i) and its prompt, not on the batch.
 

@@ -15,20 +15,20 @@ class EMA:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.average = {n: p.detach().float().clone() for n, p in network.named_parameters()}
+        self.weights = {n: p.detach().float().clone() for n, p in network.named_parameters()}
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        weights = [p.detach().float() for p in network.parameters()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+        current = [p.detach().float() for p in network.parameters()]
+        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
         """Inside, the network holds the average; afterwards its own weights, to the bit."""
         own = {n: p.detach().clone() for n, p in network.named_parameters()}
-        self._copy(network, self.average)
+        self._copy(network, self.weights)
         try:
             yield
         finally:
@@ -42,5 +42,5 @@ class EMA:
 
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
         self.updates = updates
-        for name, value in self.average.items():
+        for name, value in self.weights.items():
             value.copy_(weights[name])

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from stagecli.errors import Problem, StageError
-from stagecli.metrics.tracked import refusal
+from stagecli.metrics.in_training import refusal
 from stagecli.recipe.toml_positions import Position, positions, split_key
 from stagecli.schema import Recipe
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecli.errors import StageError
+from stagecli.files import JsonRow
 from stagecli.report import regime as report_regime
 from stagecli.report.curves import number
 
@@ -25,7 +26,6 @@ SCHEMA = 1
 LARGEST_STEP = 10**12  # a larger one is damage
 DAMAGE_LISTED = 3  # damaged lines named per file; the rest are counted
 
-Row = dict[str, Any]
 # Half a surrogate pair, as a file name that is not UTF-8 leaves it in a message: nothing can print it.
 LONE = re.compile(
     r"(?<!\\)\\ud(?:[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..\\ud)[c-f]..)", re.IGNORECASE
@@ -45,18 +45,18 @@ class RunReport:
     """
 
     path: Path
-    info: Row = field(default_factory=dict)
-    metrics: list[Row] = field(default_factory=list)
-    bins: list[Row] = field(default_factory=list)
-    events: list[Row] = field(default_factory=list)
-    probes: list[Row] = field(default_factory=list)
+    info: JsonRow = field(default_factory=dict)
+    metrics: list[JsonRow] = field(default_factory=list)
+    bins: list[JsonRow] = field(default_factory=list)
+    events: list[JsonRow] = field(default_factory=list)
+    probes: list[JsonRow] = field(default_factory=list)
     wants_probes: bool = False
     chosen_by: str = "valid/loss"
     superseded: int = 0
     last_seen: dict[int, float] = field(default_factory=dict)
-    checkpoints: list[Row] = field(default_factory=list)
-    samples: list[Row] = field(default_factory=list)
-    evals: list[Row] = field(default_factory=list)
+    checkpoints: list[JsonRow] = field(default_factory=list)
+    samples: list[JsonRow] = field(default_factory=list)
+    evals: list[JsonRow] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
 
     @property
@@ -134,7 +134,7 @@ def _not_a_run(path: Path) -> StageError:
     )
 
 
-def _read_info(path: Path, damage: list[str]) -> Row:
+def _read_info(path: Path, damage: list[str]) -> JsonRow:
     try:
         info = _DECODE(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
@@ -155,7 +155,7 @@ def _read_info(path: Path, damage: list[str]) -> Row:
     return info
 
 
-def _read_rows(path: Path, damage: list[str], *, expected: bool) -> list[Row]:
+def _read_rows(path: Path, damage: list[str], *, expected: bool) -> list[JsonRow]:
     """Rows of one JSONL file; every row returned has an integer `step` and `attempt`."""
     if not path.is_file():
         if expected:
@@ -203,7 +203,7 @@ def _is_row(row: Any) -> bool:
     return type(row) is dict and type(step := row.get("step")) is int and 0 <= step <= LARGEST_STEP
 
 
-def _limits(info: Row, first: dict[int, int]) -> dict[int, int]:
+def _limits(info: JsonRow, first: dict[int, int]) -> dict[int, int]:
     """Attempt -> the step at which it resumed; from run.json, else from the first step of its rows."""
     limits = {attempt: step - 1 for attempt, step in first.items()}
     for entry in attempts(info):
@@ -212,7 +212,7 @@ def _limits(info: Row, first: dict[int, int]) -> dict[int, int]:
     return limits
 
 
-def _tables(recipe: Path, *names: str) -> list[Row]:
+def _tables(recipe: Path, *names: str) -> list[JsonRow]:
     """Tables of the recipe; empty where there are none or the file cannot be read."""
     try:
         whole = tomllib.loads(recipe.read_text(encoding="utf-8"))
@@ -221,7 +221,7 @@ def _tables(recipe: Path, *names: str) -> list[Row]:
     return [table if isinstance(table := whole.get(name), dict) else {} for name in names]
 
 
-def attempts(info: Row) -> list[Row]:
+def attempts(info: JsonRow) -> list[JsonRow]:
     """The attempts that run.json lists; none where it does not."""
     entries = info.get("attempts")
     return (
@@ -229,7 +229,7 @@ def attempts(info: Row) -> list[Row]:
     )
 
 
-def _drop_superseded(rows: list[Row], limits: dict[int, int]) -> list[Row]:
+def _drop_superseded(rows: list[JsonRow], limits: dict[int, int]) -> list[JsonRow]:
     ceiling: dict[int, float] = {}
     for row in rows:
         attempt = row["attempt"]

@@ -6,9 +6,9 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-Row = dict[str, Any]
+from stagecli.files import JsonRow
+
 LARGEST = 1e100  # beyond it sums overflow
 HISTORY = 512  # points kept per growing curve; older ones are merged in pairs
 
@@ -18,7 +18,7 @@ def number(value: object) -> float | None:
     return float(value) if type(value) in (int, float) and abs(value) < LARGEST else None  # type: ignore[arg-type]
 
 
-def series(rows: Iterable[Row], key: str) -> tuple[list[int], list[float]]:
+def series(rows: Iterable[JsonRow], key: str) -> tuple[list[int], list[float]]:
     """Steps and values of the rows in which `key` is a finite number."""
     pairs = [(row["step"], row[key]) for row in rows if key in row]
     pairs = [(step, v) for step, v in pairs if type(v) in (float, int) and -LARGEST < v < LARGEST]
@@ -120,7 +120,7 @@ def theil_sen(steps: Sequence[float], values: Sequence[float]) -> tuple[float, f
     return (statistics.median(slopes), score / spread) if slopes else (0.0, 0.0)
 
 
-def trend(steps: Sequence[int], values: Sequence[float], share: float) -> Row | None:
+def trend(steps: Sequence[int], values: Sequence[float], share: float) -> JsonRow | None:
     """How a positive curve moved over its last `share` of steps; None with fewer than 8 points there.
 
     change: relative, over the whole span, from the Theil-Sen slope of the logarithm; direction: falling
@@ -160,14 +160,16 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
 
 
-def level_change(steps: Sequence[int], values: Sequence[float], ratio: float = 0.75) -> Row | None:
+def level_change(
+    steps: Sequence[int], values: Sequence[float], ratio: float = 0.75
+) -> JsonRow | None:
     """Where a positive curve changed level for good: {"step", "before", "after"}, medians of each side.
 
     None unless the level fell below `ratio` of what it was (or rose as much) and the two sides hardly
     overlap: 3 in 4 of the points after lie beyond the middle of the two medians, and likewise before.
     """
     points = [p for p in thin(steps, values, 60) if p[1] > 0]
-    best: Row | None = None
+    best: JsonRow | None = None
     for cut in range(5, len(points) - 4):
         before = [p[1] for p in points[:cut]]
         after = [p[1] for p in points[cut:]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from stagecli.metrics.tracked import LOSS, PREFIX, described, higher_is_better
+from stagecli.files import JsonRow
+from stagecli.metrics.in_training import LOSS, PREFIX, described, higher_is_better
 from stagecli.report.curves import theil_sen
 
 LEAST = 8  # rows before a plateau is spoken of
@@ -18,11 +18,10 @@ STILL_SHARE = (
 TREND = -1.5  # Kendall's z below which the rows since then still improve
 SCATTERS = 2.0  # an improvement by less than this many standard deviations of the scatter is none
 
-Row = dict[str, Any]
 Columns = Callable[[str], tuple[list[int], list[float]]]
 
 
-def names(rows: Sequence[Row]) -> list[str]:
+def names(rows: Sequence[JsonRow]) -> list[str]:
     """Rows `eval/...` that a run has, in the order written; what the evaluation cost is none of them."""
     found = dict.fromkeys(key for row in rows if "eval/seconds" in row for key in row)
     return [key for key in found if described(key) is not None]
@@ -36,7 +35,7 @@ def label(row: str) -> str:
     return found[0].name + (f", {found[1]} Hz" if found[1] else "")
 
 
-def summary(rows: Sequence[Row], columns: Columns, chosen: str) -> Row | None:
+def summary(rows: Sequence[JsonRow], columns: Columns, chosen: str) -> JsonRow | None:
     """What the evaluations gave, ready for JSON; None where there is neither one nor the row that chooses the best.
 
     chosen: `train.best`. metrics: row -> {"better", "first", "last", "last_step", "best", "best_step"}.
@@ -79,7 +78,7 @@ def scatter(values: Sequence[float]) -> float:
     return statistics.median(bends) / (0.6745 * math.sqrt(6)) if bends else 0.0
 
 
-def plateau(name: str, steps: Sequence[int], values: Sequence[float]) -> Row | None:
+def plateau(name: str, steps: Sequence[int], values: Sequence[float]) -> JsonRow | None:
     """Since when a number has not improved beyond its noise, or None: it has, or there are too few rows to tell.
 
     margin: SCATTERS standard deviations of the scatter over the last half of the rows. since_step: of the first row
@@ -112,7 +111,7 @@ def plateau(name: str, steps: Sequence[int], values: Sequence[float]) -> Row | N
     }
 
 
-def sentences(found: Row | None, rate: Sequence[float]) -> list[str]:
+def sentences(found: JsonRow | None, rate: Sequence[float]) -> list[str]:
     """In words, for the reading; rate: learning rates of the run so far. Advice only: nothing stops by it."""
     if found is None:
         return []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stagecli.metrics.tracked import described
+from stagecli.metrics.in_training import described
 from stagecli.report import RunReport
 from stagecli.report import evaluation as report_evaluation
 from stagecli.report import mechanisms as report_mechanisms

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from stagecli.files import JsonRow
 from stagecli.report.curves import number
 from stagecli.stage.regime_variable import LEAST_FALL, OFFSET, REFINEMENT
 
-Row = Mapping[str, Any]
 EARLY = 0.25  # of the steps seen: a curve that had 90 % of its fall by then saturated early
 
 
 def reading(
-    probes: Sequence[Row], *, steps: int | None = None, reference: str = "another clip"
+    probes: Sequence[JsonRow], *, steps: int | None = None, reference: str = "another clip"
 ) -> list[str]:
     """Sentences without full stop, most important first; each is said only if its numbers are there.
 
@@ -39,7 +38,7 @@ def reading(
     ]
 
 
-def _progress(good: Sequence[Row], reference: str) -> list[str]:
+def _progress(good: Sequence[JsonRow], reference: str) -> list[str]:
     last = good[-1]
     level = statistics.median(row["Dn"] for row in good[-3:])
     if last.get("clock_step") is None:
@@ -65,7 +64,7 @@ def _progress(good: Sequence[Row], reference: str) -> list[str]:
     ]
 
 
-def _stage(rows: Sequence[Row]) -> list[str]:
+def _stage(rows: Sequence[JsonRow]) -> list[str]:
     r = rows[-1].get("r")
     source = rows[-1].get("source", "measured")
     out = []
@@ -91,7 +90,7 @@ def horizon(seen: int) -> int:
     return int(10 ** math.floor(math.log10(max(seen / 5, 1))))
 
 
-def _gain(good: Sequence[Row], steps: int | None) -> list[str]:
+def _gain(good: Sequence[JsonRow], steps: int | None) -> list[str]:
     """What more steps buy at the present slope, or that it cannot be told from noise."""
     last = good[-1]
     slope = number(last.get("slope"))
@@ -127,7 +126,7 @@ def _gain(good: Sequence[Row], steps: int | None) -> list[str]:
     return out
 
 
-def _saturation(good: Sequence[Row]) -> list[str]:
+def _saturation(good: Sequence[JsonRow]) -> list[str]:
     """Where most of the fall lies, if it lies early: usual for super-resolution, whose input has the meaning."""
     start = good[-1].get("clock_step")
     if start is None or len(good) < 20:
@@ -157,7 +156,7 @@ def _saturation(good: Sequence[Row]) -> list[str]:
     ]
 
 
-def _warnings(rows: Sequence[Row], missing: int) -> list[str]:
+def _warnings(rows: Sequence[JsonRow], missing: int) -> list[str]:
     last = rows[-1]
     out = []
     if last.get("frozen"):

@@ -9,10 +9,9 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stagecli.files import JsonRow
 from stagecli.report.curves import bar, duration, number, series, thin
 from stagecli.report.reading import horizon, reading
-
-Row = dict[str, Any]
 
 LEVEL = re.compile(r"Dn?_t(\d+(?:\.\d+)?)")
 NUMBERS = (
@@ -57,16 +56,16 @@ LARGEST_UNIT = (
 # -- rows ------------------------------------------------------------------------------------------
 
 
-def in_order(rows: Sequence[Row], damage: list[str]) -> list[Row]:
+def in_order(rows: Sequence[JsonRow], damage: list[str]) -> list[JsonRow]:
     """Probe rows with rising steps and numbers that are numbers.
 
     Where attempts overlap the later one counts. Within an attempt, rows that do not fit into the longest rising
     sequence of steps are left out, and said in `damage`.
     """
-    attempts: dict[int, list[Row]] = {}
+    attempts: dict[int, list[JsonRow]] = {}
     for row in rows:
         attempts.setdefault(row["attempt"], []).append(row)
-    out: list[Row] = []
+    out: list[JsonRow] = []
     stray = 0
     for attempt in sorted(attempts):
         kept = _rising(attempts[attempt])
@@ -82,7 +81,7 @@ def in_order(rows: Sequence[Row], damage: list[str]) -> list[Row]:
     return [_clean(row) for row in out]
 
 
-def _rising(rows: Sequence[Row]) -> list[Row]:
+def _rising(rows: Sequence[JsonRow]) -> list[JsonRow]:
     """The longest subsequence of strictly rising steps."""
     tails: list[int] = []  # of the best sequence of each length: the smallest last step ...
     ends: list[int] = []  # ... and its row
@@ -92,7 +91,7 @@ def _rising(rows: Sequence[Row]) -> list[Row]:
         before.append(ends[k - 1] if k else None)
         tails[k:] = [row["step"], *tails[k + 1 :]]
         ends[k:] = [i, *ends[k + 1 :]]
-    out: list[Row] = []
+    out: list[JsonRow] = []
     at = ends[-1] if ends else None
     while at is not None:
         out.append(rows[at])
@@ -100,7 +99,7 @@ def _rising(rows: Sequence[Row]) -> list[Row]:
     return out[::-1]
 
 
-def _clean(row: Row) -> Row:
+def _clean(row: JsonRow) -> JsonRow:
     out = dict(row)
     for key in row:
         if key in NUMBERS or LEVEL.fullmatch(key):
@@ -125,7 +124,7 @@ def unit(steps: int | None, seen: int) -> int:
     return max(1, min(LARGEST_UNIT, horizon(max(1, steps or seen))))
 
 
-def rate(rows: Sequence[Mapping[str, Any]], per: int) -> Row | None:
+def rate(rows: Sequence[Mapping[str, Any]], per: int) -> JsonRow | None:
     """Relative change of Dn (+ 0.01) in `per` steps at the slope of the last probe; None without a slope.
 
     {"per_steps", "change", "error"}: error is two standard errors, None if unknown. Optimiser time per step is
@@ -151,7 +150,7 @@ def rate(rows: Sequence[Mapping[str, Any]], per: int) -> Row | None:
     return {"per_steps": per, "change": change(slope), "error": wide}
 
 
-def rate_text(found: Row | None) -> str:
+def rate_text(found: JsonRow | None) -> str:
     """`-2.1 % ± 0.4 per 1,000 steps`, `-` for None."""
     if found is None:
         return "-"
@@ -165,13 +164,13 @@ def rate_text(found: Row | None) -> str:
 
 
 def summary(
-    rows: Sequence[Row],
-    events: Sequence[Row],
+    rows: Sequence[JsonRow],
+    events: Sequence[JsonRow],
     *,
     steps: int | None,
     task: str | None = None,
     points: int = 60,
-) -> Row | None:
+) -> JsonRow | None:
     """The regime of a run, ready for JSON; None without a probe.
 
     rows: from `in_order`; events: all of the run; steps: the budget; task: of the run; points: per curve in "series".
@@ -183,7 +182,7 @@ def summary(
     good = [row for row in rows if row.get("Dn") is not None]
     newest = good[-1] if good else last
     gaps = [b["step"] - a["step"] for a, b in zip(rows, rows[1:], strict=False)]
-    out: Row = {
+    out: JsonRow = {
         "probes": len(rows),
         "without_number": len(rows) - len(good),
         "every": statistics.median(gaps) if gaps else None,
@@ -218,9 +217,9 @@ def summary(
     return out
 
 
-def spans(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+def spans(rows: Sequence[Mapping[str, Any]]) -> list[JsonRow]:
     """The stages one after another: {"stage", "from_step", "to_step"}, by the probes."""
-    out: list[Row] = []
+    out: list[JsonRow] = []
     for row in rows:
         if not out or out[-1]["stage"] != row.get("stage"):
             out.append(
@@ -230,9 +229,9 @@ def spans(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     return out
 
 
-def _curves(rows: Sequence[Row], points: int) -> Row:
+def _curves(rows: Sequence[JsonRow], points: int) -> JsonRow:
     """name -> first, lowest, highest, last, and thinned "step" and "value"."""
-    out: Row = {}
+    out: JsonRow = {}
     for key in ("Dn", *(f"Dn_t{t}" for t in levels(rows)), "D", "r"):
         steps, values = series(rows, key)
         if values:
@@ -252,7 +251,7 @@ def reference(task: Any) -> str:
     return {"t2a": "another clip", "sr": "the input"}.get(str(task), "the reference")
 
 
-def _words(rows: Sequence[Row], steps: int | None, task: Any) -> list[str]:
+def _words(rows: Sequence[JsonRow], steps: int | None, task: Any) -> list[str]:
     """`stage.reading`, which asks for tau wherever there is a slope."""
     if any(row.get("tau") is None for row in rows if row.get("Dn") is not None):
         rows = [{**row, "slope": None} for row in rows]
@@ -275,7 +274,7 @@ def spell(text: str, plain: bool) -> str:
     return text.replace("±", "+-") if plain else text
 
 
-def facts(regime: Row | None, plain: bool = False) -> dict[str, str]:
+def facts(regime: JsonRow | None, plain: bool = False) -> dict[str, str]:
     """The regime as (what, value), both to read; plain: ASCII only. Every key is there, `-` for what is not known."""
     if regime is None:
         return dict.fromkeys(FACTS, "-")
@@ -330,9 +329,9 @@ def cost(seconds: float | None, share: float | None) -> str:
 # -- events ----------------------------------------------------------------------------------------
 
 
-def timeline(events: Sequence[Row]) -> list[Row]:
+def timeline(events: Sequence[JsonRow]) -> list[JsonRow]:
     """Events as {"step", "change", "reason", "evidence"} to read; repeats that change no stage are one entry."""
-    out: list[Row] = []
+    out: list[JsonRow] = []
     last: tuple[Any, Any] | None = None
     for event in events:
         before = event.get("from")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stagecli.files import JsonRow
 from stagecli.report.curves import number, series, thin
 
 __all__ = ["facts", "lines", "plot", "reading", "summary"]
 
-Row = dict[str, Any]
 
 PREFIX = "structure_"
 SCORES = ("z", "p", "ari", "change", "contrast", "K")
@@ -44,7 +44,7 @@ def _labels(value: Any, depth: int | None = None) -> list[int] | None:
 
 def summary(
     rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], *, points: int = 60
-) -> Row | None:
+) -> JsonRow | None:
     """Structure of a run, ready for JSON; None where no row of its probes holds any.
 
     rows: of probes.jsonl, in order; events: all of the run; points: per curve in "series". "labels" is the newest
@@ -58,7 +58,7 @@ def summary(
     newest = measured[-1] if measured else last
     S = matrix(newest.get(PREFIX + "S"))
     depth = len(S) if S else None
-    out: Row = {
+    out: JsonRow = {
         "step": newest["step"],
         "state": str(last[PREFIX + "state"]),
         "S": S,
@@ -100,7 +100,7 @@ def letter(label: int) -> str:
     return chr(ord("A") + label) if label < 26 else str(label)
 
 
-def facts(found: Row | None) -> dict[str, str]:
+def facts(found: JsonRow | None) -> dict[str, str]:
     """(what, value), both to read; every key is there, `-` for what is not known."""
     if found is None:
         return dict.fromkeys(FACTS, "-")
@@ -121,7 +121,7 @@ def facts(found: Row | None) -> dict[str, str]:
     return dict(zip(FACTS, values, strict=True))
 
 
-def lines(found: Row | None, width: int, plain: bool) -> list[str]:
+def lines(found: JsonRow | None, width: int, plain: bool) -> list[str]:
     """The newest groups and similarities in at most `width` columns; plain: ASCII only. No line without a matrix.
 
     A row and a column per block, shaded from the lowest to the highest similarity of different blocks; a blank between
@@ -160,7 +160,7 @@ def lines(found: Row | None, width: int, plain: bool) -> list[str]:
     return out
 
 
-def plot(found: Row | None) -> Row | None:
+def plot(found: JsonRow | None) -> JsonRow | None:
     """Data of a heat map and of its curves, for any plotting library; None without a matrix.
 
     {"matrix" [L][L], "low", "high" (of different blocks), "boundaries": after which blocks a group ends, "labels",
@@ -189,7 +189,7 @@ def plot(found: Row | None) -> Row | None:
     }
 
 
-def reading(found: Row) -> list[str]:
+def reading(found: JsonRow) -> list[str]:
     """What there is to say of it, in sentences."""
     if not found["labels"]:
         return ["structure: one probe so far; groups need the change between two"]

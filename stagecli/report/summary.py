@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
+from stagecli.files import JsonRow
 from stagecli.report import RunReport, attempts
 from stagecli.report import evaluation as report_evaluation
 from stagecli.report import mechanisms as report_mechanisms
@@ -22,11 +23,10 @@ __all__ = ["bin_rows", "summary"]
 
 SERIES_POINTS = 60  # points per curve in a summary: enough for a sparkline, small enough for JSON
 
-Row = dict[str, Any]
 Columns = Callable[[str], tuple[list[int], list[float]]]  # a metric's name -> its steps and values
 
 
-def summary(report: RunReport, *, now: float | None = None) -> Row:
+def summary(report: RunReport, *, now: float | None = None) -> JsonRow:
     """Everything `inspect-regime` says about a run, ready for JSON; unknown values are None.
 
     now: unix time to judge a running run by (default: the clock).
@@ -40,7 +40,7 @@ def summary(report: RunReport, *, now: float | None = None) -> Row:
         step = max((c["step"] for c in report.checkpoints if c["step"] is not None), default=0)
     steps = info.get("steps") if type(info.get("steps")) is int else None
     last_row = max(report.last_seen.values(), default=None)
-    out: Row = {
+    out: JsonRow = {
         "path": str(report.path),
         "name": report.name,
         "id": info.get("id"),
@@ -101,7 +101,7 @@ def _clean(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _loss(rows: Sequence[Row], columns: Columns) -> Row:
+def _loss(rows: Sequence[JsonRow], columns: Columns) -> JsonRow:
     steps, values = columns("train/loss")
     bad = []
     if len(values) < len(rows):
@@ -119,7 +119,7 @@ def _loss(rows: Sequence[Row], columns: Columns) -> Row:
     }
 
 
-def _validation(rows: Sequence[Row], columns: Columns) -> Row | None:
+def _validation(rows: Sequence[JsonRow], columns: Columns) -> JsonRow | None:
     steps, values = columns("valid/loss")
     if not values:
         return None
@@ -153,7 +153,7 @@ def _validation(rows: Sequence[Row], columns: Columns) -> Row | None:
     }
 
 
-def bin_rows(rows: Sequence[Row]) -> tuple[list[float], list[tuple[int, list[Any], list[Any]]]]:
+def bin_rows(rows: Sequence[JsonRow]) -> tuple[list[float], list[tuple[int, list[Any], list[Any]]]]:
     """The edges of the noise bins and (step, loss per bin, count per bin) of the rows that have those edges."""
     edges: list[float] = []
     for row in reversed(rows):
@@ -172,14 +172,14 @@ def bin_rows(rows: Sequence[Row]) -> tuple[list[float], list[tuple[int, list[Any
     return edges, out
 
 
-def _bins(rows: Sequence[Row]) -> list[Row]:
+def _bins(rows: Sequence[JsonRow]) -> list[JsonRow]:
     """Per noise bin: mean loss over the first and the last tenth of the rows, over time, its share of the loss now."""
     edges, good = bin_rows(rows)
     tenth = max(1, len(good) // 10)
     cuts = [i * len(good) // SERIES_POINTS for i in range(SERIES_POINTS + 1)]
     buckets = [good[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
     steps = [round(statistics.fmean(row[0] for row in bucket)) for bucket in buckets]
-    out: list[Row] = []
+    out: list[JsonRow] = []
     total = 0.0
     for k in range(len(edges) - 1):
         (first, _) = _bin_mean(good[:tenth], k)
@@ -215,7 +215,7 @@ def _bin_mean(
     return (total / weight if weight else None), weight
 
 
-def _speed(rows: Sequence[Row], columns: Columns) -> Row:
+def _speed(rows: Sequence[JsonRow], columns: Columns) -> JsonRow:
     rate = columns("speed/samples_per_s")[1]
     step = columns("speed/step_s")[1]
     return {
@@ -250,7 +250,7 @@ def _unix(stamp: object) -> float | None:
         return None
 
 
-def _eta(rows: Sequence[Row], step: int, steps: int | None) -> float | None:
+def _eta(rows: Sequence[JsonRow], step: int, steps: int | None) -> float | None:
     """Seconds left at the wall-clock pace of the last 50 rows, which includes validation and saving."""
     recent = [
         row
@@ -266,9 +266,9 @@ def _eta(rows: Sequence[Row], step: int, steps: int | None) -> float | None:
     return max(0, steps - step) * pace if pace > 0 else None
 
 
-def _curves(columns: Columns, more: Sequence[str]) -> Row:
+def _curves(columns: Columns, more: Sequence[str]) -> JsonRow:
     """The curves of the terminal view: name -> first, lowest, highest, last, and thinned "step" and "value"."""
-    out: Row = {}
+    out: JsonRow = {}
     for key in (
         "train/loss",
         "valid/loss",

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from stagecli.files import JsonRow
 from stagecli.report import evaluation as report_evaluation
 from stagecli.report.curves import duration, level_change, number
 
-Row = dict[str, Any]
-
 
 def sentences(
-    summary: Row, speed: tuple[Sequence[int], Sequence[float]], rate: Sequence[float]
+    summary: JsonRow, speed: tuple[Sequence[int], Sequence[float]], rate: Sequence[float]
 ) -> list[str]:
     """What the numbers of `report.summary` say, most general first.
 
@@ -31,7 +30,7 @@ def sentences(
     ]
 
 
-def _say_state(s: Row) -> list[str]:
+def _say_state(s: JsonRow) -> list[str]:
     step = s["step"]
     steps = s["steps"]
     seconds = s["time"]
@@ -80,7 +79,7 @@ def _percent(change: float) -> str:
     return f"{abs(100 * change):.1f} %" if abs(change) < 0.1 else f"{abs(100 * change):.0f} %"
 
 
-def _say_loss(s: Row) -> list[str]:
+def _say_loss(s: JsonRow) -> list[str]:
     out = []
     loss = s["loss"]
     valid = s["validation"]
@@ -118,7 +117,7 @@ def _say_loss(s: Row) -> list[str]:
     return [*out, best]
 
 
-def _say_bins(s: Row) -> list[str]:
+def _say_bins(s: JsonRow) -> list[str]:
     bins = s["bins"]
     out = []
     if not bins or bins[0]["share"] is None:
@@ -155,7 +154,7 @@ def _say_bins(s: Row) -> list[str]:
     return out
 
 
-def _say_speed(s: Row, speed: tuple[Sequence[int], Sequence[float]]) -> list[str]:
+def _say_speed(s: JsonRow, speed: tuple[Sequence[int], Sequence[float]]) -> list[str]:
     change = level_change(*speed)
     if change is None:
         return []

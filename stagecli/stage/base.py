@@ -121,7 +121,7 @@ class Signals:
     """What one step showed, gathered over all processes, so that all of them decide alike.
 
     step: steps done; t_B, loss_B: of the global batch, unweighted; grad_norm before clipping;
-    lr: the step's learning rate; probe: the measurement after this step, where one was due, and average: the
+    lr: the step's learning rate; probe: the measurement after this step, where one was due, and ema_weights: the
     weights it was made with, by name; valid: (step, loss) of the newest validation on the fixed grid of t.
     """
 
@@ -131,7 +131,7 @@ class Signals:
     grad_norm: float
     lr: float
     probe: Probe | None = None
-    average: Mapping[str, Tensor] | None = None
+    ema_weights: Mapping[str, Tensor] | None = None
     valid: tuple[int, float] | None = None
 
 
@@ -155,10 +155,10 @@ class Mechanism:
         """A term to add to the loss, or None."""
         return None
 
-    def step(self, lr: float, average: Callable[[Tensor], Tensor], scale: float) -> None:
+    def step(self, lr: float, all_reduce_mean: Callable[[Tensor], Tensor], scale: float) -> None:
         """After the backward pass: update what it trains besides the network.
 
-        average: over processes; scale: what the loss was multiplied by (fp16).
+        all_reduce_mean: over processes; scale: what the loss was multiplied by (fp16).
         """
 
     def observe(self, signals: Signals) -> list[Event]:

@@ -45,9 +45,9 @@ class Stages:
         for mechanism in self.mechanisms.values():
             mechanism.attach(network, feature_width)
 
-    def step(self, lr: float, average: Callable[[Tensor], Tensor], scale: float) -> None:
+    def step(self, lr: float, all_reduce_mean: Callable[[Tensor], Tensor], scale: float) -> None:
         for mechanism in self.mechanisms.values():
-            mechanism.step(lr, average, scale)
+            mechanism.step(lr, all_reduce_mean, scale)
 
     def plan(self, step: int) -> Plan:
         plan = self.base

@@ -150,17 +150,17 @@ class GuidanceMechanism(Mechanism):
         fused = device.type in ("cuda", "cpu")
         self.optimizer = torch.optim.AdamW(self.projectors.parameters(), betas=BETAS, fused=fused)
 
-    def step(self, lr: float, average: Callable[[Tensor], Tensor], scale: float) -> None:
+    def step(self, lr: float, all_reduce_mean: Callable[[Tensor], Tensor], scale: float) -> None:
         if self.changes is not None:
-            self._choose(average(self.changes))
+            self._choose(all_reduce_mean(self.changes))
         if self.sums is not None:
-            self._note_conflict(average(self.sums))
+            self._note_conflict(all_reduce_mean(self.sums))
         if self.optimizer is None or self.projectors is None:
             return
         weights = [p for p in self.projectors.parameters() if p.grad is not None]
         if not weights:
             return
-        gradients = [average(p.grad) / scale for p in weights if p.grad is not None]
+        gradients = [all_reduce_mean(p.grad) / scale for p in weights if p.grad is not None]
         norm = torch.stack([g.norm() for g in gradients]).norm()
         factor = (1 / norm.clamp_min(1e-6)).clamp_max(1.0)  # clips at a norm of 1
         for p, g in zip(

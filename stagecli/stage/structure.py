@@ -155,9 +155,9 @@ class StructureMechanism(Mechanism):
 
     # -- what is measured --------------------------------------------------------------------------
 
-    def _measure(self, average: Mapping[str, Tensor]) -> None:
+    def _measure(self, ema_weights: Mapping[str, Tensor]) -> None:
         """Similarity and groups after a probe; average: the averaged weights by name."""
-        now_MLp = np.stack([self._sketched(t, average) for t in TYPES])
+        now_MLp = np.stack([self._sketched(t, ema_weights) for t in TYPES])
         before_MLp = self.before_MLp
         self.before_MLp = now_MLp
         if before_MLp is None:
@@ -174,9 +174,9 @@ class StructureMechanism(Mechanism):
         )
         self.row = self.row + 1 if self._settled() else 0
 
-    def _sketched(self, kind: str, average: Mapping[str, Tensor]) -> np.ndarray:
+    def _sketched(self, kind: str, ema_weights: Mapping[str, Tensor]) -> np.ndarray:
         """Sketches [L, p] of the averaged matrices of one type or of their moments, in double precision on the CPU."""
-        weights = [average[name] for name in self.names[kind]]
+        weights = [ema_weights[name] for name in self.names[kind]]
         if self.options.similarity == "moments":
             weights = [grouping.traceless_moment(w if kind in READING else w.T) for w in weights]
         if kind not in self.sketches:
@@ -214,8 +214,8 @@ class StructureMechanism(Mechanism):
         if math.isfinite(signals.grad_norm):  # a step that fp16's scaler skips has none
             self.level = MEMORY * self.level + (1 - MEMORY) * signals.grad_norm
             self.level_norm = MEMORY * self.level_norm + (1 - MEMORY)
-        if signals.probe is not None and signals.average is not None:
-            self._measure(signals.average)
+        if signals.probe is not None and signals.ema_weights is not None:
+            self._measure(signals.ema_weights)
             events += self._few() if self.probes_seen == 1 else []
         if self.state == "active":
             return events + self._validated(signals)

@@ -17,6 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
 from stagecli.errors import Problem, StageError
+from stagecli.files import JsonRow
 from stagecli.report.curves import number
 from stagecli.terminal.views import Board, Notes, PlainView, QuietView, Throttle, View, line
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-Row = dict[str, Any]
 REFRESH_PER_SECOND = (
     2.0  # a frame takes some milliseconds; twice a second stays far below 1 % of training
 )
@@ -253,7 +253,7 @@ class LiveView(Notes):
             return Group(Control(*up), panel)
         return panel
 
-    def start(self, info: Row) -> None:
+    def start(self, info: JsonRow) -> None:
         self._board.info = info
         self._open()
 
@@ -265,16 +265,16 @@ class LiveView(Notes):
         self._board.at = step
         self._board.current = None
 
-    def row(self, row: Row) -> None:
+    def row(self, row: JsonRow) -> None:
         self._board.add_row(row)
 
-    def bins(self, row: Row) -> None:
+    def bins(self, row: JsonRow) -> None:
         self._board.add_bins(row)
 
-    def probe(self, row: Row) -> None:
+    def probe(self, row: JsonRow) -> None:
         self._board.regime.add(row)
 
-    def event(self, row: Row) -> None:
+    def event(self, row: JsonRow) -> None:
         self._board.add_event(row)
 
     def close(self, status: str, message: str) -> None:

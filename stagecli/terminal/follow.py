@@ -8,14 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from stagecli.files import JsonRow
 from stagecli.report.curves import number
 from stagecli.terminal.console import Console
 from stagecli.terminal.inspect import inspect, sections
 from stagecli.terminal.views_regime import probe_text
 
-Row = dict[str, Any]
 LIVE = ("running", "created")
 FILES = ("run.json", "metrics.jsonl", "bins.jsonl", "events.jsonl", "probes.jsonl")
 # Kept first where the terminal is too low for all of it; what is left out comes with the last report.
@@ -32,7 +31,7 @@ PRIORITY = (
 
 
 def follow(
-    paths: Sequence[Path], read: Callable[[], list[Row]], out: Console, every: float
+    paths: Sequence[Path], read: Callable[[], list[JsonRow]], out: Console, every: float
 ) -> None:
     """Show `read()` (summaries) when a file of `paths` changed, looked at every `every` seconds.
 
@@ -42,7 +41,7 @@ def follow(
     drawn = not out.as_json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     seen: object = None
     said: dict[str, int] = {}
-    summaries: list[Row] = []
+    summaries: list[JsonRow] = []
     while True:
         found = _stamps(paths)
         if found != seen:
@@ -76,7 +75,7 @@ def _stamps(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
     return found
 
 
-def _say(summaries: Sequence[Row], said: dict[str, int], out: Console) -> None:
+def _say(summaries: Sequence[JsonRow], said: dict[str, int], out: Console) -> None:
     for s in summaries:
         if said.get(s["path"]) == s["step"]:
             continue
@@ -91,7 +90,7 @@ def _say(summaries: Sequence[Row], said: dict[str, int], out: Console) -> None:
         out.text("  ".join(parts))
 
 
-def _draw(summaries: Sequence[Row], out: Console) -> None:
+def _draw(summaries: Sequence[JsonRow], out: Console) -> None:
     try:
         width, height = os.get_terminal_size(sys.stdout.fileno())
     except (OSError, ValueError):
@@ -107,7 +106,7 @@ def _draw(summaries: Sequence[Row], out: Console) -> None:
     sys.stdout.flush()
 
 
-def screen(summaries: Sequence[Row], out: Console, width: int, height: int) -> list[str]:
+def screen(summaries: Sequence[JsonRow], out: Console, width: int, height: int) -> list[str]:
     """The sections that fit into `height` rows of `width` characters, the most important ones, in their order."""
     parts: dict[str, list[str]] = {}
     for name, draw in sections(summaries, out):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from stagecli.files import JsonRow
 from stagecli.report import evaluation as report_evaluation
 from stagecli.report import mechanisms as report_mechanisms
 from stagecli.report import regime as report_regime
@@ -16,7 +16,6 @@ from stagecli.terminal.console import Console, cell, percent
 
 __all__ = ["inspect", "sections"]
 
-Row = dict[str, Any]
 Section = tuple[str, Callable[[], None]]
 
 CURVES = {
@@ -31,7 +30,7 @@ FIXED = "\N{NO-BREAK SPACE}"
 ENDS = 20  # regime events listed of the first and of the last ones
 
 
-def inspect(summaries: Sequence[Row], out: Console) -> None:
+def inspect(summaries: Sequence[JsonRow], out: Console) -> None:
     """The terminal view of `inspect-regime`; summaries: from `summary.summary`."""
     if out.as_json:
         out.result(summaries[0] if len(summaries) == 1 else list(summaries))
@@ -40,9 +39,9 @@ def inspect(summaries: Sequence[Row], out: Console) -> None:
         draw()
 
 
-def sections(summaries: Sequence[Row], out: Console) -> list[Section]:
+def sections(summaries: Sequence[JsonRow], out: Console) -> list[Section]:
     """The parts of the view as (name, what draws it), from top to bottom."""
-    parts: list[tuple[str, Callable[[Sequence[Row], Console], None]]] = [
+    parts: list[tuple[str, Callable[[Sequence[JsonRow], Console], None]]] = [
         ("head", _head),
         ("regime", _regime),
         ("regime curves", _regime_curves),
@@ -57,7 +56,7 @@ def sections(summaries: Sequence[Row], out: Console) -> list[Section]:
     return [(name, lambda draw=draw: draw(summaries, out)) for name, draw in parts]  # type: ignore[misc]
 
 
-def _structure(summaries: Sequence[Row], out: Console) -> None:
+def _structure(summaries: Sequence[JsonRow], out: Console) -> None:
     """Groups of blocks and how alike their updates are, where a run has measured them."""
     shown = [s for s in summaries if s["structure"]]
     if not shown:
@@ -70,7 +69,7 @@ def _structure(summaries: Sequence[Row], out: Console) -> None:
         out.text()
 
 
-def _mechanisms(summaries: Sequence[Row], out: Console) -> None:
+def _mechanisms(summaries: Sequence[JsonRow], out: Console) -> None:
     """What each mechanism did over time: lambda, cosines, quantiles of t, whatever it reports."""
     found = [s["series"] for s in summaries]
     keys = dict.fromkeys(
@@ -98,12 +97,12 @@ def _spark(out: Console, columns: int, taken: int) -> int:
     return min(SPARK, room) if room >= 6 else 0
 
 
-def _head(summaries: Sequence[Row], out: Console) -> None:
+def _head(summaries: Sequence[JsonRow], out: Console) -> None:
     names = [s["name"] for s in summaries]
     _pairs("Runs" if len(names) > 1 else names[0], names, [_header(s) for s in summaries], out)
 
 
-def _header(s: Row) -> dict[str, str]:
+def _header(s: JsonRow) -> dict[str, str]:
     steps = f"{s['step']:,}" + (f" of {s['steps']:,}" if s["steps"] else "")
     parameters = number(s["parameters"])
     attempts = len(s["attempts"])
@@ -125,7 +124,7 @@ def _header(s: Row) -> dict[str, str]:
 # -- the regime ------------------------------------------------------------------------------------
 
 
-def _regime(summaries: Sequence[Row], out: Console) -> None:
+def _regime(summaries: Sequence[JsonRow], out: Console) -> None:
     if any(s["regime"] for s in summaries):
         facts = [report_regime.facts(s["regime"], out.ascii_only) for s in summaries]
         facts = [
@@ -140,7 +139,7 @@ def _regime(summaries: Sequence[Row], out: Console) -> None:
         out.text()
 
 
-def _regime_curves(summaries: Sequence[Row], out: Console) -> None:
+def _regime_curves(summaries: Sequence[JsonRow], out: Console) -> None:
     found = [s["regime"]["series"] if s["regime"] else {} for s in summaries]
     keys = list(dict.fromkeys(key for series in found for key in series))
     if not keys:
@@ -159,8 +158,8 @@ def _regime_curves(summaries: Sequence[Row], out: Console) -> None:
 
 def _table_of_curves(
     title: str,
-    summaries: Sequence[Row],
-    found: Sequence[Row],
+    summaries: Sequence[JsonRow],
+    found: Sequence[JsonRow],
     labels: dict[str, str],
     logs: set[str],
     out: Console,
@@ -196,7 +195,7 @@ def _table_of_curves(
     out.text()
 
 
-def _regime_events(summaries: Sequence[Row], out: Console) -> None:
+def _regime_events(summaries: Sequence[JsonRow], out: Console) -> None:
     for s in summaries:
         found = report_regime.timeline(s["regime"]["events"]) if s["regime"] else []
         if not found:
@@ -223,11 +222,11 @@ def _regime_events(summaries: Sequence[Row], out: Console) -> None:
 # -- losses, events, words -------------------------------------------------------------------------
 
 
-def _span(b: Row) -> str:
+def _span(b: JsonRow) -> str:
     return f"{b['t_low']:.2f}-{b['t_high']:.2f}"
 
 
-def _bins(summaries: Sequence[Row], out: Console) -> None:
+def _bins(summaries: Sequence[JsonRow], out: Console) -> None:
     shown = [s for s in summaries if s["bins"]]
     title = "Loss by noise level t (1 is noise)"
     if len(shown) > 1 and all(
@@ -273,7 +272,7 @@ def _bins(summaries: Sequence[Row], out: Console) -> None:
         out.text()
 
 
-def _curves(summaries: Sequence[Row], out: Console) -> None:
+def _curves(summaries: Sequence[JsonRow], out: Console) -> None:
     found = [s["series"] for s in summaries]
     labels = {key: label for key, label in CURVES.items() if any(key in series for series in found)}
     scores = dict.fromkeys(key for series in found for key in series if key.startswith("eval/"))
@@ -282,7 +281,7 @@ def _curves(summaries: Sequence[Row], out: Console) -> None:
         _table_of_curves("Curves", summaries, found, labels, {"train/loss", "valid/loss"}, out)
 
 
-def _events(summaries: Sequence[Row], out: Console) -> None:
+def _events(summaries: Sequence[JsonRow], out: Console) -> None:
     """All but the regime's, which have a section with their evidence."""
     several = len(summaries) > 1
     rows = []
@@ -300,7 +299,7 @@ def _events(summaries: Sequence[Row], out: Console) -> None:
         out.text()
 
 
-def _reading(summaries: Sequence[Row], out: Console) -> None:
+def _reading(summaries: Sequence[JsonRow], out: Console) -> None:
     for s in summaries:
         for title, lines in (("Reading", s["reading"]), ("Not readable", s["damage"])):
             if lines:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from stagecli.metrics.tracked import PREFIX, described, higher_is_better
+from stagecli.files import JsonRow
+from stagecli.metrics.in_training import PREFIX, described, higher_is_better
 from stagecli.report.curves import Curve, bar, duration, number, sparkline
 from stagecli.report.mechanisms import figures
 from stagecli.terminal.views_regime import RegimeBoard, probe_text
 
-Row = dict[str, Any]
 Line = list[tuple[str, str]]  # (text, style) pieces; a style is never the only carrier of a meaning
 LEAST_BINS = 3  # lines kept for the noise bins where lines are few
 PLAIN_SECONDS = 10.0  # a line of preparation at most this often where there is no terminal
@@ -25,18 +25,18 @@ PLAIN_SECONDS = 10.0  # a line of preparation at most this often where there is 
 class Board:
     """State of a run as a view hears of it; `lines` may be called from another thread at any time."""
 
-    info: Row = field(default_factory=dict)
+    info: JsonRow = field(default_factory=dict)
     at: int | None = None  # None until the first step: still preparing
-    last: Row = field(default_factory=dict)  # newest value of every metric
+    last: JsonRow = field(default_factory=dict)  # newest value of every metric
     loss: Curve = field(default_factory=Curve)
     valid: Curve = field(default_factory=Curve)
     best: tuple[float, int] | None = None
-    scores: Row = field(default_factory=dict)  # the newest row of an evaluation
+    scores: JsonRow = field(default_factory=dict)  # the newest row of an evaluation
     score: Curve = field(default_factory=Curve)  # of the number that is followed
     best_score: tuple[float, int] | None = None
-    bins_first: Row | None = None
-    bins_last: Row | None = None
-    event: Row | None = None
+    bins_first: JsonRow | None = None
+    bins_last: JsonRow | None = None
+    event: JsonRow | None = None
     regime: RegimeBoard = field(default_factory=RegimeBoard)
     work: dict[str, list[float]] = field(
         default_factory=dict
@@ -56,7 +56,7 @@ class Board:
         entry[3] = now
         self.current = None if total and done >= total else what
 
-    def add_row(self, row: Row) -> None:
+    def add_row(self, row: JsonRow) -> None:
         self.last = {
             **self.last,
             **{k: v for k, v in row.items() if v is not None or k == "train/loss"},
@@ -78,7 +78,7 @@ class Board:
         named = self.info.get("best_by")
         return named if named in self.scores else next(iter(scores(self.scores)))
 
-    def _add_scores(self, row: Row) -> None:
+    def _add_scores(self, row: JsonRow) -> None:
         self.scores = row
         value, sign = (
             number(row.get(self.followed())),
@@ -89,11 +89,11 @@ class Board:
             if self.best_score is None or sign * value < sign * self.best_score[0]:
                 self.best_score = (value, row["step"])
 
-    def add_bins(self, row: Row) -> None:
+    def add_bins(self, row: JsonRow) -> None:
         self.bins_first = self.bins_first or row
         self.bins_last = row
 
-    def add_event(self, row: Row) -> None:
+    def add_event(self, row: JsonRow) -> None:
         if row.get("mechanism") == "regime":
             self.regime.event = row
         else:
@@ -302,12 +302,12 @@ class Board:
         return out
 
 
-def scores(row: Row) -> list[str]:
+def scores(row: JsonRow) -> list[str]:
     """Names of a row's evaluation numbers, without those at single cutoffs."""
     return [key for key in row if (found := described(key)) is not None and not found[1]]
 
 
-def _mean(row: Row, span: slice) -> float | None:
+def _mean(row: JsonRow, span: slice) -> float | None:
     """Mean loss of neighbouring bins, by their counts."""
     pairs = [
         (v, n)
@@ -324,7 +324,7 @@ def _mean(row: Row, span: slice) -> float | None:
 class View(Protocol):
     """What the trainer tells a person while it trains; rows are those of the run directory's files."""
 
-    def start(self, info: Row) -> None:
+    def start(self, info: JsonRow) -> None:
         """info: name, task, steps, step, parameters, device, precision, batch_size, run_dir."""
 
     def progress(self, what: str, done: int, total: int) -> None:
@@ -333,16 +333,16 @@ class View(Protocol):
     def step(self, step: int) -> None:
         """After each optimiser step; cheap."""
 
-    def row(self, row: Row) -> None:
+    def row(self, row: JsonRow) -> None:
         """A row of metrics.jsonl."""
 
-    def bins(self, row: Row) -> None:
+    def bins(self, row: JsonRow) -> None:
         """A row of bins.jsonl."""
 
-    def probe(self, row: Row) -> None:
+    def probe(self, row: JsonRow) -> None:
         """A row of probes.jsonl."""
 
-    def event(self, row: Row) -> None:
+    def event(self, row: JsonRow) -> None:
         """A row of events.jsonl."""
 
     def note(self, message: str) -> None:
@@ -355,13 +355,13 @@ class View(Protocol):
 class QuietView:
     """Says nothing, except how a run ended that did not finish."""
 
-    def start(self, info: Row) -> None: ...
+    def start(self, info: JsonRow) -> None: ...
     def progress(self, what: str, done: int, total: int) -> None: ...
     def step(self, step: int) -> None: ...
-    def row(self, row: Row) -> None: ...
-    def bins(self, row: Row) -> None: ...
-    def probe(self, row: Row) -> None: ...
-    def event(self, row: Row) -> None: ...
+    def row(self, row: JsonRow) -> None: ...
+    def bins(self, row: JsonRow) -> None: ...
+    def probe(self, row: JsonRow) -> None: ...
+    def event(self, row: JsonRow) -> None: ...
     def note(self, message: str) -> None: ...
 
     def close(self, status: str, message: str) -> None:
@@ -405,9 +405,9 @@ class PlainView(Notes):
         self._board = Board()
         self._throttle = Throttle()
         self._closed = False
-        self._probe: Row | None = None  # not said yet
+        self._probe: JsonRow | None = None  # not said yet
 
-    def start(self, info: Row) -> None:
+    def start(self, info: JsonRow) -> None:
         self._board.info = info
         known = [
             f"{key} {value}" for key, value in info.items() if key != "name" and value is not None
@@ -420,7 +420,7 @@ class PlainView(Notes):
     def step(self, step: int) -> None:
         self._board.at = step
 
-    def row(self, row: Row) -> None:
+    def row(self, row: JsonRow) -> None:
         board = self._board
         board.at = row["step"]
         board.add_row(row)
@@ -444,12 +444,12 @@ class PlainView(Notes):
         left = board.left()
         line("  ".join([*parts, *([f"left {duration(left)}"] if left is not None else [])]))
 
-    def bins(self, row: Row) -> None: ...
+    def bins(self, row: JsonRow) -> None: ...
 
-    def probe(self, row: Row) -> None:
+    def probe(self, row: JsonRow) -> None:
         self._probe = row
 
-    def event(self, row: Row) -> None:
+    def event(self, row: JsonRow) -> None:
         change = f"{row.get('from') or '-'} -> {row.get('to')}"
         line(
             f"event at step {row['step']}: {row.get('mechanism')} {change}: {row.get('reason') or ''}"

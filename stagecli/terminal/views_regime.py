@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from stagecli.files import JsonRow
 from stagecli.report.curves import Curve, bar, number, sparkline
 from stagecli.report.regime import RECENT, cost, levels, rate, rate_text, spell, unit
 
-Row = dict[str, Any]
 Line = list[tuple[str, str]]
 COLUMN = 9  # characters per t in the table of D
 MARK = "regime"
@@ -18,12 +17,14 @@ MARK = "regime"
 class RegimeBoard:
     """State of the regime as a view hears of it; `lines` may be called from another thread at any time."""
 
-    last: Row | None = None  # None until the first probe: nothing is shown
-    recent: list[Row] = field(default_factory=list)  # the last probes with a number, oldest first
-    event: Row | None = None
+    last: JsonRow | None = None  # None until the first probe: nothing is shown
+    recent: list[JsonRow] = field(
+        default_factory=list
+    )  # the last probes with a number, oldest first
+    event: JsonRow | None = None
     curve: Curve = field(default_factory=Curve)  # Dn
 
-    def add(self, row: Row) -> None:
+    def add(self, row: JsonRow) -> None:
         """A row of probes.jsonl."""
         value = number(row.get("Dn"))
         if value is not None:
@@ -50,7 +51,7 @@ class RegimeBoard:
         lines = [line for rank, line in found if rank in keep]
         return [[(spell(text, plain), style) for text, style in line] for line in lines]
 
-    def _head(self, row: Row, width: int, plain: bool) -> Line:
+    def _head(self, row: JsonRow, width: int, plain: bool) -> Line:
         stage = str(row.get("stage") or "unknown stage")
         stage = "waiting for the clock" if stage == "waiting" else stage
         if row.get("frozen") is True:
@@ -87,7 +88,7 @@ class RegimeBoard:
             out[1].append((drawn, "cyan"))
         return out
 
-    def _slope(self, row: Row, steps: int | None) -> Line:
+    def _slope(self, row: JsonRow, steps: int | None) -> Line:
         found = rate(self.recent, unit(steps, row["step"]))
         q = number(row.get("q"))
         error = number(row.get("q_se"))
@@ -100,7 +101,7 @@ class RegimeBoard:
             ]
         return out
 
-    def _cost(self, row: Row) -> Line:
+    def _cost(self, row: JsonRow) -> Line:
         took = number(row.get("seconds"))
         total = number(row.get("seconds_total"))
         text = f"step {row['step']:,}"
@@ -116,7 +117,7 @@ class RegimeBoard:
         return [("event   ", "dim"), (change + (f": {e['reason']}" if e.get("reason") else ""), "")]
 
 
-def probe_text(row: Row, at: int) -> str:
+def probe_text(row: JsonRow, at: int) -> str:
     """`Dn 0.412  r 0.120`, for the line of step `at`; the probe's step is named where it is another."""
     value = number(row.get("Dn"))
     r = number(row.get("r"))

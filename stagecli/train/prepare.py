@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +15,7 @@ from torch import Tensor
 from stagecli.codec import load_codec_state, make_codec
 from stagecli.codec.base import Codec
 from stagecli.condition.text import PretrainedText, text_encoder
-from stagecli.data.cache import FeatureCache
+from stagecli.data.cache import FeatureCache, Progress
 from stagecli.data.examples import CROP, Examples, crop, evenly, stream
 from stagecli.data.open import open_source
 from stagecli.data.rows import Clip
@@ -28,7 +28,6 @@ from stagecli.train.teacher_features import TargetFeatures
 T = TypeVar("T")
 STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are read from
 SHOWN = 20  # clips that are left out, named on the screen
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stagecli.data.cache import Progress
 from stagecli.data.examples import PROBE_NOISE, VALID_SEED, Collate, Examples, evenly, stream
 from stagecli.data.frames import to_device, to_frames
 from stagecli.errors import Problem, StageError
@@ -23,7 +24,7 @@ from stagecli.model.network import Network
 from stagecli.schema import Recipe
 from stagecli.ssl import check_monitor, open_encoder
 from stagecli.stage.base import Probe, ProbeSettings
-from stagecli.train.prepare import Prepared, Progress
+from stagecli.train.prepare import Prepared
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -281,7 +282,7 @@ class ProbeSet:
 
     def state_dict(self) -> dict[str, Any]:
         """The followed weights; all else is a function of recipe and data."""
-        return {"average": self.ema.average, "updates": self.ema.updates}
+        return {"average": self.ema.weights, "updates": self.ema.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ema.load(state["average"], state["updates"])

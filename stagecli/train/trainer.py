@@ -22,7 +22,7 @@ from stagecli.data.frames import to_device, to_frames
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
 from stagecli.generate.pipeline import Pipeline
-from stagecli.metrics import tracked
+from stagecli.metrics import in_training
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters
 from stagecli.recipe import load as recipes
@@ -33,7 +33,7 @@ from stagecli.stage.base import Event, Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.terminal.views import View
 from stagecli.train.interrupt import Interrupt
-from stagecli.train.interval import Interval
+from stagecli.train.log_window import LogWindow
 from stagecli.train.prepare import Prepared, prepare, shortened
 from stagecli.train.probe import ProbeSet
 from stagecli.train.schedule import learning_rate
@@ -85,7 +85,7 @@ class Trainer:
             self.probe_set = ProbeSet(
                 self.stages.probes, self.prepared, self.network, accelerator, view.progress
             )
-        self.interval = Interval(self.table.bins)
+        self.log_window = LogWindow(self.table.bins)
         self.step = 0
         self.seconds = 0.0
         self.probing = 0.0
@@ -117,7 +117,7 @@ class Trainer:
         with ExitStack() as stack:
             stack.enter_context(self.interrupt)
             data = self._batches(micro)
-            self.interval.began = time.monotonic()
+            self.log_window.began = time.monotonic()
             while self.step < table.steps and not self._stop():
                 began = time.monotonic()
                 plan = self.stages.plan(self.step)
@@ -160,18 +160,18 @@ class Trainer:
                 scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
-                self.stages.step(rate, self._average, scale)
+                self.stages.step(rate, self._all_reduce_mean, scale)
                 if not self.accelerator.optimizer_step_was_skipped:
                     self.ema.update(self.network)
                 self.step += 1
                 t_B = self.accelerator.gather(torch.cat(seen_t)).cpu()
                 loss_B = self.accelerator.gather(torch.cat(seen_loss)).cpu()
-                self.interval.add(t_B, loss_B, mean_loss, grad_norm)
+                self.log_window.add(t_B, loss_B, mean_loss, grad_norm)
                 self.seconds += time.monotonic() - began
                 probe, spent = self._probe()
-                average = self.probe_set.ema.average if self.probe_set and probe else None
+                ema_weights = self.probe_set.ema.weights if self.probe_set and probe else None
                 seen = Signals(
-                    self.step, t_B, loss_B, grad_norm, rate, probe, average, self.newest_valid
+                    self.step, t_B, loss_B, grad_norm, rate, probe, ema_weights, self.newest_valid
                 )
                 for event in self.stages.observe(seen):
                     self._event(event)
@@ -195,7 +195,7 @@ class Trainer:
         self.prepared.features = self.prepared.features if self.fed else None
         return iter(loader(self.prepared.examples(self.prepared.train, features=self.fed), micro))
 
-    def _average(self, tensor: Tensor) -> Tensor:
+    def _all_reduce_mean(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, "mean")
 
     def _loss(self, plan: Plan, batch: dict[str, Tensor], t_B: Tensor) -> Result:
@@ -227,7 +227,7 @@ class Trainer:
         probe = self.probe_set.measure(self.network) if self.probe_set.due(self.step) else None
         spent = time.monotonic() - began
         self.probing += spent
-        self.interval.leave_out(spent)
+        self.log_window.leave_out(spent)
         return probe, spent
 
     def _after_step(self, rate: float) -> None:
@@ -242,7 +242,7 @@ class Trainer:
             self._validate()
         saves = step % table.checkpoint_every == 0 or last
         chooses = (
-            table.best != tracked.LOSS
+            table.best != in_training.LOSS
         )  # then a checkpoint without a score could not be compared
         if table.evaluate_every and (
             step % table.evaluate_every == 0 or last or (saves and chooses)
@@ -254,15 +254,15 @@ class Trainer:
             self._sample()
 
     def _log(self, rate: float) -> None:
-        if self.interval.steps:
+        if self.log_window.steps:
             numbers = {
-                **self.interval.metrics(self.table.batch_size),
+                **self.log_window.metrics(self.table.batch_size),
                 "optim/lr": rate,
                 **self.stages.metrics(),
             }
             self._record("metrics", {"samples": self.step * self.table.batch_size, **numbers})
-            self._record("bins", self.interval.by_bin())
-        self.interval.clear()
+            self._record("bins", self.log_window.by_bin())
+        self.log_window.clear()
 
     def _validate(self) -> None:
         """Loss of the EMA weights on the fixed grid of t; remembered as the figure of this step."""
@@ -271,7 +271,7 @@ class Trainer:
             losses = validate(self.prepared, self.wrapped, self.codec, self.accelerator)
         self.newest_valid = (self.step, losses["valid/loss"])
         self._record("metrics", losses)
-        self.interval.leave_out(time.monotonic() - pause)
+        self.log_window.leave_out(time.monotonic() - pause)
 
     def _evaluate(self) -> None:
         """Scores of samples of the EMA weights; the time they take is in their row."""
@@ -284,14 +284,14 @@ class Trainer:
             "metrics",
             {**self.scores[1], "eval/clips": len(self.scorer.captions), "eval/seconds": spent},
         )
-        self.interval.leave_out(time.monotonic() - pause)
+        self.log_window.leave_out(time.monotonic() - pause)
 
     def _measured(self) -> float:
         """The value that `train.best` names, of the weights of this very step; nan where it was not measured."""
         step, found = self.scores
-        if self.table.best == tracked.LOSS:
+        if self.table.best == in_training.LOSS:
             step, loss = self.newest_valid or (-1, math.nan)
-            found = {tracked.LOSS: loss}
+            found = {in_training.LOSS: loss}
         return found[self.table.best] if step == self.step else math.nan
 
     def save(self) -> None:
@@ -304,12 +304,14 @@ class Trainer:
             self._validate()
         pause = time.monotonic()
         if self.run:
-            best = tracked.best(self.run.info["best"], self.table.best, self.step, self._measured())
+            best = in_training.best(
+                self.run.info["best"], self.table.best, self.step, self._measured()
+            )
             checkpoint.save(
                 self.run.checkpoints,
                 self.step,
                 model=self.network.state_dict(),
-                ema=self.ema.average,
+                ema=self.ema.weights,
                 codec={"mean_C": self.codec.mean_C, "std_C": self.codec.std_C},
                 recipe=recipes.dump(self.recipe),
                 trainer=self._state(),
@@ -318,14 +320,14 @@ class Trainer:
             self.run.save_info(best=best)
             checkpoint.rotate(self.run.checkpoints, self.table.keep, best["step"] if best else None)
         self.accelerator.wait_for_everyone()
-        self.interval.leave_out(time.monotonic() - pause)
+        self.log_window.leave_out(time.monotonic() - pause)
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
         return {
             "optimizer": self.optimizer.state_dict(),
             "ema_updates": self.ema.updates,
-            "interval": self.interval.state_dict(),
+            "log_window": self.log_window.state_dict(),
             "stages": self.stages.state_dict(),
             "probes": self.probe_set.state_dict() if self.probe_set else None,
             "probing": self.probing,
@@ -343,7 +345,7 @@ class Trainer:
             self.network.load_state_dict(checkpoint.load_weights(path, "model"))
             self.ema.load(checkpoint.load_weights(path, "ema"), trainer["ema_updates"])
             self.optimizer.load_state_dict(trainer["optimizer"])
-            self.interval.load_state_dict(trainer["interval"])
+            self.log_window.load_state_dict(trainer["log_window"])
             self.stages.load_state_dict(trainer["stages"])
             if self.accelerator.scaler is not None and trainer["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(trainer["scaler"])
@@ -392,7 +394,7 @@ class Trainer:
             "precision": self.table.precision,
             "batch_size": self.table.batch_size,
             "run_dir": str(self.run_dir),
-            "best_by": None if self.table.best == tracked.LOSS else self.table.best,
+            "best_by": None if self.table.best == in_training.LOSS else self.table.best,
         }
 
     def _event(self, event: Event) -> None:
@@ -418,7 +420,7 @@ class Trainer:
             with self.ema.applied(self.network):
                 draw_samples(self.pipeline, self.prepared, folder, self.table.samples, self.step)
         self.accelerator.wait_for_everyone()
-        self.interval.leave_out(time.monotonic() - pause)
+        self.log_window.leave_out(time.monotonic() - pause)
 
     def _fail(self, batch: dict[str, Tensor], what: str) -> None:
         """A loss or gradient that is no number: keep the state before it, and say which clips it came from."""

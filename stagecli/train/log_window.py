@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Interval:
+class LogWindow:
     """Mean loss, gradient norm and loss by noise bin; in the checkpoint, so that a resume writes the same rows."""
 
     def __init__(self, bins: int) -> None:
