@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecli.metrics import METRICS
 from stagecli.metrics.bootstrap import bootstrap_interval, paired_difference, shifted_interval
 from stagecli.metrics.classes import (
     clap_scores,
@@ -23,6 +22,7 @@ from stagecli.metrics.classes import (
     prompt_accuracy,
     wilson_interval,
 )
+from stagecli.metrics.registry import METRICS
 
 SEEDS = st.integers(0, 2**31 - 1)
 

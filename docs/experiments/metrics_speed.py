@@ -19,12 +19,12 @@ import scipy.linalg
 import torch
 from scipy.spatial.distance import cdist, pdist
 
-from stagecli.metrics import LSD_PRESETS, LSDPreset
 from stagecli.metrics.distance import frechet_distance, frechet_of_moments
 from stagecli.metrics.gain import match_gain
 from stagecli.metrics.kernel import kernel_audio_distance
 from stagecli.metrics.moments import gathered
 from stagecli.metrics.pairwise import median_pairwise_distance
+from stagecli.metrics.registry import LSD_PRESETS, LSDPreset
 from stagecli.metrics.spectral import lsd_bands, lsd_stream
 
 RATE = 48000

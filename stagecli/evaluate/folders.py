@@ -24,9 +24,9 @@ from stagecli.evaluate.pairs import SR_METRICS, audible, conventions, score_pair
 from stagecli.evaluate.sets import memorised, set_metrics
 from stagecli.evaluate.summary import JsonRow, summarise
 from stagecli.files import finite
-from stagecli.metrics import METRICS
 from stagecli.metrics.checks import audio_facts, check_pair, pair_doubts, shared_peak
 from stagecli.metrics.gain import match_gain
+from stagecli.metrics.registry import METRICS
 from stagecli.runs.directory import command_line, environment
 from stagecli.schema import Evaluate
 from stagecli.ssl import open_encoder

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from stagecli.errors import EXIT_FAILED, Problem, StageError
-from stagecli.metrics import METRICS
 from stagecli.metrics.mel import log_mel_distance
 from stagecli.metrics.perceptual import MissingPackageError, band_verdict, pesq, stoi, visqol
+from stagecli.metrics.registry import METRICS
 from stagecli.metrics.spectral import lsd_bands, si_sdr, snr
 from stagecli.metrics.stft import multi_resolution_stft, spectral_convergence
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from stagecli.errors import StageError
 from stagecli.files import JsonRow
-from stagecli.metrics import METRICS
 from stagecli.metrics.bootstrap import bootstrap_interval, paired_difference
+from stagecli.metrics.registry import METRICS
 
 Scores = Mapping[str, float]
 SCORED = ("model", "samples", "generated")  # systems that --fail-if speaks of: what a model made

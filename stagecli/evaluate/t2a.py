@@ -24,8 +24,8 @@ from stagecli.evaluate.sets import DISTANCES, MANIFOLD, attempt, memorised, set_
 from stagecli.evaluate.summary import JsonRow, summarise
 from stagecli.generate.pipeline import Pipeline, SamplerSettings
 from stagecli.hub import weights_hash
-from stagecli.metrics import METRICS
 from stagecli.metrics.classes import class_kl, inception_score, posteriors, prompt_accuracy
+from stagecli.metrics.registry import METRICS
 from stagecli.ssl.base import Encoder
 
 AT_ONCE = 16  # clips that go through the codec together

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stagecli.evaluate.summary import JsonRow, name_of
-from stagecli.metrics import METRICS
+from stagecli.metrics.registry import METRICS
 from stagecli.terminal.console import Console, cell
 
 BRACKETS = ("kad", "prompt_accuracy", "memorised_share")  # intervals that are not those of a mean

@@ -10,7 +10,7 @@ import difflib
 import math
 from typing import Any
 
-from stagecli.metrics import METRICS, Metric
+from stagecli.metrics.registry import METRICS, Metric
 from stagecli.schema import Recipe
 
 LOSS = "valid/loss"

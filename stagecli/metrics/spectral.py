@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from stagecli.metrics import LSD_PRESETS, LSDPreset
 from stagecli.metrics.checks import checked_pair
+from stagecli.metrics.registry import LSD_PRESETS, LSDPreset
 from stagecli.metrics.stft import VALUES_PER_BLOCK, spectra_in_blocks
 
 __all__ = [
