@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from conftest import Result, forked, run_cli, write_recipe
 
 from stagecli.data.rows import Clip
 from stagecli.errors import StageError
-from stagecli.evaluate import pairs, summary, tables
-from stagecli.evaluate.classifier import fit, label_columns
-from stagecli.evaluate.ledger import Ledger
+from stagecli.evaluate import averages, limits, pages, pairs
+from stagecli.evaluate.classifier import fit_classifier, label_columns
+from stagecli.evaluate.embed import ClipEmbeddings
+from stagecli.evaluate.ledger import open_ledger
+from stagecli.evaluate.pairs import PairSettings, score_pair
+from stagecli.evaluate.sets import set_metrics
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
 from stagecli.metrics.distance import frechet_difference, frechet_distance
 from stagecli.metrics.kernel import kernel_audio_distance, kernel_difference
@@ -110,19 +114,18 @@ def test_an_interrupted_evaluation_continues_with_the_same_numbers(
     whole = document(cli(*SR, "--json"))
     shutil.rmtree(runs / "sr" / "evals")
     scored: list[str] = []
-    original = pairs.score_pair
 
     def counted(*arguments: Any) -> dict[str, float]:
         scored.append("one")
         if len(scored) == 11:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return score_pair(*arguments)
 
-    monkeypatch.setattr(pairs, "score_pair", counted)
+    monkeypatch.setattr("stagecli.evaluate.sr.score_pair", counted)
     stopped = cli(*SR, "--json")
     assert (
         stopped.code == 130
-        and "the same command continues" in stopped.stderr
+        and "run the same command again" in stopped.stderr
         and not stopped.stdout
     )
     ledger = next((runs / "sr" / "evals").glob("*.clips.jsonl"))
@@ -130,7 +133,7 @@ def test_an_interrupted_evaluation_continues_with_the_same_numbers(
         file.write('["2000 Hz", "half a li')  # as a kill would leave it
     again = cli(*SR, "--json")
     assert document(again)["rows"] == whole["rows"]
-    assert "3 scores with the same settings are there already" in again.stderr
+    assert "reusing 3 scores with the same settings" in again.stderr
     assert len(scored) == 11 + 9, (
         "three clips were scored, with three systems each, before the interruption"
     )
@@ -198,7 +201,7 @@ def test_a_clip_too_short_to_score_is_named(cli: Cli, tmp_path: Path) -> None:
 def test_perceptual_metrics_are_refused_where_they_see_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chosen, notes = pairs.audible([2000, 4000, 5000], 16000)
+    chosen, notes = pairs.audible_metrics([2000, 4000, 5000], 16000)
     assert set(chosen[2000]) == set(pairs.PERCEPTUAL)
     assert "pesq_nb" not in chosen[4000] and "stoi" in chosen[4000]
     assert set(chosen[5000]) == {"pesq_wb", "visqol_speech", "visqol_audio"}
@@ -209,7 +212,7 @@ def test_perceptual_metrics_are_refused_where_they_see_nothing(
         pairs.importlib.util, "find_spec", lambda name: None if name == "pystoi" else True
     )
     with pytest.raises(StageError, match="pystoi is not installed") as caught:
-        pairs.audible([2000], 16000)
+        pairs.audible_metrics([2000], 16000)
     assert "stagecli[perceptual]" in str(caught.value.hint)
 
 
@@ -221,11 +224,11 @@ def test_perceptual_scores_on_real_speech(data_dir: Path) -> None:
     speech = np.concatenate([read_mono(file, 8000) for file in files])
     noisy = speech + 0.02 * np.random.default_rng(0).standard_normal(len(speech)).astype(np.float32)
     names = ["pesq_nb", "stoi", "estoi"]
-    same, worse = (
-        pairs.score_pair(speech, audio, 8000, 1000, "nuwave", names) for audio in (speech, noisy)
-    )
+    settings = PairSettings(sample_rate=8000, cutoff=1000, preset="nuwave", names=names)
+    same, worse = (score_pair(speech, audio, settings) for audio in (speech, noisy))
     assert all(worse[name] < same[name] for name in names)
-    short = pairs.score_pair(speech[:1500], noisy[:1500], 8000, 1000, "nuwave", ["stoi"])
+    stoi = replace(settings, names=["stoi"])
+    short = score_pair(speech[:1500], noisy[:1500], stoi)
     assert all(np.isnan(value) for value in short.values()), (
         "no number where the metric hears too little"
     )
@@ -280,8 +283,8 @@ def test_real_recordings_by_class(data_dir: Path, cli: Cli, tmp_path: Path) -> N
         ("lsd:all > 1", 2, "no metric 'lsd:all'"),
         ("kad > 1", 2, "not computed by this command"),
         ("pesq_wb < 1", 2, "not computed by this command"),
-        ("lsd = 1", 2, "no condition"),
-        ("lsd > one", 2, "no condition"),
+        ("lsd = 1", 2, "cannot parse"),
+        ("lsd > one", 2, "cannot parse"),
     ],
 )
 def test_fail_if(condition: str, code: int, words: str, cli: Cli, runs: Path) -> None:
@@ -308,17 +311,17 @@ def test_fail_if_speaks_of_what_the_model_made_at_every_cutoff() -> None:
         row("model", "model", 1000, 1.0),
         row("model", "model", 2000, 2.0),
     ]
-    limits = summary.limits(["lsd > 1.5"], ["lsd", "snr"])
-    assert summary.broken(limits, [{"run": "r", "rows": rows}]) == [
+    conditions = limits.parse_limits(["lsd > 1.5"], ["lsd", "snr"])
+    assert limits.broken_limits(conditions, [{"run": "r", "rows": rows}]) == [
         "lsd > 1.5: lsd is 2 for r, model, cutoff 2000 Hz"
     ]
-    assert summary.broken(limits, [{"run": "r", "rows": rows[:2]}]) == []
-    no_value = summary.broken(limits, [{"run": "r", "rows": [row("model", "model", 1000, None)]}])
-    assert "no value" in no_value[0], "what could not be computed does not pass"
-    assert (
-        "was not computed"
-        in summary.broken(summary.limits(["snr < 1"], ["snr"]), [{"run": "r", "rows": rows}])[0]
+    assert limits.broken_limits(conditions, [{"run": "r", "rows": rows[:2]}]) == []
+    of_snr = limits.parse_limits(["snr < 1"], ["snr"])
+    no_value = limits.broken_limits(
+        conditions, [{"run": "r", "rows": [row("model", "model", 1000, None)]}]
     )
+    assert "no value" in no_value[0], "what could not be computed does not pass"
+    assert "was not computed" in limits.broken_limits(of_snr, [{"run": "r", "rows": rows}])[0]
 
 
 def test_csv_and_markdown_hold_the_numbers_of_the_document(
@@ -432,22 +435,20 @@ def test_paired_differences_of_set_metrics_find_what_two_intervals_do_not() -> N
 
 
 def test_an_extrapolation_is_a_number_where_there_are_clips_enough() -> None:
-    from stagecli.evaluate.hear import Heard
-    from stagecli.evaluate.sets import set_metrics
-
     rng = np.random.default_rng(0)
     sets = [
-        Heard(*(torch.from_numpy(rng.normal(size=(90, 4))) for _ in range(3))) for _ in range(2)
+        ClipEmbeddings(*(torch.from_numpy(rng.normal(size=(90, 4))) for _ in range(3)))
+        for _ in range(2)
     ]
     found = set_metrics(*sets, 0, full=True)
     assert (
         abs(found["fad_infinity"]["value"]) < found["fd_judge"]["value"] < 0.5
         and not found["fd_judge"]["biased"]
     )
-    few = set_metrics(sets[0].part(range(5)), sets[1].part(range(4)), 0, full=True)
+    few = set_metrics(sets[0].subset(range(5)), sets[1].subset(range(4)), 0, full=True)
     assert few["fad_infinity"]["value"] is None and few["fd_judge"]["biased"]
     assert few["precision"]["value"] is None and "at least" in few["precision"]["note"]
-    copies = Heard(*(torch.ones(9, 4).double() for _ in range(3)))
+    copies = ClipEmbeddings(*(torch.ones(9, 4).double() for _ in range(3)))
     assert "copies" in set_metrics(copies, sets[1], 0, full=False)["kad"]["note"]
 
 
@@ -458,7 +459,7 @@ def test_differences_leave_out_what_is_not_finite_on_either_side() -> None:
         "5": {"snr": float("inf"), "lsd": 2.0},
         "6": {},
     }
-    found = summary.difference(a, b, 0)
+    found = averages.score_differences(a, b, 0)
     assert (found["snr"]["value"], found["snr"]["n"], found["snr"]["left_out"]) == (1.0, 5, 1)
     assert found["snr"]["decided"] and not found["lsd"]["decided"]
 
@@ -582,7 +583,7 @@ def test_every_metric_of_t2a_on_real_digits(
     ] and "72 clips of the train split" in json.dumps(found)
     assert len(found["settings"]["judge_weights"]) > 12
     assert found["memorisation"]["copies"] == 0 and len(found["memorisation"]["pairs"]) == 20
-    page = tables.markdown([found], []).splitlines()
+    page = pages.markdown([found], []).splitlines()
     heads = next(line for line in page if line.startswith("| metric"))
     assert "| samples (n 36) |" in heads and all(
         line.count("|") == 6 for line in page if line.startswith("| ")
@@ -668,13 +669,13 @@ def test_the_classifier_learns_what_there_is_to_learn_and_no_more() -> None:
     centres = {name: rng.normal(size=20) * 3 for name in "abc"}
     x = torch.from_numpy(np.stack([centres[name] + rng.normal(size=20) for name in labels]))
     noise = torch.from_numpy(rng.normal(size=(120, 20)))
-    found = fit(x[:60], labels[:60], x[60:90], labels[60:90])
-    assert found.accuracy == 1.0 and found.heard(x[90:]) == labels[90:]
-    again = fit(x[:60], labels[:60], x[60:90], labels[60:90])
+    found = fit_classifier(x[:60], labels[:60], x[60:90], labels[60:90])
+    assert found.accuracy == 1.0 and found.predict(x[90:]) == labels[90:]
+    again = fit_classifier(x[:60], labels[:60], x[60:90], labels[60:90])
     assert torch.equal(again.weight, found.weight), "not repeatable"
-    lost = fit(noise[:60], labels[:60], noise[60:90], labels[60:90])
-    assert sum(a == b for a, b in zip(lost.heard(noise[90:]), labels[90:], strict=True)) < 20
-    partly = fit(
+    lost = fit_classifier(noise[:60], labels[:60], noise[60:90], labels[60:90])
+    assert sum(a == b for a, b in zip(lost.predict(noise[90:]), labels[90:], strict=True)) < 20
+    partly = fit_classifier(
         x[:60],
         ["" if i % 2 else name for i, name in enumerate(labels[:60])],
         x[60:90],
@@ -683,14 +684,14 @@ def test_the_classifier_learns_what_there_is_to_learn_and_no_more() -> None:
     assert partly.classes == ("a", "b", "c"), "clips without a label are left out"
 
 
-def test_the_ledger_keeps_what_was_put_and_ignores_a_torn_line(tmp_path: Path) -> None:
-    path = tmp_path / "of.jsonl"
-    Ledger(path).put("1 Hz", "a", {"model": {"lsd": 1.5, "snr": float("inf")}})
+def test_the_ledger_keeps_scores_and_skips_torn_and_foreign_lines(tmp_path: Path) -> None:
+    path = tmp_path / "clips.jsonl"
+    open_ledger(path).put("1 Hz", "a", {"model": {"lsd": 1.5, "snr": float("inf")}})
     with path.open("a") as file:
-        file.write('["1 Hz", "b", {"mod')
-    again = Ledger(path)
-    again.put("1 Hz", "c", {"model": {"lsd": 2.0}})
-    last = Ledger(path)
-    assert last.found == 2 and last.get("1 Hz", "b") is None
-    assert last.get("1 Hz", "c") == {"model": {"lsd": 2.0}}
-    assert np.isnan(last.get("1 Hz", "a")["model"]["snr"])  # type: ignore[index]
+        file.write('{"foreign": 1}\n["1 Hz", "b", {"mod')
+    open_ledger(path).put("1 Hz", "c", {"model": {"lsd": 2.0}})
+    ledger = open_ledger(path)
+    assert len(ledger.scores) == 2 and ledger.get("1 Hz", "b") is None
+    assert ledger.get("1 Hz", "c") == {"model": {"lsd": 2.0}}
+    first = ledger.get("1 Hz", "a")
+    assert first is not None and np.isnan(first["model"]["snr"])

@@ -16,9 +16,12 @@ import transformers
 from conftest import Result
 from test_ssl import save_clap, save_wave
 
+from stagecli.data.audio import read_mono
 from stagecli.errors import StageError
-from stagecli.evaluate import FolderOptions, evaluate_folders, folders
-from stagecli.evaluate.clap import Clap
+from stagecli.evaluate.clap import open_clap
+from stagecli.evaluate.flags import Flags
+from stagecli.evaluate.folders import evaluate_folders
+from stagecli.evaluate.pairs import SR_METRICS, score_pair
 from stagecli.metrics.spectral import lsd_bands
 
 Cli = Callable[..., Result]
@@ -45,11 +48,17 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def score(pair: tuple[Path, Path], task: str = "sr", **options: Any) -> tuple[Any, list[str]]:
-    said: list[str] = []
-    if task == "sr":
-        options.setdefault("cutoff", 4000.0)
-    chosen = FolderOptions(cache_dir=pair[0].parent / "cache", **options)
-    return evaluate_folders(*pair, task, chosen, warn=said.append), said
+    """(the document, the warnings) of two folders, reference and generated."""
+    warnings: list[str] = []
+    flags = Flags(
+        reference=pair[0],
+        generated=pair[1],
+        task=task,
+        cutoffs=[4000.0] if task == "sr" else [],
+        runs_dir=pair[0].parent / "runs",
+        **options,
+    )
+    return evaluate_folders(flags, warn=warnings.append), warnings
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -58,7 +67,7 @@ def score(pair: tuple[Path, Path], task: str = "sr", **options: Any) -> tuple[An
 def test_pairs_get_every_metric_and_their_mean(pair: tuple[Path, Path]) -> None:
     found, said = score(pair)
     metrics = found["rows"][0]["metrics"]
-    assert set(metrics) == set(folders.SR_METRICS) and said == []
+    assert set(metrics) == set(SR_METRICS) and said == []
     expected = []
     for i in range(5):
         x, y = (
@@ -127,29 +136,28 @@ def test_gain_is_matched_when_asked_and_said(pair: tuple[Path, Path]) -> None:
     assert normalised["rows"][0]["metrics"]["lsd"]["value"] > plain + 0.3
     assert any("all 5 clips" in line and "peak-normalised" in line for line in said)
     assert any("--match-gain" in line for line in said)
-    matched, said = score(pair, gain_matched=True)
+    matched, said = score(pair, match_gain=True)
     assert matched["rows"][0]["metrics"]["lsd"]["value"] == pytest.approx(plain, abs=0.01)
     assert any("gain matched" in line and "dB" in line for line in said)
     assert "gain not matched" in normalised["conventions"]["lsd"]
     assert "gain not matched" not in matched["conventions"]["lsd"]
     write(pair[1], {"0": -soundfile.read(pair[0] / "0.wav", dtype="float32")[0]})
     with pytest.raises(StageError, match="gain is not positive"):
-        score(pair, gain_matched=True)
+        score(pair, match_gain=True)
 
 
 def test_scored_pairs_are_not_scored_again(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    original = folders.score_pair
 
     def counted(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return score_pair(*arguments)
 
-    monkeypatch.setattr(folders, "score_pair", counted)
+    monkeypatch.setattr("stagecli.evaluate.folder_pairs.score_pair", counted)
     with pytest.raises(KeyboardInterrupt):
         score(pair)
     first = score(pair)[0]["rows"]
@@ -194,16 +202,16 @@ def test_one_clip_or_pair_is_held_at_a_time(
     )
     alive: list[weakref.ref[np.ndarray]] = []
     most = 0
-    original = folders.read_mono
 
     def counted(path: Path, rate: int) -> np.ndarray:
         nonlocal most
-        audio = original(path, rate)
+        audio = read_mono(path, rate)
         alive.append(weakref.ref(audio))
         most = max(most, sum(ref() is not None for ref in alive))
         return audio
 
-    monkeypatch.setattr(folders, "read_mono", counted)
+    module = "folder_pairs" if task == "sr" else "folder_sets"
+    monkeypatch.setattr(f"stagecli.evaluate.{module}.read_mono", counted)
     found, said = score(sides, task)
     assert found["clips"] == 60
     assert len(alive) == 120, "each clip is read once"
@@ -303,7 +311,7 @@ def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_clap_embeds_as_transformers_does(clap: Path) -> None:
-    ours = Clap(str(clap))
+    ours = open_clap(str(clap))
     model = transformers.ClapModel.from_pretrained(clap).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(clap)
     tokens = tokenizer(["a loud bell", "rain"], padding=True, return_tensors="pt")
@@ -369,8 +377,8 @@ def test_a_clap_that_is_none_is_refused(clap: Path, tmp_path: Path) -> None:
 
     shutil.copytree(clap, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(StageError, match="no tokenizer"):
-        Clap(str(tmp_path / "bare"))
+        open_clap(str(tmp_path / "bare"))
     config = json.loads((tmp_path / "bare" / "config.json").read_text())
     (tmp_path / "bare" / "config.json").write_text(json.dumps({**config, "model_type": "hubert"}))
     with pytest.raises(StageError, match="model of type 'hubert'"):
-        Clap(str(tmp_path / "bare"))
+        open_clap(str(tmp_path / "bare"))

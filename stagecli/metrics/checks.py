@@ -49,8 +49,8 @@ def checked_pair(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class AudioFacts:
-    """What `audio_facts` found in a clip.
+class ClipStatistics:
+    """What `clip_statistics` found in a clip.
 
     samples; non_finite: NaN or infinite samples (the rest is measured without them); peak: largest magnitude;
     rms_db: level in dB re full scale (-inf for silence); offset: mean; over: samples beyond full scale;
@@ -71,7 +71,7 @@ class AudioFacts:
         """Every sample is exactly zero."""
         return self.peak == 0
 
-    def doubts(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """One short phrase per thing that a reader of the score should know, most serious first."""
         found = [
             (self.non_finite > 0, f"{self.non_finite} NaN or infinite samples"),
@@ -108,7 +108,7 @@ def _flat_tops(audio_N: Tensor, peak: float) -> int:
     return total
 
 
-def audio_facts(audio_N: Tensor) -> AudioFacts:
+def clip_statistics(audio_N: Tensor) -> ClipStatistics:
     """Level, clipping and normalisation of one clip [N], floating point in [-1, 1].
 
     Clipping: runs of at least 3 equal samples at the largest magnitude that fall off by more than 0.2 % of it
@@ -126,7 +126,7 @@ def audio_facts(audio_N: Tensor) -> AudioFacts:
     peak = float(audio_N.abs().max())
     power = float(audio_N.square().mean())
     targets = [*_COMMON_PEAKS, 10 ** (-1 / 20), 10 ** (-3 / 20)]
-    return AudioFacts(
+    return ClipStatistics(
         samples=audio_N.numel(),
         non_finite=int((~finite).sum()),
         peak=peak,
@@ -182,18 +182,18 @@ def check_pair(
         raise ValueError("the reference is silent: every sample is zero")
 
 
-def pair_doubts(reference_N: Tensor, estimate_N: Tensor) -> tuple[str, ...]:
+def pair_warnings(reference_N: Tensor, estimate_N: Tensor) -> tuple[str, ...]:
     """What to print beside the score of a pair [N] that `check_pair` accepts; empty where nothing is odd.
 
     The doubts of either clip, and a least-squares gain more than 0.5 dB from 1 with what it alone adds to LSD.
     A peak at a usual target is told of the estimate only where the reference's peak is another.
     """
-    facts = {"reference": audio_facts(reference_N), "estimate": audio_facts(estimate_N)}
+    facts = {"reference": clip_statistics(reference_N), "estimate": clip_statistics(estimate_N)}
     same_peak = facts["reference"].normalised_to == facts["estimate"].normalised_to
     found = [
         f"{name}: {doubt}"
         for name, fact in facts.items()
-        for doubt in fact.doubts()
+        for doubt in fact.warnings()
         if "normalised" not in doubt or (name == "estimate" and not same_peak)
     ]
     if not facts["estimate"].silent and not facts["reference"].silent:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 Better = Literal["lower", "higher"]
-Task = Literal["sr", "t2a", "both"]
+MetricTask = Literal["sr", "t2a", "both"]
 Family = Literal[
     "lsd",
     "waveform",
@@ -61,7 +61,8 @@ class LSDPreset:
             )
         return n_fft, hop
 
-    def describe(self) -> str:
+    @property
+    def convention(self) -> str:
         """The convention in one line, as printed with every number."""
         rate = "any rate" if self.rate_hz is None else f"at {self.rate_hz} Hz, scaled to the rate"
         floor = {
@@ -105,7 +106,7 @@ class Metric:
     better: Better
     unit: str
     convention: str
-    task: Task
+    task: MetricTask
     family: Family
     preset: str | None = None
     needs: tuple[Needs, ...] = ("pair",)
@@ -120,7 +121,7 @@ def _lsd_metrics(preset: LSDPreset, prefix: str) -> list[Metric]:
             prefix + band,
             "lower",
             "log10 power",
-            f"{preset.describe()}; {text}",
+            f"{preset.convention}; {text}",
             "sr",
             "lsd",
             preset.name,
@@ -140,7 +141,7 @@ def _perceptual(name: str, convention: str, unit: str = "MOS-LQO") -> Metric:
 def _sets(
     name: str, better: Better, unit: str, convention: str, family: Family, *more: Needs
 ) -> Metric:
-    task: Task = "t2a" if more or name == "fd_judge" else "both"
+    task: MetricTask = "t2a" if more or name == "fd_judge" else "both"
     return Metric(name, better, unit, convention, task, family, needs=("sets", *more))
 
 
