@@ -19,10 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stagecli.metrics import stft
 from stagecli.metrics.baselines import copy_up
 from stagecli.metrics.bootstrap import bootstrap_interval
-from stagecli.metrics.distance import frechet_distance, log_mel_statistics
-from stagecli.metrics.registry import LSD_PRESETS, METRICS
+from stagecli.metrics.distance import frechet_distance
+from stagecli.metrics.lsd_presets import LSD_PRESETS
+from stagecli.metrics.mel import log_mel_statistics
+from stagecli.metrics.registry import METRICS
 from stagecli.metrics.spectral import lsd, lsd_bands, si_sdr, snr, split_bin
 
 RATE = 16000
@@ -160,7 +163,7 @@ def test_blocks_of_frames_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     x = noise(2, RATE, seed=7)
     y = noise(2, RATE, seed=8)
     whole = lsd_bands(x, y, RATE, 4000)
-    monkeypatch.setattr("stagecli.metrics.spectral._VALUES_PER_BLOCK", 1025 * 2 * 3)
+    monkeypatch.setattr(stft, "VALUES_PER_BLOCK", 1025 * 2 * 3)
     blocks = lsd_bands(x, y, RATE, 4000)
     assert all(torch.allclose(whole[k], blocks[k], rtol=1e-12) for k in whole)
 
@@ -377,9 +380,7 @@ def test_registry() -> None:
         assert (metric.preset is not None) == (metric.family == "lsd")
         if metric.preset:
             assert LSD_PRESETS[metric.preset].convention in metric.convention
-    code = (
-        "import sys, stagecli.metrics.registry; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    )
+    code = "import sys, stagecli.metrics.registry; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -171,9 +171,12 @@ def test_prompt_accuracy() -> None:
         ["one", "two", "two", "four"], np.array(["one", "two", "three", "four"])
     )
     assert (result.value, result.n) == (0.75, 4) and result.low < 0.75 < result.high
-    for heard, asked, message in (([1], [1, 2], "1 samples and 2 prompts"), ([], [], "no share")):
+    for predicted, requested, message in (
+        ([1], [1, 2], "1 samples and 2 prompts"),
+        ([], [], "not a share"),
+    ):
         with pytest.raises(ValueError, match=message):
-            prompt_accuracy(heard, asked)
+            prompt_accuracy(predicted, requested)
     with pytest.raises(ValueError, match="level"):
         wilson_interval(1, 2, level=1)
 

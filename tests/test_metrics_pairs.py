@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stagecli.metrics.checks import clip_statistics, check_pair, pair_warnings, shared_peak
+from stagecli.metrics import stft
+from stagecli.metrics.checks import check_pair, clip_statistics, pair_warnings, shared_peak
 from stagecli.metrics.gain import least_squares_gain, match_gain
 from stagecli.metrics.mel import log_mel_distance, mel_filters, window_size
 from stagecli.metrics.spectral import lsd, lsd_bands, lsd_stream, si_sdr, snr
-from stagecli.metrics.stft import multi_resolution_stft, spectra_in_blocks, spectral_convergence
+from stagecli.metrics.stft import multi_resolution_stft, spectral_convergence
 
 RATE = 16000
 
@@ -143,7 +144,7 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     x = noise(2, 5000)
     y = noise(2, 5000, seed=1)
     whole = multi_resolution_stft(x, y)["mr_stft"], log_mel_distance(x, y, RATE)
-    monkeypatch.setattr(spectra_in_blocks, "__defaults__", ("reflect", 9000))
+    monkeypatch.setattr(stft, "VALUES_PER_BLOCK", 9000)
     blocks = multi_resolution_stft(x, y)["mr_stft"], log_mel_distance(x, y, RATE)
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(whole, blocks, strict=True))
 
@@ -287,7 +288,7 @@ def tone(samples: int = RATE, hertz: float = 440.0, level: float = 0.3) -> Tenso
 
 def test_facts_of_a_good_clip() -> None:
     facts = clip_statistics(noise(RATE).clamp(-0.37, 0.41).float())
-    assert facts.samples == RATE and facts.warnings() == ()
+    assert facts.num_samples == RATE and facts.warnings() == ()
     assert facts.rms_db == pytest.approx(-20, abs=0.2) and not facts.silent
 
 

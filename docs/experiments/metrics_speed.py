@@ -10,6 +10,7 @@ prints the LSD presets on one recording instead (without FILE: a made one).
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -22,14 +23,21 @@ from scipy.spatial.distance import cdist, pdist
 from stagecli.metrics.distance import frechet_distance, frechet_of_moments
 from stagecli.metrics.gain import match_gain
 from stagecli.metrics.kernel import kernel_audio_distance
-from stagecli.metrics.moments import gathered
+from stagecli.metrics.lsd_presets import LSD_PRESETS, LSDPreset
+from stagecli.metrics.moments import Moments
 from stagecli.metrics.pairwise import median_pairwise_distance
-from stagecli.metrics.registry import LSD_PRESETS, LSDPreset
 from stagecli.metrics.spectral import lsd_bands, lsd_stream
 
 RATE = 48000
 UNIVERSR = LSDPreset(
-    "universr", 1024, 256, None, "clamp", 1e-6, "reflect", "author's script, UniverSR issue 6"
+    name="universr",
+    n_fft=1024,
+    hop=256,
+    rate_hz=None,
+    form="clamp",
+    floor=1e-6,
+    pad_mode="reflect",
+    source="author's script, UniverSR issue 6",
 )
 
 
@@ -94,6 +102,11 @@ def plain_lsd_once(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
         ]
         values.append(float((logs[0] - logs[1]).square().mean(0).sqrt().mean()))
     return float(np.mean(values))
+
+
+def streamed_moments(batches: list[np.ndarray]) -> Moments:
+    """Moments of a set that arrives batch by batch."""
+    return functools.reduce(Moments.updated, batches, Moments.empty(batches[0].shape[1]))
 
 
 def compare(name: str, ours: Callable[[], float], plain: Callable[[], float], repeats: int) -> None:
@@ -178,7 +191,7 @@ def main() -> None:
     )
     compare(
         "Frechet, streamed by 64: whole",
-        lambda: frechet_of_moments(gathered(batches_x), gathered(batches_y)).value,
+        lambda: frechet_of_moments(streamed_moments(batches_x), streamed_moments(batches_y)).value,
         lambda: frechet_distance(x, y).value,
         turns,
     )
