@@ -125,7 +125,7 @@ def test_bands_are_consistent_with_the_whole(preset: str) -> None:
     low = split_bin(n_fft, RATE, 4000) / (n_fft // 2 + 1)
     high = 1 - low
     assert bands["lsd"] == float(lsd(x, y, RATE, preset))
-    # Per frame the squares add up by their share of bins; over frames this bounds the mean from both sides.
+    # Per frame the squares add up by their share of bins, which bounds the mean on both sides.
     assert (
         bands["lsd"]
         >= math.hypot(math.sqrt(high) * bands["lsd_hf"], math.sqrt(low) * bands["lsd_lf"]) - 1e-9
@@ -186,7 +186,7 @@ def test_pairs_that_cannot_be_scored_are_refused(metric) -> None:  # type: ignor
             metric(reference, estimate)
 
 
-def test_lsd_refuses_what_it_cannot_split_or_name() -> None:
+def test_lsd_refuses_empty_bands_unknown_presets_and_short_clips() -> None:
     x = noise(4000)
     for split_hz in (0, 3, 8000, 9000):
         with pytest.raises(ValueError, match="no bins"):
@@ -380,7 +380,10 @@ def test_registry() -> None:
         assert (metric.preset is not None) == (metric.family == "lsd")
         if metric.preset:
             assert LSD_PRESETS[metric.preset].convention in metric.convention
-    code = "import sys, stagecli.metrics.registry; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, stagecli.metrics.registry\n"
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""Class posteriors, CLAP cosines, shares, paired differences: against torch and scipy, and their laws."""
+"""Class posteriors, CLAP cosines, shares and paired differences against torch and scipy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_kl_is_scipy_s_in_both_directions(n: int, classes: int, seed: int) -> No
 
 
 def test_kl_is_audioldm_eval_s_with_its_epsilon() -> None:
-    """Its formula, once more: kl_div of log(softmax(generated) + 1e-6) and softmax(reference), summed over classes."""
+    """Its formula: kl_div of log(softmax(generated) + 1e-6) and softmax(reference), summed."""
     rng = np.random.default_rng(0)
     reference, generated = (torch.from_numpy(20 * rng.normal(size=(50, 10))) for _ in range(2))
     expected = (

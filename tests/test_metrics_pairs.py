@@ -1,4 +1,4 @@
-"""Metrics of clip pairs against auraloss, torchmetrics and torchaudio; checks, gain matching, streaming."""
+"""Metrics of clip pairs against auraloss, torchmetrics and torchaudio; checks, gain, streaming."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def noise(*shape: int, seed: int = 0, level: float = 0.1) -> Tensor:
 
 @pytest.fixture
 def real_pairs(data_dir: Path) -> list[tuple[Tensor, Tensor, int]]:
-    """(recording, the same with every second sample replaced by the mean of its neighbours and some noise, rate)."""
+    """(recording, altered copy, rate): every second sample averages its neighbours, plus noise."""
     folder = data_dir / "esc10"
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     pairs = []
@@ -140,7 +140,7 @@ def test_batches_equal_singles_and_silence_is_defined() -> None:
     assert float(log_mel_distance(x[2], x[2], RATE)) == 0
 
 
-def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_do_not_change_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
     x = noise(2, 5000)
     y = noise(2, 5000, seed=1)
     whole = multi_resolution_stft(x, y)["mr_stft"], log_mel_distance(x, y, RATE)
@@ -183,7 +183,7 @@ def test_mel_filters_are_torchaudio_s(rate: int) -> None:
 def test_log_mel_distance_is_the_formula_on_recordings(
     real_pairs: list[tuple[Tensor, Tensor, int]],
 ) -> None:
-    """Against torchaudio's spectrogram and filters; tolerance 1e-3 relative: its filters are float32."""
+    """Against torchaudio; tolerance 1e-3 relative, because its filters are float32."""
     from torchaudio.functional import melscale_fbanks
     from torchaudio.transforms import Spectrogram
 
@@ -257,7 +257,7 @@ def test_gain_of_batches_and_of_nonsense() -> None:
 # Streaming
 
 
-def test_a_stream_holds_one_pair_at_a_time() -> None:
+def test_a_stream_reads_one_pair_at_a_time() -> None:
     alive: list[int] = []
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
@@ -293,7 +293,7 @@ def test_facts_of_a_good_clip() -> None:
 
 
 @pytest.mark.parametrize("hertz", [50.0, 440.0, 3999.0])
-def test_clipping_is_told_from_slow_waves(hertz: float) -> None:
+def test_clipping_is_distinguished_from_slow_waves(hertz: float) -> None:
     wave = tone(hertz=hertz, level=0.31)
     assert clip_statistics((wave * 32767).round() / 32767).clipped == 0
     clipped = (
@@ -309,15 +309,15 @@ def test_clipping_is_told_from_slow_waves(hertz: float) -> None:
     )  # the largest magnitude is the other side's
 
 
-def test_doubts_are_told() -> None:
+def test_warnings_of_a_clip() -> None:
     x = noise(RATE)
     assert clip_statistics(torch.zeros(9)).warnings() == ("silent: every sample is zero",)
     assert "nearly silent" in clip_statistics(1e-5 * x).warnings()[0]
     bad = x.clone()
     bad[3] = math.nan
     assert "1 NaN" in clip_statistics(bad).warnings()[0]
-    assert any("beyond full scale" in doubt for doubt in clip_statistics(20 * x).warnings())
-    assert any("offset" in doubt for doubt in clip_statistics(x + 0.1).warnings())
+    assert any("beyond full scale" in line for line in clip_statistics(20 * x).warnings())
+    assert any("offset" in line for line in clip_statistics(x + 0.1).warnings())
     for target in (1.0, 0.95, 0.5, 10 ** (-1 / 20)):
         assert clip_statistics(x / x.abs().max() * target).normalised_to == pytest.approx(target)
     for wrong in (x[None], x[:0], (x * 100).short()):
@@ -341,7 +341,7 @@ def test_pairs_that_cannot_be_scored_say_why() -> None:
             check_pair(reference, estimate, rate)
 
 
-def test_pair_warnings() -> None:
+def test_warnings_of_a_pair() -> None:
     x = noise(RATE).clamp(-0.37, 0.41)
     assert pair_warnings(x, x + noise(RATE, seed=1, level=0.01)) == ()
     normalised = x / x.abs().max()
@@ -353,7 +353,7 @@ def test_pair_warnings() -> None:
     assert pair_warnings(x, 0 * x) == ("estimate: silent: every sample is zero",)
 
 
-def test_a_shared_peak_gives_normalisation_away() -> None:
+def test_a_shared_peak_reveals_normalisation() -> None:
     assert shared_peak([0.5, 0.501, 0.4999]) == 0.5
     assert (
         shared_peak([0.5, 0.6, 0.5]) is None

@@ -1,4 +1,4 @@
-"""Metrics of sets of embeddings: vectors, naive formulas, and what they do on equal distributions."""
+"""Metrics of sets of embeddings: fixed vectors, naive formulas, equal distributions."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_frechet_bias_falls_as_one_over_n() -> None:
     ] == pytest.approx(4, rel=0.2)
 
 
-def test_infinity_takes_the_bias_away() -> None:
-    """Equal distributions: the truth is 0, and the population of the vectors of the design is at 5.44."""
+def test_infinity_removes_the_bias() -> None:
+    """The truth is 0 for equal distributions, and 5.44 for the populations of `vectors`."""
     rng = np.random.default_rng(0)
     results = [
         frechet_infinity(rng.normal(size=(600, 8)), rng.normal(size=(600, 8)), seed, over="both")
@@ -217,7 +217,7 @@ def test_kad_with_a_kernel_agnostic_reference() -> None:
 
 
 def test_kad_is_unbiased() -> None:
-    """Equal distributions: about 0, negative about half the time. Unequal: about the closed form of Gaussians."""
+    """Equal distributions give about 0, unequal ones about the closed form for Gaussians."""
     rng = np.random.default_rng(0)
     same = np.array(
         [
@@ -417,7 +417,7 @@ def test_the_distance_by_clips_is_that_by_moments(few: int) -> None:
 
 
 def test_a_singular_reference_has_the_distance_of_the_matrix_root() -> None:
-    """Cholesky's factor does not exist there; scipy's root is complex and its real part is meant."""
+    """A Cholesky factor does not exist; of scipy's complex root the real part counts."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(6, 12))
     y = rng.normal(size=(40, 12)) + 0.3

@@ -25,6 +25,7 @@ def evaluate_folders(
     clipping, peak normalisation, level) is passed to `warn` and kept in the document.
     Raises StageError. sr: names, lengths, rates or numbers of channels differ; t2a: rates differ.
     """
+    # Refuse flags that do not fit.
     check_folder_flags(flags)
     assert flags.reference and flags.generated
     notes: list[str] = []
@@ -33,6 +34,7 @@ def evaluate_folders(
         notes.append(line)
         warn(line)
 
+    # Score, and put the document together.
     score = score_folder_pairs if flags.task == "sr" else score_folder_sets
     scores = score(flags, flags.reference, flags.generated, progress, keep_and_warn)
     return finite(

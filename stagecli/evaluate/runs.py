@@ -132,6 +132,7 @@ def _job(
     note: Say,
 ) -> Job:
     """Open the data, and resolve the flags against the recipe."""
+    # The clips, and how they are sampled.
     recipe = pipeline.recipe
     source = _source(recipe, flags, progress)
     clips = evenly(source.clips(cast(Split, flags.split)), flags.samples or recipe.evaluate.samples)
@@ -139,6 +140,8 @@ def _job(
     sampling = SamplerSettings.of(
         recipe.evaluate, steps=flags.steps, cfg_scale=flags.cfg_scale, sampler=flags.sampler
     )
+
+    # What identifies the evaluation.
     run_id = str(read_info(run_dir).get("id"))
     identity = sampling_identity(run_id, checkpoint_dir / "ema.safetensors")
     head: JsonRow = {

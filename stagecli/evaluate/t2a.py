@@ -109,6 +109,7 @@ def _compared_training_clips(job: Job) -> list[int]:
 
 def _set_rows(material: Material) -> T2ARows:
     """Rows with the metrics of whole sets, the reference's row still without any."""
+    # The sets to compare with the reference; of the training clips as many as there are samples.
     job = material.job
     reference = material.embeddings["reference"]
     training = material.embeddings["training"]
@@ -116,6 +117,8 @@ def _set_rows(material: Material) -> T2ARows:
         training = training.subset(_compared_training_clips(job))
     samples = material.embeddings["samples"]
     round_trip = material.embeddings["round trip"]
+
+    # A row per set.
     rows = T2ARows(by_sample={f"{i} {clip.key}": {} for i, clip in enumerate(job.clips)})
     rows.add(
         "samples",
@@ -146,6 +149,8 @@ def _set_rows(material: Material) -> T2ARows:
             n=len(job.clips),
             metrics={},
         )
+
+    # The conventions of their metrics.
     for name in [*DISTANCES, *(("fad_infinity", *MANIFOLD) if job.full else ())]:
         convention = METRICS[name].convention
         if name != "fd_log_mel":

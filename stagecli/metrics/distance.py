@@ -274,8 +274,7 @@ def frechet_infinity(
     draws: int = 0,
     level: float = 0.95,
 ) -> FrechetInfinity:
-    """FAD-infinity: Frechet distance extrapolated to infinitely many generated clips (Gui et al.,
-    2024).
+    """FAD-infinity: Frechet distance extrapolated to infinite clips (Gui et al., 2024).
 
     x: reference [N, D], y: generated [M, D]. A straight line is fitted, by least squares, to the
     distances of subsets of y against 1/size, and evaluated at 0. There are `points` sizes, equally
