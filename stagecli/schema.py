@@ -25,11 +25,11 @@ SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads (DiT paper, ta
 }
 
 
-class Table(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class About(Table):
+class About(Section):
     name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """Name of the recipe and, unless `--name` says otherwise, of the run."""
     summary: str = ""
@@ -38,12 +38,12 @@ class About(Table):
     """What it takes: machine, data, time."""
 
 
-class Task(Table):
+class Task(Section):
     kind: Literal["t2a", "sr"]
     """`t2a`: text to audio. `sr`: audio super-resolution."""
 
 
-class Data(Table):
+class Data(Section):
     source: Literal["synth", "manifest", "folder", "huggingface"] = "synth"
     """Where clips come from; `synth` needs no download."""
     path: str = ""
@@ -75,7 +75,7 @@ class Data(Table):
     """Feature cache: what is frozen is computed once."""
 
 
-class Codec(Table):
+class Codec(Section):
     kind: Literal["mel", "mdct", "stft", "dac", "encodec"]
     """Audio <-> frames. `mel` for t2a without weights; `mdct`/`stft` are lossless; `dac`/`encodec` are networks."""
     hop: Positive = 256
@@ -98,7 +98,7 @@ class Codec(Table):
     """Hub id or folder of a `transformers` DAC or EnCodec model."""
 
 
-class Condition(Table):
+class Condition(Section):
     text: Literal["none", "bytes", "transformers"] = "none"
     """`bytes`: a small transformer trained along. `transformers`: a frozen encoder, embeddings cached."""
     model: str = ""
@@ -119,7 +119,7 @@ class Condition(Table):
     """Range of the filter order (sr)."""
 
 
-class Model(Table):
+class Model(Section):
     size: Literal["tiny", "S", "B", "L", "XL"] = "tiny"
     """Named size; `width`, `depth`, `heads` override its numbers."""
     width: Positive | None = None
@@ -144,7 +144,7 @@ class Model(Table):
         return self.width or width, self.depth or depth, self.heads or heads
 
 
-class Objective(Table):
+class Objective(Section):
     kind: Literal["rectified-flow"] = "rectified-flow"
     density: Literal["uniform", "logit-normal"] = "uniform"
     """Density that t is drawn from, where no mechanism says otherwise."""
@@ -156,7 +156,7 @@ class Objective(Table):
     """Share of t drawn uniformly instead: sampling starts at t = 1, where logit-normal has next to nothing."""
 
 
-class Train(Table):
+class Train(Section):
     steps: Positive
     """Optimiser steps."""
     batch_size: Positive = 32
@@ -207,7 +207,7 @@ class Train(Table):
     """Checkpoints kept; the best one is kept besides."""
 
 
-class Evaluate(Table):
+class Evaluate(Section):
     sampler: Literal["euler", "heun", "ab2"] = "euler"
     """`ab2`: second-order Adams-Bashforth, one network call a step."""
     steps: Positive = 50
@@ -232,7 +232,7 @@ class Evaluate(Table):
     """SSL encoder that scores t2a, as kind:model; never the one that measures the regime."""
 
 
-class Recipe(Table):
+class Recipe(Section):
     """A run, completely."""
 
     about: About = About()
