@@ -32,7 +32,7 @@ from stagecli.data.examples import (
 )
 from stagecli.data.rows import Clip
 from stagecli.data.synth import SynthSource
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.schema import Recipe
 
 CLIPS = 6
@@ -63,7 +63,7 @@ class Counting(SynthSource):
 
 @lru_cache
 def made(name: str, *sets: str) -> Recipe:
-    return recipes.load(name, [*TINY, *(SR if name == "quickstart-sr" else []), *sets])
+    return load_recipe(name, [*TINY, *(SR if name == "quickstart-sr" else []), *sets])
 
 
 def examples(name: str = "quickstart", *sets: str, samples: int | None = None) -> Examples:

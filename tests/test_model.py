@@ -18,7 +18,7 @@ from stagecli.model.byte_encoder import ByteEncoder
 from stagecli.model.dit import Conditioning, DiT, HeadNorm, rotary_table, rotate, sinusoid
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters, meta_network
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.schema import SIZES
 
 SMALL = [
@@ -249,7 +249,7 @@ def test_head_norm_is_computed_in_fp32() -> None:
 
 def small(name: str, *sets: str) -> Network:
     torch.manual_seed(0)
-    return Network(recipes.load(name, [*SMALL, *sets]), channels=C)
+    return Network(load_recipe(name, [*SMALL, *sets]), channels=C)
 
 
 def batch(name: str) -> dict[str, Tensor]:
@@ -339,9 +339,7 @@ def test_conditions_may_be_encoded_once() -> None:
 
 
 def test_cached_embeddings_are_projected() -> None:
-    recipe = recipes.load(
-        "quickstart", [*SMALL, "condition.text=transformers", "condition.model=x"]
-    )
+    recipe = load_recipe("quickstart", [*SMALL, "condition.text=transformers", "condition.model=x"])
     network = Network(recipe, channels=C, text_width=6)
     found = network.condition(
         {"text": normal(B, L, 6), "text_mask": torch.ones(B, L, dtype=torch.bool)}
@@ -352,14 +350,14 @@ def test_cached_embeddings_are_projected() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_by_name(size: str) -> None:
-    recipe = recipes.load("quickstart-sr", [f"model.size={size}"])
+    recipe = load_recipe("quickstart-sr", [f"model.size={size}"])
     network = meta_network(recipe, channels=C)
     width, depth, heads = SIZES[size]
     assert (network.dit.width, len(network.dit.blocks), network.dit.heads) == (width, depth, heads)
     assert next(network.parameters()).device.type == "meta"
     per_block = (4 + 8 + 6) * width**2  # attention, feed-forward, modulation
     assert count_parameters(network) == pytest.approx(depth * per_block, rel=0.15)
-    override = recipes.load("quickstart-sr", [f"model.size={size}", "model.depth=3"])
+    override = load_recipe("quickstart-sr", [f"model.size={size}", "model.depth=3"])
     assert override.model.resolved() == (width, 3, heads)
 
 

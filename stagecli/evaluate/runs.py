@@ -23,7 +23,7 @@ from stagecli.evaluate.summary import JsonRow, difference, name_of
 from stagecli.evaluate.t2a import T2AOptions, T2AScores, sampling_identity, score_t2a
 from stagecli.files import finite, write_atomic
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_from_run
 from stagecli.runs import checkpoint
 from stagecli.runs.directory import command_line, environment, read_info
 from stagecli.schema import Recipe
@@ -326,7 +326,7 @@ def evaluate_runs(
         )  # before any work: is it a run, do the options suit it, are the checkpoints there?
         _suits(run, str(info.get("task")), asked)
         if len(runs) > 1 and info.get("task") == "t2a":
-            recipe = recipes.load_from_run(run / "recipe.toml")
+            recipe = load_from_run(run / "recipe.toml")
             _judge(recipe, asked.judge or recipe.evaluate.judge, warn)
         for which in checkpoints:
             if which != "best":

@@ -24,7 +24,7 @@ from stagecli.errors import StageError
 from stagecli.flow import sampler
 from stagecli.model.dit import Conditioning
 from stagecli.model.network import Network
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_from_run
 from stagecli.runs import checkpoint
 from stagecli.runs.directory import read_info
 from stagecli.schema import Evaluate, Recipe
@@ -249,7 +249,7 @@ def load_pipeline(
     `which`: latest, best, or a step. Raises StageError.
     """
     info = read_info(run_dir)
-    recipe = recipes.load_from_run(run_dir / "recipe.toml")
+    recipe = load_from_run(run_dir / "recipe.toml")
     if which == "best":
         if not info.get("best"):
             raise StageError(

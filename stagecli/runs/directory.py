@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from stagecli import __version__
-from stagecli.recipe import load as recipes
+from stagecli.recipe.dump import dump_recipe
+from stagecli.recipe.load import load_from_run
+from stagecli.recipe.signature import flatten, signature, signed_keys
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.files import finite, write_atomic
 from stagecli.schema import Recipe
@@ -180,14 +182,14 @@ def open_run(
         info = _new_info(recipe, folder, argv, overrides)
     run = Run(folder, info)
     if began and (folder / "recipe.toml").exists():
-        run.measured_otherwise = _measured_otherwise(recipes.load_from_run(folder / "recipe.toml"), recipe)
+        run.measured_otherwise = _measured_otherwise(load_from_run(folder / "recipe.toml"), recipe)
     try:
         for name in ("checkpoints", "samples", "evals", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         if not began:
             (folder / "codec.safetensors").unlink(missing_ok=True)  # statistics of a start that led nowhere
         run.save_info()  # first, as it makes the directory a run: a kill in between leaves nothing in the way
-        write_atomic(folder / "recipe.toml", recipes.dump(recipe))
+        write_atomic(folder / "recipe.toml", dump_recipe(recipe))
     except OSError as error:
         raise StageError(
             f"cannot write the run directory {folder}",
@@ -211,7 +213,7 @@ def _new_info(recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequ
         "steps": recipe.train.steps,
         "parameters": None,
         "version": __version__,
-        "signature": recipes.signature(recipe),
+        "signature": signature(recipe),
         "argv": list(argv),
         "set": list(overrides),
         "git": _git(),
@@ -223,10 +225,10 @@ def _new_info(recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequ
 
 
 def _same_recipe(recipe: Recipe, folder: Path, info: dict[str, Any]) -> None:
-    if info["signature"] == recipes.signature(recipe):
+    if info["signature"] == signature(recipe):
         return
-    before = recipes.signed(recipes.load_from_run(folder / "recipe.toml"))
-    after = recipes.signed(recipe)
+    before = signed_keys(load_from_run(folder / "recipe.toml"))
+    after = signed_keys(recipe)
     changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     if not changed:  # signed by an earlier version, under which a key had another name
         return
@@ -238,8 +240,8 @@ def _same_recipe(recipe: Recipe, folder: Path, info: dict[str, Any]) -> None:
 
 
 def _measured_otherwise(before: Recipe, now: Recipe) -> list[str]:
-    old = recipes.flat(before)
-    new = recipes.flat(now)
+    old = flatten(before)
+    new = flatten(now)
     keys = [key for key in new if key.startswith(MEASURED_WITH) and key not in UNSCORED]
     return [f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in keys if old.get(key) != new[key]]
 

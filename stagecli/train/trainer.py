@@ -25,7 +25,7 @@ from stagecli.generate.pipeline import Pipeline
 from stagecli.metrics import in_training
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters
-from stagecli.recipe import load as recipes
+from stagecli.recipe.dump import dump_recipe
 from stagecli.runs import checkpoint
 from stagecli.runs.directory import Run, command_line
 from stagecli.schema import Recipe
@@ -313,7 +313,7 @@ class Trainer:
                 model=self.network.state_dict(),
                 ema=self.ema.weights,
                 codec={"mean_C": self.codec.mean_C, "std_C": self.codec.std_C},
-                recipe=recipes.dump(self.recipe),
+                recipe=dump_recipe(self.recipe),
                 trainer=self._state(),
                 state={"samples": self.step * self.table.batch_size, "best": best},
             )
