@@ -23,7 +23,7 @@ from stagecli.terminal.console import Console
 
 @dataclass(frozen=True)
 class Flags:
-    """As typed; the help texts in cli.py say what each means."""
+    """As typed; the help texts in cli/evaluate.py say what each means."""
 
     runs: list[Path]
     task: str | None

@@ -81,11 +81,11 @@ def score_t2a(
     columns = label_columns(train, clips, options.labels) if options.full else []
     files = _generate(pipeline, clips, seed, settings, folder, progress, options.identity)
     sets = {
-        "reference": real_clips(source, clips, "reference", pipeline.samples, seed),
+        "reference": real_clips(source, clips, "reference", pipeline.num_samples, seed),
         "samples": Clips(
             "samples", lambda i: read_mono(files[i], pipeline.sample_rate), len(files)
         ),
-        "training": real_clips(source, train, "training clips", pipeline.samples, seed),
+        "training": real_clips(source, train, "training clips", pipeline.num_samples, seed),
     }
     sets["round trip"] = _round_trip(pipeline, sets["reference"])
     places = evenly(range(len(train)), len(clips))
@@ -125,7 +125,7 @@ def score_t2a(
             source,
             clips,
             listener,
-            pipeline.samples,
+            pipeline.num_samples,
             seed,
             progress,
         )

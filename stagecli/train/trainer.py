@@ -91,8 +91,14 @@ class Trainer:
         self.probing = 0.0
         self.newest_valid: tuple[int, float] | None = None  # step and loss
         self.interrupt = Interrupt()
-        autocast = self.accelerator.autocast
-        self.pipeline = Pipeline(recipe, self.codec, self.network, text, self.device, autocast)
+        self.pipeline = Pipeline(
+            recipe=recipe,
+            codec=self.codec,
+            network=self.network,
+            text=text,
+            device=self.device,
+            autocast=self.accelerator.autocast,
+        )
         self.scorer: Scorer | None = None
         if self.table.evaluate_every:
             self.scorer = Scorer(self.prepared, self.pipeline, accelerator, view.progress)
