@@ -119,13 +119,13 @@ def test_bad_files_are_left_out_and_reported_by_name_and_count(tmp_path: Path, c
     result = cli("train", recipe, *sets)
     assert result.code == 0, result.stderr
     count = len(BAD_FILES) + 2
-    assert f"{count} clips skipped" in result.stderr
+    assert f"{count} clips left out" in result.stderr
     first_row = result.stderr.index("step 1/")
     for word in (
         *(f"{name}.wav" for name in BAD_FILES),
         "m.jsonl:1",
         "m.jsonl:2",
-        f"{count} clips skipped",
+        f"{count} clips left out",
     ):
         assert 0 <= result.stderr.find(word) < first_row, f"{word} is not said before training"
     events = [
