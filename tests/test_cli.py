@@ -202,6 +202,21 @@ def test_help_is_fast_and_imports_nothing_heavy(command: str) -> None:
     assert min(seconds) <= 0.3
 
 
+def test_the_list_of_recipes_imports_no_torch() -> None:
+    code = """
+import sys
+from stagecli import cli
+sys.argv = ["stagecli", "recipes", "list"]
+try:
+    cli.main()
+except SystemExit as end:
+    assert not end.code, end.code
+assert not {"torch", "transformers", "numpy", "accelerate"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_module_runs_as_the_command_does(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "stagecli", "train", "nowhere.toml"],
