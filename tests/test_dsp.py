@@ -48,7 +48,9 @@ def test_norms_of_mel_filters() -> None:
 
 
 def test_a_filter_without_a_bin_is_refused() -> None:
-    with pytest.raises(EmptyMelFilterError, match="of the 80 mel filters hold no frequency bin"):
+    with pytest.raises(
+        EmptyMelFilterError, match="80 mel bands are too many: .* hold no frequency bin"
+    ):
         mel_filters(sample_rate=16000, n_fft=128, bands=80)
 
 

@@ -280,7 +280,7 @@ def test_a_network_that_cannot_be_loaded_is_refused_before_any_step(
     rate = cli(
         "train", codec_recipe(tmp_path, networks, "dac", data__sample_rate=16000), "--name", "rate"
     )
-    assert rate.code == 2 and "8000 Hz, the recipe says 16000 Hz" in rate.stderr
+    assert rate.code == 2 and "8000 Hz, the recipe at 16000 Hz" in rate.stderr
     assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
     # The corrected recipe takes the same name.
     assert cli("train", codec_recipe(tmp_path, networks, "dac")).code == 0

@@ -55,7 +55,7 @@ def mel_filters(
     empty = int((total_C == 0).sum())
     if empty:
         raise EmptyMelFilterError(
-            f"{empty} of the {bands} mel filters hold no frequency bin "
+            f"{bands} mel bands are too many: {empty} of them hold no frequency bin "
             f"(n_fft {n_fft} at {sample_rate} Hz)"
         )
     if norm == "area":
