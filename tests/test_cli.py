@@ -16,7 +16,8 @@ import pytest
 import soundfile
 from conftest import TERMINAL, Result, run_cli, sha, tree, write_recipe
 
-from stagecli.data.audio import resample, write_wav
+from stagecli.data.audio import write_wav
+from stagecli.dsp.resample import resample
 from stagecli.errors import StageError
 
 Cli = Callable[..., Result]

@@ -1,4 +1,4 @@
-"""What is trained at which step: the same whatever workers, processes, accumulation and resumes do."""
+"""Examples of a step: independent of workers, processes, accumulation and resumes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from stagecli.data.examples import (
     Collate,
     Examples,
     Memory,
-    MicroBatches,
     clip_at,
     crop,
-    loader,
     pad_texts,
     stratified,
     stream,
 )
+from stagecli.data.loader import MicroBatches, loader
 from stagecli.data.rows import Clip
 from stagecli.data.synth import SynthSource
 from stagecli.recipe import load as recipes
@@ -62,16 +61,21 @@ class Counting(SynthSource):
 
 
 @lru_cache
-def made(name: str, *sets: str) -> Recipe:
+def tiny_recipe(name: str, *sets: str) -> Recipe:
     return recipes.load(name, [*TINY, *(SR if name == "quickstart-sr" else []), *sets])
 
 
-def examples(name: str = "quickstart", *sets: str, samples: int | None = None) -> Examples:
-    recipe = made(name, *sets)
+def examples(name: str = "quickstart", *sets: str, crop_samples: int | None = None) -> Examples:
+    recipe = tiny_recipe(name, *sets)
     source = Counting(recipe)
-    length = samples or round(recipe.data.seconds * RATE)
+    length = crop_samples or round(recipe.data.seconds * RATE)
     return Examples(
-        recipe, source, source.clips("train"), shape=(-(-length // HOP), 3), samples=length, hop=HOP
+        recipe,
+        source,
+        source.clips("train"),
+        shape=(-(-length // HOP), 3),
+        crop_samples=length,
+        hop=HOP,
     )
 
 
@@ -129,7 +133,7 @@ def test_strata_come_in_random_order_and_fill_the_interval() -> None:
     assert float((rows * 16 % 1).std()) == pytest.approx(12**-0.5, abs=0.02)
 
 
-# --- who trains what ------------------------------------------------------------------------------
+# --- micro-batches --------------------------------------------------------------------------------
 
 
 @st.composite
@@ -182,7 +186,7 @@ def test_workers_do_not_change_what_is_trained(workers: int) -> None:
     others = list(loader(examples("quickstart", f"data.workers={workers}"), micro))
     assert len(alone) == len(others) == 6
     assert all(same(a, b) for a, b in zip(alone, others, strict=True))
-    assert [batch["sample"].tolist() for batch in alone] == list(micro)
+    assert [batch["index"].tolist() for batch in alone] == list(micro)
 
 
 def test_processes_and_accumulation_do_not_change_a_sample() -> None:
@@ -190,7 +194,7 @@ def test_processes_and_accumulation_do_not_change_a_sample() -> None:
     one = next(iter(loader(data, MicroBatches(4, 1, 0, 1, 3, 4))))
     for rank in range(2):
         part = next(iter(loader(data, MicroBatches(4, 1, rank, 2, 3, 4))))
-        for name in ("sample", "audio", "noise"):
+        for name in ("index", "audio", "noise"):
             assert part[name].equal(one[name][2 * rank : 2 * rank + 2])
 
 
@@ -212,6 +216,31 @@ def test_validation_examples_never_change() -> None:
     for i in range(9):
         _ = data[i]
     assert all(same(a, data.valid_item(i)) for i, a in enumerate(first))
+
+
+@pytest.mark.parametrize("task", ["quickstart", "quickstart-sr"])
+def test_audio_filter_and_features_share_one_crop(task: str) -> None:
+    """A crop shorter than its clip: valid_item, valid_audio and the features start at one sample."""
+
+    class Starts:
+        def samples_of(self, clip: Clip) -> int:
+            return len(data.source.read(clip))
+
+        def crop(self, clip: Clip, start: int) -> Tensor:
+            return torch.from_numpy(data.source.read(clip)[start : start + data.crop_samples])
+
+    data = examples(task, crop_samples=500)
+    data.features = Starts()
+    for index in range(8):
+        item = data[index]
+        gain = 10 ** item["level"] if task == "quickstart-sr" else 1.0
+        torch.testing.assert_close(item["audio"], item["features"] * gain)
+    for index in range(4):
+        item = data.valid_item(index)
+        audio_N, unpadded = data.valid_audio(index)
+        gain = 10 ** item["level"] if task == "quickstart-sr" else 1.0
+        torch.testing.assert_close(item["audio"], torch.from_numpy(audio_N) * gain)
+        assert unpadded == 500
 
 
 # --- crops and padding ----------------------------------------------------------------------------
@@ -241,21 +270,21 @@ def test_crops_reach_both_ends() -> None:
 @pytest.mark.parametrize("extra", [0, 1, HOP, 2 * HOP + 7])
 def test_padding_is_silence_or_masked_out(extra: int) -> None:
     clip_length = round(0.25 * RATE)
-    data = examples("quickstart", "data.padding=mask", samples=clip_length + extra)
+    data = examples("quickstart", "data.padding=mask", crop_samples=clip_length + extra)
     item = data[0]
     frames = data.shape[0]
     assert item["mask"].dtype == torch.bool
     # a frame is real if any of its samples is
     assert item["mask"].tolist() == [frame * HOP < clip_length for frame in range(frames)]
     assert not item["audio"][clip_length:].any()
-    assert "mask" not in examples("quickstart", samples=clip_length + extra)[0]
+    assert "mask" not in examples("quickstart", crop_samples=clip_length + extra)[0]
 
 
 # --- memory ---------------------------------------------------------------------------------------
 
 
 def test_memory_reads_once_and_stays_in_its_budget() -> None:
-    recipe = made("quickstart", "data.seconds=10", f"data.clips={CLIPS}")
+    recipe = tiny_recipe("quickstart", "data.seconds=10", f"data.clips={CLIPS}")
     source = Counting(recipe)
     clips = source.clips("train")
     size = source.read(clips[0]).nbytes  # 0.3 MB
@@ -292,22 +321,19 @@ def test_the_low_input_is_empty_above_its_cutoff_and_level() -> None:
         share = float(item["cutoff"])
         cutoffs.add(share)
         assert 1000 <= share * RATE / 2 <= 3000
-        taper = torch.hann_window(
-            len(low), dtype=torch.float64
-        )  # the clip's ends are no part of the filter
+        # The ends of the clip are not part of the filter.
+        taper = torch.hann_window(len(low), dtype=torch.float64)
         above = torch.fft.rfftfreq(len(low), 1 / RATE) > share * RATE / 2 + 100
         left = [float(torch.fft.rfft(x * taper)[above].abs().max()) for x in (low, audio)]
         assert left[0] < 2e-3 * LEVEL * len(low) ** 0.5
         clear += left[1] > 20 * left[0]
         original = data.source.read(data.clips[clip_at(data.seed, CLIPS, i)])
         ratio = float(np.dot(audio.numpy(), original) / np.dot(original, original))
-        assert level_gain((low / ratio).numpy()) == pytest.approx(
-            ratio, rel=1e-3
-        )  # of the input, not of the target
+        # The gain is the input's, not the target's.
+        assert level_gain((low / ratio).numpy()) == pytest.approx(ratio, rel=1e-3)
         assert float(item["level"]) == pytest.approx(np.log10(ratio), abs=1e-3)
-        np.testing.assert_allclose(
-            audio.numpy() / ratio, original, atol=1e-5
-        )  # one gain for both restores it
+        # One gain for both restores the original.
+        np.testing.assert_allclose(audio.numpy() / ratio, original, atol=1e-5)
     assert len(cutoffs) == 8
     assert clear > 4  # most targets do have something up there
 
@@ -360,9 +386,9 @@ def test_dropout_does_not_change_crops_and_noise() -> None:
 
 def test_collate_pads_captions() -> None:
     items = [
-        {"caption": "ab", "sample": 3},
-        {"caption": "", "sample": 4},
-        {"caption": "abcdefgh", "sample": 5},
+        {"caption": "ab", "index": 3},
+        {"caption": "", "index": 4},
+        {"caption": "abcdefgh", "index": 5},
     ]
     batch = Collate(5)(items)
     a = ord("a") + OFFSET
@@ -371,7 +397,7 @@ def test_collate_pads_captions() -> None:
         [BEGIN, PAD, PAD, PAD, PAD],
         [BEGIN, a, a + 1, a + 2, a + 3],
     ]
-    assert batch["sample"].tolist() == [3, 4, 5]
+    assert batch["index"].tolist() == [3, 4, 5]
     assert Collate(5)(items[1:2])["text_ids"].tolist() == [[BEGIN]]
 
 
@@ -386,7 +412,7 @@ def test_pad_texts() -> None:
 
 
 def test_cached_frames_and_texts_take_the_place_of_audio_and_captions(tmp_path: Path) -> None:
-    recipe = made(
+    recipe = tiny_recipe(
         "quickstart",
         "condition.text=transformers",
         "condition.model=x",
@@ -409,7 +435,7 @@ def test_cached_frames_and_texts_take_the_place_of_audio_and_captions(tmp_path: 
         source,
         clips,
         shape=FRAMES,
-        samples=2000,
+        crop_samples=2000,
         hop=HOP,
         frames_cache=frames,
         text_cache=texts,
@@ -438,7 +464,7 @@ def test_cached_frames_and_texts_take_the_place_of_audio_and_captions(tmp_path: 
         source,
         [replace(clips[0], key="synth/train/999")],
         shape=FRAMES,
-        samples=2000,
+        crop_samples=2000,
         hop=HOP,
         frames_cache=frames,
     )

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from stagecli.data.audio import find_audio, read_channels, resample, write_wav
+from stagecli.data.audio import find_audio, read_channels, write_wav
 from stagecli.data.cache import Count
+from stagecli.dsp.resample import resample
 from stagecli.errors import Problem, StageError
 from stagecli.files import write_atomic
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline

@@ -17,8 +17,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stagecli.data.examples import MicroBatches, clip_at, loader, stratified
+from stagecli.data.examples import clip_at, stratified
 from stagecli.data.frames import to_device, to_frames
+from stagecli.data.loader import MicroBatches, loader
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
 from stagecli.generate.pipeline import Pipeline
@@ -427,7 +428,7 @@ class Trainer:
         self.save()
         train = self.prepared.train
         seed = self.table.seed
-        keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["sample"].tolist()]
+        keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["index"].tolist()]
         finite_input = all(
             bool(torch.isfinite(v).all()) for v in batch.values() if v.is_floating_point()
         )
