@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stagecli.condition.text import BEGIN, OFFSET, PAD, PretrainedText, byte_ids
+from stagecli.condition.text import BEGIN, OFFSET, PAD, byte_ids, load_text_encoder
 from stagecli.errors import EXIT_USAGE, StageError
 from stagecli.hub import weights_hash
 from stagecli.model.byte_encoder import ByteEncoder
@@ -334,7 +334,7 @@ def test_conditions_may_be_encoded_once() -> None:
     x = normal(B, T, C)
     given = batch("quickstart")
     assert network(x, TIMES, given).velocity_BTC.equal(
-        network(x, TIMES, network.condition(given)).velocity_BTC
+        network(x, TIMES, network.encode_condition(given)).velocity_BTC
     )
 
 
@@ -343,7 +343,7 @@ def test_cached_embeddings_are_projected() -> None:
         "quickstart", [*SMALL, "condition.text=transformers", "condition.model=x"]
     )
     network = Network(recipe, channels=C, text_width=6)
-    found = network.condition(
+    found = network.encode_condition(
         {"text": normal(B, L, 6), "text_mask": torch.ones(B, L, dtype=torch.bool)}
     )
     assert found.text_BLD.shape == (B, L, D)
@@ -558,7 +558,7 @@ def test_pretrained_text(tmp_path: Path, save: Callable[[Path], int]) -> None:
     torch.manual_seed(0)
     width = save(tmp_path)
     save_tokenizer(tmp_path)
-    encoder = PretrainedText(str(tmp_path), max_length=4)
+    encoder = load_text_encoder(str(tmp_path), max_length=4)
     assert encoder.width == width
     assert not any(p.requires_grad for p in encoder.network.parameters())
     assert not encoder.network.training
@@ -569,7 +569,7 @@ def test_pretrained_text(tmp_path: Path, save: Callable[[Path], int]) -> None:
     torch.testing.assert_close(alone, rain, atol=1e-5, rtol=1e-5)
     (other,) = encoder.embed(["bell on"])
     assert (other - rain).abs().max().item() > 1e-3
-    again = PretrainedText(str(tmp_path), max_length=4)
+    again = load_text_encoder(str(tmp_path), max_length=4)
     assert again.vocabulary() == encoder.vocabulary()
     assert weights_hash(again.network) == weights_hash(encoder.network)
     stirred(again.network)
@@ -579,7 +579,7 @@ def test_pretrained_text(tmp_path: Path, save: Callable[[Path], int]) -> None:
 def test_a_tokenizer_that_pads_on_the_left(tmp_path: Path) -> None:
     width = save_bert(tmp_path)
     save_tokenizer(tmp_path, padding_side="left")
-    encoder = PretrainedText(str(tmp_path), max_length=8)
+    encoder = load_text_encoder(str(tmp_path), max_length=8)
     short, _ = encoder.embed(["rain", "rain on a roof"])
     assert short.shape == (2, width)
     torch.testing.assert_close(short, encoder.embed(["rain"])[0], atol=1e-5, rtol=1e-5)
@@ -601,7 +601,7 @@ def test_what_cannot_be_loaded_names_the_local_way(tmp_path: Path, what: str) ->
     folder = tmp_path / "encoder"
     broken(folder, what)
     with pytest.raises(StageError, match="cannot load the text encoder") as caught:
-        PretrainedText(str(folder), 8)
+        load_text_encoder(str(folder), 8)
     assert str(folder) in caught.value.message
     assert caught.value.exit_code == EXIT_USAGE
     assert "save_pretrained" in (caught.value.hint or "")
