@@ -1,4 +1,4 @@
-"""The low-resolution input of super-resolution: nothing left above the cutoff, nothing lost below."""
+"""The low-resolution input of sr: nothing left above the cutoff, nothing lost below."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_norms_of_mel_filters() -> None:
 
 def test_a_filter_without_a_bin_is_refused() -> None:
     with pytest.raises(
-        EmptyMelFilterError, match="80 mel bands are too many: .* hold no frequency bin"
+        EmptyMelFilterError, match=r"80 mel bands are too many: .* hold no frequency bin"
     ):
         mel_filters(sample_rate=16000, n_fft=128, bands=80)
 

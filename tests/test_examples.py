@@ -220,7 +220,7 @@ def test_validation_examples_never_change() -> None:
 
 @pytest.mark.parametrize("task", ["quickstart", "quickstart-sr"])
 def test_audio_filter_and_features_share_one_crop(task: str) -> None:
-    """A crop shorter than its clip: valid_item, valid_audio and the features start at one sample."""
+    """With crops shorter than the clip, all of them start at the same sample."""
 
     class Starts:
         def samples_of(self, clip: Clip) -> int:

@@ -48,7 +48,7 @@ class PretrainedText:
         self.network: Any = network.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.max_length = max_length
-        config = getattr(self.network.config, "text_config", self.network.config)
+        config: Any = getattr(self.network.config, "text_config", self.network.config)
         self.width = int(getattr(config, "hidden_size", None) or config.d_model)
 
     def vocabulary(self) -> str:
