@@ -82,11 +82,11 @@ class Pipeline:
             return Conditioning()
         if self.text is not None:
             text, mask = pad_texts(self.text.embed(captions))
-            return self.network.condition(
+            return self.network.encode_condition(
                 {"text": text.to(self.device), "text_mask": mask.to(self.device)}
             )
         ids = byte_ids(captions, self.recipe.condition.max_length)
-        return self.network.condition({"text_ids": ids.to(self.device)})
+        return self.network.encode_condition({"text_ids": ids.to(self.device)})
 
     def noise(self, shape: tuple[int, int], seed: int, index: int) -> Tensor:
         """[T, C] from (seed, index) alone: the same sample in any batch."""
