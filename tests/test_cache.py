@@ -68,6 +68,15 @@ def test_put_and_get(tmp_path: Path) -> None:
         cache.put("o", np.array([object()]))
 
 
+def test_a_cache_touches_the_disk_with_its_first_array(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "cache", "mel", CONFIG)
+    assert not cache.has("a")
+    assert not cache.path.parent.exists()
+    cache.put("a", np.ones(1))
+    assert cache.has("a")
+    assert {p.suffix for p in cache.path.rglob("*") if p.is_file()} == {".json", ".npy"}
+
+
 def test_fill_computes_only_what_is_missing(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "mel", CONFIG)
     calls: list[list[str]] = []

@@ -49,7 +49,7 @@ FRAMES = (8, 3)
 
 
 class Counting(SynthSource):
-    """Synthetic clips, and how often each was made."""
+    """Synthetic clips, counting how often each is read."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe.data, recipe.train.seed)
@@ -136,6 +136,19 @@ def test_strata_come_in_random_order_and_fill_the_interval() -> None:
 # --- micro-batches --------------------------------------------------------------------------------
 
 
+def micro_batches(
+    batch_size: int, accumulate: int, rank: int, world: int, start: int, stop: int
+) -> MicroBatches:
+    return MicroBatches(
+        batch_size=batch_size,
+        accumulate=accumulate,
+        rank=rank,
+        world=world,
+        start=start,
+        stop=stop,
+    )
+
+
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[int, int, int]:
     world = draw(st.integers(1, 4))
@@ -150,12 +163,12 @@ def test_the_union_over_processes_is_the_global_batch(
 ) -> None:
     batch, world, accumulate = layout
     parts = [
-        list(MicroBatches(batch, accumulate, rank, world, start, start + steps))
+        list(micro_batches(batch, accumulate, rank, world, start, start + steps))
         for rank in range(world)
     ]
     assert all(len(part) == steps * accumulate for part in parts)
     assert (
-        len(MicroBatches(batch, accumulate, 0, world, start, start + steps)) == steps * accumulate
+        len(micro_batches(batch, accumulate, 0, world, start, start + steps)) == steps * accumulate
     )
     for k in range(steps):
         step = start + k
@@ -168,20 +181,20 @@ def test_the_union_over_processes_is_the_global_batch(
         assert rows == list(range(step * batch, (step + 1) * batch))
     u = stratified(0, start, batch)
     batches = [
-        MicroBatches(batch, accumulate, rank, world, start, start + 1) for rank in range(world)
+        micro_batches(batch, accumulate, rank, world, start, start + 1) for rank in range(world)
     ]
     taken = [u[part.rows(micro)] for micro in range(accumulate) for part in batches]
-    assert torch.cat(taken).equal(u)  # and so is t
+    assert torch.cat(taken).equal(u)  # t is drawn per row
 
 
-def test_a_resume_goes_on_where_it_stopped() -> None:
-    whole = list(MicroBatches(12, 2, 1, 3, 0, 6))
-    assert list(MicroBatches(12, 2, 1, 3, 4, 6)) == whole[8:]
+def test_a_resume_continues_where_it_stopped() -> None:
+    whole = list(micro_batches(12, 2, 1, 3, 0, 6))
+    assert list(micro_batches(12, 2, 1, 3, 4, 6)) == whole[8:]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_do_not_change_what_is_trained(workers: int) -> None:
-    micro = MicroBatches(4, 2, 0, 1, 1, 4)
+def test_workers_do_not_change_the_batches(workers: int) -> None:
+    micro = micro_batches(4, 2, 0, 1, 1, 4)
     alone = list(loader(examples(), micro))
     others = list(loader(examples("quickstart", f"data.workers={workers}"), micro))
     assert len(alone) == len(others) == 6
@@ -191,9 +204,9 @@ def test_workers_do_not_change_what_is_trained(workers: int) -> None:
 
 def test_processes_and_accumulation_do_not_change_a_sample() -> None:
     data = examples()
-    one = next(iter(loader(data, MicroBatches(4, 1, 0, 1, 3, 4))))
+    one = next(iter(loader(data, micro_batches(4, 1, 0, 1, 3, 4))))
     for rank in range(2):
-        part = next(iter(loader(data, MicroBatches(4, 1, rank, 2, 3, 4))))
+        part = next(iter(loader(data, micro_batches(4, 1, rank, 2, 3, 4))))
         for name in ("index", "audio", "noise"):
             assert part[name].equal(one[name][2 * rank : 2 * rank + 2])
 
@@ -350,7 +363,7 @@ def test_level_gain_brings_inputs_to_one_level_and_leaves_silence() -> None:
         == level_gain(1e-6 * tone)
         == level_gain(np.zeros(0, np.float32))
     )
-    assert level_gain(1e-6 * tone) * 1e-6 < LEVEL  # what is all but silent stays quiet
+    assert level_gain(1e-6 * tone) * 1e-6 < LEVEL  # near silence is not amplified to full level
 
 
 def test_the_kept_band_is_below_the_cutoff() -> None:

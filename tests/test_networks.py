@@ -98,7 +98,7 @@ def text_recipe(folder: Path, networks: dict[str, Path]) -> Path:
 
 
 def cached(folder: Path, kind: str) -> dict[str, tuple[int, str]]:
-    """Files of a feature cache: when each was written and what it holds."""
+    """Modification time and hash of every file of a feature cache."""
     files = sorted((folder / "runs" / ".cache").glob(f"{kind}-*/**/*.npy"))
     return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, sha(p)) for p in files}
 
@@ -189,7 +189,7 @@ def test_mechanisms_on_cached_frames_decode_no_audio_per_step(
 def test_kill_9_while_the_cache_is_filled(
     networks: dict[str, Path], cli: Cli, tmp_path: Path
 ) -> None:
-    """What was computed before the kill is kept, and the run is that of an uninterrupted start."""
+    """Frames computed before the kill are kept, and the losses are those of an uninterrupted run."""
     recipe = codec_recipe(tmp_path, networks, "dac")
 
     def work() -> None:

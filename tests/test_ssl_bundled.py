@@ -109,7 +109,7 @@ def test_silence_between_sounds_keeps_the_gradient_finite(encoder: Encoder) -> N
 
 
 def test_missing_high_frequencies_change_the_features(encoder: Encoder) -> None:
-    """White noise without what is above 8 kHz is further from itself than other white noise is."""
+    """Low-passing white noise at 8 kHz moves the features further than another noise does."""
     audio_BN, other_BN = noise(1, batch=2).split(1)
     low_BN = resample_tensor(resample_tensor(audio_BN, RATE, 16000), 16000, RATE)
     full_BLD = encoder(audio_BN)

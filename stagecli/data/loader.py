@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.data import DataLoader
@@ -15,6 +15,7 @@ from stagecli.data.examples import Collate, Examples
 LINGER = 20
 
 
+@dataclass(frozen=True, kw_only=True)
 class MicroBatches:
     """Global sample indices of every micro-batch of one process, for steps start to stop - 1.
 
@@ -23,22 +24,21 @@ class MicroBatches:
     over processes is the same for any world size and any accumulation.
     """
 
-    def __init__(
-        self, batch_size: int, accumulate: int, rank: int, world: int, start: int, stop: int
-    ) -> None:
-        self.batch_size = batch_size
-        self.accumulate = accumulate
-        self.rank = rank
-        self.world = world
-        self.start = start
-        self.stop = stop
-        self.size = batch_size // (accumulate * world)
+    batch_size: int
+    accumulate: int
+    rank: int
+    world: int
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Examples of one process in one micro-batch."""
+        return self.batch_size // (self.accumulate * self.world)
 
     def since(self, step: int) -> MicroBatches:
         """The same batches starting from another step."""
-        later = copy(self)
-        later.start = step
-        return later
+        return replace(self, start=step)
 
     def rows(self, micro: int) -> slice:
         """Rows of the global batch that belong to this process in micro-batch `micro`."""

@@ -145,6 +145,7 @@ def grains(
     n: int,
     sample_rate: int,
     onsets: Array,
+    *,
     hz: Array,
     gains: Array,
     decay: float,

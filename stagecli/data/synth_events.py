@@ -181,7 +181,7 @@ def rain(rng: np.random.Generator, n: int, sample_rate: int, params: Params) -> 
     onsets = rng.uniform(0.0, params.seconds, count)
     hz = params.hz * rng.uniform(0.7, 2.2, count)
     gains = rng.exponential(1.0, count).clip(0.2, 3.0)
-    patter = grains(n, sample_rate, onsets, hz, gains, 0.0025)
+    patter = grains(n, sample_rate, onsets, hz=hz, gains=gains, decay=0.0025)
     return 0.3 * hiss * swell + patter
 
 
@@ -209,7 +209,8 @@ def drops(rng: np.random.Generator, n: int, sample_rate: int, params: Params) ->
     delay = rng.uniform(0.05, 0.08)
     times = np.concatenate([onsets, onsets + delay, onsets + 2.3 * delay])
     fading = np.concatenate([gains, 0.25 * gains, 0.1 * gains])
-    return grains(n, sample_rate, times, np.tile(hz, 3), fading, decay=0.022, sweep=4.0)
+    hz = np.tile(hz, 3)
+    return grains(n, sample_rate, times, hz=hz, gains=fading, decay=0.022, sweep=4.0)
 
 
 def birds(rng: np.random.Generator, n: int, sample_rate: int, params: Params) -> Array:

@@ -45,7 +45,7 @@ class EMA:
             parameter.copy_(weights[name])
 
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
-        """Continue from stored weights after `updates` updates. Raises KeyError if any is missing."""
+        """Continue from stored weights and update count. Raises KeyError if any is missing."""
         self.updates = updates
         for name, value in self.weights.items():
             value.copy_(weights[name])

@@ -31,7 +31,7 @@ class BandMel(nn.Module):
 
     80 triangles on Slaney's scale, peak 1. A full-scale sine has power 1. `floor` is added before
     the logarithm, so that silence and empty bands have one value and a finite gradient. The result
-    (log10 + 4) / 2 lies in about [-1.8, 2].
+    (log10 + 4) / 2 is in about [-1.8, 2].
     """
 
     filters_FC: Tensor

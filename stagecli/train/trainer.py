@@ -108,12 +108,12 @@ class Trainer:
         table = self.table
         world = self.accelerator.num_processes
         micro = MicroBatches(
-            table.batch_size,
-            table.accumulate,
-            self.accelerator.process_index,
-            world,
-            self.step,
-            table.steps,
+            batch_size=table.batch_size,
+            accumulate=table.accumulate,
+            rank=self.accelerator.process_index,
+            world=world,
+            start=self.step,
+            stop=table.steps,
         )
         with ExitStack() as stack:
             stack.enter_context(self.interrupt)
