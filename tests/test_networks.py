@@ -189,7 +189,7 @@ def test_mechanisms_on_cached_frames_decode_no_audio_per_step(
 def test_kill_9_while_the_cache_is_filled(
     networks: dict[str, Path], cli: Cli, tmp_path: Path
 ) -> None:
-    """Frames computed before the kill are kept, and the losses are those of an uninterrupted run."""
+    """Frames computed before the kill are kept, and the losses equal an uninterrupted run's."""
     recipe = codec_recipe(tmp_path, networks, "dac")
 
     def work() -> None:

@@ -246,7 +246,7 @@ def test_a_monitor_that_cannot_hear_what_is_restored(wav2vec2: Path, tmp_path: P
         ({"stage__regime__monitor": "bundled:teachr"}, "teacher"),
         ({"stage__regime__monitor": "transformers:/nowhere/at/all"}, "/nowhere/at/all"),
         ({"stage__regime__monitor": "teacher"}, "kind:model"),
-        ({"stage__regime__monitor": "clap:x"}, "no kind 'clap'"),
+        ({"stage__regime__monitor": "clap:x"}, "unknown kind 'clap'"),
         ({"stage__regime__layer": 99}, "no layer 99"),
         ({"data__seconds": 0.05}, "receptive field|needs 0.0"),
         ({"stage__regime__clips": 1}, "single clip"),
