@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ssl", "codec", "model"),
     ("hub", "condition"),
     ("metrics", "flow"),
+    ("dsp",),
     ("schema",),
     ("files",),
     ("errors",),
@@ -172,7 +173,7 @@ def test_stages_know_neither_trainer_nor_data_nor_each_other(module: str) -> Non
         ("flow.objective", {"torch"}, ()),
         ("flow.sampler", {"torch"}, ()),
         *(
-            (name, {"torch", "numpy", "scipy"}, ("stagecli.metrics",))
+            (name, {"torch", "numpy", "scipy"}, ("stagecli.metrics", "stagecli.dsp"))
             for name in SOURCES
             if name.startswith("metrics.") and name != "metrics.in_training"
         ),

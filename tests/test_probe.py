@@ -235,7 +235,7 @@ def test_a_monitor_that_cannot_hear_what_is_restored(wav2vec2: Path, tmp_path: P
         data__sample_rate=24000,
         data__seconds=0.2,
     )
-    assert "hears up to 8000 Hz" in result.stderr
+    assert "sees up to 8000 Hz" in result.stderr
     assert "full-band encoder" in result.stderr
 
 
@@ -246,7 +246,7 @@ def test_a_monitor_that_cannot_hear_what_is_restored(wav2vec2: Path, tmp_path: P
         ({"stage__regime__monitor": "bundled:teachr"}, "teacher"),
         ({"stage__regime__monitor": "transformers:/nowhere/at/all"}, "/nowhere/at/all"),
         ({"stage__regime__monitor": "teacher"}, "kind:model"),
-        ({"stage__regime__monitor": "clap:x"}, "no kind 'clap'"),
+        ({"stage__regime__monitor": "clap:x"}, "unknown kind 'clap'"),
         ({"stage__regime__layer": 99}, "no layer 99"),
         ({"data__seconds": 0.05}, "receptive field|needs 0.0"),
         ({"stage__regime__clips": 1}, "single clip"),
@@ -420,6 +420,6 @@ def test_a_monitor_of_a_part_of_the_band_measures_only_on_request(
     plain = load_recipe("vctk-sr-48k-stage", ["stage.regime.partial_band=false"])
     settings = Stages.of(plain).probes
     assert settings is not None
-    with pytest.raises(StageError, match="hears up to 22050 Hz") as caught:
+    with pytest.raises(StageError, match="sees up to 22050 Hz") as caught:
         open_monitor(plain, settings)
     assert "partial_band" in str(caught.value.hint)

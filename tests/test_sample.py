@@ -12,7 +12,8 @@ import soundfile
 from cli_results import Cli, document, noise
 from conftest import Result, sha
 
-from stagecli.data.audio import resample, write_wav
+from stagecli.data.audio import write_wav
+from stagecli.dsp.resample import resample
 
 # The kept band is exact to 84 dB and more; if only the codec's frames were kept, to 48 to 61 dB.
 KEPT_DB = 75

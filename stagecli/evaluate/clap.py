@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor
 
 from stagecli import hub
 from stagecli.data.cache import FeatureCache, Progress
+from stagecli.dsp.resample import resample_tensor
 from stagecli.errors import StageError
 from stagecli.evaluate.hear import Clips, remembered
 from stagecli.metrics.classes import clap_scores
@@ -62,7 +62,7 @@ class Clap:
         audio_1N = torch.from_numpy(np.ascontiguousarray(audio_N, dtype=np.float32))[None].to(
             self.device
         )
-        audio_1N = torchaudio.functional.resample(audio_1N, rate, self.rate)
+        audio_1N = resample_tensor(audio_1N, rate, self.rate)
         parts = [
             part for part in audio_1N.split(self.window, dim=1) if part.shape[1] * 2 > self.window
         ]

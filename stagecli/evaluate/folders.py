@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from stagecli import __version__
-from stagecli.data.audio import AudioInfo, find_audio, probe, read_mono
+from stagecli.data.audio import find_audio, read_header, read_mono
+from stagecli.data.audio_checks import AudioInfo
 from stagecli.data.cache import Progress, stamp_of
 from stagecli.errors import Problem, StageError
 from stagecli.evaluate.clap import Clap
@@ -119,7 +120,7 @@ def _suits(task: str, options: FolderOptions) -> None:
 def _audio(folder: Path, progress: Progress) -> dict[Path, AudioInfo]:
     """Every audio file of a folder with what its header says; StageError naming what cannot be used."""
     files = find_audio(folder, lambda done, total: progress(f"checking {folder.name}", done, total))
-    return {file: probe(file) for file in files}
+    return {file: read_header(file) for file in files}
 
 
 def _one_rate(infos: dict[Path, AudioInfo]) -> int:

@@ -84,11 +84,11 @@ class Pipeline:
             return Conditioning()
         if self.text is not None:
             text, mask = pad_texts(self.text.embed(captions))
-            return self.network.condition(
+            return self.network.encode_condition(
                 {"text": text.to(self.device), "text_mask": mask.to(self.device)}
             )
         ids = byte_ids(captions, self.recipe.condition.max_length)
-        return self.network.condition({"text_ids": ids.to(self.device)})
+        return self.network.encode_condition({"text_ids": ids.to(self.device)})
 
     def noise(self, shape: tuple[int, int], seed: int, index: int) -> Tensor:
         """Noise [T, C] that depends on (seed, index) alone, so that batching has no effect."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from stagecli.data.audio import find_audio, read_channels, resample, write_wav
+from stagecli.data.audio import find_audio, read_channels, write_wav
 from stagecli.data.cache import Count
+from stagecli.dsp.resample import resample
 from stagecli.errors import Problem, StageError
 from stagecli.files import JsonRow
 from stagecli.generate.output import is_single_file, make_folder, provenance, write_rows

@@ -17,8 +17,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stagecli.data.examples import MicroBatches, clip_at, loader, stratified
+from stagecli.data.examples import clip_at, stratified
 from stagecli.data.frames import to_device, to_frames
+from stagecli.data.loader import MicroBatches, loader
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
 from stagecli.generate.pipeline import Pipeline
@@ -113,12 +114,12 @@ class Trainer:
         table = self.table
         world = self.accelerator.num_processes
         micro = MicroBatches(
-            table.batch_size,
-            table.accumulate,
-            self.accelerator.process_index,
-            world,
-            self.step,
-            table.steps,
+            batch_size=table.batch_size,
+            accumulate=table.accumulate,
+            rank=self.accelerator.process_index,
+            world=world,
+            start=self.step,
+            stop=table.steps,
         )
         with ExitStack() as stack:
             stack.enter_context(self.interrupt)
@@ -433,7 +434,7 @@ class Trainer:
         self.save()
         train = self.prepared.train
         seed = self.table.seed
-        keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["sample"].tolist()]
+        keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["index"].tolist()]
         finite_input = all(
             bool(torch.isfinite(v).all()) for v in batch.values() if v.is_floating_point()
         )
