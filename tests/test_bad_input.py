@@ -134,7 +134,7 @@ def test_bad_files_are_left_out_and_reported_by_name_and_count(tmp_path: Path, c
     assert len(events[0]["evidence"]["clips"]) == count
     prepared = cli("train", recipe, *sets, "--prepare-only")
     assert prepared.code == 0
-    assert f"{count} clips left out" in prepared.stderr
+    assert f"{count} clips skipped" in prepared.stderr
     assert cli("train", recipe, *sets, "--quiet", "--name", "quiet").stderr == ""
 
 

@@ -14,7 +14,7 @@ import soundfile
 import torch
 import transformers
 from conftest import Result
-from test_ssl import save_clap, save_wave
+from ssl_checkpoints import save_clap, save_wave
 
 from stagecli.data.audio import read_mono
 from stagecli.errors import StageError

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stagecli.errors import StageError
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
 from stagecli.metrics import in_training
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.report import evaluation, read_run
 from stagecli.report.panels import panels
 from stagecli.report.summary import summary
@@ -67,7 +67,7 @@ def test_it_changes_nothing_that_is_trained(kind: str, trained: Path) -> None:
 def test_rows_at_every_nth_step_at_checkpoints_and_at_the_end(kind: str, trained: Path) -> None:
     rows = evaluations(trained / kind)
     assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 10]
-    recipe = recipes.load(trained / kind / "recipe.toml")
+    recipe = load_recipe(trained / kind / "recipe.toml")
     for row in rows:
         assert [key for key in row if in_training.described(key)] == in_training.rows(recipe)
         assert all(math.isfinite(row[key]) for key in in_training.rows(recipe))
@@ -200,7 +200,7 @@ def test_a_metric_that_cannot_choose_is_refused(
 ) -> None:
     path = write_recipe(tmp_path / "r.toml", kind, **changes)
     with pytest.raises(StageError) as caught:
-        recipes.load(path)
+        load_recipe(path)
     (problem,) = caught.value.problems
     assert said in problem.what and "train.best" in problem.what
 
@@ -249,7 +249,7 @@ def test_a_resume_says_when_scores_are_measured_otherwise(tmp_path: Path) -> Non
 
 
 def test_the_preset_names_its_rows(tmp_path: Path) -> None:
-    recipe = recipes.load(write_recipe(tmp_path / "sr.toml", "sr", evaluate__preset="ssr_eval"))
+    recipe = load_recipe(write_recipe(tmp_path / "sr.toml", "sr", evaluate__preset="ssr_eval"))
     assert in_training.computed(recipe) == (
         "lsd_ssr_eval",
         "lsd_ssr_eval_hf",

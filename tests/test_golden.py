@@ -43,7 +43,7 @@ def test_without_mechanisms_training_is_the_plain_loop(
     from stagecli.data.frames import to_frames
     from stagecli.model.ema import EMA
     from stagecli.model.network import Network
-    from stagecli.recipe import load as recipes
+    from stagecli.recipe.load import load_recipe
     from stagecli.train.prepare import prepare
     from stagecli.train.schedule import learning_rate
 
@@ -54,7 +54,7 @@ def test_without_mechanisms_training_is_the_plain_loop(
         "objective__std": 0.8,
     }
     path = write_recipe(tmp_path / f"{kind}.toml", kind, **changes)
-    recipe = recipes.load(path)
+    recipe = load_recipe(path)
     table = recipe.train
     size = recipe.train.batch_size
     prepared = prepare(recipe, None, torch.device("cpu"), lambda *_: None)

@@ -14,7 +14,7 @@ from test_resume import attempts, facts, killed, weights
 from stagecli.data.open import open_source
 from stagecli.errors import StageError
 from stagecli.flow.objective import Result
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.ssl import make_encoder
 from stagecli.stage.base import Plan, Probe, Signals
 from stagecli.stage.guidance import GuidanceMechanism, GuidanceOptions, Projectors
@@ -30,7 +30,7 @@ STOPPED = {**GUIDED, "stage__guidance__schedule": "stop", "stage__guidance__end"
 
 
 def recipe_of(folder: Path, **changes: Any) -> Any:
-    return recipes.load(write_recipe(folder / "g.toml", "t2a", **{**GUIDED, **changes}))
+    return load_recipe(write_recipe(folder / "g.toml", "t2a", **{**GUIDED, **changes}))
 
 
 def mechanism(folder: Path, **options: Any) -> GuidanceMechanism:
@@ -444,7 +444,7 @@ def test_after_the_end_a_step_allocates_what_an_unguided_step_does(
         ("ended", {**STOPPED, "stage__guidance__end": 2 / STEPS}),
     ):
         path = write_recipe(tmp_path / f"{name}.toml", kind, **{**options, "train__steps": STEPS})
-        found[name] = allocations(recipes.load(path), tmp_path / name, after)
+        found[name] = allocations(load_recipe(path), tmp_path / name, after)
     assert len(found["plain"]) > 500
     assert found["ended"] == found["plain"]
     assert sum(found["guided"]) > sum(found["plain"])

@@ -26,7 +26,7 @@ from test_resume import attempts, facts, killed, weights
 
 from stagecli.errors import StageError
 from stagecli.model.network import Network
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.stage.base import Probe, ProbeSettings
 from stagecli.stage.controller import Stages
 from stagecli.stage.regime import read_r
@@ -107,7 +107,7 @@ def test_rows_of_probes_say_what_was_measured(kind: str, whole: Path) -> None:
 
 
 def test_the_recipe_of_the_run_has_every_default(whole: Path) -> None:
-    table = recipes.load(whole / "t2a" / "recipe.toml").stage["regime"]
+    table = load_recipe(whole / "t2a" / "recipe.toml").stage["regime"]
     assert table["monitor"] == "bundled:teacher"
     assert tuple(table["t"]) == (0.3, 0.5, 0.7)
 
@@ -235,7 +235,7 @@ def test_a_monitor_that_cannot_hear_what_is_restored(wav2vec2: Path, tmp_path: P
         data__sample_rate=24000,
         data__seconds=0.2,
     )
-    assert "hears up to 8000 Hz" in result.stderr
+    assert "sees up to 8000 Hz" in result.stderr
     assert "full-band encoder" in result.stderr
 
 
@@ -246,7 +246,7 @@ def test_a_monitor_that_cannot_hear_what_is_restored(wav2vec2: Path, tmp_path: P
         ({"stage__regime__monitor": "bundled:teachr"}, "teacher"),
         ({"stage__regime__monitor": "transformers:/nowhere/at/all"}, "/nowhere/at/all"),
         ({"stage__regime__monitor": "teacher"}, "kind:model"),
-        ({"stage__regime__monitor": "clap:x"}, "no kind 'clap'"),
+        ({"stage__regime__monitor": "clap:x"}, "unknown kind 'clap'"),
         ({"stage__regime__layer": 99}, "no layer 99"),
         ({"data__seconds": 0.05}, "receptive field|needs 0.0"),
         ({"stage__regime__clips": 1}, "single clip"),
@@ -314,7 +314,7 @@ def test_a_probe_without_a_number_is_an_event_and_training_goes_on(
 def probe_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ProbeSet, Network]:
     monkeypatch.chdir(tmp_path)
     fresh_accelerate()
-    recipe = recipes.load(write_recipe(tmp_path / "p.toml", "t2a", **REGIME))
+    recipe = load_recipe(write_recipe(tmp_path / "p.toml", "t2a", **REGIME))
     accelerator = Accelerator(cpu=True)
     prepared = prepare(recipe, None, accelerator.device, lambda *_: None)
     torch.manual_seed(0)
@@ -380,7 +380,7 @@ def test_the_average_follows_with_half_the_interval_as_half_life(
 
 
 def test_open_monitor_takes_a_list_of_layers(tmp_path: Path) -> None:
-    recipe = recipes.load(
+    recipe = load_recipe(
         write_recipe(tmp_path / "p.toml", "t2a", **REGIME, stage__regime__layer=[1, 2])
     )
     settings = Stages.of(recipe).probes
@@ -409,17 +409,17 @@ def test_a_monitor_of_a_part_of_the_band_measures_only_on_request(
 ) -> None:
     """The bundled teacher hears up to 22.05 of the 24 kHz that vctk-sr-48k restores."""
     from stagecli.errors import StageError
-    from stagecli.recipe import load as recipes
+    from stagecli.recipe.load import load_recipe
     from stagecli.stage.controller import Stages
     from stagecli.train.probe import open_monitor
 
     monkeypatch.setenv("STAGECLI_DATA", str(tmp_path))
-    asked = recipes.load("vctk-sr-48k-stage")
+    asked = load_recipe("vctk-sr-48k-stage")
     settings = Stages.of(asked).probes
     assert settings is not None and open_monitor(asked, settings).band == 22050
-    plain = recipes.load("vctk-sr-48k-stage", ["stage.regime.partial_band=false"])
+    plain = load_recipe("vctk-sr-48k-stage", ["stage.regime.partial_band=false"])
     settings = Stages.of(plain).probes
     assert settings is not None
-    with pytest.raises(StageError, match="hears up to 22050 Hz") as caught:
+    with pytest.raises(StageError, match="sees up to 22050 Hz") as caught:
         open_monitor(plain, settings)
     assert "partial_band" in str(caught.value.hint)

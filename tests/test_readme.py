@@ -10,7 +10,7 @@ import pytest
 from typer.main import get_command
 
 from stagecli.cli import app
-from stagecli.recipe import load as recipes
+from stagecli.recipe.source import shipped_recipes
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def test_links_lead_somewhere() -> None:
 def test_recipes_named_are_the_recipes_shipped() -> None:
     table = [line for line in TEXT.splitlines() if line.startswith("| `")]
     named = {name for line in table for name in re.findall(r"`([\w-]+)`", line.split("|")[1])}
-    assert named == set(recipes.shipped())
+    assert named == set(shipped_recipes())
 
 
 @pytest.mark.parametrize("line", [line.split("  #")[0] for line in blocks("Commands")[0]])

@@ -14,14 +14,15 @@ import pytest
 
 from stagecli.errors import EXIT_FAILED, EXIT_USAGE, StageError
 from stagecli.files import write_atomic
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
+from stagecli.recipe.signature import signature
 from stagecli.runs import directory as runs
 from stagecli.runs.directory import Run, newest, open_run, read_info
 from stagecli.schema import Recipe
 
 
 def recipe(*sets: str) -> Recipe:
-    return recipes.load("quickstart", sets)
+    return load_recipe("quickstart", sets)
 
 
 def opened(folder: Path, *sets: str, restart: bool = False) -> Run:
@@ -124,9 +125,9 @@ def test_attempts_are_recorded(tmp_path: Path) -> None:
 
 def test_the_saved_recipe_is_the_resolved_one(tmp_path: Path) -> None:
     run = opened(tmp_path / "r", "train.lr=1e-4")
-    saved = recipes.load(run.path / "recipe.toml")
+    saved = load_recipe(run.path / "recipe.toml")
     assert saved == recipe("train.lr=1e-4")
-    assert read_info(run.path)["signature"] == recipes.signature(saved)
+    assert read_info(run.path)["signature"] == signature(saved)
     assert {p.name for p in run.path.iterdir() if p.is_dir()} == {
         "checkpoints",
         "samples",
@@ -265,7 +266,7 @@ def test_a_kill_while_the_run_is_made_does_not_block_its_name(
             with pytest.raises(KeyboardInterrupt):
                 opened(folder)
         opened(folder)
-        assert recipes.load(folder / "recipe.toml") == recipe()
+        assert load_recipe(folder / "recipe.toml") == recipe()
 
 
 def test_read_info_names_the_file(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from test_resume import attempts, facts, killed, weights
 from stagecli.data.examples import stratified
 from stagecli.errors import StageError
 from stagecli.flow.objective import Result as Objective
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
+from stagecli.schema import Recipe
 from stagecli.stage import densities, registry
 from stagecli.stage.base import Plan, Signals
 from stagecli.stage.controller import Stages
@@ -422,7 +423,7 @@ def test_trainer_refuses_weights_that_would_broadcast() -> None:
 def made(
     steps: int = 100, objective: dict[str, Any] | None = None, **options: Any
 ) -> TimestepsMechanism:
-    recipe = recipes.Recipe.model_validate(
+    recipe = Recipe.model_validate(
         {
             "task": {"kind": "t2a"},
             "data": {"sample_rate": 8000, "seconds": 0.4},
@@ -485,7 +486,7 @@ def test_the_objectives_floor_is_drawn_with_and_without_the_mechanism(tmp_path: 
     floored = Floored(LogitNormal(0.3, 0.8), 0.05)
     changes = {f"objective__{k}": v for k, v in {**normal, "floor": 0.05}.items()}
     assert (
-        Stages.of(recipes.load(write_recipe(tmp_path / "f.toml", **changes))).plan(0).density
+        Stages.of(load_recipe(write_recipe(tmp_path / "f.toml", **changes))).plan(0).density
         == floored
     )
     for floor, expected in ((0.0, LogitNormal(0.3, 0.8)), (0.05, floored), (1.0, Uniform())):
@@ -497,7 +498,7 @@ def test_the_objectives_floor_is_drawn_with_and_without_the_mechanism(tmp_path: 
 
 
 def test_adaptive_without_regime_is_refused(tmp_path: Path) -> None:
-    recipe = recipes.load(write_recipe(tmp_path / "a.toml", stage__timesteps__kind="adaptive"))
+    recipe = load_recipe(write_recipe(tmp_path / "a.toml", stage__timesteps__kind="adaptive"))
     with pytest.raises(StageError, match=r"stage\.regime"):
         Stages.of(recipe)
     result = run_cli("train", tmp_path / "a.toml", cwd=tmp_path)
@@ -757,7 +758,7 @@ def test_t_follows_r_while_training(whole: Path) -> None:
         [0.4 * (1 - (step - step % 2) / 10) for step in range(10)]
     )
     assert all(0 < row["stage/timesteps/ess"] <= 1 for row in rows)
-    table = recipes.load(whole / "runs" / "adaptive" / "recipe.toml").stage["timesteps"]
+    table = load_recipe(whole / "runs" / "adaptive" / "recipe.toml").stage["timesteps"]
     assert (table["floor"], table["gamma"], table["kappa"]) == (0.05, 5.0, 0.5)
 
 

@@ -87,7 +87,7 @@ def settings(
     runs: Path, recipe: str, steps: int, variant: str, seed: int, seeds: list[int], more: list[str]
 ) -> list[str]:
     """What `--set` gets."""
-    from stagecli.recipe import load as recipes
+    from stagecli.recipe.source import find_recipe
 
     task = "sr" if "-sr" in recipe else "t2a"
     chosen = [
@@ -107,7 +107,7 @@ def settings(
         *more,
     ]
     if TIMESTEPS in chosen:
-        table = tomllib.loads(recipes.find(f"{recipe}-stage").read_text())["stage"]["timesteps"]
+        table = tomllib.loads(find_recipe(f"{recipe}-stage").read_text())["stage"]["timesteps"]
         chosen += [
             f"stage.timesteps.{key}={value}" for key, value in table.items() if key != "kind"
         ]
@@ -119,7 +119,7 @@ def settings(
 
 def work(jobs: Any, runs: Path, seeds: list[int], more: list[str], began: float) -> None:
     """One process: takes runs off the queue until there is none left."""
-    from stagecli.recipe import load as recipes
+    from stagecli.recipe.load import load_recipe
     from stagecli.terminal.views import QuietView
     from stagecli.train.launch import prepare_only, train
 
@@ -132,7 +132,7 @@ def work(jobs: Any, runs: Path, seeds: list[int], more: list[str], began: float)
         try:
             if variant == "features":  # of the teacher, once for all
                 chosen = settings(runs, recipe, steps, "guidance", seed, seeds, more)
-                prepare_only(recipes.load(f"{recipe}-static", chosen), lambda *_: None)
+                prepare_only(load_recipe(f"{recipe}-static", chosen), lambda *_: None)
                 ready.touch()
                 continue
             chosen = settings(runs, recipe, steps, variant, seed, seeds, more)
@@ -142,7 +142,7 @@ def work(jobs: Any, runs: Path, seeds: list[int], more: list[str], began: float)
             while (GUIDANCE in chosen and not ready.exists()) or not all(map(finished, needed)):
                 time.sleep(0.5)
             status = train(
-                recipes.load(f"{recipe}-static", chosen), run, QuietView(), overrides=chosen
+                load_recipe(f"{recipe}-static", chosen), run, QuietView(), overrides=chosen
             )
             print(f"{time.monotonic() - began:6.0f} s  {run.name}: {status}", flush=True)
             if status != "finished":  # Ctrl-C or SIGTERM: of this process too

@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from scipy.signal import resample_poly
 from torch import Tensor, nn
 
-from stagecli.codec.mel import MelCodec, mel_filters
+from stagecli.codec.mel import MelCodec
+from stagecli.dsp.mel import mel_filters
 
 RATE = 8000  # Hz
 SAMPLES = 8000  # every clip is cut or zero-padded to 1 s
@@ -44,7 +45,9 @@ class Judge(nn.Module):
 
     def __init__(self, classes: int, width: int = 16) -> None:
         super().__init__()
-        filters_FC = mel_filters(sample_rate=RATE, n_fft=256, n_mels=40, f_min=100.0, f_max=3800.0)
+        filters_FC = mel_filters(
+            sample_rate=RATE, n_fft=256, bands=40, f_min=100.0, f_max=3800.0
+        ).float()
         self.register_buffer("filters_FC", filters_FC, persistent=False)
         self.register_buffer("window", torch.hann_window(256), persistent=False)
         widths = (1, width, 2 * width, 3 * width, 4 * width)

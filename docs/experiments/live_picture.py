@@ -9,14 +9,14 @@ from pathlib import Path
 
 from rich.console import Console as RichConsole
 
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.report import read_run
 from stagecli.terminal.console import LiveView
 
 
 def main(run: str, step: int, out: str) -> None:
     report = read_run(run)
-    recipe = recipes.load(Path(run) / "recipe.toml")
+    recipe = load_recipe(Path(run) / "recipe.toml")
     view = LiveView()
     view._plain = False
     view._console = RichConsole(record=True, width=100, height=30, file=io.StringIO())

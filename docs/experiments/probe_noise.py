@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from stagecli.model.network import Network
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.runs import checkpoint
 from stagecli.stage.controller import Stages
 from stagecli.train.prepare import prepare
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--draws", type=int, default=6)
     options = parser.parse_args()
-    recipe = recipes.load(options.run / "recipe.toml", [f"stage.regime.clips={options.clips}"])
+    recipe = load_recipe(options.run / "recipe.toml", [f"stage.regime.clips={options.clips}"])
     settings = Stages.of(recipe).probes
     assert settings is not None, "the run's recipe has no [stage.regime]"
     accelerator = Accelerator(

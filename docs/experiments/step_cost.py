@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.schema import Recipe
 from stagecli.terminal.views import QuietView
 from stagecli.train.precision import settled
@@ -139,9 +139,9 @@ def make_trainer(
 
 
 def load(name: str, settings: tuple[str, ...]) -> Recipe:
-    steps = recipes.load(name).train.steps
+    steps = load_recipe(name).train.steps
     never = [f"train.{what}={steps}" for what in ("validate_every", "checkpoint_every")]
-    return settled(recipes.load(name, [*never, "train.samples=0", *settings]))
+    return settled(load_recipe(name, [*never, "train.samples=0", *settings]))
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float]:
@@ -169,7 +169,7 @@ def measure(
     """beside: the variants that are measured beside static; none given: all."""
     with tempfile.TemporaryDirectory() as folder:
         turns = {}
-        for k, (variant, settings) in enumerate(variants(recipes.load(name).train.steps).items()):
+        for k, (variant, settings) in enumerate(variants(load_recipe(name).train.steps).items()):
             if beside and variant not in ("static", *beside):
                 continue
             print(f"{name}: making {variant}", file=sys.stderr, flush=True)
@@ -223,7 +223,7 @@ def memory(name: str, shape: tuple[str, ...], accelerator: Accelerator, folder: 
     print("|---|---|---|")
     stop = (
         "stage.guidance.schedule=stop",
-        f"stage.guidance.end={1 / recipes.load(name).train.steps}",
+        f"stage.guidance.end={1 / load_recipe(name).train.steps}",
     )
     for variant, settings in (
         ("static", ()),

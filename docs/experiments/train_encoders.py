@@ -33,8 +33,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stagecli.data.audio import resample
 from stagecli.data.open import open_source
+from stagecli.dsp.resample import resample
 from stagecli.schema import Data
 from stagecli.ssl.bundled import (
     NETWORKS,

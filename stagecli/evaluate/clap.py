@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor
 
 from stagecli import hub
 from stagecli.data.cache import FeatureCache, Progress
+from stagecli.dsp.resample import resample_tensor
 from stagecli.errors import StageError
 from stagecli.evaluate.embed import ClipSet, cached_rows
 from stagecli.metrics.classes import clap_scores
@@ -47,7 +47,7 @@ class Clap:
         audio_1N = torch.from_numpy(np.ascontiguousarray(audio_N, dtype=np.float32))[None].to(
             self.device
         )
-        audio_1N = torchaudio.functional.resample(audio_1N, rate, self.rate)
+        audio_1N = resample_tensor(audio_1N, rate, self.rate)
         # A remainder shorter than half a window is dropped, unless it is all there is.
         windows = [
             window

@@ -11,7 +11,7 @@ from stagecli.errors import Problem, StageError
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """The command line as typed; the help texts in cli.py explain each flag.
+    """The command line as typed; the help texts in cli/evaluate.py explain each flag.
 
     None or empty: take the recipe's value, or leave the step out.
     """

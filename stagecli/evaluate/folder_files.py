@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagecli.data.audio import AudioInfo, find_audio, probe
+from stagecli.data.audio import find_audio, read_header
+from stagecli.data.audio_checks import AudioInfo
 from stagecli.data.cache import Progress
 from stagecli.errors import Problem, StageError
 from stagecli.files import JsonRow, read_json_lines
@@ -29,7 +30,7 @@ class FolderScores:
 def read_headers(folder: Path, progress: Progress) -> dict[Path, AudioInfo]:
     """The header of every audio file in a folder. Raises StageError naming unusable files."""
     files = find_audio(folder, lambda done, total: progress(f"checking {folder.name}", done, total))
-    return {file: probe(file) for file in files}
+    return {file: read_header(file) for file in files}
 
 
 def common_sample_rate(headers: Headers) -> int:

@@ -28,7 +28,7 @@ def add_label_scores(rows: T2ARows, material: Material, columns: Sequence[str]) 
         job.source,
         valid,
         "validation clips",
-        num_samples=job.pipeline.samples,
+        num_samples=job.pipeline.num_samples,
         seed=job.seed,
     )
     valid_embeddings = material.embedder.embed(valid_clips, job.progress)

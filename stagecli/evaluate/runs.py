@@ -22,7 +22,7 @@ from stagecli.evaluate.sr import score_sr
 from stagecli.evaluate.t2a import score_t2a
 from stagecli.files import JsonRow, finite, write_atomic, write_json
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_from_run
 from stagecli.runs import checkpoint
 from stagecli.runs.directory import command_line, environment, read_info
 from stagecli.schema import Recipe
@@ -59,7 +59,7 @@ def _check_run(
     info = read_info(run)
     check_run_flags(flags, str(info.get("task")), run)
     if judged and info.get("task") == "t2a":
-        recipe = recipes.load_from_run(run / "recipe.toml")
+        recipe = load_from_run(run / "recipe.toml")
         _judge(recipe, flags.judge or recipe.evaluate.judge, warn)
     for which in checkpoints:
         if which != "best":

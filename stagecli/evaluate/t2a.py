@@ -85,7 +85,7 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
 def _clip_sets(job: Job, files: list[Path]) -> dict[str, ClipSet]:
     """Sets by name; without the full metrics only as many training clips as the row compares."""
     train = job.source.clips("train")
-    length = job.pipeline.samples
+    length = job.pipeline.num_samples
     reference = real_clips(job.source, job.clips, "reference", num_samples=length, seed=job.seed)
     training = real_clips(job.source, train, "training clips", num_samples=length, seed=job.seed)
     if not job.full:

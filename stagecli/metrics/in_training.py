@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stagecli.metrics.registry import METRICS, Metric
-from stagecli.schema import Recipe
+
+if TYPE_CHECKING:  # the schema needs pydantic, which `--help` must not import
+    from stagecli.schema import Recipe
 
 LOSS = "valid/loss"
 PREFIX = "eval/"

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from stagecli.dsp.mel import mel_filters as shared_mel_filters
 from stagecli.metrics.checks import checked_pair
 from stagecli.metrics.stft import spectra_in_blocks
 
@@ -27,21 +28,9 @@ def mel_filters(sample_rate: int, n_fft: int, bands: int) -> Tensor:
 
     HTK mel: 2595 log10(1 + f / 700). Raises ValueError if a band would hold no frequency bin.
     """
-    top_mel = 2595 * math.log10(1 + sample_rate / 2 / 700)
-    edges = 700 * (10 ** (torch.linspace(0, top_mel, bands + 2, dtype=torch.float64) / 2595) - 1)
-    bins_F1 = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
-    low = edges[:-2]
-    centre = edges[1:-1]
-    high = edges[2:]
-    filters_FC = torch.minimum(
-        (bins_F1 - low) / (centre - low), (high - bins_F1) / (high - centre)
-    ).clamp_min(0)
-    total_C = filters_FC.sum(0)
-    if bool((total_C == 0).any()):
-        raise ValueError(
-            f"{bands} mel bands are too many at {sample_rate} Hz: some hold no frequency bin"
-        )
-    return filters_FC / total_C
+    return shared_mel_filters(
+        sample_rate=sample_rate, n_fft=n_fft, bands=bands, scale="htk", norm="sum"
+    )
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stagecli.dsp.resample import PRECISE, resample
 from stagecli.metrics.checks import check_pair
 
 Array = npt.NDArray[np.float64]
@@ -27,7 +27,6 @@ TOP_HZ: dict[str, float] = {
     "visqol_speech": 8000.0,  # 21 gammatone bands, 16 kHz audio
     "visqol_audio": 24000.0,  # 32 gammatone bands, 48 kHz audio
 }
-_ZERO_CROSSINGS = 64
 _PACKAGES = {"pesq": "pesq", "pystoi": "pystoi", "visqol": "visqol-python"}
 
 
@@ -88,28 +87,9 @@ def band_verdict(
     return BandVerdict("seen", f"{name} sees the restored band, {cutoff_hz:g} to {nyquist:g} Hz")
 
 
-@lru_cache(maxsize=16)
-def _resampling_filter(up: int, down: int) -> Array:
-    """Low-pass at the lower Nyquist: Kaiser window of 100 dB, 64 zero crossings a side."""
-    from scipy.signal import firwin
-
-    longest = max(up, down)
-    taps = firwin(2 * _ZERO_CROSSINGS * longest + 1, 1 / longest, window=("kaiser", 10.06))
-    return np.asarray(taps, dtype=np.float64)
-
-
 def resampled(audio_N: Array, sample_rate: int, target_rate: int) -> Array:
     """Audio [N] at `target_rate` Hz: polyphase, linear phase, 100 dB, -6 dB at lower Nyquist."""
-    if sample_rate == target_rate:
-        return audio_N
-    from scipy.signal import resample_poly
-
-    common = math.gcd(sample_rate, target_rate)
-    up = target_rate // common
-    down = sample_rate // common
-    return np.asarray(
-        resample_poly(audio_N, up, down, window=_resampling_filter(up, down)), dtype=np.float64
-    )
+    return resample(audio_N, sample_rate, target_rate, PRECISE)
 
 
 def _arrays(

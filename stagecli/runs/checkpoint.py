@@ -27,7 +27,9 @@ def name_of(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def pack(tree: Any, path: str = "", tensors: dict[str, Tensor] | None = None) -> tuple[Any, dict[str, Tensor]]:
+def pack(
+    tree: Any, path: str = "", tensors: dict[str, Tensor] | None = None
+) -> tuple[Any, dict[str, Tensor]]:
     """Nested dicts and lists -> (JSON with {"$tensor": key} in place of tensors, tensors by key)."""
     tensors = {} if tensors is None else tensors
     if isinstance(tree, Tensor):
@@ -37,7 +39,9 @@ def pack(tree: Any, path: str = "", tensors: dict[str, Tensor] | None = None) ->
         tensors[key] = tree.detach().cpu().contiguous().clone()
         return {"$tensor": key}, tensors
     if isinstance(tree, Mapping):
-        return {"$dict": [[k, pack(v, f"{path}/{k}", tensors)[0]] for k, v in tree.items()]}, tensors
+        return {
+            "$dict": [[k, pack(v, f"{path}/{k}", tensors)[0]] for k, v in tree.items()]
+        }, tensors
     if isinstance(tree, (list, tuple)):
         return [pack(v, f"{path}/{i}", tensors)[0] for i, v in enumerate(tree)], tensors
     return tree, tensors
@@ -79,11 +83,16 @@ def save(
         save_file(_plain(codec or {}), partial / "codec.safetensors")
         (partial / "recipe.toml").write_text(recipe, encoding="utf-8")
         save_file(tensors or {"empty": torch.zeros(1)}, partial / "trainer.safetensors")
-        write_atomic(partial / "state.json", json.dumps({"step": step, **finite(dict(state)), "trainer": tree}))
+        write_atomic(
+            partial / "state.json",
+            json.dumps({"step": step, **finite(dict(state)), "trainer": tree}),
+        )
         for file in partial.iterdir():
             _sync(file)
         shutil.rmtree(stale, ignore_errors=True)
-        if final.exists():  # a step trained again after a kill: moved aside until the new one is in place
+        if (
+            final.exists()
+        ):  # a step trained again after a kill: moved aside until the new one is in place
             os.replace(final, stale)
         os.replace(partial, final)
         _sync(folder)
@@ -133,7 +142,9 @@ def find(folder: Path, which: str = "latest") -> Path:
         return folder / name_of(int(digits))
     raise StageError(
         f"no checkpoint {which!r} under {folder}",
-        hint=f"there are: {', '.join(map(str, there))}" if there else "the run has not saved one yet",
+        hint=f"there are: {', '.join(map(str, there))}"
+        if there
+        else "the run has not saved one yet",
     )
 
 
@@ -143,7 +154,8 @@ def load_weights(path: Path, which: str = "ema") -> dict[str, Tensor]:
         return load_file(path / f"{which}.safetensors")
     except Exception as error:
         raise StageError(
-            f"the checkpoint {path} is damaged", problems=[Problem(f"{which}.safetensors", str(error))]
+            f"the checkpoint {path} is damaged",
+            problems=[Problem(f"{which}.safetensors", str(error))],
         ) from error
 
 
@@ -153,7 +165,9 @@ def load_state(path: Path) -> tuple[dict[str, Any], Any]:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(path / "trainer.safetensors")
     except Exception as error:
-        raise StageError(f"the checkpoint {path} is damaged", problems=[Problem(str(path), str(error))]) from error
+        raise StageError(
+            f"the checkpoint {path} is damaged", problems=[Problem(str(path), str(error))]
+        ) from error
     return state, unpack(state.pop("trainer"), tensors)
 
 

@@ -10,7 +10,6 @@ runs/<name>/  recipe.toml (resolved; runnable)  run.json  environment.json
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import shutil
@@ -25,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from stagecli import __version__
-from stagecli.recipe import load as recipes
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.files import finite, write_atomic
+from stagecli.recipe.dump import dump_recipe
+from stagecli.recipe.load import load_from_run
+from stagecli.recipe.signature import flatten, signature, signed_keys
 from stagecli.schema import Recipe
 
 SCHEMA = 1
@@ -40,9 +41,10 @@ MEASURED_WITH = (
     "train.evaluate_steps",
     "evaluate.",
 )
-UNSCORED = ("evaluate.batch_size", "evaluate.samples")  # of `evaluate` alone, or without an effect on a score
-
-
+UNSCORED = (
+    "evaluate.batch_size",
+    "evaluate.samples",
+)  # of `evaluate` alone, or without an effect on a score
 
 
 def environment() -> dict[str, Any]:
@@ -74,7 +76,9 @@ def environment() -> dict[str, Any]:
 def _git() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -89,7 +93,9 @@ class Run:
     def __init__(self, path: Path, info: dict[str, Any]) -> None:
         self.path = path
         self.info = info
-        self.measured_otherwise: list[str] = []  # "key: before -> now", of what scores are measured with
+        self.measured_otherwise: list[
+            str
+        ] = []  # "key: before -> now", of what scores are measured with
         self._files: dict[str, Any] = {}
 
     @property
@@ -106,7 +112,9 @@ class Run:
 
     def append(self, stream: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """Add one row to a JSONL stream with time and attempt; the row as written comes back."""
-        full = finite({"step": row["step"], "time": round(time.time(), 3), "attempt": self.attempt, **row})
+        full = finite(
+            {"step": row["step"], "time": round(time.time(), 3), "attempt": self.attempt, **row}
+        )
         file = self._files.get(stream)
         if file is None:
             path = self.path / f"{stream}.jsonl"
@@ -116,8 +124,15 @@ class Run:
         return full
 
     def begin_attempt(self, from_step: int, argv: Sequence[str]) -> None:
-        attempt = {"attempt": self.attempt + 1, "from_step": from_step, "started": _now(), "ended": None}
-        self.info["attempts"].append({**attempt, "status": "running", "argv": list(argv), "pid": os.getpid()})
+        attempt = {
+            "attempt": self.attempt + 1,
+            "from_step": from_step,
+            "started": _now(),
+            "ended": None,
+        }
+        self.info["attempts"].append(
+            {**attempt, "status": "running", "argv": list(argv), "pid": os.getpid()}
+        )
         self.save_info(status="running", message=None)
         write_atomic(self.path / "environment.json", json.dumps(environment(), indent=1))
 
@@ -152,7 +167,12 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def open_run(
-    recipe: Recipe, folder: Path, *, argv: Sequence[str], overrides: Sequence[str], restart: bool = False
+    recipe: Recipe,
+    folder: Path,
+    *,
+    argv: Sequence[str],
+    overrides: Sequence[str],
+    restart: bool = False,
 ) -> Run:
     """Create the run directory, or open it to resume.
 
@@ -161,8 +181,14 @@ def open_run(
     """
     info_path = folder / "run.json"
     if restart and info_path.exists():
-        _nobody_writes(folder, read_info(folder))  # it would write its next checkpoint into the new run
-        aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists())
+        _nobody_writes(
+            folder, read_info(folder)
+        )  # it would write its next checkpoint into the new run
+        aside = next(
+            p
+            for i in range(1, 10_000)
+            if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists()
+        )
         folder.rename(aside)
     # A start that failed before its first step (bad data, say) is not in the way of a corrected recipe.
     began = info_path.exists() and not _failed_to_start(read_info(folder))
@@ -171,7 +197,11 @@ def open_run(
         _same_recipe(recipe, folder, info)
         _nobody_writes(folder, info)
         info["steps"] = recipe.train.steps
-    elif not info_path.exists() and folder.is_dir() and any(path.is_file() for path in folder.rglob("*")):
+    elif (
+        not info_path.exists()
+        and folder.is_dir()
+        and any(path.is_file() for path in folder.rglob("*"))
+    ):
         raise StageError(
             f"{folder} exists and is no run",
             hint="choose another directory with --name or --runs-dir; nothing is ever deleted",
@@ -180,14 +210,16 @@ def open_run(
         info = _new_info(recipe, folder, argv, overrides)
     run = Run(folder, info)
     if began and (folder / "recipe.toml").exists():
-        run.measured_otherwise = _measured_otherwise(recipes.load_from_run(folder / "recipe.toml"), recipe)
+        run.measured_otherwise = _measured_otherwise(load_from_run(folder / "recipe.toml"), recipe)
     try:
         for name in ("checkpoints", "samples", "evals", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         if not began:
-            (folder / "codec.safetensors").unlink(missing_ok=True)  # statistics of a start that led nowhere
+            (folder / "codec.safetensors").unlink(
+                missing_ok=True
+            )  # statistics of a start that led nowhere
         run.save_info()  # first, as it makes the directory a run: a kill in between leaves nothing in the way
-        write_atomic(folder / "recipe.toml", recipes.dump(recipe))
+        write_atomic(folder / "recipe.toml", dump_recipe(recipe))
     except OSError as error:
         raise StageError(
             f"cannot write the run directory {folder}",
@@ -201,7 +233,9 @@ def _failed_to_start(info: dict[str, Any]) -> bool:
     return not info["attempts"] and info["status"] in ("failed", "interrupted")
 
 
-def _new_info(recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+def _new_info(
+    recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequence[str]
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "id": uuid.uuid4().hex[:12],
@@ -211,7 +245,7 @@ def _new_info(recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequ
         "steps": recipe.train.steps,
         "parameters": None,
         "version": __version__,
-        "signature": recipes.signature(recipe),
+        "signature": signature(recipe),
         "argv": list(argv),
         "set": list(overrides),
         "git": _git(),
@@ -223,23 +257,25 @@ def _new_info(recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequ
 
 
 def _same_recipe(recipe: Recipe, folder: Path, info: dict[str, Any]) -> None:
-    if info["signature"] == recipes.signature(recipe):
+    if info["signature"] == signature(recipe):
         return
-    before = recipes.signed(recipes.load_from_run(folder / "recipe.toml"))
-    after = recipes.signed(recipe)
+    before = signed_keys(load_from_run(folder / "recipe.toml"))
+    after = signed_keys(recipe)
     changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     if not changed:  # signed by an earlier version, under which a key had another name
         return
     raise StageError(
         f"{folder} holds a run of a different recipe",
-        problems=[Problem(k, f"{before.get(k)!r} in the run, {after.get(k)!r} now") for k in changed],
+        problems=[
+            Problem(k, f"{before.get(k)!r} in the run, {after.get(k)!r} now") for k in changed
+        ],
         hint="train under another name with --name, or with --restart, which moves the old run aside",
     )
 
 
 def _measured_otherwise(before: Recipe, now: Recipe) -> list[str]:
-    old = recipes.flat(before)
-    new = recipes.flat(now)
+    old = flatten(before)
+    new = flatten(now)
     keys = [key for key in new if key.startswith(MEASURED_WITH) and key not in UNSCORED]
     return [f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in keys if old.get(key) != new[key]]
 
@@ -273,7 +309,9 @@ def newest(runs_dir: Path, task: str | None = None, finished: bool = True) -> Pa
             info = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             continue
-        if (task is None or info.get("task") == task) and (not finished or info.get("status") == "finished"):
+        if (task is None or info.get("task") == task) and (
+            not finished or info.get("status") == "finished"
+        ):
             found.append((path.stat().st_mtime, path.parent))
     if not found:
         kind = f"{'finished ' if finished else ''}{task or ''} run".replace("  ", " ")

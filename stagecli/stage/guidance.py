@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from stagecli.errors import Problem, StageError
 from stagecli.flow.objective import Result
-from stagecli.schema import Fraction, Natural, Positive, PositiveReal, Recipe, Table
+from stagecli.schema import Fraction, Natural, Positive, PositiveReal, Recipe, Section
 from stagecli.ssl import same_checkpoint
 from stagecli.stage.base import Event, FeatureSettings, Mechanism, Plan, Signals
 
@@ -33,7 +33,7 @@ BETAS = (0.9, 0.99)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class GuidanceOptions(Table):
+class GuidanceOptions(Section):
     teacher: str = "bundled:teacher"
     """SSL encoder whose features guide, as kind:model."""
     layer: int | tuple[int, ...] | Literal["mean"] = -1

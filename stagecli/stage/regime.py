@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stagecli.errors import Problem, StageError
-from stagecli.schema import Fraction, Natural, Positive, Recipe, Table
+from stagecli.schema import Fraction, Natural, Positive, Recipe, Section
 from stagecli.stage.base import Event, Mechanism, Plan, ProbeSettings, Signals
 from stagecli.stage.regime_variable import Regime, RegimeSettings, linear, replay
 
@@ -23,7 +23,7 @@ FEW = 40  # probes of a run under which slopes hardly say anything
 RATE = 3.0  # r needs at least a third of the probes to go from 0 to 1
 
 
-class RegimeOptions(Table):
+class RegimeOptions(Section):
     source: Literal["measured", "replay", "linear"] = "measured"
     """`measured`: r from the discrepancy. Controls: `replay` another run's r, or `linear` in the step."""
     replay: str = ""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from stagecli.errors import Problem, StageError
 from stagecli.flow.objective import Result
-from stagecli.schema import Fraction, Natural, PositiveReal, Recipe, Table
+from stagecli.schema import Fraction, Natural, PositiveReal, Recipe, Section
 from stagecli.stage import grouping
 from stagecli.stage.base import Event, Mechanism, Plan, Signals
 from stagecli.stage.grouping import Grouping, Sketch
@@ -52,7 +52,7 @@ LEAST_DEPTH = 4  # two groups of two
 SURE = 12  # depth from which every partition can reach z = 4
 
 
-class StructureOptions(Table):
+class StructureOptions(Section):
     groups: Literal["measured", "shuffled", "random", "thirds"] = "measured"
     """`measured`; controls: the measured ones with blocks `shuffled`, a `random` partition, `thirds` of the depth."""
     when: Literal["converged", "always", "step"] = "converged"

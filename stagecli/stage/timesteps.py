@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from stagecli.errors import Problem, StageError
-from stagecli.schema import Fraction, Positive, PositiveReal, Recipe, Table
+from stagecli.schema import Fraction, Positive, PositiveReal, Recipe, Section
 from stagecli.stage import densities
 from stagecli.stage.base import Event, Mechanism, Plan, Signals
 from stagecli.stage.densities import (
@@ -50,7 +50,7 @@ LOGISTIC = (
 )
 
 
-class TimestepsOptions(Table):
+class TimestepsOptions(Section):
     kind: Kind = "adaptive"
     """`adaptive` follows the regime variable r and needs [stage.regime]; the others are baselines."""
     m0: float = 0.4

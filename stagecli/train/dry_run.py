@@ -12,7 +12,7 @@ from stagecli.codec import make_codec
 from stagecli.condition.text import text_encoder
 from stagecli.data.open import open_source
 from stagecli.model.network import count_parameters, meta_network
-from stagecli.recipe import load as recipes
+from stagecli.recipe.signature import signature
 from stagecli.schema import Recipe
 from stagecli.ssl import open_encoder
 from stagecli.stage.controller import Stages
@@ -68,7 +68,7 @@ def facts(recipe: Recipe) -> dict[str, Any]:
         "mechanisms": ", ".join(stages.mechanisms) or "none (plain training)",
         "probes": probes,
         "evaluation while training": _evaluation(recipe),
-        "signature": recipes.signature(recipe),
+        "signature": signature(recipe),
     }
 
 

@@ -66,7 +66,7 @@ class Prepared:
             self.source,
             clips,
             shape=self.shape,
-            samples=self.samples,
+            crop_samples=self.samples,
             hop=self.codec.hop,
             frames_cache=self.frames_cache,
             text_cache=self.text_cache,

@@ -181,7 +181,7 @@ class ProbeSet:
         x0_BTC = frames["x0"]
         made = []
         with self.accelerator.autocast():
-            condition = network.condition(frames)
+            condition = network.encode_condition(frames)
         for k, t in enumerate(self.settings.t):
             draws = [self._noise(self.clips[i], k, noise) for i in part]
             t_B = torch.full((len(part),), t, device=self.device)

@@ -17,15 +17,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stagecli.data.examples import MicroBatches, clip_at, loader, stratified
+from stagecli.data.examples import clip_at, stratified
 from stagecli.data.frames import to_device, to_frames
+from stagecli.data.loader import MicroBatches, loader
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
 from stagecli.generate.pipeline import Pipeline
 from stagecli.metrics import in_training
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters
-from stagecli.recipe import load as recipes
+from stagecli.recipe.dump import dump_recipe
 from stagecli.runs import checkpoint
 from stagecli.runs.directory import Run, command_line
 from stagecli.schema import Recipe
@@ -91,8 +92,14 @@ class Trainer:
         self.probing = 0.0
         self.newest_valid: tuple[int, float] | None = None  # step and loss
         self.interrupt = Interrupt()
-        autocast = self.accelerator.autocast
-        self.pipeline = Pipeline(recipe, self.codec, self.network, text, self.device, autocast)
+        self.pipeline = Pipeline(
+            recipe=recipe,
+            codec=self.codec,
+            network=self.network,
+            text=text,
+            device=self.device,
+            autocast=self.accelerator.autocast,
+        )
         self.scorer: Scorer | None = None
         if self.table.evaluate_every:
             self.scorer = Scorer(self.prepared, self.pipeline, accelerator, view.progress)
@@ -107,12 +114,12 @@ class Trainer:
         table = self.table
         world = self.accelerator.num_processes
         micro = MicroBatches(
-            table.batch_size,
-            table.accumulate,
-            self.accelerator.process_index,
-            world,
-            self.step,
-            table.steps,
+            batch_size=table.batch_size,
+            accumulate=table.accumulate,
+            rank=self.accelerator.process_index,
+            world=world,
+            start=self.step,
+            stop=table.steps,
         )
         with ExitStack() as stack:
             stack.enter_context(self.interrupt)
@@ -313,7 +320,7 @@ class Trainer:
                 model=self.network.state_dict(),
                 ema=self.ema.weights,
                 codec={"mean_C": self.codec.mean_C, "std_C": self.codec.std_C},
-                recipe=recipes.dump(self.recipe),
+                recipe=dump_recipe(self.recipe),
                 trainer=self._state(),
                 state={"samples": self.step * self.table.batch_size, "best": best},
             )
@@ -427,7 +434,7 @@ class Trainer:
         self.save()
         train = self.prepared.train
         seed = self.table.seed
-        keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["sample"].tolist()]
+        keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["index"].tolist()]
         finite_input = all(
             bool(torch.isfinite(v).all()) for v in batch.values() if v.is_floating_point()
         )
