@@ -55,7 +55,7 @@ def compare_outcomes(a: Outcome, b: Outcome) -> JsonRow:
 def _obstacle(a: JsonRow, b: JsonRow) -> str | None:
     """Why two documents cannot be compared at all; None if they can."""
     if a["task"] != b["task"]:
-        return f"runs of task {a['task']} and of task {b['task']} have no metric in common"
+        return f"{a['task']} runs and {b['task']} runs have no metric in common"
     if a["sample_rate"] != b["sample_rate"]:
         return f"figures at {a['sample_rate']} Hz and at {b['sample_rate']} Hz are not comparable"
     return None

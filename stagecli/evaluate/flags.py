@@ -50,11 +50,12 @@ class Flags:
 
 def check_run_flags(flags: Flags, task: str, run_dir: Path) -> None:
     """Raise StageError if a flag does not apply to a run of `task`."""
+    kind = {"sr": "an sr run"}.get(task, f"a {task} run")
     if flags.task and flags.task != task:
-        raise StageError(f"{run_dir} is a run of task {task}, not {flags.task}")
+        raise StageError(f"{run_dir} is {kind}, not {flags.task}")
     _reject(_folder_flags(flags), "runs")
-    problem = Problem(str(run_dir), f"is a run of task {task}")
-    _reject(_flags_of_other_task(flags, task), f"task {task}", [problem])
+    problem = Problem(str(run_dir), f"is {kind}")
+    _reject(_flags_of_other_task(flags, task), f"{task} runs", [problem])
 
 
 def check_folder_flags(flags: Flags) -> None:
