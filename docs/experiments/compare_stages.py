@@ -160,7 +160,7 @@ def run_all(
 
 
 def score(run: Path, scales: list[float]) -> None:
-    """Score the last checkpoint of a run at each cfg_scale, as the run itself does; writes SCORES."""
+    """Score the last checkpoint of a run at each cfg_scale, as the run does; writes SCORES."""
     from dataclasses import replace
 
     import torch

@@ -5,8 +5,8 @@
     done
     python docs/experiments/regime_runs.py runs/digits-*
 
-Prints mean and spread over the runs, which differ in their seed. Only the run directories are read.
-All runs need the same number of steps between probes.
+Prints mean and spread over the runs, which differ in their seed. Only the run directories are
+read. All runs need the same number of steps between probes.
 """
 
 from __future__ import annotations
