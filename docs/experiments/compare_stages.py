@@ -24,6 +24,7 @@ import sys
 import time
 import tomllib
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,20 @@ TASKS = {
 }
 
 
-def folder(runs: Path, recipe: str, variant: str, seed: int) -> Path:
-    return runs / f"{recipe}-{variant}-{seed}"
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What all runs share: their folder, all seeds, and `--set` values from the command line."""
+
+    runs: Path
+    seeds: list[int]
+    overrides: list[str]
+
+    def run_dir(self, recipe: str, variant: str, seed: int) -> Path:
+        return self.runs / f"{recipe}-{variant}-{seed}"
+
+    def features_ready(self, recipe: str) -> Path:
+        """A file that exists once the teacher's features are in the cache."""
+        return self.runs / ".cache" / f"{recipe}.ready"
 
 
 def finished(run: Path) -> bool:
@@ -59,9 +72,7 @@ def finished(run: Path) -> bool:
         return False
 
 
-def settings(
-    runs: Path, recipe: str, steps: int, variant: str, seed: int, seeds: list[int], more: list[str]
-) -> list[str]:
+def settings(comparison: Comparison, recipe: str, steps: int, variant: str, seed: int) -> list[str]:
     """The `--set` values of a run."""
     from stagecli.recipe import load as recipes
 
@@ -73,46 +84,47 @@ def settings(
         f"train.validate_every={steps // EVALUATIONS}",
         f"train.checkpoint_every={steps}",
         "train.samples=0",
-        f"data.cache_dir={runs / '.cache'}",
+        f"data.cache_dir={comparison.runs / '.cache'}",
         "stage.regime.clips=16",
         "stage.regime.window=14",
         f"stage.regime.every={max(1, steps // PROBES)}",
         *TASKS[task_of(recipe)],
         *VARIANTS[variant],
-        *more,
+        *comparison.overrides,
     ]
     if TIMESTEPS in chosen:  # with the other options of the `-stage` twin
-        table = tomllib.loads(recipes.find(f"{recipe}-stage").read_text())["stage"]["timesteps"]
+        section = tomllib.loads(recipes.find(f"{recipe}-stage").read_text())["stage"]["timesteps"]
         chosen += [
-            f"stage.timesteps.{key}={value}" for key, value in table.items() if key != "kind"
+            f"stage.timesteps.{key}={value}" for key, value in section.items() if key != "kind"
         ]
     if variant == "replayed":
-        other = seeds[(seeds.index(seed) + 1) % len(seeds)]
-        chosen.append(f"stage.regime.replay={folder(runs, recipe, 'all', other)}")
+        place = comparison.seeds.index(seed)
+        other = comparison.seeds[(place + 1) % len(comparison.seeds)]
+        chosen.append(f"stage.regime.replay={comparison.run_dir(recipe, 'all', other)}")
     return chosen
 
 
-def work(jobs: Any, runs: Path, seeds: list[int], more: list[str], began: float) -> None:
-    """One process: takes runs off the queue until it is empty."""
+def work(jobs: Any, comparison: Comparison, began: float) -> None:
+    """Worker process: takes runs off the queue until it is empty."""
     from stagecli.recipe import load as recipes
     from stagecli.terminal.views import QuietView
     from stagecli.train.launch import prepare_only, train
 
     while (job := jobs.get()) is not None:
         recipe, steps, variant, seed = job
-        run = folder(runs, recipe, variant, seed)
+        run = comparison.run_dir(recipe, variant, seed)
         if finished(run):
             continue
-        ready = runs / ".cache" / f"{recipe}.ready"
+        ready = comparison.features_ready(recipe)
         try:
             # The teacher's features are computed once, by the first job.
             if variant == "features":
-                chosen = settings(runs, recipe, steps, "guidance", seed, seeds, more)
+                chosen = settings(comparison, recipe, steps, "guidance", seed)
                 prepare_only(recipes.load(f"{recipe}-static", chosen), lambda *_: None)
                 ready.touch()
                 continue
             # A guided run waits for them, a replayed run for the run whose r it replays.
-            chosen = settings(runs, recipe, steps, variant, seed, seeds, more)
+            chosen = settings(comparison, recipe, steps, variant, seed)
             needed = [
                 Path(s.partition("=")[2]) for s in chosen if s.startswith("stage.regime.replay=")
             ]
@@ -129,28 +141,21 @@ def work(jobs: Any, runs: Path, seeds: list[int], more: list[str], began: float)
 
 
 def run_all(
-    runs: Path,
-    budgets: dict[str, int],
-    seeds: list[int],
-    more: list[str],
-    chosen: list[str],
-    workers: int,
+    comparison: Comparison, budgets: dict[str, int], chosen: list[str], workers: int
 ) -> None:
     """Train every chosen variant of every recipe and seed, `workers` at a time."""
     context = multiprocessing.get_context("spawn")
-    (runs / ".cache").mkdir(parents=True, exist_ok=True)
+    (comparison.runs / ".cache").mkdir(parents=True, exist_ok=True)
     jobs: Any = context.Queue()
-    order = [
-        ("features", seeds[:1]),
-        *((v, seeds) for v in sorted(chosen, key=lambda v: v != "all")),
-    ]
-    for variant, some in order:  # `all` early, as `replayed` waits for it
-        for seed in some:
+    # `all` comes early, because `replayed` waits for it.
+    order = ["features", *sorted(chosen, key=lambda variant: variant != "all")]
+    for variant in order:
+        for seed in comparison.seeds[: 1 if variant == "features" else None]:
             for recipe, steps in budgets.items():
                 jobs.put((recipe, steps, variant, seed))
     began = time.monotonic()
     processes = [
-        context.Process(target=work, args=(jobs, runs, seeds, more, began)) for _ in range(workers)
+        context.Process(target=work, args=(jobs, comparison, began)) for _ in range(workers)
     ]
     for process in processes:
         jobs.put(None)
@@ -213,7 +218,8 @@ def main() -> None:
         budgets = {name: int(steps) for name, _, steps in (b.partition("=") for b in args.budgets)}
         if not budgets:
             parser.error("name at least one RECIPE=STEPS")
-        run_all(args.runs, budgets, args.seeds, args.set, args.variants, args.workers)
+        comparison = Comparison(runs=args.runs, seeds=args.seeds, overrides=args.set)
+        run_all(comparison, budgets, args.variants, args.workers)
     if args.action == "score":
         score_all(args.runs, args.cfg_scale, args.workers)
     if args.action == "plot":

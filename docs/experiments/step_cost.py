@@ -62,7 +62,12 @@ def variants(steps: int) -> dict[str, tuple[str, ...]]:
 
 
 class Turn(QuietView):
-    """Lets a trainer, in a thread of its own, take one step at a time on request."""
+    """Lets a trainer, in a thread of its own, take one step at a time on request.
+
+    It also stands in for the trainer's `Interrupt`, because only the main thread gets signals.
+    """
+
+    asked = False  # of `Interrupt`: nobody wants the trainer to stop
 
     def __init__(self, make: Callable[[Turn], Trainer]) -> None:
         self.go = threading.Semaphore(0)
@@ -73,12 +78,10 @@ class Turn(QuietView):
         self.peak = 0  # bytes that the profiled step allocated at most
         self.failed: BaseException | None = None
         self.trainer = make(self)
-        self.trainer.interrupt = self  # type: ignore[assignment]  # only the main thread gets signals
+        self.trainer.interrupt = self  # type: ignore[assignment]
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         self._wait()
-
-    asked = False
 
     def __enter__(self) -> Turn:
         return self
@@ -100,6 +103,7 @@ class Turn(QuietView):
             raise self.failed
 
     def step(self, step: int) -> None:
+        """Called by the trainer after each step: waits for the next request."""
         if self.profile is not None:
             self.profile.__exit__(None, None, None)
             self.peak = peak_allocation(self.profile, self.trainer.device.type)
@@ -124,6 +128,7 @@ class Turn(QuietView):
         return time.process_time() - cpu, time.perf_counter() - wall
 
     def close_down(self) -> None:
+        """End the trainer's thread."""
         self.stop = True
         self.go.release()
         self.thread.join()
