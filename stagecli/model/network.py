@@ -44,6 +44,11 @@ class Network(nn.Module):
             activation_checkpointing=recipe.train.activation_checkpointing,
         )
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks (`dit.Block`) from input to output."""
+        return self.dit.blocks
+
     def condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
         """Encode the conditions of a batch; once per batch, not once per sampler step."""
         result = Conditioning(
