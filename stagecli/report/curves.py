@@ -7,16 +7,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from stagecli.files import JsonRow
+from stagecli.files import LARGEST, JsonRow, number
 from stagecli.metrics.theil_sen import kendall_z, theil_sen
 
-LARGEST = 1e100  # beyond it sums overflow
 HISTORY = 512  # points kept per growing curve; older ones are merged in pairs
-
-
-def number(value: object) -> float | None:
-    """`value` as a float, else None: null, text, a truth value, NaN, or too large to be a measurement."""
-    return float(value) if type(value) in (int, float) and abs(value) < LARGEST else None  # type: ignore[arg-type]
 
 
 def series(rows: Iterable[JsonRow], key: str) -> tuple[list[int], list[float]]:
