@@ -137,7 +137,7 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
         self.modulation = nn.Linear(width, 6 * width)
 
-    def matrices(self) -> dict[str, nn.Parameter]:
+    def matrices(self) -> dict[str, Tensor]:
         """Weights [out, in] of self-attention (q, k, v, o) and of the feed-forward layers (fc1, fc2).
 
         q, k, v and fc1 read the residual stream (in = width); o and fc2 write to it (out = width).
