@@ -1,7 +1,7 @@
 """TOML -> typed recipe: `--set`, every problem at once with its line, TOML out, signature.
 
 Precedence: defaults < recipe < `--set`. No environment overrides; `${VAR}` stands for itself only
-in the path-like keys of `PATH_KEYS`, and an unset one is an error.
+in the path-like keys of `PATH_KEYS` and those that mechanisms declare; an unset one is an error.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ PATH_KEYS = (
     ("codec", "model"),
     ("codec", "vocoder"),
     ("condition", "model"),
-    ("stage", "regime", "monitor"),
-    ("stage", "regime", "replay"),
-    ("stage", "guidance", "teacher"),
     ("evaluate", "judge"),
 )
 # Keys that change how a run is watched or where things lie, not what is trained.
@@ -218,7 +215,9 @@ def _with_stage_defaults(recipe: Recipe) -> Recipe:
 
 
 def _expand_paths(tree: dict[str, Any]) -> Iterator[tuple[Key, str]]:
-    for *tables, name in PATH_KEYS:
+    from stagecli.stage import registry
+
+    for *tables, name in (*PATH_KEYS, *registry.path_keys(tree.get("stage"))):
         node: Any = tree
         for table in tables:
             node = node.get(table) if isinstance(node, dict) else None
