@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LARGEST = 1e100  # sums of larger numbers overflow
 JsonRow = dict[str, Any]
 """One line of a JSONL file, or one JSON object."""
 
@@ -77,6 +78,16 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, json.loads(line)
         except (ValueError, RecursionError):
             continue
+
+
+def number(value: object) -> float | None:
+    """`value` of a JSON row as a float, or None if it is not a measurement.
+
+    That is null, text, a truth value, NaN, or a number too large to be summed.
+    """
+    if type(value) is int or type(value) is float:
+        return float(value) if abs(value) < LARGEST else None
+    return None
 
 
 def finite(value: Any) -> Any:

@@ -14,7 +14,7 @@ import soundfile
 import torch
 import transformers
 from conftest import Result
-from ssl_checkpoints import save_clap, save_wave
+from helpers.encoder_checkpoints import save_clap, save_wave
 
 from stagecli.data.audio import read_mono
 from stagecli.errors import StageError

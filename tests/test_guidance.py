@@ -1,4 +1,4 @@
-"""`[stage.guidance]`: the schedules, what is trained, and that nothing of it is left after its end."""
+"""`[stage.guidance]`: the schedules, the projectors, and that nothing is left after the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import die_at, losses_of, read_rows, run_cli, sha, two_processes, write_recipe
-from test_resume import attempts, facts, killed, weights
+from helpers.resume import attempts, facts, killed, weights
 
 from stagecli.data.open import open_source
 from stagecli.errors import StageError
@@ -17,7 +17,9 @@ from stagecli.flow.objective import Result
 from stagecli.recipe.load import load_recipe
 from stagecli.ssl import make_encoder
 from stagecli.stage.base import Plan, Probe, Signals
-from stagecli.stage.guidance import GuidanceMechanism, GuidanceOptions, Projectors
+from stagecli.stage.controller import Stages
+from stagecli.stage.guidance import GuidanceMechanism, GuidanceOptions
+from stagecli.stage.guidance_projection import Projectors
 from stagecli.train.teacher_features import TargetFeatures
 
 STEPS = 12
@@ -37,7 +39,7 @@ def mechanism(folder: Path, **options: Any) -> GuidanceMechanism:
     table = {f"stage__guidance__{k}": v for k, v in options.items()}
     regime = {"stage__regime__every": 2} if options.get("schedule") == "regime" else {}
     recipe = recipe_of(folder, **table, **regime)
-    return GuidanceMechanism(GuidanceOptions(**recipe.stage["guidance"]), recipe)
+    return GuidanceMechanism.build(GuidanceOptions(**recipe.stage["guidance"]), recipe)
 
 
 # -- the schedules ---------------------------------------------------------------------------------
@@ -55,7 +57,7 @@ def test_the_schedule_by_r_is_the_half_cosine_and_then_exactly_zero(tmp_path: Pa
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "exponential", "stop"])
 def test_schedules_by_step_end_and_stay_at_zero(schedule: str, tmp_path: Path) -> None:
-    """A cosine that is not held comes back up after its end."""
+    """A cosine that is not held at 0 would rise again after its end."""
     guidance = mechanism(tmp_path, schedule=schedule, end=0.5)
     values = [guidance.strength(step, 0.0) for step in range(4 * STEPS)]
     assert values[0] == 0.5
@@ -99,7 +101,8 @@ def result_of(batch: int = 6, frames: int = 10, width: int = 32, features: int =
     hidden = {k: torch.randn(batch, frames, width, requires_grad=True) for k in (1, 2)}
     t_B = torch.tensor([0.05, 0.2, 0.4, 0.6, 0.8, 0.95])[:batch]
     loss_B = sum(h.square().mean((1, 2)) for h in hidden.values())
-    return Result(loss_B, x_BTC, x_BTC, t_B, {"features": torch.randn(batch, 7, features)}, hidden)  # type: ignore[arg-type]
+    condition = {"features": torch.randn(batch, 7, features)}
+    return Result(loss_B, x_BTC, x_BTC, t_B, condition, hidden)  # type: ignore[arg-type]
 
 
 def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(
@@ -113,7 +116,7 @@ def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(
     assert term is not None
     assert term.shape == ()
     expected = 0.0
-    cosine_KB = guidance._cosines(
+    cosine_KB = guidance.projection.cosines(
         list(result.hidden.values()), result.condition["features"], slice(None)
     )
     assert cosine_KB.shape == (2, 6)
@@ -129,42 +132,44 @@ def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(
 
 @pytest.mark.parametrize("tokens", [3, 10])
 def test_over_a_few_steps_every_frame_counts_once(tokens: int, tmp_path: Path) -> None:
-    """The mean over `stride` steps is the term over all frames, of the projected and interpolated hidden states."""
+    """The mean over `stride` steps is the term over all frames."""
     thin, whole = (
         mechanism(tmp_path, layers=[1, 2], stride=stride, conflict_every=99) for stride in (4, 1)
     )
     result = result_of(frames=tokens)
     result.condition["features"] = torch.randn(6, 8, 192)
     terms: dict[int, list[float]] = {1: [], 4: []}
-    for made in (thin, whole):
-        made.attach(torch.nn.Linear(2, 2), 192)
+    for guidance in (thin, whole):
+        guidance.attach(torch.nn.Linear(2, 2), 192)
         for step in range(4):
-            made.plan(step, Plan())
-            terms[made.options.stride].append(float(made.loss(result).detach()))  # type: ignore[union-attr]
+            guidance.plan(step, Plan())
+            term = guidance.loss(result)
+            assert term is not None
+            terms[guidance.options.stride].append(float(term.detach()))
     assert len(set(terms[1])) == 1
     assert len(set(terms[4])) == 4
     assert np.mean(terms[4]) == pytest.approx(terms[1][0], rel=1e-5)
 
 
 def test_projectors_are_two_layers_each_of_its_own_block() -> None:
-    made = Projectors(2, 3, 5, 4)
+    projectors = Projectors(2, 3, 5, 4)
     x_KNW = torch.randn(2, 7, 3)
     for k in range(2):
         first = torch.nn.Linear(3, 5)
         second = torch.nn.Linear(5, 4)
         with torch.no_grad():
-            first.weight.copy_(made.first_KWH[k].T)
-            first.bias.copy_(made.first_K1H[k, 0])
-            second.weight.copy_(made.second_KHD[k].T)
-            second.bias.copy_(made.second_K1D[k, 0])
+            first.weight.copy_(projectors.first_KWH[k].T)
+            first.bias.copy_(projectors.first_K1H[k, 0])
+            second.weight.copy_(projectors.second_KHD[k].T)
+            second.bias.copy_(projectors.second_K1D[k, 0])
         plain = second(torch.nn.functional.silu(first(x_KNW[k])))
-        assert torch.allclose(made(x_KNW)[k], plain, atol=1e-6)
+        assert torch.allclose(projectors(x_KNW)[k], plain, atol=1e-6)
 
 
 def test_projectors_clip_and_a_gradient_that_overflows_moves_nothing(tmp_path: Path) -> None:
     guidance = mechanism(tmp_path, layers=[1])
     guidance.attach(torch.nn.Linear(2, 2), 8)
-    weights = list(guidance.projectors.parameters())  # type: ignore[union-attr]
+    weights = list(guidance.projection.module.parameters())  # type: ignore[union-attr]
     before = [p.detach().clone() for p in weights]
     for value, moves in ((torch.inf, False), (torch.nan, False), (1e3, True)):
         for p in weights:
@@ -172,7 +177,7 @@ def test_projectors_clip_and_a_gradient_that_overflows_moves_nothing(tmp_path: P
         weights[0].grad = torch.full_like(weights[0], value)
         guidance.step(1e-2, lambda x: x, 2.0)
         assert all(bool(torch.isfinite(p).all()) for p in weights)
-        states = guidance.optimizer.state.values()  # type: ignore[union-attr]
+        states = guidance.projection.optimizer.state.values()  # type: ignore[union-attr]
         norm = torch.stack([s["exp_avg"].norm() for s in states]).norm()
         assert float(norm) == pytest.approx(
             0.1 if moves else 0.0, rel=1e-3
@@ -197,16 +202,15 @@ def test_the_gradient_cosine_is_that_of_the_two_losses(tmp_path: Path) -> None:
         0
     ].flatten(1)
     cosine_B = torch.nn.functional.cosine_similarity(ours, theirs)[1:5]
-    assert guidance.conflict["gradient_cosine"] == pytest.approx(float(cosine_B.mean()), abs=1e-5)
-    assert guidance.conflict["gradient_cosine_t0.125"] == pytest.approx(
-        float(cosine_B[0]), abs=1e-5
-    )
+    values = guidance.conflict.values
+    assert values["gradient_cosine"] == pytest.approx(float(cosine_B.mean()), abs=1e-5)
+    assert values["gradient_cosine_t0.125"] == pytest.approx(float(cosine_B[0]), abs=1e-5)
 
 
 def test_features_of_a_crop_are_those_of_its_audio(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut from the whole clip, between grid points interpolated, past the end held."""
+    """Cut from the whole clip, interpolated between grid points, and held past the end."""
     monkeypatch.chdir(tmp_path)
     long = recipe_of(tmp_path, data__sample_rate=44100, data__clips=3, data__seconds=0.8)
     recipe = recipe_of(tmp_path, data__sample_rate=44100, data__clips=3)
@@ -243,7 +247,9 @@ def test_features_of_a_crop_are_those_of_its_audio(
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/{t2a,sr}: guidance stopped at half of the steps; runs/{t2a,sr}-plain: without the table."""
+    """runs/{t2a,sr}: guidance ends at half of the steps; runs/{t2a,sr}-plain: without the
+    section.
+    """
     folder = tmp_path_factory.mktemp("guided")
     for kind in ("t2a", "sr"):
         for name, changes in ((kind, STOPPED), (f"{kind}-plain", {"train__steps": STEPS})):
@@ -272,8 +278,7 @@ def test_guidance_changes_training_reports_itself_and_ends(kind: str, whole: Pat
     _, trainer = checkpoint.load_state(whole / kind / "checkpoints" / f"step_{STEPS:08d}")
     state = trainer["stages"]["guidance"]
     assert state["ended"]
-    assert state["projectors"] is None
-    assert state["optimizer"] is None
+    assert state["projection"] is None
 
 
 def test_after_the_end_no_feature_is_read(
@@ -378,7 +383,9 @@ def test_two_processes_guide_as_one(whole: Path, tmp_path: Path) -> None:
 
 
 def test_off_is_bit_identical_to_no_table(whole: Path, tmp_path: Path) -> None:
-    """Guidance that has not begun: features are read, projectors wait to be made, and the losses are those without."""
+    """Guidance that never begins: features are read, but the losses are those without the
+    section.
+    """
     changes = {**GUIDED, "stage__guidance__ablation": 1, "stage__guidance__ablation_start": 1.0}
     assert (
         run_cli("train", write_recipe(tmp_path / "o.toml", "t2a", **changes), cwd=tmp_path).code
@@ -393,23 +400,28 @@ def test_off_is_bit_identical_to_no_table(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"layers": [3]}, "no block 3"),
         ({"ablation": 3}, "no block 3"),
         ({"teacher": "bundled:judge"}, "also the judge"),
     ],
 )
-def test_what_cannot_guide_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_cannot_guide_is_refused(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(StageError) as caught:
         mechanism(tmp_path, **options)
-    assert said in f"{caught.value.message} {caught.value.problems}"
+    assert message in f"{caught.value.message} {caught.value.problems}"
 
 
 def test_a_schedule_by_r_needs_the_regime(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, stage__guidance__schedule="regime")
-    with pytest.raises(StageError, match=r"needs \[stage.regime\]"):
-        GuidanceMechanism(GuidanceOptions(**recipe.stage["guidance"]), recipe)
+    with pytest.raises(StageError, match=r"needs \[stage.regime\]") as caught:
+        Stages.of(recipe)
+    assert caught.value.problems[0].where == "stage.guidance.schedule"
+    assert caught.value.hint is not None
+    assert 'source = "linear"' in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -426,7 +438,7 @@ def test_half_precision_cosines_stay_finite(tmp_path: Path) -> None:
     guidance.plan(0, Plan())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = [torch.zeros(2, 5, 32, dtype=torch.bfloat16)]
-        cosine_KB = guidance._cosines(hidden, torch.zeros(2, 3, 8), slice(None))
+        cosine_KB = guidance.projection.cosines(hidden, torch.zeros(2, 3, 8), slice(None))
     assert bool(torch.isfinite(cosine_KB).all())
     assert cosine_KB.dtype == torch.float32
 
@@ -435,7 +447,7 @@ def test_half_precision_cosines_stay_finite(tmp_path: Path) -> None:
 def test_after_the_end_a_step_allocates_what_an_unguided_step_does(
     kind: str, tmp_path: Path
 ) -> None:
-    """Every single allocation of a step, in order: the same work is done, and nothing more."""
+    """The allocations of a step are the same, one by one: the same work, and nothing more."""
     after = 5  # steps
     found = {}
     for name, options in (
@@ -453,7 +465,8 @@ def test_after_the_end_a_step_allocates_what_an_unguided_step_does(
 def allocations(recipe: Any, run_dir: Path, at: int) -> list[int]:
     """Bytes of each allocation from the report of step `at` to that of the next one.
 
-    What is freed in between may be another test's, when garbage happens to be collected: it is left out.
+    What is freed in between may be another test's, when garbage happens to be collected: it is left
+    out.
     """
     from accelerate import Accelerator
 

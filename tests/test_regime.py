@@ -1,7 +1,7 @@
-"""The regime variable on curves whose truth is known: steady, bent, scale-free, rising; with noise, outliers and gaps.
+"""The regime variable on curves whose truth is known, with noise, outliers and gaps.
 
-"Probe" counts from 1; a run has 200 of them, one every 100 steps, so step 20,000 is the end. The fail-safe is off
-unless it is what is tested: it would hide what the measurement does in the last 80 probes.
+Probes count from 1; a run has 200 of them, one every 100 steps, so it ends at step 20,000. The
+fail-safe is off except where it is tested: it would hide the measurement in the last 80 probes.
 """
 
 from __future__ import annotations
@@ -17,18 +17,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import theilslopes
+from scipy.stats import kendalltau, theilslopes
 
 from stagecli.errors import StageError
+from stagecli.metrics.theil_sen import kendall_z, theil_sen
 from stagecli.report.reading import horizon, reading
-from stagecli.stage.regime_variable import (
-    Regime,
-    RegimeSettings,
-    fit_line,
-    linear,
-    replay,
-    theil_sen,
-)
+from stagecli.stage.regime_controls import linear, replay
+from stagecli.stage.regime_slope import fit_line
+from stagecli.stage.regime_variable import Regime, RegimeSettings
 
 PROBES = 200
 EVERY = 100
@@ -52,7 +48,7 @@ CURVES = {  # Dn without noise; `share` of the budget on the axis
 
 
 def noisy(curve: str, seed: int, sd: float, rho: float, outliers: float = 0.0) -> np.ndarray:
-    """The curve times AR(1) noise of relative size sd; a share of the probes is off by 5 to 30 %."""
+    """The curve times AR(1) noise of relative size sd; some probes are outliers by 5 to 30 %."""
     rng = np.random.default_rng(seed)
     white = rng.standard_normal(PROBES + 50)
     noise = np.zeros(PROBES + 50)
@@ -111,7 +107,7 @@ def passed(trace: list[float], level: float = 0.5) -> float:
 def test_steady_progress_leaves_r_near_0(
     curve: str, sd: float, rho: float, outliers: float, middle: float, highest: float
 ) -> None:
-    """At the end of the run: the median and the worst of 50 seeds. Noise never ratchets r to a decision (0.5)."""
+    """Median and worst of 50 seeds at the end: noise never ratchets r up to a decision (0.5)."""
     ends = sorted(trace[-1] for trace, _ in many(curve, sd, rho, outliers))
     assert ends[SEEDS // 2] <= middle
     assert ends[-1] <= highest
@@ -132,14 +128,13 @@ def test_steady_progress_without_noise(curve: str) -> None:
 def test_r_passes_the_middle_35_to_60_probes_after_a_knee(
     sd: float, rho: float, outliers: float
 ) -> None:
-    """34 of them are the rate limit. Before the knee r is near 0, and long after it 0.75 at the least."""
+    """34 of them are the rate limit. r is near 0 before the knee, and at least 0.75 long after."""
     for trace, events in many("knee", sd, rho, outliers):
         assert trace[69] <= 0.2
         assert 105 <= passed(trace) <= 130
         assert trace[-1] >= 0.75
-        assert (
-            next(i for i, to in events if to == "refinement") == passed(trace) + 2
-        )  # three in a row
+        # The third consecutive probe decides.
+        assert next(i for i, to in events if to == "refinement") == passed(trace) + 2
 
 
 @pytest.mark.slow
@@ -152,7 +147,7 @@ def test_less_noise_is_no_worse(sd: float, rho: float) -> None:
 
 
 def test_exponential_and_power_law() -> None:
-    """The exponential (time constant: probe 24) is over; a power law has no change to find and ends undecided."""
+    """The exponential (time constant: probe 24) is over; a power law has no change to find."""
     for trace, _ in many("decay", 0.01, 0.5):
         assert 75 <= passed(trace) <= 115
         assert trace[-1] >= 0.85
@@ -182,7 +177,7 @@ def test_a_rise_raises_an_alarm_and_freezes_r(
 
 
 def test_thaw() -> None:
-    """Dn rises from probe 60 to 100, then falls again: one alarm, one thaw, and r does not move in between."""
+    """Dn rises from probe 60 to 100, then falls: one alarm, one thaw, no change of r in between."""
     values = np.concatenate([0.9 * np.exp(-np.arange(60) / 60), 0.35 * np.exp(np.arange(40) / 80)])
     values = np.concatenate([values, values[-1] * np.exp(-np.arange(60) / 60)])
     trace, events, rows = follow(values)
@@ -250,7 +245,7 @@ def test_a_probe_without_a_number_freezes_r_for_that_probe(value: float) -> None
 
 
 def test_optimiser_time_takes_the_learning_rate_out() -> None:
-    """L falls with tau, and the cosine slows tau down: a slope per step would call that the end of progress."""
+    """L falls with tau, which the cosine slows down: a slope per step would see progress end."""
     rate = 0.5 * (1 + np.cos(np.pi * SHARE))
     tau = np.cumsum(rate) * EVERY
     values = 0.9 * np.exp(-tau / tau[-1])
@@ -267,10 +262,10 @@ def test_constant_time_or_discrepancy_is_no_error() -> None:
     regime = Regime(RegimeSettings(steps=100))
     for step in range(1, 41):
         regime.observe(step, 0.0, 0.5)
-    assert regime.beta == 0 and json.dumps(regime.row(), allow_nan=False)
+    assert regime.progress.beta == 0 and json.dumps(regime.row(), allow_nan=False)
     again = Regime(RegimeSettings(steps=100))
     again.load_state_dict(json.loads(json.dumps(regime.state_dict(), allow_nan=False)))
-    assert again.q_se == regime.q_se
+    assert again.progress.q_se == regime.progress.q_se
     assert (
         follow(np.zeros(PROBES))[0][-1] == 1.0
     )  # at the ceiling from the start: nothing is left to learn
@@ -314,6 +309,15 @@ def test_theil_sen_on_noisy_curves() -> None:
         assert theil_sen(list(x), list(y)) == pytest.approx(theilslopes(y, x).slope, rel=1e-12)
 
 
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=25, unique=True))
+def test_kendalls_z_is_that_of_scipy_without_ties(values: list[int]) -> None:
+    n = len(values)
+    score = kendalltau(range(n), values).statistic * n * (n - 1) / 2
+    variance = n * (n - 1) * (2 * n + 5) / 18
+    assert kendall_z(values) == pytest.approx(score / math.sqrt(variance))
+    assert kendall_z(values[:1]) == 0
+
+
 @pytest.mark.parametrize(("rho", "low", "high"), [(0.0, 0.85, 0.99), (0.5, 0.80, 0.98)])
 def test_the_error_of_the_slope_covers(rho: float, low: float, high: float) -> None:
     """Two standard errors hold the true slope about as often as they should, AR(1) or not."""
@@ -347,7 +351,7 @@ def test_r_is_monotone_bounded_and_slow(values: list[float], safe: bool) -> None
     for i, value in enumerate(values, 1):
         regime.observe(i * EVERY, float(i * EVERY), value)
         assert before <= regime.r <= 1
-        assert regime.r - before <= 0.015 + 1e-12 or regime.failsafe
+        assert regime.r - before <= 0.015 + 1e-12 or regime.failsafe.lifting
         before = regime.r
     if safe:
         assert regime.r == 1
@@ -444,7 +448,7 @@ def test_reading_of_a_run_in_refinement() -> None:
 
 
 def test_reading_extends_the_slope() -> None:
-    """Without noise the numbers are known: L falls by 1 in 20,000 steps, so 1,000 more take 4.9 % of Dn + 0.01."""
+    """L falls by 1 in 20,000 steps without noise, so 1,000 more take 4.9 % of Dn + 0.01."""
     rows = follow(0.9 * np.exp(-SHARE) - 0.01)[2][:100]
     said = reading(rows)
     gain = (rows[-3]["Dn"] + 0.01) * -math.expm1(-0.05)
@@ -501,5 +505,8 @@ def test_reading_takes_rows_of_another_version() -> None:
 
 
 def test_reading_is_light() -> None:
-    code = "import sys, stagecli.report.reading; sys.exit(bool({'torch', 'scipy', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, stagecli.report.reading; "
+        "sys.exit(bool({'torch', 'scipy', 'numpy'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

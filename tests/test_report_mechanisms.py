@@ -1,4 +1,4 @@
-"""What mechanisms report is shown, whatever it is called: terminal, pictures, live board."""
+"""Figures of mechanisms are shown whatever their names: terminal, pictures, live board."""
 
 from __future__ import annotations
 
@@ -39,8 +39,11 @@ def made(tmp_path: Path) -> Path:
 
 def test_names_are_in_order_without_the_regime() -> None:
     assert mechanisms.names(ROWS) == [
-        *("stage/guidance/lambda", "stage/guidance/cosine_block1", "stage/guidance/cosine_block12"),
-        *("stage/timesteps/t_q10", "stage/new/thing"),
+        "stage/guidance/lambda",
+        "stage/guidance/cosine_block1",
+        "stage/guidance/cosine_block12",
+        "stage/timesteps/t_q10",
+        "stage/new/thing",
     ]
     groups = mechanisms.together(mechanisms.names(ROWS))
     assert list(groups) == [

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torchaudio
-from ssl_checkpoints import WAVE, clap_config, save_ast, save_clap, save_wave, save_whisper
+from helpers.encoder_checkpoints import (
+    clap_config,
+    save_ast,
+    save_clap,
+    save_wave,
+    save_whisper,
+)
 
 from stagecli.errors import StageError
 from stagecli.ssl import check_monitor, make_encoder, same_checkpoint
@@ -20,6 +26,7 @@ from stagecli.ssl.base import Encoder, Grid
 from stagecli.ssl.frontend import KaldiMel, fill
 
 transformers = pytest.importorskip("transformers")
+WAVE = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 RATE = 16000
 EQUAL_WIDTH = (*WAVE, "ast", "whisper")
 FAMILIES = (*EQUAL_WIDTH, "clap")

@@ -1,4 +1,4 @@
-"""`[stage.structure]`: groups are found where there are some and only there; the term, its size, its end; resume."""
+"""`[stage.structure]`: finding groups, and only real ones; the term, its size, its end; resume."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ import numpy as np
 import pytest
 import torch
 from conftest import die_at, losses_of, read_rows, run_cli, sha, two_processes, write_recipe
+from helpers.resume import attempts, facts, killed, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_resume import attempts, facts, killed, weights
 
 from stagecli.errors import StageError
 from stagecli.flow.objective import Result
 from stagecli.model.dit import Block
 from stagecli.recipe.load import load_recipe
-from stagecli.report import structure as report_structure
+from stagecli.report import mechanisms as report_mechanisms
+from stagecli.report.matrix_text import matrix_lines
 from stagecli.runs.checkpoint import pack, unpack
-from stagecli.stage import grouping, registry
+from stagecli.stage import grouping
 from stagecli.stage.base import Plan, Probe, Signals
+from stagecli.stage.controller import Stages
+from stagecli.stage.probe_columns import group_spans
 from stagecli.stage.structure import (
     CHECK,
     EVERY,
-    EVERY_TYPE,
     TURNS,
-    TYPES,
     StructureMechanism,
     StructureOptions,
 )
+from stagecli.stage.structure_columns import COLUMNS
+from stagecli.stage.structure_term import EVERY_TYPE, TYPES, between, pull_and_hinge
 
 STEPS = 12
 BASE: dict[str, Any] = {
@@ -43,20 +46,11 @@ BASE: dict[str, Any] = {
     "stage__regime__clips": 4,
 }
 ALWAYS = {**BASE, "stage__structure__when": "always", "stage__structure__ramp": 0.3}
-RESULT = Result(torch.zeros(1), *[torch.zeros(1, 1, 1)] * 2, torch.zeros(1))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _registered() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            registry.MECHANISMS, "structure", "stagecli.stage.structure:StructureMechanism"
-        )
-        yield
+RESULT = Result(torch.zeros(1), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1))
 
 
 class Blocks(torch.nn.Module):
-    """Blocks of the transformer and nothing else."""
+    """The blocks of a transformer without the rest."""
 
     def __init__(self, depth: int, width: int = 8) -> None:
         super().__init__()
@@ -74,9 +68,9 @@ def recipe_of(folder: Path, depth: int = 12, **changes: Any) -> Any:
 def mechanism(
     folder: Path, depth: int = 12, network: torch.nn.Module | None = None, **options: Any
 ) -> Any:
-    made = StructureMechanism(StructureOptions(**options), recipe_of(folder, depth))
-    made.attach(network or Blocks(depth), None)
-    return made
+    built = StructureMechanism.build(StructureOptions(**options), recipe_of(folder, depth))
+    built.attach(network or Blocks(depth), None)
+    return built
 
 
 def signals(step: int, average: Any = None, valid: Any = None, norm: float = 1.0) -> Signals:
@@ -87,23 +81,24 @@ def signals(step: int, average: Any = None, valid: Any = None, norm: float = 1.0
 def drawn(
     correlation_LL: np.ndarray, network: torch.nn.Module, probes: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Averaged weights of a network whose blocks' updates have these correlations along the depth, probe by probe."""
+    """Averaged weights probe by probe; the blocks' updates have these correlations along the
+    depth.
+    """
     values, vectors = np.linalg.eigh(correlation_LL)
     mix = torch.from_numpy(vectors * np.sqrt(np.clip(values, 0, None))).float()
     generator = torch.Generator().manual_seed(seed)
-    of: dict[str, list[str]] = {}
+    by_type: dict[str, list[str]] = {}
     for name, _ in network.named_parameters():
         if name.endswith("weight") and any(f".{kind}." in name for kind in TYPES):
-            of.setdefault(name.split(".", 2)[2], []).append(name)
+            by_type.setdefault(name.split(".", 2)[2], []).append(name)
     weights = {name: p.detach().clone() for name, p in network.named_parameters()}
-    for (
-        names
-    ) in of.values():  # from equal weights on, so that equal updates change their moments alike
+    # Equal weights at the start, so that equal updates change their moments alike.
+    for names in by_type.values():
         weights |= dict.fromkeys(names, weights[names[0]])
     for _ in range(probes):
         yield weights
         weights = dict(weights)
-        for names in of.values():
+        for names in by_type.values():
             shape = weights[names[0]].shape
             update = 0.01 * mix @ torch.randn(len(names), shape.numel(), generator=generator)
             for name, change in zip(names, update, strict=True):
@@ -111,7 +106,7 @@ def drawn(
 
 
 def uneven(C_LL: np.ndarray, rng: np.random.Generator, spread: float = 0.3) -> np.ndarray:
-    """Correlations of blocks of which some are noisier than others."""
+    """The correlations when some blocks are noisier than others."""
     share = np.exp(-spread * np.abs(rng.standard_normal(len(C_LL))))
     C_LL = C_LL * np.sqrt(np.outer(share, share))
     np.fill_diagonal(C_LL, 1.0)
@@ -119,17 +114,20 @@ def uneven(C_LL: np.ndarray, rng: np.random.Generator, spread: float = 0.3) -> n
 
 
 def drift(depth: int, length: float, warp: float) -> np.ndarray:
-    """No groups: correlations from 0.6 falling to 0.1 with the distance in depth; warp: the ends differ in speed."""
-    at = (np.arange(depth) / (depth - 1)) ** warp * (depth - 1)
-    return 0.1 + 0.5 * np.exp(-np.abs(at[:, None] - at[None]) / length)
+    """No groups: correlations that fall from 0.6 to 0.1 with the distance in depth.
+
+    warp: other than 1, they fall faster at one end.
+    """
+    position = (np.arange(depth) / (depth - 1)) ** warp * (depth - 1)
+    return 0.1 + 0.5 * np.exp(-np.abs(position[:, None] - position[None]) / length)
 
 
 def grouped(labels: list[int], inside: float = 0.5, outside: float = 0.25) -> np.ndarray:
     """Groups on top of a fall with the distance in depth."""
-    of = np.array(labels)
-    at = np.arange(len(labels))
-    fall = outside * np.exp(-np.abs(at[:, None] - at[None]) / 6)
-    return fall + (inside - outside) * (of[:, None] == of[None])
+    group = np.array(labels)
+    position = np.arange(len(labels))
+    fall = outside * np.exp(-np.abs(position[:, None] - position[None]) / 6)
+    return fall + (inside - outside) * (group[:, None] == group[None])
 
 
 def of_sizes(*sizes: int) -> list[int]:
@@ -282,7 +280,7 @@ def activated(
 
 @pytest.mark.parametrize("kind", ["drift", "groups"])
 def test_groups_activate_and_a_smooth_drift_does_not(kind: str, tmp_path: Path) -> None:
-    """200 trials of 10 probes at depth 12; `pytest tests/test_structure.py -k activate -s` prints the figures."""
+    """200 trials of 10 probes at depth 12; run with `-k activate -s` to see the numbers."""
     network = Blocks(12, width=12)
     rng = np.random.default_rng(5)
     sketches = {}
@@ -297,15 +295,18 @@ def test_groups_activate_and_a_smooth_drift_does_not(kind: str, tmp_path: Path) 
             if kind == "drift"
             else grouped(of_sizes(*sizes[k % len(sizes)]))
         )
-        made = StructureMechanism(StructureOptions(seed=k), recipe)
+        made = StructureMechanism.build(StructureOptions(seed=k), recipe)
         made.attach(network, None)
-        made.sketches = sketches  # the same maps in every trial: making them is most of the time
-        did, found = activated(made, uneven(C_LL, rng), network, k, 10)
+        # The same maps in every trial: making them takes most of the time.
+        made.groups.sketches = sketches
+        did, probe_rows = activated(made, uneven(C_LL, rng), network, k, 10)
         acted.append(did)
-        rows += found[5:]
-    z, change = ([row[f"structure_{name}"] for row in rows] for name in ("z", "change"))
-    numbers = f"z median {np.median(z):.2f}, 95 % {np.quantile(z, 0.95):.2f}; change of S median {np.median(change):.3f}"
-    print(f"\n{kind}: {sum(acted)} of {len(acted)} trials activate; {numbers}")
+        rows += probe_rows[5:]
+    z = [row["structure_z"] for row in rows]
+    change = [row["structure_change"] for row in rows]
+    print(f"\n{kind}: {sum(acted)} of {len(acted)} trials activate")
+    print(f"z median {np.median(z):.2f}, 95 % {np.quantile(z, 0.95):.2f}")
+    print(f"change of S median {np.median(change):.3f}")
     assert sum(acted) < 4 if kind == "drift" else sum(acted) > 190
 
 
@@ -314,19 +315,18 @@ def test_every_condition_is_needed(tmp_path: Path) -> None:
     C_LL = grouped(of_sizes(6, 6), 0.8, 0.1)
     assert activated(mechanism(tmp_path, network=network), C_LL, network, 0, 10)[0]
     for options in ({"z": 99.0}, {"change": 1e-4}):
-        assert not activated(mechanism(tmp_path, network=network, **options), C_LL, network, 0, 10)[
-            0
-        ]
+        strict = mechanism(tmp_path, network=network, **options)
+        assert not activated(strict, C_LL, network, 0, 10)[0]
     waits = mechanism(tmp_path, network=network)
     for k, average in enumerate(drawn(C_LL, network, 12, 0), 1):
         waits.plan(k, Plan(r=0.49 if k < 9 else 0.5))
         events = waits.observe(signals(k, average))
-        assert bool(events) == (k == 11)  # three probes in a row after r
+        assert bool(events) == (k == 11)  # the third probe with such an r
     assert waits.state == "active"
 
 
 def test_moments_find_groups_whose_hidden_units_are_in_another_order(tmp_path: Path) -> None:
-    """Two blocks that do the same with their units in another order change alike; their raw weights do not."""
+    """Blocks that do the same with their units permuted change alike; their raw weights do not."""
     network = Blocks(12)
     C_LL = grouped(of_sizes(6, 6), 0.8, 0.1)
     order = np.random.default_rng(0)
@@ -349,10 +349,12 @@ def test_moments_find_groups_whose_hidden_units_are_in_another_order(tmp_path: P
             made.observe(signals(k, {name: permuted(name, W) for name, W in average.items()}))
         found[similarity] = made
     assert found["moments"].state == "active"
-    assert list(found["moments"].labels) == of_sizes(6, 6)
+    assert list(found["moments"].term.labels) == of_sizes(6, 6)
     assert found["updates"].state == "waiting"
     off = ~np.eye(12, dtype=bool)
-    assert np.abs(found["updates"].S_LL[off]).mean() < 0.05 < found["moments"].S_LL[off].mean()
+    updates_LL = found["updates"].groups.S_LL
+    moments_LL = found["moments"].groups.S_LL
+    assert np.abs(updates_LL[off]).mean() < 0.05 < moments_LL[off].mean()
 
 
 def test_the_event_says_why_and_names_the_groups(tmp_path: Path) -> None:
@@ -381,7 +383,7 @@ def test_controls_choose_other_groups(tmp_path: Path) -> None:
         made = mechanism(tmp_path, network=network, groups=kind, when="always", seed=3)
         activated(made, grouped(labels, 0.9, 0.1), network, 0, 4)
         assert made.state == "active"
-        chosen[kind] = list(made.labels)
+        chosen[kind] = list(made.term.labels)
     assert chosen["thirds"] == of_sizes(4, 4, 4)
     assert sorted(chosen["shuffled"]) == sorted(chosen["measured"])
     assert grouping.adjusted_rand(chosen["shuffled"], chosen["measured"]) < 0.1
@@ -391,7 +393,7 @@ def test_random_groups_are_every_partition_and_nothing_else(tmp_path: Path) -> N
     seen = set()
     for seed in range(120):
         made = mechanism(tmp_path, depth=7, groups="random", when="always", seed=seed)
-        seen.add(made._choose())
+        seen.add(made.choose_labels())
     assert seen == {tuple(labels.tolist()) for labels in grouping.every_partition(7)}
 
 
@@ -410,124 +412,124 @@ def test_random_groups_need_no_measurement_and_a_step_is_waited_for(tmp_path: Pa
 def acting(
     folder: Path, labels: list[int], network: torch.nn.Module | None = None, **options: Any
 ) -> Any:
-    """A mechanism whose term acts since step 0, with these groups."""
+    """A mechanism whose term began at step 0 with these groups."""
     made = mechanism(
         folder, len(labels), network, **{"when": "always", "groups": "random", **options}
     )
-    made._choose = lambda: tuple(labels)
     made.observe(signals(0))
     assert made.state == "active"
+    made.begin(tuple(labels), 0)
     return made
 
 
 def test_identical_blocks_and_blocks_alone_are_not_pulled(tmp_path: Path) -> None:
     network = Blocks(4)
     alone = acting(tmp_path, [0, 1, 2, 3], network)
-    gradients = torch.autograd.grad(
-        alone.term(), [w for kind in TYPES for w in alone.matrices[kind]]
-    )
+    gradients = torch.autograd.grad(alone.term.whole(), alone.term.weights)
     assert max(float(g.abs().max()) for g in gradients) < 1e-6
     for block in network.blocks[1:]:
         block.load_state_dict(network.blocks[0].state_dict())
     same = acting(tmp_path, [0, 0, 1, 1], network)
-    gradients = torch.autograd.grad(same.term(), [w for kind in TYPES for w in same.matrices[kind]])
-    assert float(same.term().detach()) == pytest.approx(0, abs=1e-6)
+    gradients = torch.autograd.grad(same.term.whole(), same.term.weights)
+    assert float(same.term.whole().detach()) == pytest.approx(0, abs=1e-6)
     assert max(float(g.abs().max()) for g in gradients) < 1e-6
 
 
 def test_the_term_does_not_see_the_order_of_hidden_units(tmp_path: Path) -> None:
     network = Blocks(4)
     made = acting(tmp_path, [0, 0, 1, 1], network)
-    before = float(made.term().detach())
+    before = float(made.term.whole().detach())
     order = torch.randperm(32)
     with torch.no_grad():
         network.blocks[1].fc1.weight.copy_(network.blocks[1].fc1.weight[order])
         network.blocks[1].fc2.weight.copy_(network.blocks[1].fc2.weight[:, order])
-    assert float(made.term().detach()) == pytest.approx(before, abs=1e-6)
+    assert float(made.term.whole().detach()) == pytest.approx(before, abs=1e-6)
 
 
 def test_steps_along_the_term_bring_a_group_together_and_no_groups_closer(tmp_path: Path) -> None:
     network = Blocks(6, width=16)
     made = acting(tmp_path, [0, 0, 0, 1, 1, 1], network)
-    inside = float(made.term().detach())
-    apart = grouping.between(made._moments(EVERY_TYPE), made.labels)[:, 0, 1].mean()
-    weights = [w for kind in TYPES for w in made.matrices[kind]]
+    inside = float(made.term.whole().detach())
+    apart = between(made.term.moments(EVERY_TYPE), made.term.labels)[:, 0, 1].mean()
+    weights = made.term.weights
     for _ in range(60):
-        for w, g in zip(weights, torch.autograd.grad(made.term(), weights), strict=True):
+        for w, g in zip(weights, torch.autograd.grad(made.term.whole(), weights), strict=True):
             w.data -= 0.3 * g
-    assert float(made.term().detach()) < 0.9 * inside
-    assert grouping.between(made._moments(EVERY_TYPE), made.labels)[:, 0, 1].mean() < apart + 0.02
+    assert float(made.term.whole().detach()) < 0.9 * inside
+    assert between(made.term.moments(EVERY_TYPE), made.term.labels)[:, 0, 1].mean() < apart + 0.02
 
 
 def test_the_hinge_acts_only_past_the_similarity_at_activation(tmp_path: Path) -> None:
     network = Blocks(4)
     made = acting(tmp_path, [0, 0, 1, 1], network)
-    moments = made._moments(EVERY_TYPE)
+    moments = made.term.moments(EVERY_TYPE)
 
     def hinge(ceiling: torch.Tensor, beta: float = 1.0) -> float:
-        both = grouping.pull_and_hinge(moments, made.labels, ceiling, beta).mean()
+        both = pull_and_hinge(moments, made.term.labels, ceiling, beta).mean()
         return float(
-            (both - grouping.pull_and_hinge(moments, made.labels, ceiling, 0.0).mean()).detach()
+            (both - pull_and_hinge(moments, made.term.labels, ceiling, 0.0).mean()).detach()
         )
 
-    ceiling = made.ceiling_MGG
+    ceiling = made.term.ceiling_MGG
     assert hinge(ceiling) == 0.0  # at activation, exactly
     assert hinge(ceiling + 0.01) == 0.0
     assert hinge(ceiling - 0.01) == pytest.approx(0.01, abs=1e-6)
     assert hinge(ceiling - 0.01, 0.5) == pytest.approx(0.005, abs=1e-6)
     raw = [B.detach().clone().requires_grad_() for B in moments]
     at, free = (
-        torch.autograd.grad(grouping.pull_and_hinge(raw, made.labels, c, b).mean(), raw)
+        torch.autograd.grad(pull_and_hinge(raw, made.term.labels, c, b).mean(), raw)
         for c, b in ((ceiling, 0.5), (ceiling, 0.0))
     )
     assert all(torch.equal(x, y) for x, y in zip(at, free, strict=True))
-    hinged_M = grouping.pull_and_hinge(raw, made.labels, ceiling - 0.01, 0.5)
+    hinged_M = pull_and_hinge(raw, made.term.labels, ceiling - 0.01, 0.5)
     (past,) = torch.autograd.grad(hinged_M.mean(), raw[:1])
     assert not torch.equal(past, at[0])
 
 
 def test_the_ramp_is_a_half_cosine_and_the_size_is_the_share_and_the_cap(tmp_path: Path) -> None:
     made = acting(tmp_path, of_sizes(2, 2))
-    # running gradient norm 4
-    made.level = 2.0
-    made.level_norm = 0.5
-    weights = [w for kind in TYPES for w in made.matrices[kind]]
+    # A running gradient norm of 4.
+    made.size.level = 2.0
+    made.size.level_norm = 0.5
+    weights = made.term.weights
 
     def ratio(step: int) -> float:
-        """Norm of the mean gradient of what `loss` returns from this step on, over the running gradient norm."""
+        """Norm of the mean gradient of the term over TURNS steps, over the running gradient norm.
+
+        As if the ramp stood still from the first of them on.
+        """
         total = [torch.zeros_like(w) for w in weights]
-        for turn in range(TURNS):
-            plan = made.plan(step + turn, Plan())
+        for number in range(step, step + TURNS):
+            plan = made.plan(number, Plan())
             assert plan.active == ("structure",)
-            made._ramp = lambda at: ramp(step)  # as it is at the first of them
-            if (term := made.loss(RESULT)) is not None:
-                found = torch.autograd.grad(term, weights, allow_unused=True)
-                for into, g in zip(total, found, strict=True):
-                    into += 0 if g is None else g / TURNS
-            made._ramp = ramp
+            term = made.loss(RESULT)
+            if term is None:
+                continue
+            still = made.size.ramp(step) / made.size.ramp(number)
+            gradients = torch.autograd.grad(term, weights, allow_unused=True)
+            for into, gradient in zip(total, gradients, strict=True):
+                into += 0 if gradient is None else still * gradient / TURNS
         return float(torch.stack([g.norm() for g in total]).norm()) / 4
 
-    ramp = made._ramp
     for step in (0, 10, 24, 48, 50, 400):  # the ramp is 50 of 1000 steps
         expected = 0.03 * (1 - math.cos(math.pi * min(1, (step + 1) / 50))) / 2
         assert ratio(step) == pytest.approx(expected, rel=1e-4)
-    made.reference /= (
-        10  # as if the gradient had grown tenfold since the ramp's end: 30 % without the cap
-    )
+    # As if the gradient had grown tenfold since the end of the ramp: 30 % without the cap.
+    made.size.reference /= 10
     assert ratio(402) == pytest.approx(0.1, rel=1e-4)
     assert made.metrics()["gradient_ratio"] == pytest.approx(0.1)
-    made.unit = 0.0
+    made.size.unit = 0.0
     assert made.coefficient(404) == 0.0
 
 
 def test_each_type_in_turn_adds_up_to_the_whole_term(tmp_path: Path) -> None:
-    """Over twelve steps the gradients are those of the whole term at each of them, and each touches one type only."""
+    """Over twelve steps the gradients add up to the whole term's; each step touches one type."""
     made = acting(tmp_path, of_sizes(3, 3))
-    made.ceiling_MGG -= 0.05  # so that the hinge is in it
-    made.level = 1.0
-    made.level_norm = 1.0
-    weights = [w for kind in TYPES for w in made.matrices[kind]]
-    whole = torch.autograd.grad(made.term(), weights)
+    made.term.ceiling_MGG -= 0.05  # so that the hinge acts
+    made.size.level = 1.0
+    made.size.level_norm = 1.0
+    weights = made.term.weights
+    whole = torch.autograd.grad(made.term.whole(), weights)
     total = [torch.zeros_like(w) for w in weights]
     single = []
     for step in range(CHECK, CHECK + TURNS):  # past the ramp
@@ -545,8 +547,9 @@ def test_each_type_in_turn_adds_up_to_the_whole_term(tmp_path: Path) -> None:
             total[k] += found[k] / made.coefficient(step)
     for ours, theirs in zip(total, whole, strict=True):
         assert torch.allclose(ours, TURNS * theirs, atol=1e-6)
-    assert made.metrics()["value"] == pytest.approx(float(made.term().detach()), rel=1e-5)
-    # Of one step, which clipping sees, in the root mean square: 2 sqrt(6) times the share, which is of the mean.
+    assert made.metrics()["value"] == pytest.approx(float(made.term.whole().detach()), rel=1e-5)
+    # The share is that of the mean; a single step, which clipping sees, has 2 sqrt(6) times as much
+    # in the root mean square.
     assert math.sqrt(np.mean(np.square(single))) == pytest.approx(
         EVERY * math.sqrt(6) * 0.03, rel=1e-4
     )
@@ -560,9 +563,9 @@ def test_the_gradient_is_measured_at_intervals_and_the_reference_settles_with_th
     for step in range(3 * CHECK + 1):
         made.plan(step, Plan())
         made.loss(RESULT)
-        seen.append((made.unit, made.reference))
+        seen.append((made.size.unit, made.size.reference))
         with torch.no_grad():
-            made.matrices["q"][0].mul_(1.01)
+            made.term.matrices["q"][0].mul_(1.01)
     assert [k for k in range(1, len(seen)) if seen[k][0] != seen[k - 1][0]] == [
         CHECK,
         2 * CHECK,
@@ -620,7 +623,7 @@ def test_off_for_good_when_the_validation_loss_stays_above_its_best(tmp_path: Pa
 def test_the_validation_before_the_term_is_the_first_best(tmp_path: Path) -> None:
     made = mechanism(tmp_path, 4, when="always", groups="random")
     made.observe(signals(5, valid=(4, 1.0)))
-    assert (made.state, made.best) == ("active", 1.0)
+    assert (made.state, made.watch.best) == ("active", 1.0)
     events = [
         event for k in range(3) for event in made.observe(signals(6 + k, valid=(6 + k, 1.02)))
     ]
@@ -635,7 +638,8 @@ def test_state_is_exact(tmp_path: Path) -> None:
     C_LL = grouped(of_sizes(6, 6), 0.8, 0.1)
     averages = list(drawn(C_LL, network, 12, 0))
     for cut in (1, 3, 6, 9):
-        one, other = (mechanism(tmp_path, network=network) for _ in range(2))
+        one = mechanism(tmp_path, network=network)
+        other = mechanism(tmp_path, network=network)
 
         def run(made: Any, span: range) -> list[Any]:
             seen = []
@@ -666,8 +670,8 @@ def test_state_is_exact(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, _registered: None) -> Path:
-    """runs/t2a: the term acts from the second probe on; runs/t2a-plain: without the table."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/t2a: the term acts from the second probe on; runs/t2a-plain: without the section."""
     folder = tmp_path_factory.mktemp("structured")
     for name, changes in (("t2a", ALWAYS), ("t2a-plain", BASE)):
         result = run_cli(
@@ -761,7 +765,7 @@ def test_waiting_is_bit_identical_to_no_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "changes", "options", "said"),
+    ("depth", "changes", "options", "message"),
     [
         (
             12,
@@ -777,11 +781,12 @@ def test_waiting_is_bit_identical_to_no_table(tmp_path: Path) -> None:
     ],
 )
 def test_what_can_never_act_is_refused(
-    depth: int, changes: dict[str, Any], options: dict[str, Any], said: str, tmp_path: Path
+    depth: int, changes: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(tmp_path, depth, **changes)
-    with pytest.raises(StageError, match=said) as caught:
-        StructureMechanism(StructureOptions(**options), recipe)
+    named = {f"stage__structure__{name}": value for name, value in options.items()}
+    recipe = recipe_of(tmp_path, depth, **changes, **named)
+    with pytest.raises(StageError, match=message) as caught:
+        Stages.of(recipe)
     assert caught.value.hint
 
 
@@ -795,49 +800,74 @@ def test_options_that_cannot_be(wrong: dict[str, Any]) -> None:
 
 
 def test_a_network_without_blocks_is_refused(tmp_path: Path) -> None:
-    made = StructureMechanism(StructureOptions(), recipe_of(tmp_path))
-    with pytest.raises(StageError, match="no matrix q of block 0"):
+    made = StructureMechanism.build(StructureOptions(), recipe_of(tmp_path))
+    with pytest.raises(StageError, match="has no transformer blocks"):
         made.attach(torch.nn.Linear(2, 2), None)
+    with pytest.raises(StageError, match="has 8 blocks, the recipe 12"):
+        made.attach(Blocks(8), None)
+
+
+def test_a_block_without_a_matrix_is_refused(tmp_path: Path) -> None:
+    class Bare(torch.nn.Module):
+        def matrices(self) -> dict[str, torch.Tensor]:
+            return {}
+
+    network = Blocks(12)
+    network.blocks[4] = Bare()
+    made = StructureMechanism.build(StructureOptions(), recipe_of(tmp_path))
+    with pytest.raises(StageError, match="block 5 of the network has no matrix q"):
+        made.attach(network, None)
 
 
 # -- the report ------------------------------------------------------------------------------------
 
 
-def test_the_report_draws_groups_and_says_what_they_are(whole: Path) -> None:
+def summary_of(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> Any:
+    return report_mechanisms.probe_summary("structure", COLUMNS, rows, events)
+
+
+def test_the_report_draws_the_groups_and_names_them(whole: Path) -> None:
     rows = read_rows(whole / "t2a", "probes")
-    events = read_rows(whole / "t2a", "events")
-    found = report_structure.summary(rows, events)
-    assert found is not None
-    assert report_structure.facts(found)["groups"] == "A 1-2, B 3-4"
-    assert report_structure.facts(found)["structure"] == "the term acts"
-    for plain, width in itertools.product((True, False), (20, 40, 100)):
-        lines = report_structure.lines(found, width, plain)
-        assert len(lines) == 6  # head, four blocks, and the gap between the groups
+    summary = summary_of(rows, read_rows(whole / "t2a", "events"))
+    assert COLUMNS.facts(summary)["groups"] == "A 1-2, B 3-4"
+    assert COLUMNS.facts(summary)["structure"] == "the term acts"
+    matrix = COLUMNS.matrix(summary)
+    assert matrix is not None
+    for ascii_only, width in itertools.product((True, False), (20, 40, 100)):
+        lines = matrix_lines(matrix, width, ascii_only)
+        assert len(lines) == 6  # heading, four blocks, and the gap between the groups
         assert all(len(line) <= width for line in lines[1:])
-        assert not plain or all(line.isascii() for line in lines)
-    drawn_of = report_structure.plot(found)
-    assert drawn_of is not None
-    assert drawn_of["boundaries"] == [2]
-    assert [mark["step"] for mark in drawn_of["marks"]] == [4]
-    assert {curve["name"] for curve in drawn_of["curves"]} == {"z", "ari", "change"}
-    assert any("active since step 4" in line for line in found["reading"])
+        assert not ascii_only or all(line.isascii() for line in lines)
+    assert matrix.boundaries == (2,)
+    assert matrix.group_names == ("A", "B")
+    marks = report_mechanisms.transitions(summary["events"])
+    assert [mark["step"] for mark in marks] == [4]
+    assert set(summary["series"]) == {"z", "ari", "change"}
+    assert any("active since step 4" in line for line in summary["reading"])
 
 
 def test_the_report_reads_what_is_missing_or_damaged(whole: Path) -> None:
     rows = read_rows(whole / "t2a", "probes")
-    assert report_structure.summary([{"step": 1}], []) is None
-    assert report_structure.facts(None)["groups"] == "-"
-    first = report_structure.summary(rows[:1], [])
-    assert report_structure.lines(first, 80, True) == []
-    assert report_structure.plot(first) is None
+    assert summary_of([{"step": 1}], []) is None
+    assert COLUMNS.facts(None)["groups"] == "-"
+    first = summary_of(rows[:1], [])
+    assert COLUMNS.matrix(first) is None
+    assert matrix_lines(COLUMNS.matrix(first), 80, True) == []
     damaged = {
         **rows[-1],
         "structure_S": [[1.0, None], [0.5, 1.0]],
         "structure_labels": "x",
         "structure_z": "high",
     }
-    found = report_structure.summary([damaged], [])
-    assert found is not None
-    assert found["S"] is None
-    assert found["z"] is None
-    assert report_structure.groups_text([0, 1, 0, 0]) == "A 1+3-4, B 2"
+    summary = summary_of([damaged], [])
+    assert summary["S"] is None
+    assert summary["z"] is None
+    assert group_spans([0, 1, 0, 0]) == "A 1+3-4, B 2"
+
+
+def test_probes_of_an_earlier_version_are_read(whole: Path) -> None:
+    """`structure_streak` was called `structure_row`; neither is needed to read a run."""
+    rows = read_rows(whole / "t2a", "probes")
+    assert all("structure_streak" in row for row in rows)
+    old = [{k.replace("streak", "row"): v for k, v in row.items()} for row in rows]
+    assert summary_of(old, []) == summary_of(rows, [])

@@ -1,10 +1,10 @@
-"""`[stage.timesteps]`: densities against closed forms, weights that keep their promises, training that resumes."""
+"""`[stage.timesteps]`: densities against closed forms, weights, and training that resumes."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,36 +22,32 @@ from conftest import (
     two_processes,
     write_recipe,
 )
+from helpers.resume import attempts, facts, killed, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import logit
-from test_resume import attempts, facts, killed, weights
 
 from stagecli.data.examples import stratified
 from stagecli.errors import StageError
 from stagecli.flow.objective import Result as Objective
 from stagecli.recipe.load import load_recipe
 from stagecli.schema import Recipe
-from stagecli.stage import densities, registry
+from stagecli.stage import loss_weights
 from stagecli.stage.base import Plan, Signals
 from stagecli.stage.controller import Stages
 from stagecli.stage.densities import (
-    Binned,
-    ChangeAware,
-    Floored,
     LogitLogistic,
     LogitNormal,
-    LossWeight,
-    MinSNR,
     TimeDensity,
     Uniform,
-    Weighted,
-    effective_share,
-    integral,
     log_snr_normal,
 )
-from stagecli.stage.timesteps import LossFall, TimestepsMechanism, TimestepsOptions
+from stagecli.stage.densities_composed import Binned, Floored, Weighted
+from stagecli.stage.loss_history import LossFall
+from stagecli.stage.loss_weights import ChangeAware, LossWeight, MinSNR, effective_share
+from stagecli.stage.quadrature import integral
+from stagecli.stage.timesteps import TimestepsMechanism, TimestepsOptions
 from stagecli.train.trainer import Trainer
 
 STAGE: dict[str, Any] = {
@@ -61,28 +57,18 @@ STAGE: dict[str, Any] = {
 }
 SMALL = {"stage__timesteps__bins": 2, "stage__timesteps__history": 2}
 KINDS = [
-    *(
-        "adaptive",
-        "uniform",
-        "logit-normal",
-        "truncated-logit-normal",
-        "log-snr-normal",
-        "shift",
-        "speed",
-    ),
-    *("curriculum", "loss-second-moment"),
+    "adaptive",
+    "uniform",
+    "logit-normal",
+    "truncated-logit-normal",
+    "log-snr-normal",
+    "shift",
+    "speed",
+    "curriculum",
+    "loss-second-moment",
 ]
 EDGES = (0.0, 0.2, 0.5, 0.7, 1.0)
 EARLY = LogitLogistic(0.4, 0.56)  # of the adaptive family at r = 0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _registered() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            registry.MECHANISMS, "timesteps", "stagecli.stage.timesteps:TimestepsMechanism"
-        )
-        yield
 
 
 def truncated(t: np.ndarray) -> np.ndarray:
@@ -230,7 +216,7 @@ def test_extreme_u(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_each_sample_has_its_own_t_whatever_the_batch(name: str) -> None:
-    """What two processes need in order to train the t of one."""
+    """Two processes rely on this to train the same t as one."""
     u = stratified(0, 0, 32)
     whole = ALL[name].sample(u)
     parts = [ALL[name].sample(u[i : i + 8]) for i in range(0, 32, 8)]
@@ -261,7 +247,7 @@ def test_the_shift_of_sd3_is_logit_logistic() -> None:
 
 
 def test_a_logit_logistic_density_is_near_logit_normal() -> None:
-    """Total variation distance; design: 0.033 at s = 0.61."""
+    """The total variation distance is 0.033 at s = 0.61."""
 
     def distance(s: float) -> float:
         return 0.5 * integral(lambda t: (LogitLogistic(0.0, s).pdf(t) - LogitNormal().pdf(t)).abs())
@@ -271,7 +257,7 @@ def test_a_logit_logistic_density_is_near_logit_normal() -> None:
 
 
 def test_the_mass_near_noise_that_the_documentation_states() -> None:
-    """docs/timesteps.md: P(t > 0.95) of the adaptive family, of logit-normal and uniform; moments at three r."""
+    """docs/timesteps.md: moments and P(t > 0.95) of the adaptive family at three r, and others."""
     expected = {
         0.0: (0.579, 0.290, 0.596, 0.839, 0.0125),
         0.5: (0.535, 0.175, 0.548, 0.873, 0.0299),
@@ -393,7 +379,9 @@ def test_speed_weights() -> None:
 
 
 def test_trainer_multiplies_weights_per_sample() -> None:
-    """`Trainer._total` on plans of this mechanism: weights [B], and t of another shape is refused there."""
+    """`Trainer._total` on plans of this mechanism: weights [B], and t of another shape is
+    refused there.
+    """
     fake: Any = SimpleNamespace(stages=SimpleNamespace(loss=lambda plan, result: None))
     mechanism = made(kind="speed", weighting="min-snr")
     plan = mechanism.plan(0, Plan())
@@ -433,7 +421,7 @@ def made(
             "stage": {"regime": {}},
         }
     )
-    return TimestepsMechanism(TimestepsOptions(**options), recipe)
+    return TimestepsMechanism.build(TimestepsOptions(**options), recipe)
 
 
 def adaptive(**options: Any) -> TimestepsMechanism:
@@ -470,7 +458,7 @@ def test_adaptive_goes_from_noise_to_uniform_with_r() -> None:
 
 
 def test_adaptive_ends_at_the_density_of_the_objective() -> None:
-    normal = {"timesteps": "logit-normal", "mean": 0.3, "std": 0.8}
+    normal = {"density": "logit-normal", "mean": 0.3, "std": 0.8}
     late = made(objective=normal, kind="adaptive", floor=0.0).density(0, 1.0)
     grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
     distance = (late.pdf(grid) - LogitNormal(0.3, 0.8).pdf(grid)).abs().mean() / 2
@@ -482,7 +470,7 @@ def test_adaptive_ends_at_the_density_of_the_objective() -> None:
 
 
 def test_the_objectives_floor_is_drawn_with_and_without_the_mechanism(tmp_path: Path) -> None:
-    normal = {"timesteps": "logit-normal", "mean": 0.3, "std": 0.8}
+    normal = {"density": "logit-normal", "mean": 0.3, "std": 0.8}
     floored = Floored(LogitNormal(0.3, 0.8), 0.05)
     changes = {f"objective__{k}": v for k, v in {**normal, "floor": 0.05}.items()}
     assert (
@@ -508,7 +496,7 @@ def test_adaptive_without_regime_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"kappa": 0.5, "floor": 0.0}, "no bound"),
         ({"kappa": 0.5, "kind": "shift"}, "adaptive"),
@@ -521,9 +509,9 @@ def test_adaptive_without_regime_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_contradict_each_other(
-    options: dict[str, Any], said: str, tmp_path: Path
+    options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         TimestepsOptions(**options)
 
 
@@ -545,7 +533,7 @@ def test_curriculum_switches_or_mixes_and_says_so() -> None:
         assert events == changes
 
 
-@pytest.mark.parametrize("objective", [{}, {"timesteps": "logit-normal", "mean": 0.3, "std": 0.7}])
+@pytest.mark.parametrize("objective", [{}, {"density": "logit-normal", "mean": 0.3, "std": 0.7}])
 def test_loss_second_moment_finds_a_peak_and_stays_unbiased(objective: dict[str, Any]) -> None:
     mechanism = made(kind="loss-second-moment", objective=objective)
     reference = mechanism.reference
@@ -599,18 +587,18 @@ def test_what_is_remembered_does_not_depend_on_the_order_of_the_batch() -> None:
 
 
 def test_follow_loss_prefers_what_falls_within_its_bounds() -> None:
-    tracker = LossFall((0.0, 0.25, 0.5, 0.75, 1.0))
+    history = LossFall((0.0, 0.25, 0.5, 0.75, 1.0))
     for step in range(200):
         t_B = stratified(0, step, 16)
         falling = 2.0 * 0.995**step
-        tracker.add(
+        history.add(
             t_B, torch.where(t_B < 0.25, torch.full_like(t_B, falling), torch.ones_like(t_B))
         )
-    assert tracker.ready
-    assert tracker.factors(0.5) == pytest.approx((2.0, 0.5, 0.5, 0.5))
-    assert tracker.factors(0.0) == (1.0, 1.0, 1.0, 1.0)
+    assert history.ready
+    assert history.factors(0.5) == pytest.approx((2.0, 0.5, 0.5, 0.5))
+    assert history.factors(0.0) == (1.0, 1.0, 1.0, 1.0)
     mechanism = adaptive(follow_loss=True, bins=4, kappa=1.0)
-    mechanism.tracker = tracker
+    mechanism.history = history
     density = mechanism.density(0, 0.0)
     assert float(density.pdf(double(0.2))) > 1.5 * float(
         adaptive().density(0, 0.0).pdf(double(0.2))
@@ -681,14 +669,14 @@ def test_the_plan_is_pure_and_keeps_the_rest() -> None:
 
 
 def test_weights_hardly_cost_anything_twice() -> None:
-    """The integrals are remembered per density."""
+    """Integrals are cached per density."""
     density = Weighted(Floored(EARLY, 0.05), Uniform(), 0.5)
     LossWeight((MinSNR(),), density)(torch.rand(4))
-    before = densities.mean_weight.cache_info().hits
+    before = loss_weights.mean_weight.cache_info().hits
     LossWeight((MinSNR(),), Weighted(Floored(LogitLogistic(0.4, 0.56), 0.05), Uniform(), 0.5))(
         torch.rand(4)
     )
-    assert densities.mean_weight.cache_info().hits == before + 1
+    assert loss_weights.mean_weight.cache_info().hits == before + 1
 
 
 # -- in training -----------------------------------------------------------------------------------
@@ -762,6 +750,14 @@ def test_t_follows_r_while_training(whole: Path) -> None:
     assert (table["floor"], table["gamma"], table["kappa"]) == (0.05, 5.0, 0.5)
 
 
+def timesteps_events(run: Path) -> set[tuple[int, str, str]]:
+    return {
+        (event["step"], event["to"], event["reason"])
+        for event in read_rows(run, "events")
+        if event["mechanism"] == "timesteps"
+    }
+
+
 @pytest.mark.parametrize(
     ("kind", "step"), [("adaptive", 7), ("loss-second-moment", 3), ("loss-second-moment", 10)]
 )
@@ -782,15 +778,8 @@ def test_kill_9_and_resume_draw_the_same_t(
     assert facts(run) == facts(reference)
     assert facts(run, "bins") == facts(reference, "bins")
     assert weights(run) == weights(reference)
-    found, expected = (
-        {
-            (e["step"], e["to"], e["reason"])
-            for e in read_rows(r, "events")
-            if e["mechanism"] == "timesteps"
-        }
-        for r in (run, reference)
-    )
-    assert found == expected
+    expected = timesteps_events(reference)
+    assert timesteps_events(run) == expected
     if kind == "loss-second-moment":
         assert [to for _, to, _ in expected] == ["following the loss"]
     assert sha(run / "recipe.toml") == sha(reference / "recipe.toml")
@@ -798,8 +787,11 @@ def test_kill_9_and_resume_draw_the_same_t(
 
 @pytest.mark.parametrize("kind", ["adaptive", "loss-second-moment"])
 def test_two_processes_draw_the_t_of_one(kind: str, whole: Path, tmp_path: Path) -> None:
-    """gloo on two processes: where t follows the step only it is the same to the bit; where it follows losses, as
-    near as those are."""
+    """gloo on two processes.
+
+    Where t follows only the step it is the same to the bit; where it follows losses, as near as
+    they are.
+    """
     two_processes("train", whole / f"{kind}.toml", cwd=tmp_path)
     run = tmp_path / "runs" / kind
     alone = whole / "runs" / kind

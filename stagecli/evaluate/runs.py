@@ -234,32 +234,23 @@ def _writable(folder: Path) -> Path:
 
 
 def _judge(recipe: Recipe, name: str, warn: Say) -> Encoder:
-    """The judge. Raises StageError where it taught the run or steered it, under whatever name."""
+    """The judge. Raises StageError if it taught or steered the run, under whatever name."""
     judge = open_encoder(name)
-    for mechanism, table in recipe.stage.items():
-        options = registry.options(mechanism, table)
-        used = [
-            (word, getattr(options, word))
-            for word in ("teacher", "monitor")
-            if getattr(options, word, None)
-        ]
-        if mechanism == "regime" and options.source != "measured":
-            used = []
-        for word, other in used:
-            same = same_checkpoint(name, other)
-            if not same:
-                try:
-                    same = open_encoder(other).fingerprint() == judge.fingerprint()
-                except StageError as error:
-                    warn(
-                        f"the {word} {other} cannot be opened ({error.message}): "
-                        "compared with the judge by name only"
-                    )
-            if same:
-                raise StageError(
-                    f"judge {name} was the {word} of this run, and would score what it has "
-                    "itself steered",
-                    problems=[Problem(f"stage.{mechanism}.{word}", f"is {other}")],
-                    hint="choose another encoder with --judge",
+    for use in registry.encoders(recipe.stage):
+        same = same_checkpoint(name, use.encoder)
+        if not same:
+            try:
+                same = open_encoder(use.encoder).fingerprint() == judge.fingerprint()
+            except StageError as error:
+                warn(
+                    f"the {use.role} {use.encoder} cannot be opened ({error.message}): "
+                    "compared with the judge by name only"
                 )
+        if same:
+            raise StageError(
+                f"judge {name} was the {use.role} of this run, "
+                "and would score what it has itself steered",
+                problems=[Problem(use.key, f"is {use.encoder}")],
+                hint="choose another encoder with --judge",
+            )
     return judge

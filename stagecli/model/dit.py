@@ -142,6 +142,20 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
         self.modulation = nn.Linear(width, 6 * width)
 
+    def matrices(self) -> dict[str, Tensor]:
+        """Weights [out, in] of self-attention (q, k, v, o) and of the feed-forward layers (fc1, fc2).
+
+        q, k, v and fc1 read the residual stream (in = width); o and fc2 write to it (out = width).
+        """
+        return {
+            "q": self.attention.q.weight,
+            "k": self.attention.k.weight,
+            "v": self.attention.v.weight,
+            "o": self.attention.o.weight,
+            "fc1": self.fc1.weight,
+            "fc2": self.fc2.weight,
+        }
+
     def forward(
         self,
         x_BPD: Tensor,

@@ -44,6 +44,11 @@ class Network(nn.Module):
             activation_checkpointing=recipe.train.activation_checkpointing,
         )
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks (`dit.Block`) from input to output."""
+        return self.dit.blocks
+
     def encode_condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
         """The encoded condition of a batch, which a sampler encodes once and uses in every step."""
         condition = Conditioning(

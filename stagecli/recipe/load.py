@@ -1,8 +1,8 @@
 """Load recipes: a path or a shipped name -> a checked `Recipe`.
 
 Precedence: defaults < extended recipe < recipe < `--set`. Nothing else overrides: `${VAR}` is
-replaced from the environment in the path-like keys of `PATH_KEYS` only, and an unset one is an
-error.
+replaced from the environment only in the path-like keys of `PATH_KEYS` and those that mechanisms
+declare, and an unset one is an error.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ PATH_KEYS = (
     ("codec", "model"),
     ("codec", "vocoder"),
     ("condition", "model"),
-    ("stage", "regime", "monitor"),
-    ("stage", "regime", "replay"),
-    ("stage", "guidance", "teacher"),
     ("evaluate", "judge"),
 )
 
@@ -60,7 +57,9 @@ def _resolve(source: RecipeSource) -> Recipe:
 
 
 def _expand_paths(tree: dict[str, Any]) -> Iterator[tuple[Key, str]]:
-    for *tables, name in PATH_KEYS:
+    from stagecli.stage import registry
+
+    for *tables, name in (*PATH_KEYS, *registry.path_keys(tree.get("stage"))):
         node: Any = tree
         for table in tables:
             node = node.get(table) if isinstance(node, dict) else None

@@ -19,6 +19,7 @@ from stagecli.errors import StageError
 from stagecli.files import JsonRow
 from stagecli.report import regime as report_regime
 from stagecli.report.curves import number
+from stagecli.stage import registry
 
 __all__ = ["RunReport", "read_run"]
 
@@ -103,7 +104,7 @@ def _read_all(report: RunReport) -> None:
     report.superseded = before - len(report.metrics)
     report.probes = report_regime.in_order(report.probes, report.damage)
     stage, train = _tables(path / "recipe.toml", "stage", "train")
-    report.wants_probes = "regime" in stage
+    report.wants_probes = registry.REGIME in stage
     report.chosen_by = str(train.get("best", report.chosen_by))
     _read_products(report)
 

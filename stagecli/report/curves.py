@@ -7,15 +7,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from stagecli.files import JsonRow
+from stagecli.files import LARGEST, JsonRow, number
+from stagecli.metrics.theil_sen import kendall_z, theil_sen
 
-LARGEST = 1e100  # beyond it sums overflow
 HISTORY = 512  # points kept per growing curve; older ones are merged in pairs
-
-
-def number(value: object) -> float | None:
-    """`value` as a float, else None: null, text, a truth value, NaN, or too large to be a measurement."""
-    return float(value) if type(value) in (int, float) and abs(value) < LARGEST else None  # type: ignore[arg-type]
 
 
 def series(rows: Iterable[JsonRow], key: str) -> tuple[list[int], list[float]]:
@@ -105,21 +100,6 @@ class Curve:
             self._every = 2 * self._every
 
 
-def theil_sen(steps: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """Median of all pairwise slopes, and Kendall's z: how far the trend stands out of the noise."""
-    slopes = []
-    score = 0
-    count = len(values)
-    for i in range(count):
-        for j in range(i + 1, count):
-            rise = values[j] - values[i]
-            score += (rise > 0) - (rise < 0)
-            if steps[j] != steps[i]:
-                slopes.append(rise / (steps[j] - steps[i]))
-    spread = math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
-    return (statistics.median(slopes), score / spread) if slopes else (0.0, 0.0)
-
-
 def trend(steps: Sequence[int], values: Sequence[float], share: float) -> JsonRow | None:
     """How a positive curve moved over its last `share` of steps; None with fewer than 8 points there.
 
@@ -133,7 +113,9 @@ def trend(steps: Sequence[int], values: Sequence[float], share: float) -> JsonRo
     if len(part) < 8:
         return None
     points = thin([s for s, _ in part], [math.log(v) for _, v in part], 120)
-    slope, z = theil_sen([p[0] for p in points], [p[1] for p in points])
+    logs = [p[1] for p in points]
+    slope = theil_sen([p[0] for p in points], logs)
+    z = kendall_z(logs)
     direction = "flat" if abs(z) <= 2 else ("falling" if slope < 0 else "rising")
     span = part[-1][0] - part[0][0]
     return {

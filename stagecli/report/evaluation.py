@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from stagecli.files import JsonRow
 from stagecli.metrics.in_training import LOSS, PREFIX, described, higher_is_better
-from stagecli.report.curves import theil_sen
+from stagecli.metrics.theil_sen import kendall_z
 
 LEAST = 8  # rows before a plateau is spoken of
 STILL = 5  # of them since the last real improvement, at least ...
@@ -93,10 +93,7 @@ def plateau(name: str, steps: Sequence[int], values: Sequence[float]) -> JsonRow
     lowest = min(costs)
     since = next(i for i in range(count) if costs[i] <= lowest + margin)
     after = count - 1 - since
-    if (
-        after < max(STILL, STILL_SHARE * count)
-        or theil_sen(steps[since + 1 :], costs[since + 1 :])[1] < TREND
-    ):
+    if after < max(STILL, STILL_SHARE * count) or kendall_z(costs[since + 1 :]) < TREND:
         return None
     k = costs.index(lowest)
     return {

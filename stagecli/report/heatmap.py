@@ -6,6 +6,8 @@ import html as escaping
 from dataclasses import dataclass
 from typing import Any
 
+from stagecli.stage.probe_columns import GroupedMatrix
+
 # of every panel, in SVG units
 WIDTH = 560
 HEIGHT = 270
@@ -22,8 +24,12 @@ BAR = 40  # steps of the colour bar
 
 @dataclass(frozen=True)
 class HeatMap:
-    """matrix: [L][L]; low, high: the ends of the colours; boundaries: after which blocks a group ends; names: of the
-    groups, in order of depth, empty where none are known."""
+    """A matrix of blocks to draw.
+
+    matrix: [L][L]; low, high: values of the lightest and the darkest colour; boundaries: blocks,
+    from 1, after which a group ends; names: of the groups, in order of depth, empty where none are
+    known.
+    """
 
     title: str
     matrix: list[list[float]]
@@ -32,15 +38,28 @@ class HeatMap:
     boundaries: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, matrix: GroupedMatrix, suffix: str = "") -> HeatMap:
+        """The drawing of a mechanism's matrix; suffix: of the title."""
+        low, high = matrix.bounds
+        return cls(
+            title=f"{matrix.title}, step {matrix.step:,}{suffix}",
+            matrix=matrix.values,
+            low=low,
+            high=high,
+            boundaries=matrix.boundaries,
+            names=matrix.group_names,
+        )
+
     @property
     def groups(self) -> list[tuple[int, int, str]]:
-        """(first block from 0, past the last, name)."""
+        """(first block from 0, end of the range, name) of every group."""
         edges = (0, *self.boundaries, len(self.matrix))
         return list(zip(edges, edges[1:], self.names, strict=False))
 
     @property
     def numbered(self) -> range:
-        """Blocks, from 0, whose number is written."""
+        """Blocks, from 0, whose number is written beside the matrix."""
         L = len(self.matrix)
         return range(0, L, 1 if L <= 12 else -(-L // 9))
 

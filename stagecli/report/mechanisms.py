@@ -1,6 +1,8 @@
-"""What the mechanisms say in the rows of metrics: `stage/NAME/FIGURE`, whichever mechanisms there are.
+"""What the mechanisms of a run report, whichever there are.
 
-The regime is left out: it has sections of its own, from the probes.
+Figures of the metrics are columns `stage/NAME/FIGURE`. The mechanism that measures the regime is
+left out of those: it has sections of its own, from the probes. Other columns of the probes are read
+by their mechanism.
 """
 
 from __future__ import annotations
@@ -9,47 +11,101 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stagecli.report.curves import number
+from stagecli.files import JsonRow, number
+from stagecli.report.curves import series, thin
+from stagecli.stage import registry
+from stagecli.stage.probe_columns import ProbeColumns
 
 PREFIX = "stage/"
-APART = "regime"
 
 
 def names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Columns `stage/NAME/FIGURE` that a run has, mechanism by mechanism in the order written."""
-    found = dict.fromkeys(key for row in rows for key in row if key.startswith(PREFIX))
-    kept = [key for key in found if parts(key)[0] != APART]
-    order = list(dict.fromkeys(parts(key)[0] for key in kept))
-    return sorted(kept, key=lambda key: order.index(parts(key)[0]))
+    columns = dict.fromkeys(key for row in rows for key in row if key.startswith(PREFIX))
+    shown = [key for key in columns if parts(key)[0] != registry.REGIME]
+    order = list(dict.fromkeys(parts(key)[0] for key in shown))
+    return sorted(shown, key=lambda key: order.index(parts(key)[0]))
 
 
 def parts(key: str) -> tuple[str, str]:
-    """`stage/guidance/cosine_block1` -> (guidance, cosine_block1)."""
+    """`stage/NAME/cosine_block1` -> (NAME, cosine_block1)."""
     mechanism, _, figure = key.removeprefix(PREFIX).partition("/")
     return mechanism, figure
 
 
 def label(key: str) -> str:
-    """`stage/guidance/cosine_block1` -> `guidance cosine_block1`."""
+    """`stage/NAME/cosine_block1` -> `NAME cosine_block1`."""
     return " ".join(parts(key))
 
 
 def together(keys: Iterable[str]) -> dict[tuple[str, str], list[str]]:
-    """(mechanism, first word of the figure) -> columns drawn in one panel, such as the cosines of all blocks."""
+    """(mechanism, first word of the figure) -> columns that share a panel, such as all blocks'
+    cosines.
+    """
     groups: dict[tuple[str, str], list[str]] = {}
     for key in keys:
         mechanism, figure = parts(key)
-        groups.setdefault((mechanism, re.split(r"[_\d]", figure)[0] or figure), []).append(key)
+        word = re.split(r"[_\d]", figure)[0] or figure
+        groups.setdefault((mechanism, word), []).append(key)
     return groups
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, str]:
-    """mechanism -> its figures of one row as text: `lambda 0.5  cosine_block1 0.33`."""
-    found: dict[str, str] = {}
+    """Mechanism -> its figures of one row as text: `lambda 0.5   cosine_block1 0.33`."""
+    texts: dict[str, list[str]] = {}
     for key in names([row]):
         mechanism, figure = parts(key)
         value = number(row[key])
         if value is not None:
-            found[mechanism] = f"{found[mechanism]}   " if mechanism in found else ""
-            found[mechanism] += f"{figure} {value:.3g}"
-    return found
+            texts.setdefault(mechanism, []).append(f"{figure} {value:.3g}")
+    return {mechanism: "   ".join(pieces) for mechanism, pieces in texts.items()}
+
+
+# -- columns of the probes -------------------------------------------------------------------------
+
+
+def probe_summaries(
+    rows: Sequence[JsonRow], events: Sequence[JsonRow], *, points: int = 60
+) -> dict[str, JsonRow | None]:
+    """Mechanism -> what its columns of the probes show, ready for JSON; None where a run has none.
+
+    rows: of probes.jsonl, in order; events: all of the run; points: per curve in "series".
+    """
+    return {
+        name: probe_summary(name, columns, rows, events, points=points)
+        for name, columns in registry.probe_columns().items()
+    }
+
+
+def probe_summary(
+    name: str,
+    columns: ProbeColumns,
+    rows: Sequence[JsonRow],
+    events: Sequence[JsonRow],
+    *,
+    points: int = 60,
+) -> JsonRow | None:
+    """The summary of one mechanism, with its curves, events and conclusions; None where there is
+    none.
+    """
+    summary = columns.summary(rows)
+    if summary is None:
+        return None
+    curves = {}
+    for curve in columns.curves:
+        thinned = thin(*series(rows, curve.column), points)
+        if thinned:
+            steps = [round(point[0]) for point in thinned]
+            curves[curve.name] = {"step": steps, "value": [point[1] for point in thinned]}
+    own = [dict(event) for event in events if event.get("mechanism") == name]
+    return {
+        **summary,
+        "series": curves,
+        "events": own,
+        "reading": columns.sentences(summary, own),
+    }
+
+
+def transitions(events: Iterable[JsonRow]) -> list[JsonRow]:
+    """The events that changed a mechanism's state."""
+    return [event for event in events if event.get("from") != event.get("to")]

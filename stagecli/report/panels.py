@@ -11,11 +11,11 @@ from stagecli.metrics.in_training import described
 from stagecli.report import RunReport
 from stagecli.report import evaluation as report_evaluation
 from stagecli.report import mechanisms as report_mechanisms
-from stagecli.report import structure as report_structure
 from stagecli.report.curves import number, series, thin
 from stagecli.report.heatmap import HeatMap
 from stagecli.report.regime import levels, reference
 from stagecli.report.summary import bin_rows
+from stagecli.stage import registry
 
 LOSSES = (("train/loss", "Training loss", True), ("valid/loss", "Validation loss", True))
 PACES = (
@@ -77,7 +77,7 @@ def panels(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
     ]
     out += _evaluation(reports, marks)
     out += _regime(reports)
-    out += _structure(reports)
+    out += _probe_columns(reports)
     out += [panel for report in reports for panel in _mechanisms(report, several)]
     out += [panel for metric in PACES if (panel := _metric(reports, *metric, marks))]
     for report in reports:
@@ -135,23 +135,25 @@ def _evaluation(reports: Sequence[RunReport], marks: list[Mark]) -> list[Panel]:
     return out
 
 
-def _structure(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
-    """Newest similarities of the blocks, and how far their groups stand out of the null, of each run that has any."""
+def _probe_columns(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
+    """The newest matrix that a mechanism added to a run's probes, and the curves that belong to it."""
     out: list[Panel | HeatMap] = []
-    for k, report in enumerate(reports):
-        summary = report_structure.summary(report.probes, report.events)
-        found = report_structure.plot(summary)
-        if not found or not summary:
-            continue
-        name = f", {report.name}" if len(reports) > 1 else ""
-        title = f"Similarity of the blocks' updates, step {summary['step']:,}{name}"
-        starts = [0, *found["boundaries"]] if found["labels"] else []
-        names = tuple(report_structure.letter(found["labels"][start]) for start in starts)
-        edges = tuple(found["boundaries"])
-        out.append(HeatMap(title, found["matrix"], found["low"], found["high"], edges, names))
-        if line := _line(report.name, report.probes, "structure_z", k):
-            marks = [Mark(m["step"], m["text"]) for m in found["marks"]]
-            out.append(Panel(f"Groups of blocks: z against the null{name}", [line], False, marks))
+    for mechanism, columns in registry.probe_columns().items():
+        for k, report in enumerate(reports):
+            matrix = columns.matrix(columns.summary(report.probes))
+            if matrix is None:
+                continue
+            name = f", {report.name}" if len(reports) > 1 else ""
+            out.append(HeatMap.of(matrix, name))
+            own = [event for event in report.events if event.get("mechanism") == mechanism]
+            marks = [
+                Mark(event["step"], f"{event.get('from')} -> {event.get('to')}")
+                for event in report_mechanisms.transitions(own)
+            ]
+            for curve in columns.curves:
+                line = _line(report.name, report.probes, curve.column, k) if curve.panel else None
+                if line:
+                    out.append(Panel(f"{curve.panel}{name}", [line], False, marks))
     return out
 
 

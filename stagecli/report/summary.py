@@ -15,7 +15,6 @@ from stagecli.report import RunReport, attempts
 from stagecli.report import evaluation as report_evaluation
 from stagecli.report import mechanisms as report_mechanisms
 from stagecli.report import regime as report_regime
-from stagecli.report import structure as report_structure
 from stagecli.report.curves import number, series, thin, trend
 from stagecli.report.words import sentences
 
@@ -86,9 +85,10 @@ def summary(report: RunReport, *, now: float | None = None) -> JsonRow:
         None if report.probes else report_regime.note(report.wants_probes, out["status"])
     )
     out["time"]["eta_s"] = _eta(rows, step, steps) if out["status"] == "running" else None
-    out["structure"] = report_structure.summary(report.probes, report.events, points=SERIES_POINTS)
+    shown = report_mechanisms.probe_summaries(report.probes, report.events, points=SERIES_POINTS)
+    out |= shown
     out["reading"] = sentences(out, columns("speed/samples_per_s"), columns("optim/lr")[1])
-    out["reading"] += report_structure.reading(out["structure"]) if out["structure"] else []
+    out["reading"] += [line for one in shown.values() if one for line in one["reading"]]
     return _clean(out)
 
 

@@ -1,6 +1,7 @@
-"""The stage interface: what the next step will do (Plan), what was seen (Signals), who decides (Mechanism).
+"""The stage interface: the plan of a step, the signals it produced, and the mechanisms that act on
+training.
 
-The trainer knows this file and the controller, and no mechanism by name.
+The trainer depends on this file and on the controller; it never names a mechanism.
 """
 
 from __future__ import annotations
@@ -8,12 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast, runtime_checkable
 
-if TYPE_CHECKING:  # a recipe is checked by this file's users, and that needs no torch
+from stagecli.errors import StageError
+
+if TYPE_CHECKING:  # reading a recipe imports this file and needs no torch
     from torch import Tensor, nn
 
     from stagecli.flow.objective import Result
+    from stagecli.model.dit import Block
+    from stagecli.schema import Recipe
     from stagecli.stage.densities import TimeDensity
 
 
@@ -25,18 +30,23 @@ def _uniform() -> TimeDensity:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the next step does; the defaults are plain training."""
+    """What the next step does. The defaults are plain training.
+
+    density: density that t is drawn from; loss_weight: maps t [B] to weights of the loss [B]; r:
+    regime variable, 0 where no mechanism measures it; hidden: blocks, counted from 1, whose output
+    the network returns; active: names of the mechanisms that add a term to the loss.
+    """
 
     density: TimeDensity = field(default_factory=_uniform)
-    loss_weight: Callable[[Tensor], Tensor] | None = None  # t [B] -> [B]
-    r: float = 0.0  # regime variable; 0 where no mechanism measures it
-    hidden: tuple[int, ...] = ()  # blocks whose output the network returns
-    active: tuple[str, ...] = ()  # names of the mechanisms that add a loss
+    loss_weight: Callable[[Tensor], Tensor] | None = None
+    r: float = 0.0
+    hidden: tuple[int, ...] = ()
+    active: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Event:
-    """A stage changed: never without a reason."""
+    """A stage transition; `reason` is mandatory."""
 
     mechanism: str
     before: str
@@ -45,6 +55,7 @@ class Event:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self, step: int) -> dict[str, Any]:
+        """The event as a row of events.jsonl."""
         return {
             "step": step,
             "mechanism": self.mechanism,
@@ -57,11 +68,11 @@ class Event:
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What a mechanism wants measured.
+    """The measurement of the discrepancy that a mechanism requests.
 
-    monitor: "kind:model" of an SSL encoder; layer: as in `ssl.make_encoder`; clips: of the valid split; t: noise
-    levels of each clip; every: steps from probe to probe; partial_band: a monitor that hears a part of what the task
-    restores will do.
+    monitor: SSL encoder, as "kind:model"; layer: as in `ssl.make_encoder`; clips: number of clips
+    of the valid split; t: noise levels at which each clip is measured; every: steps between probes;
+    partial_band: accept a monitor whose bandwidth covers only part of the restored band.
     """
 
     monitor: str
@@ -74,7 +85,10 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """Features of the clean target that a mechanism wants with every crop: by `encoder` ("kind:model") at `layer`."""
+    """Features of the clean target that a mechanism requests with every training crop.
+
+    encoder: SSL encoder, as "kind:model"; layer: as in `ssl.make_encoder`.
+    """
 
     encoder: str
     layer: int | tuple[int, ...] | Literal["mean"]
@@ -82,10 +96,11 @@ class FeatureSettings:
 
 @dataclass(frozen=True)
 class Probe:
-    """One measurement of the discrepancy on the fixed probe set (design section 5).
+    """One measurement of the discrepancy on the fixed probe set.
 
-    D_t: {t: mean over clips of 1 - mean over frames of cos(features of the prediction, of the target)}; ceiling: the
-    same of the codec's round trip; reference: of what holds no information beyond the condition; monitor: its label.
+    D_t: noise level t -> mean over clips of 1 - mean over frames of the cosine between the features
+    of the prediction and of the target; ceiling: the same for the codec's round trip; reference:
+    the same for a signal without information beyond the condition; monitor: label of the encoder.
     """
 
     D_t: Mapping[float, float]
@@ -95,15 +110,17 @@ class Probe:
 
     @property
     def D(self) -> float:
-        """Mean over t."""
+        """Mean over the noise levels."""
         return math.fsum(self.D_t.values()) / len(self.D_t)
 
     def normalised(self, D: float) -> float:
-        """1: no meaning beyond the condition; 0: as good as the codec allows."""
+        """`D` on a scale where 1 is no meaning beyond the condition and 0 is the codec's round
+        trip.
+        """
         return (D - self.ceiling) / (self.reference - self.ceiling)
 
     def row(self) -> dict[str, Any]:
-        """Flat numbers for the row of a probe; a D that is no number is None there."""
+        """The measurement as flat columns of probes.jsonl."""
         by_t = {f"_t{t:.2f}": D for t, D in self.D_t.items()}
         return {
             "D": self.D,
@@ -118,11 +135,12 @@ class Probe:
 
 @dataclass(frozen=True)
 class Signals:
-    """What one step showed, gathered over all processes, so that all of them decide alike.
+    """Measurements of one step, gathered over all processes so that every process decides alike.
 
-    step: steps done; t_B, loss_B: of the global batch, unweighted; grad_norm before clipping;
-    lr: the step's learning rate; probe: the measurement after this step, where one was due, and ema_weights: the
-    weights it was made with, by name; valid: (step, loss) of the newest validation on the fixed grid of t.
+    step: steps done; t_B, loss_B: noise levels and unweighted losses of the global batch;
+    grad_norm: before clipping; lr: learning rate of the step; probe: the probe after this step,
+    where one was due, and ema_weights: the weights it was made with, by parameter name; valid:
+    (step, loss) of the newest validation on the fixed grid of t.
     """
 
     step: int
@@ -135,20 +153,57 @@ class Signals:
     valid: tuple[int, float] | None = None
 
 
+@runtime_checkable
+class NetworkWithBlocks(Protocol):
+    """The part of `model.network.Network` that mechanisms use beyond `nn.Module`."""
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks from input to output."""
+        ...
+
+
+def blocks_of(network: nn.Module) -> list[Block]:
+    """The transformer blocks of a network. Raises StageError for a network that does not offer
+    them.
+    """
+    if not isinstance(network, NetworkWithBlocks):
+        raise StageError(f"a network of class {type(network).__name__} has no transformer blocks")
+    return [cast("Block", block) for block in network.blocks]
+
+
 class Mechanism:
-    """One thing that acts on training. Every method has a default that does nothing."""
+    """One thing that acts on training. Every method has a default that does nothing.
+
+    A subclass has a class attribute `Options` (a subclass of `options.MechanismOptions`: the keys
+    of its section and its declarations). `probes` and `features` declare the measurements it
+    requests; equal requests of several mechanisms are served once, different ones are refused by
+    the controller. `features` becomes None once they are no longer needed.
+    """
 
     name = "mechanism"
-    probes: ProbeSettings | None = None  # what it wants measured
-    features: FeatureSettings | None = (
-        None  # what it wants with every crop; None again when it needs them no more
-    )
+    probes: ProbeSettings | None = None
+    features: FeatureSettings | None = None
+
+    def __init__(self, options: Any, recipe: Recipe) -> None:
+        """Hold the options; without I/O or long computation."""
+
+    @classmethod
+    def build(cls, options: Any, recipe: Recipe) -> Self:
+        """Check the options against the recipe, read what they name, and make the mechanism.
+
+        Raises StageError where the mechanism cannot work in this recipe.
+        """
+        return cls(options, recipe)
 
     def attach(self, network: nn.Module, feature_width: int | None) -> None:
-        """Get to know the network that is trained and D of the features, once, before the first step."""
+        """Bind to the network being trained, once, before the first step.
+
+        feature_width: dimension of the requested features, None where no mechanism requests any.
+        """
 
     def plan(self, step: int, plan: Plan) -> Plan:
-        """The plan with this mechanism's part replaced; pure."""
+        """`plan` with this mechanism's part replaced."""
         return plan
 
     def loss(self, result: Result) -> Tensor | None:
@@ -156,25 +211,26 @@ class Mechanism:
         return None
 
     def step(self, lr: float, all_reduce_mean: Callable[[Tensor], Tensor], scale: float) -> None:
-        """After the backward pass: update what it trains besides the network.
+        """Update parameters other than the network's, after the backward pass.
 
-        all_reduce_mean: over processes; scale: what the loss was multiplied by (fp16).
+        lr: learning rate of the step; all_reduce_mean: mean over processes; scale: factor that the
+        loss was multiplied by (fp16).
         """
 
     def observe(self, signals: Signals) -> list[Event]:
-        """Take in what a step showed; the events it led to."""
+        """Take in the measurements of a step and return the events they led to."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resume needs: numbers, strings, lists, dicts and tensors."""
+        """Everything that an exact resume needs, as numbers, strings, lists, dicts and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
     def metrics(self) -> dict[str, float]:
-        """Flat numbers for the next row of metrics, without prefix."""
+        """Flat numbers for the next row of metrics.jsonl, named without prefix."""
         return {}
 
     def probe_row(self) -> dict[str, Any]:
-        """What it adds to the row of the probe that it just observed."""
+        """Columns to add to the row of the probe just observed."""
         return {}

@@ -9,9 +9,10 @@ from stagecli.files import JsonRow
 from stagecli.report import evaluation as report_evaluation
 from stagecli.report import mechanisms as report_mechanisms
 from stagecli.report import regime as report_regime
-from stagecli.report import structure as report_structure
 from stagecli.report.curves import duration, number, sparkline
+from stagecli.report.matrix_text import matrix_lines
 from stagecli.report.words import best_text
+from stagecli.stage import registry
 from stagecli.terminal.console import Console, cell, percent
 
 __all__ = ["inspect", "sections"]
@@ -46,7 +47,7 @@ def sections(summaries: Sequence[JsonRow], out: Console) -> list[Section]:
         ("regime", _regime),
         ("regime curves", _regime_curves),
         ("regime events", _regime_events),
-        ("structure", _structure),
+        ("probe columns", _probe_columns),
         ("mechanisms", _mechanisms),
         ("bins", _bins),
         ("curves", _curves),
@@ -56,17 +57,18 @@ def sections(summaries: Sequence[JsonRow], out: Console) -> list[Section]:
     return [(name, lambda draw=draw: draw(summaries, out)) for name, draw in parts]  # type: ignore[misc]
 
 
-def _structure(summaries: Sequence[JsonRow], out: Console) -> None:
-    """Groups of blocks and how alike their updates are, where a run has measured them."""
-    shown = [s for s in summaries if s["structure"]]
-    if not shown:
-        return
-    facts = [report_structure.facts(s["structure"]) for s in shown]
-    _pairs("Structure", [s["name"] for s in shown], facts, out)
-    for s in shown:
-        for line in report_structure.lines(s["structure"], out.width, out.ascii_only):
-            out.text(line)
-        out.text()
+def _probe_columns(summaries: Sequence[JsonRow], out: Console) -> None:
+    """Facts and matrix of what a mechanism added to the probes, where a run has any."""
+    for mechanism, columns in registry.probe_columns().items():
+        shown = [s for s in summaries if s[mechanism]]
+        if not shown:
+            continue
+        facts = [columns.facts(s[mechanism]) for s in shown]
+        _pairs(columns.title, [s["name"] for s in shown], facts, out)
+        for s in shown:
+            for line in matrix_lines(columns.matrix(s[mechanism]), out.width, out.ascii_only):
+                out.text(line)
+            out.text()
 
 
 def _mechanisms(summaries: Sequence[JsonRow], out: Console) -> None:

@@ -1,0 +1,45 @@
+"""Base class of the `[stage.NAME]` sections: the options of a mechanism and its declarations. No
+torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from stagecli.schema import Section
+
+Role = Literal["teacher", "monitor"]
+
+
+@dataclass(frozen=True)
+class RegimeNeed:
+    """Why a mechanism cannot work without a measured regime.
+
+    reason: one clause, such as "its schedule follows r"; option: the option that causes it, empty
+    where the mechanism as a whole needs the regime; alternative: a way out other than adding the
+    section, which continues "add [stage.regime], or ...".
+    """
+
+    reason: str
+    option: str = ""
+    alternative: str = ""
+
+
+class MechanismOptions(Section):
+    """Options of a mechanism. What other packages have to know about it is declared here, not in a
+    list of theirs.
+
+    paths: names of the options that may hold `${VAR}`.
+    """
+
+    paths: ClassVar[tuple[str, ...]] = ()
+
+    def encoders(self) -> Mapping[str, Role]:
+        """Options that name an SSL encoder which steers training, with the encoder's role."""
+        return {}
+
+    def regime_need(self) -> RegimeNeed | None:
+        """Why these options need the regime, or None if they don't."""
+        return None
