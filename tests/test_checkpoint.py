@@ -269,7 +269,7 @@ def test_a_failed_save_leaves_everything_as_it_was(
     assert "previous checkpoint is intact" in (caught.value.hint or "")
     assert listing(tmp_path) == before
     assert sorted(os.listdir(tmp_path)) == ["latest", "step_00000001", "step_00000002"]
-    assert checkpoint.find(tmp_path).name == "step_00000002"
+    assert checkpoint.resolve(tmp_path).name == "step_00000002"
     assert value_of(save(tmp_path, 3, 9.0)) == 9.0  # once there is space again
 
 
@@ -309,14 +309,14 @@ def test_find(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path) == [10, 200]
     assert (tmp_path / "latest").read_text() == "step_00000200\n"
     for which in ("10", "step_10", "step_00000010"):
-        assert checkpoint.find(tmp_path, which).name == "step_00000010"
-    assert checkpoint.find(tmp_path).name == "step_00000200"
+        assert checkpoint.resolve(tmp_path, which).name == "step_00000010"
+    assert checkpoint.resolve(tmp_path).name == "step_00000200"
     (tmp_path / "latest").write_text("step_00000010\n")
-    assert checkpoint.find(tmp_path).name == "step_00000010"
+    assert checkpoint.resolve(tmp_path).name == "step_00000010"
     (tmp_path / "latest").write_text("step_00000999\n")  # points nowhere: the newest that is whole
-    assert checkpoint.find(tmp_path).name == "step_00000200"
+    assert checkpoint.resolve(tmp_path).name == "step_00000200"
     (tmp_path / "latest").unlink()
-    assert checkpoint.find(tmp_path).name == "step_00000200"
+    assert checkpoint.resolve(tmp_path).name == "step_00000200"
 
 
 @pytest.mark.parametrize("which", ["11", "step_11", "best", "", "²", "latest2"])
@@ -324,14 +324,14 @@ def test_find_names_the_checkpoints_there_are(tmp_path: Path, which: str) -> Non
     for step in (10, 200):
         save(tmp_path, step)
     with pytest.raises(StageError, match="no checkpoint") as caught:
-        checkpoint.find(tmp_path, which)
+        checkpoint.resolve(tmp_path, which)
     assert "10, 200" in (caught.value.hint or "")
 
 
 def test_find_where_there_is_none(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(StageError, match="no checkpoint 'latest'") as caught:
-            checkpoint.find(folder)
+            checkpoint.resolve(folder)
         assert "not saved one yet" in (caught.value.hint or "")
 
 

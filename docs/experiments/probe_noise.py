@@ -42,7 +42,7 @@ def main() -> None:
     )
     prepared = prepare(recipe, None, accelerator.device, lambda *_: None)
     network = Network(recipe, channels=prepared.codec.channels)
-    path = checkpoint.find(options.run / "checkpoints", options.checkpoint)
+    path = checkpoint.resolve(options.run / "checkpoints", options.checkpoint)
     network.load_state_dict(checkpoint.load_weights(path, "model"))
     network.eval()
     probes = ProbeSet(settings, prepared, network, accelerator)
