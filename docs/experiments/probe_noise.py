@@ -20,7 +20,7 @@ from stagecli.recipe import load as recipes
 from stagecli.runs import checkpoint
 from stagecli.stage.controller import Stages
 from stagecli.train.prepare import prepare
-from stagecli.train.probe import ProbeSet
+from stagecli.train.probe_setup import build_probes
 
 SIZES = (8, 16, 32, 64, 128, 256)
 
@@ -45,7 +45,7 @@ def main() -> None:
     path = checkpoint.resolve(options.run / "checkpoints", options.checkpoint)
     network.load_state_dict(checkpoint.load_weights(path, "model"))
     network.eval()
-    probes = ProbeSet(settings, prepared, network, accelerator)
+    probes = build_probes(settings, prepared, network, accelerator)
     d_KTB = torch.stack([probes.distances(network, draw) for draw in range(options.draws)])
     D = float(d_KTB.mean())
     one = float(d_KTB.mean(1).std(0).square().mean().sqrt())  # of a clip, its mean over t

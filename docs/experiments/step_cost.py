@@ -30,7 +30,8 @@ from accelerate import Accelerator
 from stagecli.recipe import load as recipes
 from stagecli.schema import Recipe
 from stagecli.terminal.views import QuietView
-from stagecli.train.precision import settled
+from stagecli.train.precision import resolve_precision
+from stagecli.train.setup import build_trainer
 from stagecli.train.trainer import Trainer
 
 SHAPE = ("model.depth=12", "model.width=192", "model.heads=3")
@@ -77,7 +78,7 @@ class Turn(QuietView):
         self.thread.start()
         self._wait()
 
-    asked = False
+    requested = False
 
     def __enter__(self) -> Turn:
         return self
@@ -133,7 +134,7 @@ def make_trainer(
 ) -> Callable:
     def make(view: Turn) -> Trainer:
         folder.mkdir(exist_ok=True)
-        return Trainer(load(name, settings), accelerator, folder, None, view)
+        return build_trainer(load(name, settings), accelerator, folder, None, view)
 
     return make
 
@@ -141,7 +142,7 @@ def make_trainer(
 def load(name: str, settings: tuple[str, ...]) -> Recipe:
     steps = recipes.load(name).train.steps
     never = [f"train.{what}={steps}" for what in ("validate_every", "checkpoint_every")]
-    return settled(recipes.load(name, [*never, "train.samples=0", *settings]))
+    return resolve_precision(recipes.load(name, [*never, "train.samples=0", *settings]))
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float]:
