@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,14 +211,13 @@ def test_a_run_directory_that_cannot_be_written(tmp_path: Path, cli: Cli) -> Non
 def test_a_full_disk_at_the_start_does_not_block_the_name(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stagecli.runs import directory as runs
 
-    def full(path: Path, text: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     recipe = write_recipe(tmp_path / "t2a.toml", train__steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_atomic", full)
+        patch.setattr(os, "fsync", full)
         result = cli("train", recipe)
     assert result.code == 2
     assert "No space left on device" in result.stderr and "Traceback" not in result.stderr
@@ -230,7 +230,7 @@ def test_a_full_disk_while_training(
 ) -> None:
     """Exit 1, the checkpoint before it intact, and the same command goes on to the same end."""
     from stagecli.runs import checkpoint
-    from stagecli.runs import directory as runs
+    from stagecli.runs.directory import Run
     from stagecli.train import validation
 
     recipe = write_recipe(
@@ -239,9 +239,9 @@ def test_a_full_disk_while_training(
     assert cli("train", recipe, "--name", "whole").code == 0
     no_space = OSError(errno.ENOSPC, "No space left on device")
     save = checkpoint.save_file
-    append = runs.Run.append
-    write = runs.write_atomic
-    written = validation.write_wav
+    append = Run.append
+    fsync = os.fsync
+    write_wav = validation.write_wav
     full = False
 
     def save_file(tensors: Any, path: Path) -> None:
@@ -260,24 +260,23 @@ def test_a_full_disk_while_training(
             raise no_space
         return append(run, stream, row)
 
-    def write_atomic(path: Path, text: str) -> None:
+    def sync(descriptor: int) -> None:
         if full:
             raise no_space
-        write(path, text)
+        fsync(descriptor)
 
-    def write_wav(*args: Any, **keys: Any) -> None:
+    def write_sample(*args: Any, **keys: Any) -> None:
         nonlocal full
         full = full or where == "samples"
         if full:
             raise no_space
-        written(*args, **keys)
+        write_wav(*args, **keys)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", save_file)
-        patch.setattr(checkpoint, "write_atomic", write_atomic)
-        patch.setattr(runs, "write_atomic", write_atomic)
-        patch.setattr(runs.Run, "append", append_row)
-        patch.setattr(validation, "write_wav", write_wav)
+        patch.setattr(os, "fsync", sync)
+        patch.setattr(Run, "append", append_row)
+        patch.setattr(validation, "write_wav", write_sample)
         result = cli("train", recipe, "--name", "cut")
     assert full, "the disk was never full"
     assert result.code == 1

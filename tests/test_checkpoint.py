@@ -243,8 +243,8 @@ def fail_at(number: int, real: Callable[..., Any], half: bool = False) -> Callab
         ("save_file", 2),
         ("save_file", 4),
         ("write_atomic", 1),
-        ("_sync", 3),
-        ("replace", 1),
+        ("fsync", 4),
+        ("replace", 2),  # after state.json inside it
     ],
 )
 def test_a_failed_save_leaves_everything_as_it_was(
@@ -253,11 +253,9 @@ def test_a_failed_save_leaves_everything_as_it_was(
     save(tmp_path, 1)
     save(tmp_path, 2)
     before = listing(tmp_path)
-    target = os if name == "replace" else checkpoint
-    if name == "replace":
-        number = (
-            3 if same_step else 2
-        )  # first state.json is renamed, then the old directory of the step, if any
+    target = os if name in ("replace", "fsync") else checkpoint
+    if name == "replace" and same_step:
+        number += 1  # the old directory of the step is renamed before the new one
     with monkeypatch.context() as patch:
         patch.setattr(
             target, name, fail_at(number, getattr(target, name), half=name == "save_file")

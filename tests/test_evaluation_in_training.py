@@ -238,7 +238,7 @@ def test_a_resume_says_when_scores_are_measured_otherwise(tmp_path: Path) -> Non
         )
         there = (tmp_path / "runs" / "m" / "events.jsonl").exists()
         events = read_rows(tmp_path / "runs" / "m", "events") if there else []
-        told.append([row["reason"] for row in events if row["to"] == "measured otherwise"])
+        told.append([row["reason"] for row in events if row["to"] == "evaluation settings changed"])
     assert told[:2] == [[], []]
     assert len(told[2]) == 1
     assert "evaluate.seed: 0 -> 7" in told[2][0]

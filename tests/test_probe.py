@@ -31,7 +31,8 @@ from stagecli.stage.base import Probe, ProbeSettings
 from stagecli.stage.controller import Stages
 from stagecli.stage.regime import read_r
 from stagecli.train.prepare import prepare
-from stagecli.train.probe import ProbeSet, open_monitor
+from stagecli.train.probe import ProbeSet
+from stagecli.train.probe_setup import build_probes, open_monitor
 
 REGIME: dict[str, Any] = {"stage__regime__every": 2, "stage__regime__clips": 4, "train__steps": 12}
 CLOCK = ("seconds", "seconds_total", "share")
@@ -321,7 +322,7 @@ def probe_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ProbeSet
     network = Network(recipe, channels=prepared.codec.channels)
     settings = Stages.of(recipe).probes
     assert settings is not None
-    return ProbeSet(settings, prepared, network, accelerator), network
+    return build_probes(settings, prepared, network, accelerator), network
 
 
 def test_same_weights_same_number_and_other_noise_another(
@@ -411,7 +412,7 @@ def test_a_monitor_of_a_part_of_the_band_measures_only_on_request(
     from stagecli.errors import StageError
     from stagecli.recipe import load as recipes
     from stagecli.stage.controller import Stages
-    from stagecli.train.probe import open_monitor
+    from stagecli.train.probe_setup import open_monitor
 
     monkeypatch.setenv("STAGECLI_DATA", str(tmp_path))
     asked = recipes.load("vctk-sr-48k-stage")

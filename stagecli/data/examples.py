@@ -298,6 +298,7 @@ def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> D
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # seeds workers, which never draw; else the global one is used
     )
 
 
