@@ -1,4 +1,4 @@
-"""The training loop itself: it draws from no global generator, and its speed is that of its steps."""
+"""The training loop: it draws from no global generator, and its speed is that of its steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALL_MECHANISMS: dict[str, Any] = {
 }
 
 
-# -- the global generator ----------------------------------------------------------------------------
+# -- the global generator ------------------------------------------------------------------------
 
 
 class GeneratorView(QuietView):
@@ -70,7 +70,7 @@ def test_a_step_leaves_the_global_generator_as_it_was(
     assert all(torch.equal(state, view.states[0]) for state in view.states)
 
 
-# -- the speed ---------------------------------------------------------------------------------------
+# -- the speed -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
