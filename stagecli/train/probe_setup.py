@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CENTRE_CLIPS = 128  # training clips whose mean feature is the centre
 CANDIDATES = 4  # candidates per clip of the probe set (sr)
-LEAST_GAP = 0.02  # between ceiling and reference; a smaller gap is no scale to normalise by
+LEAST_GAP = 0.02  # between ceiling and reference; a smaller gap cannot be normalised by
 UPDATES = 10  # of the followed EMA per probe interval, at most
 
 
@@ -236,7 +236,7 @@ def mismatch_distance(targets: Targets, captions: Sequence[str]) -> float:
     distances = 1 - cosine_BB[differ_BB.to(cosine_BB.device)]
     if not len(distances):
         raise StageError(
-            "the probe set has a single clip: there is no other one to compare it with",
+            "the probe set has a single clip and nothing to compare it with",
             problems=[Problem("stage.regime.clips", str(len(captions)))],
             hint="give the valid split at least two clips",
         )

@@ -219,7 +219,7 @@ class Trainer:
         )
 
     def record_probe(self, probe: Probe, seconds: float) -> None:
-        """A row of probes: the measurement, what the mechanisms made of it, and its cost."""
+        """A row of probes: the measurement, the mechanisms' conclusions, and its cost."""
         cost = {
             "seconds": seconds,
             "seconds_total": self.state.probe_seconds,
@@ -237,7 +237,7 @@ class Trainer:
         return self.accelerator.gather(torch.cat(parts)).cpu()
 
     def stop_requested(self) -> bool:
-        """Whether any process was asked to stop, so that all stop after the same step."""
+        """Whether any process got a signal to stop, so that all stop after the same step."""
         if self.accelerator.num_processes == 1:
             return self.interrupt.requested
         flag = torch.tensor([float(self.interrupt.requested)], device=self.device)
