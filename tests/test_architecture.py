@@ -93,7 +93,7 @@ def test_the_reader_of_imports_reads_imports() -> None:
     assert set(imports(tree)) == {"a.b", "c", "d.e", "g"}
     assert set(imports(tree, at_module_level=True)) == {"a.b", "g"}
     assert {"torch", "accelerate.Accelerator", "stagecli.runs.checkpoint"} <= imported(
-        "train.trainer"
+        "train.setup"
     )
     assert len(SOURCES) > 40
 
@@ -190,7 +190,7 @@ def test_pure_parts_import_torch_only(
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("rich", {"terminal.console"}), ("accelerate", {"train.trainer"})],
+    [("rich", {"terminal.console"}), ("accelerate", {"train.setup"})],
 )
 def test_one_file_per_framework(package: str, allowed: set[str]) -> None:
     level = package == "accelerate"  # doctor asks for its state inside a function; types name it
@@ -217,7 +217,7 @@ def test_nothing_imports_the_command_line() -> None:
 
 def test_lower_layers_do_not_import_the_trainer() -> None:
     users = {m for m in SOURCES if any(under(n, "stagecli.train.trainer") for n in imported(m))}
-    assert users == {"train.launch"}
+    assert users == {"train.setup"}
     assert {m for m in SOURCES if any(under(n, "stagecli.train.launch") for n in imported(m))} == {
         "cli.train"
     }

@@ -233,7 +233,7 @@ def test_the_module_runs_as_the_command_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
-def test_dry_run_prints_the_plan_and_writes_nothing(kind: str, cli: Cli, tmp_path: Path) -> None:
+def test_dry_run_shows_the_plan_and_writes_nothing(kind: str, cli: Cli, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.toml", kind)
     before = tree(tmp_path)
     result = cli("train", recipe, "--dry-run")
@@ -358,7 +358,7 @@ def test_the_terminal_is_pinned() -> None:
 
 
 @pytest.mark.parametrize(("fast", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_precision_auto_is_settled_by_the_machine_and_kept(
+def test_precision_auto_is_resolved_by_the_machine_and_kept(
     fast: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
