@@ -1,8 +1,9 @@
-"""Runs written by an earlier version stay readable: inspected, sampled and scored with the numbers of that version.
+"""Runs written by an earlier version stay readable: inspected, sampled, and scored as they were.
 
-`old_run/t2a` and `old_run/sr` were trained for 12 steps, and evaluated, when recipes still had the keys
-`objective.timesteps`, `evaluate.guidance` and `evaluate.guidance_interval`, and probes a `structure_row`. The files
-that only a resume reads (model.safetensors, trainer.safetensors) are left out to save space.
+`old_run/t2a` and `old_run/sr` were trained for 12 steps, and evaluated, when recipes still had the
+keys `objective.timesteps`, `evaluate.guidance` and `evaluate.guidance_interval`, and rows of probes
+a `structure_row`. model.safetensors and trainer.safetensors, which only a resume reads, are left
+out to save space.
 """
 
 from __future__ import annotations
