@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+# Read by huggingface_hub when it is imported: tests must not wait for a hub, nor depend on one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 TERMINAL = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 UNSET = (
     "FORCE_COLOR",
