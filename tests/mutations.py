@@ -80,14 +80,14 @@ MUTATIONS = (
         room="condition",
         pattern=r"\(~band_BC\)",
         replacement="(band_BC | ~band_BC)",
-        tests=("test_model.py", "test_objective_sampler.py", "test_golden.py"),
+        tests=("test_frames.py",),
     ),
     Mutation(
         name="padding-is-learnt",
         room="data",
         pattern=r"""batch\["mask"\]\[\.\.\., None\]\.float\(\)""",
         replacement=r"""(batch["mask"][..., None] >= 0).float()""",
-        tests=("test_examples.py", "test_model.py"),
+        tests=("test_frames.py",),
     ),
     Mutation(
         name="noise-ignores-the-example",
