@@ -134,8 +134,8 @@ MUTATIONS = (
     Mutation(
         name="warm-up-begins-at-zero",
         room="train",
-        pattern=r"train\.lr \* \(step \+ 1\) / ",
-        replacement="train.lr * step / ",
+        pattern=r"(\w+\.lr) \* \(step \+ 1\) / ",
+        replacement=r"\1 * step / ",
         tests=("test_model.py", "test_golden.py", "test_resume.py"),
     ),
     Mutation(
@@ -155,8 +155,8 @@ MUTATIONS = (
     Mutation(
         name="embeddings-decay",
         room="model",
-        pattern=r"p\.ndim >= 2 and [^]]*\]",
-        replacement="p.ndim >= 2]",
+        pattern=r"(\.ndim >= 2) and (?:\"embed\"|id\(\w+\)) not in \w+",
+        replacement=r"\1",
         tests=("test_model.py",),
     ),
     # What is measured while training
@@ -270,8 +270,8 @@ MUTATIONS = (
     Mutation(
         name="cfg-scale-off-by-one",
         room="flow",
-        pattern=r"plain \+ scale \* \(v - plain\)",
-        replacement="v + scale * (v - plain)",
+        pattern=r"(\w+) \+ scale \* \(v - \1\)",
+        replacement=r"v + scale * (v - \1)",
         tests=("test_objective_sampler.py",),
     ),
     Mutation(
@@ -291,15 +291,15 @@ MUTATIONS = (
     Mutation(
         name="input-not-spliced-in",
         room="generate",
-        pattern=r"splice\(low, (\w+) / gain, [^)]*\)",
-        replacement=r"\1 / gain",
+        pattern=r"splice\(\w+, (\w+ / gain), [^)]*\)",
+        replacement=r"\1",
         tests=("test_model.py", "test_cli.py", "test_evaluate.py"),
     ),
     Mutation(
         name="sampling-noise-ignores-the-clip",
         room="generate",
-        pattern=r"stream\(seed, SAMPLE, index\)",
-        replacement="stream(seed, SAMPLE, 0)",
+        pattern=r"stream\(seed, (\w+), index\)",
+        replacement=r"stream(seed, \1, 0)",
         tests=("test_model.py",),
     ),
     # Metrics
@@ -354,10 +354,10 @@ MUTATIONS = (
         tests=("test_regime.py", "test_guidance.py", "test_timesteps.py", "test_structure.py"),
     ),
     Mutation(
-        name="guidance-never-ends",
+        name="guidance-ends-late",
         room="stage",
-        pattern=r"if share >= 1:",
-        replacement="if share >= 100:",
+        pattern=r"share = r / ([\w.]+\.end)",
+        replacement=r"share = r / \1 / 2",
         tests=("test_guidance.py",),
     ),
     # Recipe and command line
