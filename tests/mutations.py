@@ -351,7 +351,7 @@ MUTATIONS = (
         room="stage",
         pattern=r"if set\(state\) != set\(self\.mechanisms\):",
         replacement="if False:",
-        tests=("test_regime.py", "test_guidance.py", "test_timesteps.py", "test_structure.py"),
+        tests=("test_stages.py",),
     ),
     Mutation(
         name="guidance-ends-late",
