@@ -351,7 +351,7 @@ MUTATIONS = (
         room="stage",
         pattern=r"if set\(state\) != set\(self\.mechanisms\):",
         replacement="if False:",
-        tests=("test_stages.py",),
+        tests=("test_stage_state.py",),
     ),
     Mutation(
         name="guidance-ends-late",

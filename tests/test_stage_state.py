@@ -1,4 +1,4 @@
-"""The mechanisms of a run together: their state in a checkpoint belongs to one set of mechanisms."""
+"""State of the mechanisms in a checkpoint: it belongs to one set of mechanisms."""
 
 from __future__ import annotations
 
