@@ -300,7 +300,7 @@ MUTATIONS = (
         room="generate",
         pattern=r"stream\(seed, (\w+), index\)",
         replacement=r"stream(seed, \1, 0)",
-        tests=("test_model.py",),
+        tests=("test_sampling_noise.py",),
     ),
     # Metrics
     Mutation(
