@@ -97,7 +97,7 @@ def test_the_scores_are_those_of_the_checkpoint(trained: Path) -> None:
     """The last row's LSD again, from the saved EMA weights, clip by clip through `restore`."""
     from stagecli.data.degrade import degrade, test_low_pass
     from stagecli.data.examples import evenly
-    from stagecli.evaluate.pairs import score_pair
+    from stagecli.evaluate.pairs import PairSettings, score_pair
     from stagecli.train.prepare import prepare
 
     run = trained / "sr"
@@ -105,6 +105,12 @@ def test_the_scores_are_those_of_the_checkpoint(trained: Path) -> None:
     recipe = pipeline.recipe
     prepared = prepare(recipe, run, pipeline.device, lambda *_: None)
     examples = prepared.examples(evenly(prepared.valid, 6))
+    settings = PairSettings(
+        sample_rate=16000,
+        cutoff=4000,
+        preset="nuwave",
+        names=("lsd", "lsd_hf", "lsd_lf", "si_sdr"),
+    )
     scores = []
     for i in range(6):
         target = examples.valid_audio(i)[0]
@@ -116,11 +122,7 @@ def test_the_scores_are_those_of_the_checkpoint(trained: Path) -> None:
             settings=SamplerSettings.of(recipe.evaluate),
             index=i,
         )
-        scores.append(
-            score_pair(
-                target, restored, 16000, 4000, "nuwave", ("lsd", "lsd_hf", "lsd_lf", "si_sdr")
-            )
-        )
+        scores.append(score_pair(target, restored, settings))
     row = evaluations(run)[-1]
     for name in ("lsd", "lsd_hf", "lsd_lf", "si_sdr"):
         assert row[f"eval/{name}_4000"] == pytest.approx(

@@ -20,17 +20,24 @@ import torch
 from scipy.spatial.distance import cdist, pdist
 from torch import Tensor
 
-from stagecli.metrics import LSD_PRESETS, LSDPreset
 from stagecli.metrics.distance import frechet_distance, frechet_of_moments
 from stagecli.metrics.gain import match_gain
 from stagecli.metrics.kernel import kernel_audio_distance
+from stagecli.metrics.lsd_presets import LSD_PRESETS, LSDPreset
 from stagecli.metrics.moments import Moments
 from stagecli.metrics.pairwise import median_pairwise_distance
 from stagecli.metrics.spectral import lsd_bands, lsd_stream
 
 RATE = 48000
 UNIVERSR = LSDPreset(
-    "universr", 1024, 256, None, "clamp", 1e-6, "reflect", "author's script, UniverSR issue 6"
+    name="universr",
+    n_fft=1024,
+    hop=256,
+    rate_hz=None,
+    form="clamp",
+    floor=1e-6,
+    pad_mode="reflect",
+    source="author's script, UniverSR issue 6",
 )
 
 

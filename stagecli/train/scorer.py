@@ -18,9 +18,10 @@ from stagecli.data.degrade import degrade, test_low_pass
 from stagecli.data.examples import evenly
 from stagecli.errors import Problem, StageError
 from stagecli.generate.pipeline import Pipeline, SamplerSettings
-from stagecli.metrics.distance import frechet_distance, log_mel_statistics
+from stagecli.metrics.distance import frechet_distance
 from stagecli.metrics.in_training import PREFIX, at_cutoff, computed
 from stagecli.metrics.kernel import kernel_audio_distance
+from stagecli.metrics.mel import log_mel_statistics
 from stagecli.metrics.spectral import lsd_bands, si_sdr
 from stagecli.schema import Recipe
 from stagecli.ssl import open_encoder
