@@ -11,7 +11,8 @@ import typer
 
 from stagecli import __version__
 from stagecli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, StageError
-from stagecli.terminal.console import Console, make_view, progress
+from stagecli.terminal.console import Console, progress
+from stagecli.terminal.live import make_view
 
 app = typer.Typer(
     name="stagecli",
@@ -323,8 +324,8 @@ def _look(
     runs: list[Path], plot: Path | None, html: Path | None, out: Console | None
 ) -> list[dict[str, Any]]:
     """Summaries of the runs, their pictures written; out: says what was written and what could not be read."""
-    from stagecli.report import read_run
-    from stagecli.report.summary import summary
+    from stagecli.report.run_report import read_run
+    from stagecli.report.summary import summarize_run
 
     read = [read_run(run) for run in runs]
     if out:
@@ -333,17 +334,18 @@ def _look(
     written: list[Path] = []
     if plot or html:
         from stagecli.files import write_atomic
-        from stagecli.report import html as report_html
+        from stagecli.report.html import html_page
+        from stagecli.report.plot import write_plot
 
         if plot:
-            written.append(report_html.plot(read, plot))
+            written.append(write_plot(read, plot))
         if html:
-            write_atomic(html, report_html.html(read))
+            write_atomic(html, html_page(read))
             written.append(html)
     if out:
         for path in written:
             out.note(f"wrote {path}")
-    return [summary(one) for one in read]
+    return [summarize_run(one) for one in read]
 
 
 @app.command(

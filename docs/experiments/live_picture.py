@@ -1,4 +1,4 @@
-"""Draw the live view of a run as it stood at one step: `python docs/experiments/live_picture.py RUN STEP OUT.svg`."""
+"""Draw the live view of a run as of one step: `live_picture.py RUN STEP OUT.svg`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pathlib import Path
 from rich.console import Console as RichConsole
 
 from stagecli.recipe import load as recipes
-from stagecli.report import read_run
-from stagecli.terminal.console import LiveView
+from stagecli.report.run_report import RunReport, read_run
+from stagecli.terminal.live import LiveView
+
+WIDTH = 100
+HEIGHT = 30
 
 
-def main(run: str, step: int, out: str) -> None:
-    report = read_run(run)
-    recipe = recipes.load(Path(run) / "recipe.toml")
+def view_at(report: RunReport, step: int) -> LiveView:
+    """The live view after the rows up to `step`, with the clock of the run."""
+    recipe = recipes.load(report.path / "recipe.toml")
     view = LiveView()
-    view._plain = False
-    view._console = RichConsole(record=True, width=100, height=30, file=io.StringIO())
-    board = view._board
+    board = view.board
     board.info = {
         "name": report.name,
         "task": recipe.task.kind,
@@ -30,16 +31,19 @@ def main(run: str, step: int, out: str) -> None:
         "device": "cpu",
         "precision": recipe.train.precision,
         "batch_size": recipe.train.batch_size,
-        "run_dir": f"runs/{report.name}",  # not where this machine has it
+        "run_dir": f"runs/{report.name}",  # wherever the run is now
     }
     rows = [row for row in report.metrics if row["step"] <= step]
-    now = time.monotonic()
     for row in rows:
         view.step(row["step"])
         view.row(row)
-    # The clock of the picture is that of the run.
-    board.began = now - (rows[-1]["time"] - rows[0]["time"])
-    board.marks = [(now - (rows[-1]["time"] - row["time"]), row["step"]) for row in rows[-20:]]
+
+    # Times as if the last row had come just now.
+    now = time.monotonic()
+    end = rows[-1]["time"]
+    board.clock.started = now - (end - rows[0]["time"])
+    board.clock.recent = [(now - (end - row["time"]), row["step"]) for row in rows[-20:]]
+
     for row in report.bins:
         if row["step"] <= step:
             view.bins(row)
@@ -49,10 +53,16 @@ def main(run: str, step: int, out: str) -> None:
     for event in report.events:
         if event["step"] <= step:
             view.event(event)
-    view._console.print(view._frame())
-    Path(out).write_text(
-        view._console.export_svg(title="stagecli train " + report.name), encoding="utf-8"
-    )
+    return view
+
+
+def main(run: str, step: int, path: str) -> None:
+    report = read_run(run)
+    view = view_at(report, step)
+    console = RichConsole(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO())
+    console.print(view.panel.render(WIDTH, HEIGHT, plain=False))
+    svg = console.export_svg(title=f"stagecli train {report.name}")
+    Path(path).write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stagecli.report import RunReport, read_run
-from stagecli.report.regime import levels
+from stagecli.report.probe_rows import noise_levels
+from stagecli.report.run_report import RunReport, read_run
 from stagecli.stage.regime_variable import OFFSET, fit_line
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -67,7 +67,7 @@ def plot(reports: Sequence[RunReport], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), sharex=True)
     rows = list(zip(*(report.probes for report in reports), strict=True))
     steps = [row[0]["step"] for row in rows]
-    names = {f"Dn_t{t}": f"t = {float(t):g}" for t in levels(reports[0].probes)} | {
+    names = {f"Dn_t{t}": f"t = {float(t):g}" for t in noise_levels(reports[0].probes)} | {
         "Dn": "mean over t"
     }
     for axis, curves in ((axes[0], names), (axes[1], {"r": "r"})):
@@ -114,7 +114,7 @@ def main() -> None:
     if options.plot:
         plot(reports, options.plot)
     steps = reports[0].probes[-1]["step"]
-    names = ["D", *(f"Dn_t{t}" for t in levels(reports[0].probes)), "Dn", "r"]
+    names = ["D", *(f"Dn_t{t}" for t in noise_levels(reports[0].probes)), "Dn", "r"]
     print(f"| step | {' | '.join(names)} |")
     print("|---" * (len(names) + 1) + "|")
     for share in SHARES:
