@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import make_run
+from helpers.run_directories import make_run
 
 from stagecli.errors import Problem, StageError
 from stagecli.report import read_run

@@ -14,7 +14,7 @@ import soundfile
 import torch
 import transformers
 from conftest import Result
-from test_ssl import save_clap, save_wave
+from helpers.encoder_checkpoints import save_clap, save_wave
 
 from stagecli.errors import StageError
 from stagecli.evaluate import FolderOptions, evaluate_folders, folders

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import die_at, losses_of, read_rows, run_cli, sha, two_processes, write_recipe
-from test_resume import attempts, facts, killed, weights
+from helpers.resume import attempts, facts, killed, weights
 
 from stagecli.data.open import open_source
 from stagecli.errors import StageError

@@ -22,7 +22,7 @@ from conftest import (
     two_processes,
     write_recipe,
 )
-from test_resume import attempts, facts, killed, weights
+from helpers.resume import attempts, facts, killed, weights
 
 from stagecli.errors import StageError
 from stagecli.model.network import Network

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html.parser
 import importlib.util
 import json
 import math
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.run_directories import T0, Page, make_run, metrics_row, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,94 +20,6 @@ from stagecli.report import html as report_html
 from stagecli.report import read_run
 from stagecli.report.curves import duration, level_change, number, sparkline, theil_sen, thin, trend
 from stagecli.report.summary import summary
-
-EDGES = [0.0, 0.25, 0.5, 0.75, 1.0]
-T0 = 1_760_000_000.0
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def metrics_row(step: int, attempt: int = 1, /, **extra: Any) -> dict[str, Any]:
-    loss = 0.1 + math.exp(-step / 200) + 0.002 * ((step * 7919) % 13 - 6)
-    return {
-        "step": step,
-        "time": T0 + 0.5 * step,
-        "attempt": attempt,
-        "samples": 32 * step,
-        "train/loss": loss,
-        "train/grad_norm": 1.0,
-        "optim/lr": 1e-4,
-        "speed/samples_per_s": 64.0,
-        "speed/step_s": 0.5,
-        **extra,
-    }
-
-
-def make_run(path: Path, *, steps: int = 1000, status: str = "finished", **info: Any) -> Path:
-    """A run of `steps` steps with a row every 10, a validation every 50 and bins every 20."""
-    path.mkdir(parents=True)
-    rows = []
-    for step in range(10, steps + 1, 10):
-        loss = 0.1 + math.exp(-step / 200)
-        rows.append(
-            metrics_row(
-                step,
-                **({"valid/loss": loss, "valid/loss_t0.30": loss / 2} if step % 50 == 0 else {}),
-            )
-        )
-    bins = [
-        {
-            "step": s,
-            "time": T0,
-            "attempt": 1,
-            "edges": EDGES,
-            "count": [10, 20, 20, 0],
-            "loss": [0.1 + math.exp(-s / 100), 0.2, 0.9, None],
-        }
-        for s in range(20, steps + 1, 20)
-    ]
-    events = [
-        {
-            "step": 0,
-            "time": T0,
-            "attempt": 1,
-            "mechanism": "trainer",
-            "from": None,
-            "to": "running",
-            "reason": "begun <b>here</b>",
-            "evidence": {},
-        }
-    ]
-    write_rows(path / "metrics.jsonl", rows)
-    write_rows(path / "bins.jsonl", bins)
-    write_rows(path / "events.jsonl", events)
-    attempt = {
-        "attempt": 1,
-        "from_step": 0,
-        "started": "2025-10-09T08:53:20+00:00",
-        "ended": None,
-        "status": status,
-    }
-    document = {
-        "schema": 1,
-        "id": "a1",
-        "name": path.name,
-        "task": "t2a",
-        "status": status,
-        "steps": steps,
-        "parameters": 4_000_000,
-        "version": "0.1.0",
-        "signature": "s",
-        "created": "2025-10-09T08:53:20+00:00",
-        "attempts": [attempt],
-        "best": None,
-        "message": None,
-        **info,
-    }
-    (path / "run.json").write_text(json.dumps(document))
-    return path
 
 
 def test_whole_run(tmp_path: Path) -> None:
@@ -274,26 +186,6 @@ def test_running_tells_time_left_or_death(tmp_path: Path) -> None:
         run, rows, now=T0 + 201
     )
     assert "may have been killed" in reading(run, rows, now=T0 + 9000)
-
-
-class Page(html.parser.HTMLParser):
-    """Checks that tags close in order and collects attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += attrs
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def test_html_is_one_sound_page_that_loads_nothing(tmp_path: Path) -> None:

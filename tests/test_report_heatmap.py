@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import make_run, write_rows
-from test_report_regime import regime_run
+from helpers.run_directories import make_run, regime_run, write_rows
 
 from stagecli.report import heatmap, read_run
 from stagecli.report import html as report_html

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import re
 import subprocess
 import sys
@@ -15,84 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.run_directories import (
+    EDGES,
+    LEVELS,
+    MONITOR,
+    Page,
+    make_run,
+    metrics_row,
+    probe_rows,
+    regime_run,
+    write_rows,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_report import EDGES, T0, Page, make_run, metrics_row, write_rows
 
 from stagecli.report import html as report_html
 from stagecli.report import read_run
 from stagecli.report import regime as report_regime
 from stagecli.report.panels import lanes, panels
 from stagecli.report.summary import summary
-from stagecli.stage.regime_variable import Regime, RegimeSettings
 from stagecli.terminal import follow
 from stagecli.terminal import inspect as report_text
 from stagecli.terminal.console import Console
 from stagecli.terminal.views_regime import RegimeBoard, probe_text
-
-LEVELS = {"0.30": 0.70, "0.50": 1.05, "0.70": 1.25}  # Dn at t over the mean Dn
-MONITOR = "stagecli/bundled-judge, layer 4"
-
-
-def two_stages(share: float) -> float:
-    """Dn at a share of the budget: from noise to sound, a steady fall, and from 0.35 on almost none."""
-    fall = share / 0.35 if share < 0.35 else 1 + 0.12 * (share - 0.35)
-    return 0.9 * math.exp(-share / 0.012) + math.exp(-0.05 - 1.2 * fall)
-
-
-def probe_rows(
-    steps: int, count: int, seed: int = 0, noise: float = 0.01
-) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Rows of probes.jsonl and events.jsonl as a run writes them; AR(1) noise of correlation 0.5."""
-    draw = random.Random(seed)
-    regime = Regime(RegimeSettings(steps=steps, failsafe=None))
-    rows = []
-    events = []
-    error = 0.0
-    spent = 0.0
-    for k in range(1, count + 1):
-        step = k * steps // count
-        error = 0.5 * error + math.sqrt(0.75) * draw.gauss(0, noise)
-        Dn = two_stages(step / steps) * math.exp(error)
-        spent = spent + 1.2
-        stamp = {"step": step, "time": T0 + 0.5 * step, "attempt": 1}
-        for event in regime.observe(step, 0.9 * step, Dn):
-            row = {
-                "mechanism": "regime",
-                "from": event.before,
-                "to": event.after,
-                "reason": event.reason,
-            }
-            events.append({**stamp, **row, "evidence": dict(event.evidence)})
-        at = {f"Dn_t{t}": factor * Dn for t, factor in LEVELS.items()}
-        at |= {f"D_t{t}": 0.07 + 0.64 * factor * Dn for t, factor in LEVELS.items()}
-        rows.append(
-            {
-                **stamp,
-                "D": 0.07 + 0.64 * Dn,
-                **at,
-                "d_ceiling": 0.07,
-                "d_ref": 0.71,
-                **regime.row(),
-                "seconds": 1.2,
-                "seconds_total": spent,
-                "share": spent / (0.5 * step),
-                "monitor": MONITOR,
-            }
-        )
-    return rows, events
-
-
-def regime_run(
-    path: Path, *, steps: int = 20_000, count: int = 200, seed: int = 0, **info: Any
-) -> Path:
-    """A run with `count` probes, and 500 rows of metrics and of bins."""
-    make_run(path, steps=steps, **info)
-    rows, events = probe_rows(steps, count, seed)
-    write_rows(path / "probes.jsonl", rows)
-    began = json.loads((path / "events.jsonl").read_text())
-    write_rows(path / "events.jsonl", [began, *events])
-    return path
 
 
 @pytest.fixture(autouse=True)

@@ -21,72 +21,10 @@ from conftest import (
     losses_of,
     read_rows,
     run_cli,
-    sha,
     two_processes,
     write_recipe,
 )
-
-STEPS = 10
-TIMED = ("time", "attempt", "speed/samples_per_s", "speed/step_s", "eval/seconds")
-
-
-def facts(run: Path, stream: str = "metrics") -> dict[tuple[int, str], Any]:
-    """(step, name) -> value without what depends on the clock.
-
-    A step that was trained twice, before a kill and after the resume, must have given the same twice.
-    """
-    seen: dict[tuple[int, str], Any] = {}
-    for row in read_rows(run, stream):
-        for name, value in row.items():
-            if name not in TIMED:
-                key = (row["step"], name)
-                assert seen.setdefault(key, value) == value, (
-                    f"{key}: another value when trained again"
-                )
-    return seen
-
-
-def weights(run: Path, step: int = STEPS) -> tuple[str, str]:
-    folder = run / "checkpoints" / f"step_{step:08d}"
-    return sha(folder / "model.safetensors"), sha(folder / "ema.safetensors")
-
-
-def same(run: Path, reference: Path) -> None:
-    assert facts(run) == facts(reference)
-    assert facts(run, "bins") == facts(reference, "bins")
-    assert weights(run) == weights(reference)
-    info = json.loads((run / "run.json").read_text())
-    assert info["status"] == "finished"
-    assert info["best"] == json.loads((reference / "run.json").read_text())["best"]
-
-
-def attempts(run: Path) -> list[int]:
-    return [
-        attempt["from_step"] for attempt in json.loads((run / "run.json").read_text())["attempts"]
-    ]
-
-
-def killed(cwd: Path, *args: object, arrange: Callable[[], object]) -> None:
-    """Run the command in a process that `arrange` has made to kill itself with SIGKILL."""
-
-    def work() -> None:
-        arrange()
-        run_cli(*args, cwd=cwd)
-
-    process = forked(work)
-    process.join(600)
-    assert process.exitcode == -signal.SIGKILL
-
-
-def at_row(step: int) -> Callable[[], None]:
-    """Die instead of writing the row of `step`, so that rows up to step - 1 are on disk."""
-
-    def arrange() -> None:
-        from stagecli.runs.directory import Run
-
-        die_at(Run, "append", lambda run, stream, row: stream == "metrics" and row["step"] == step)
-
-    return arrange
+from helpers.resume import STEPS, at_row, attempts, facts, killed, same, weights
 
 
 @pytest.fixture(scope="module")

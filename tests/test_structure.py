@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import die_at, losses_of, read_rows, run_cli, sha, two_processes, write_recipe
+from helpers.resume import attempts, facts, killed, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_resume import attempts, facts, killed, weights
 
 from stagecli.errors import StageError
 from stagecli.flow.objective import Result

@@ -22,11 +22,11 @@ from conftest import (
     two_processes,
     write_recipe,
 )
+from helpers.resume import attempts, facts, killed, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import logit
-from test_resume import attempts, facts, killed, weights
 
 from stagecli.data.examples import stratified
 from stagecli.errors import StageError
