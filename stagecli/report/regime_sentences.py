@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from stagecli.files import JsonRow
 from stagecli.report.curves import number
-from stagecli.report.formats import counted
 from stagecli.stage.regime_variable import LEAST_FALL, OFFSET, REFINEMENT
 
 EARLY = 0.25  # of the steps seen: a curve that did 90 % of its fall by then saturated early
@@ -29,9 +28,10 @@ def regime_sentences(
     rows = [row for row in probes if number(row.get("step")) is not None]
     measured = [row for row in rows if number(row.get("Dn")) is not None]
     if not rows:
-        return ["no probe has produced a value yet"]
+        return ["no probe has given a value yet"]
     if not measured:
-        return [f"none of the {counted(len(rows), 'probe')} produced a value"]
+        which = "the only probe" if len(rows) == 1 else f"all {len(rows):,} probes"
+        return [f"{which} gave no value"]
     return [
         _progress(measured, reference),
         *_stage(rows),

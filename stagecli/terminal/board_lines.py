@@ -115,10 +115,10 @@ def _metrics(board: Board, width: int, plain: bool) -> list[StyledLine]:
     lines: list[StyledLine] = []
     if "train/loss" in board.last:
         value = number(board.last["train/loss"])
-        lines.append(_curve("train loss", value, "not finite", board.loss, room, plain, log=True))
+        lines.append(_curve("train loss", value, board.loss, room, plain=plain, log=True))
     if "valid/loss" in board.last:
         value = number(board.last["valid/loss"])
-        line = _curve("valid loss", value, "not finite", board.validation, room, plain, log=True)
+        line = _curve("valid loss", value, board.validation, room, plain=plain, log=True)
         lines.append([*line, *_best(board.validation)])
     if board.evaluation:
         lines += _evaluation(board, room, plain)
@@ -137,13 +137,14 @@ def _metrics(board: Board, width: int, plain: bool) -> list[StyledLine]:
 def _curve(
     label: str,
     value: float | None,
-    missing: str,
     metric: TrackedMetric,
     room: int,
-    plain: bool,
     *,
-    log: bool,
+    plain: bool,
+    log: bool = False,
+    missing: str = "not finite",
 ) -> StyledLine:
+    """Label, value and sparkline of a metric; missing: the text if there is no value."""
     return [
         (f"{label:<10}  ", "dim"),
         (f"{missing if value is None else significant(value):<9}", "bold"),
@@ -162,7 +163,7 @@ def _evaluation(board: Board, room: int, plain: bool) -> list[StyledLine]:
     name = board.followed_name()
     metric = board.followed_metric
     value = number(board.evaluation[name])
-    first = _curve(name, value, "undefined", metric, room, plain, log=False)
+    first = _curve(name, value, metric, room, plain=plain, missing="undefined")
     rest: StyledLine = [(" " * LABEL, "")]
     for key in metric_names(board.evaluation):
         other = number(board.evaluation[key])
@@ -190,6 +191,7 @@ def _noise_bins(board: Board, width: int, room: int, plain: bool) -> list[Styled
         high = row["edges"][end]
         bins.append((low, high, _mean(row, bins_of_line), _mean(first, bins_of_line)))
 
+    # The largest loss fills a bar.
     largest = max((now for _, _, now, _ in bins if now is not None), default=0.0) or 1.0
     since = "since resume" if board.info.get("step") else "since start"
     lines: list[StyledLine] = [[(f"noise t     loss      {since}", "dim")]]

@@ -162,7 +162,7 @@ def _print_curves(summaries: Sequence[JsonRow], out: Console) -> None:
         if key.startswith("eval/"):
             labels[key] = f"eval {evaluation_label(key)}"
     if labels:
-        print_curves("Curves", names, curves, labels, LOG_CURVES, out)
+        print_curves(out, title="Curves", names=names, curves=curves, labels=labels, log=LOG_CURVES)
 
 
 def _print_events(summaries: Sequence[JsonRow], out: Console) -> None:

@@ -33,4 +33,4 @@ def print_mechanisms(summaries: Sequence[JsonRow], out: Console) -> None:
     if keys:
         labels = {key: report_mechanisms.label(key) for key in keys}
         names = [summary["name"] for summary in summaries]
-        print_curves("Mechanisms", names, curves, labels, (), out)
+        print_curves(out, title="Mechanisms", names=names, curves=curves, labels=labels)

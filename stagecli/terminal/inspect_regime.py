@@ -46,9 +46,14 @@ def print_regime_curves(summaries: Sequence[JsonRow], out: Console) -> None:
     regimes = [summary["regime"] for summary in summaries if summary["regime"]]
     first = min(regime["first_step"] for regime in regimes)
     last = max(regime["last_step"] for regime in regimes)
-    title = f"Discrepancy and r over steps {first:,} to {last:,}"
-    names = [summary["name"] for summary in summaries]
-    print_curves(title, names, curves, labels, [key for key in keys if key != "r"], out)
+    print_curves(
+        out,
+        title=f"Discrepancy and r over steps {first:,} to {last:,}",
+        names=[summary["name"] for summary in summaries],
+        curves=curves,
+        labels=labels,
+        log=[key for key in keys if key != "r"],
+    )
 
 
 def print_regime_events(summaries: Sequence[JsonRow], out: Console) -> None:

@@ -39,17 +39,19 @@ def sparkline_width(out: Console, count: int, taken: int) -> int:
 
 
 def print_curves(
+    out: Console,
+    *,
     title: str,
     names: Sequence[str],
     curves: Sequence[Mapping[str, JsonRow]],
     labels: Mapping[str, str],
-    log: Collection[str],
-    out: Console,
+    log: Collection[str] = (),
 ) -> None:
     """One line per curve of `labels`: of one run with its range, of several the last values.
 
     curves: per run, key -> `curves.curve_summary`; log: keys to plot as logarithms.
     """
+    # The columns, and the room that they leave for sparklines.
     several = len(names) > 1
     if several:
         taken = LABEL_COLUMNS + VALUE_COLUMNS * len(names)
@@ -59,6 +61,7 @@ def print_curves(
         width = sparkline_width(out, 1, FIVE_COLUMNS)
         columns = ["first", "lowest", "highest", "last", "over time"]
 
+    # One row per curve, with a cell or five per run.
     rows = []
     for key, label in labels.items():
         row = [label]
