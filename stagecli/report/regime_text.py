@@ -30,9 +30,8 @@ BAR_WIDTH = 12
 def legend(reference: str) -> tuple[str, str]:
     """What r and Dn mean, one line each; reference: what Dn = 1 stands for."""
     return (
-        "r: from 0, the model is still acquiring meaning, to 1, it only refines details",
-        "Dn: distance of predictions from their targets in the monitor's features"
-        f" (0: the codec's own error, 1: {reference})",
+        "r: 0 while the model acquires meaning, 1 when it only refines",
+        f"Dn: distance to the targets (0: the codec's own error, 1: {reference})",
     )
 
 
@@ -163,8 +162,9 @@ def regime_timeline(events: Sequence[JsonRow]) -> list[JsonRow]:
 
 
 def change_text(event: Mapping[str, Any]) -> str:
-    """`acquisition -> refinement`, `-` for a side that is missing."""
-    return f"{event.get('from') or '-'} -> {event.get('to') or '-'}"
+    """`acquisition -> refinement`; only the new state where there was none before."""
+    state = str(event.get("to") or "-")
+    return f"{event['from']} -> {state}" if event.get("from") else state
 
 
 def evidence_text(evidence: Any) -> str:

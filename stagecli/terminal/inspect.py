@@ -70,7 +70,7 @@ def sections(summaries: Sequence[JsonRow], out: Console) -> list[Section]:
 def _print_head(summaries: Sequence[JsonRow], out: Console) -> None:
     names = [summary["name"] for summary in summaries]
     facts = [_head_facts(summary) for summary in summaries]
-    print_facts("Runs" if len(names) > 1 else names[0], names, facts, out)
+    print_facts(out, "Runs" if len(names) > 1 else names[0], names, facts)
 
 
 def _head_facts(summary: JsonRow) -> dict[str, str]:

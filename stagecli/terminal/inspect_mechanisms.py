@@ -17,7 +17,7 @@ def print_structure(summaries: Sequence[JsonRow], out: Console) -> None:
     if not shown:
         return
     facts = [report_structure.facts(summary["structure"]) for summary in shown]
-    print_facts("Structure", [summary["name"] for summary in shown], facts, out)
+    print_facts(out, "Structure", [summary["name"] for summary in shown], facts)
     for summary in shown:
         for line in report_structure.lines(summary["structure"], out.width, out.ascii_only):
             out.text(line)

@@ -21,12 +21,8 @@ def print_regime(summaries: Sequence[JsonRow], out: Console) -> None:
     if regimes:
         names = [summary["name"] for summary in summaries]
         facts = [regime_facts(summary["regime"], out.ascii_only) for summary in summaries]
-        print_facts("Regime", names, facts, out)
         references = dict.fromkeys(regime["reference"] for regime in regimes)
-        for line in legend(" or ".join(references)):
-            for wrapped in textwrap.wrap(line, max(40, out.width), subsequent_indent="    "):
-                out.text(wrapped, style="dim")
-        out.text()
+        print_facts(out, "Regime", names, facts, notes=legend(" or ".join(references)))
     notes = [summary for summary in summaries if summary["regime_note"]]
     for summary in notes:
         name = f"{summary['name']}: " if len(summaries) > 1 else ""

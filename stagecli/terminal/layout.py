@@ -17,9 +17,13 @@ FIVE_COLUMNS = 56  # a label with first, lowest, highest and last value
 
 
 def print_facts(
-    title: str, names: Sequence[str], facts: Sequence[Mapping[str, str]], out: Console
+    out: Console,
+    title: str,
+    names: Sequence[str],
+    facts: Sequence[Mapping[str, str]],
+    notes: Sequence[str] = (),
 ) -> None:
-    """Facts of one run line by line, of several in columns."""
+    """Facts of one run line by line, of several in columns; then what has to be explained."""
     labels = list(facts[0])
     if len(facts) > 1:
         rows = [[label, *(column[label] for column in facts)] for label in labels]
@@ -29,6 +33,8 @@ def print_facts(
         out.text(title, style="bold")
         for label in labels:
             out.text(f"  {label:<{width}}  {facts[0][label]}")
+    for note in notes:
+        out.text(f"  {note}", style="dim")
     out.text()
 
 

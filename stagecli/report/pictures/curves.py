@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -101,7 +102,7 @@ def _set_limits(axes: Axes, panel: Panel, log: bool) -> None:
         margin = 0.1 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)
     elif log:
-        margin = (high / low) ** 0.06
+        margin = math.exp(0.06 * (math.log(high) - math.log(low)))
         axes.set_ylim(low / margin, high * margin)
     else:  # from zero where zero is near, so that heights can be compared
         margin = 0.06 * (high - low)
@@ -117,22 +118,30 @@ def _set_ticks(axes: Axes, log: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick_text(value)))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    if log and high / low >= 1e4:
+    decades = math.log10(high) - math.log10(low) if log else 0.0
+    if decades >= 4:
         axes.yaxis.set_major_locator(LogLocator(10))
-    elif log and high / low >= 10:
+    elif decades >= 1:
         axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick_text(value)))
+    digits = _tick_digits(low, high)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick_text(value, digits)))
 
 
-def _tick_text(value: float) -> str:
+def _tick_digits(low: float, high: float) -> int:
+    """Significant digits that tell the ticks of a linear axis apart."""
+    steps = max(abs(low), abs(high)) / (high - low) * 10
+    return max(4, math.ceil(math.log10(steps)) + 1)
+
+
+def _tick_text(value: float, digits: int = 4) -> str:
     """`0.05`, `20k`, `3e-5`."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        mantissa, exponent = f"{value:.2e}".split("e")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     if abs(value) >= 1e4:
-        return f"{value / 1e3:g}k"
-    return f"{value:.4g}"
+        return f"{value / 1e3:.{digits}g}k"
+    return f"{value:.{digits}g}"
 
 
 def _label_marks(axes: Axes, panel: Panel) -> None:
