@@ -150,7 +150,7 @@ def regime_timeline(events: Sequence[JsonRow]) -> list[JsonRow]:
                 "step": event["step"],
                 "to_step": event["step"],
                 "times": 1,
-                "change": f"still {after or '-'}" if unchanged else change_text(event),
+                "change": change_text(event),
                 "reason": str(event.get("reason") or ""),
                 "evidence": evidence_text(event.get("evidence")),
             }
@@ -162,9 +162,12 @@ def regime_timeline(events: Sequence[JsonRow]) -> list[JsonRow]:
 
 
 def change_text(event: Mapping[str, Any]) -> str:
-    """`acquisition -> refinement`; only the new state where there was none before."""
-    state = str(event.get("to") or "-")
-    return f"{event['from']} -> {state}" if event.get("from") else state
+    """`acquisition -> refinement`, `still waiting`, or the state alone if there was none before."""
+    before = event.get("from")
+    after = event.get("to") or "-"
+    if before == after:
+        return f"still {after}"
+    return f"{before} -> {after}" if before else str(after)
 
 
 def evidence_text(evidence: Any) -> str:

@@ -73,7 +73,15 @@ def _draw_groups(axes: Axes, panel: HeatMap, tooltips: dict[str, str]) -> None:
     for first, end, name in panel.groups:
         size = end - first
         corner = (first - 0.5, first - 0.5)
-        frame = Rectangle(corner, size, size, fill=False, edgecolor=BORDER_COLOUR, linewidth=1.8)
+        frame = Rectangle(
+            corner,
+            size,
+            size,
+            fill=False,
+            edgecolor=BORDER_COLOUR,
+            linewidth=1.8,
+            clip_on=False,  # the outer frames lie on the edge of the axes
+        )
         axes.add_patch(frame)
         add_tooltip(frame, f"group {name}", tooltips)
         axes.annotate(
