@@ -79,12 +79,12 @@ def test_exit_code(
 def test_ctrl_c_in_a_reading_command_is_130(
     cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stagecli import report
+    from stagecli.report import run_report
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "read_run", interrupted)
+    monkeypatch.setattr(run_report, "read_run", interrupted)
     result = cli("inspect-regime", runs / "t2a")
     assert (result.code, result.stdout) == (130, "")
     assert "Traceback" not in result.stderr
@@ -233,7 +233,7 @@ def test_the_module_runs_as_the_command_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
-def test_dry_run_prints_the_plan_and_writes_nothing(kind: str, cli: Cli, tmp_path: Path) -> None:
+def test_dry_run_shows_the_plan_and_writes_nothing(kind: str, cli: Cli, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.toml", kind)
     before = tree(tmp_path)
     result = cli("train", recipe, "--dry-run")
@@ -358,7 +358,7 @@ def test_the_terminal_is_pinned() -> None:
 
 
 @pytest.mark.parametrize(("fast", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_precision_auto_is_settled_by_the_machine_and_kept(
+def test_precision_auto_is_resolved_by_the_machine_and_kept(
     fast: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch

@@ -48,7 +48,7 @@ from stagecli.stage.loss_history import LossFall
 from stagecli.stage.loss_weights import ChangeAware, LossWeight, MinSNR, effective_share
 from stagecli.stage.quadrature import integral
 from stagecli.stage.timesteps import TimestepsMechanism, TimestepsOptions
-from stagecli.train.trainer import Trainer
+from stagecli.train.trainer import total_loss
 
 STAGE: dict[str, Any] = {
     "stage__regime__every": 2,
@@ -379,30 +379,26 @@ def test_speed_weights() -> None:
 
 
 def test_trainer_multiplies_weights_per_sample() -> None:
-    """`Trainer._total` on plans of this mechanism: weights [B], and t of another shape is
-    refused there.
-    """
-    fake: Any = SimpleNamespace(stages=SimpleNamespace(loss=lambda plan, result: None))
+    """`total_loss` on plans of this mechanism: weights [B], and t of another shape is refused there."""
+    fake: Any = SimpleNamespace(loss=lambda plan, result: None)
     mechanism = made(kind="speed", weighting="min-snr")
     plan = mechanism.plan(0, Plan())
     t_B, w_B = plan.density.sample(stratified(0, 0, 4))
     loss_B = torch.tensor([1.0, 2.0, 3.0, 4.0])
     empty = torch.zeros(4, 1, 1)
     assert plan.loss_weight is not None
-    total = Trainer._total(fake, plan, Objective(loss_B, empty, empty, t_B), w_B)
+    total = total_loss(fake, plan, Objective(loss_B, empty, empty, t_B), w_B)
     assert float(total) == pytest.approx(float((w_B * plan.loss_weight(t_B) * loss_B).sum()) / 4)
     with pytest.raises(ValueError, match=r"must have shape \[B\]"):
-        Trainer._total(fake, plan, Objective(loss_B, empty, empty, t_B[:, None, None, None]), w_B)
+        total_loss(fake, plan, Objective(loss_B, empty, empty, t_B[:, None, None, None]), w_B)
 
 
 def test_trainer_refuses_weights_that_would_broadcast() -> None:
-    fake: Any = SimpleNamespace(stages=SimpleNamespace(loss=lambda plan, result: None))
+    fake: Any = SimpleNamespace(loss=lambda plan, result: None)
     loss_B = torch.tensor([1.0, 2.0])
     empty = torch.zeros(2, 1, 1)
     with pytest.raises(ValueError, match="shape"):
-        Trainer._total(
-            fake, Plan(), Objective(loss_B, empty, empty, loss_B), torch.ones(2, 1, 1, 1)
-        )
+        total_loss(fake, Plan(), Objective(loss_B, empty, empty, loss_B), torch.ones(2, 1, 1, 1))
 
 
 # -- the mechanism ---------------------------------------------------------------------------------

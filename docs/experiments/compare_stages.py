@@ -173,11 +173,11 @@ def score(run: Path, scales: list[float]) -> None:
 
     from stagecli.generate.pipeline import load_pipeline
     from stagecli.train.prepare import prepare
-    from stagecli.train.scorer import Scorer
+    from stagecli.train.scorer import build_scorer
 
     pipeline, _ = load_pipeline(run)
     prepared = prepare(pipeline.recipe, run, torch.device("cpu"), lambda *_: None)
-    scorer = Scorer(prepared, pipeline, Accelerator(cpu=True), lambda *_: None)
+    scorer = build_scorer(prepared, pipeline, Accelerator(cpu=True), lambda *_: None)
     scores = {}
     for scale in scales:
         scorer.settings = replace(scorer.settings, cfg_scale=scale)

@@ -20,7 +20,7 @@ from stagecli.recipe.load import load_recipe
 from stagecli.runs import checkpoint
 from stagecli.stage.controller import Stages
 from stagecli.train.prepare import prepare
-from stagecli.train.probe import ProbeSet
+from stagecli.train.probe_setup import build_probes
 
 SIZES = (8, 16, 32, 64, 128, 256)
 
@@ -42,10 +42,10 @@ def main() -> None:
     )
     prepared = prepare(recipe, None, accelerator.device, lambda *_: None)
     network = Network(recipe, channels=prepared.codec.channels)
-    path = checkpoint.find(options.run / "checkpoints", options.checkpoint)
+    path = checkpoint.resolve(options.run / "checkpoints", options.checkpoint)
     network.load_state_dict(checkpoint.load_weights(path, "model"))
     network.eval()
-    probes = ProbeSet(settings, prepared, network, accelerator)
+    probes = build_probes(settings, prepared, network, accelerator)
     d_KTB = torch.stack([probes.distances(network, draw) for draw in range(options.draws)])
     D = float(d_KTB.mean())
     per_clip = float(d_KTB.mean(1).std(0).square().mean().sqrt())  # of a clip's mean over t

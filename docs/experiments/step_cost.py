@@ -32,7 +32,8 @@ from accelerate import Accelerator
 from stagecli.recipe.load import load_recipe
 from stagecli.schema import Recipe
 from stagecli.terminal.views import QuietView
-from stagecli.train.precision import settled
+from stagecli.train.precision import resolve_precision
+from stagecli.train.setup import build_trainer
 from stagecli.train.trainer import Trainer
 
 SHAPE = ("model.depth=12", "model.width=192", "model.heads=3")
@@ -67,7 +68,7 @@ class Turn(QuietView):
     It also stands in for the trainer's `Interrupt`, because only the main thread gets signals.
     """
 
-    asked = False  # of `Interrupt`: nobody wants the trainer to stop
+    requested = False  # of `Interrupt`: nobody wants the trainer to stop
 
     def __init__(self, make: Callable[[Turn], Trainer]) -> None:
         self.go = threading.Semaphore(0)
@@ -141,7 +142,7 @@ def make_trainer(
 
     def make(view: Turn) -> Trainer:
         folder.mkdir(exist_ok=True)
-        return Trainer(load_variant(name, settings), accelerator, folder, None, view)
+        return build_trainer(load_variant(name, settings), accelerator, folder, None, view)
 
     return make
 
@@ -149,7 +150,7 @@ def make_trainer(
 def load_variant(name: str, settings: tuple[str, ...]) -> Recipe:
     steps = load_recipe(name).train.steps
     never = [f"train.{key}={steps}" for key in ("validate_every", "checkpoint_every")]
-    return settled(load_recipe(name, [*never, "train.samples=0", *settings]))
+    return resolve_precision(load_recipe(name, [*never, "train.samples=0", *settings]))
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float]:

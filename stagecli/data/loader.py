@@ -79,4 +79,5 @@ def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> D
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # seeds workers, which never draw; the global one stays untouched
     )

@@ -63,7 +63,7 @@ def _check_run(
         _judge(recipe, flags.judge or recipe.evaluate.judge, warn)
     for which in checkpoints:
         if which != "best":
-            checkpoint.find(run / "checkpoints", which)
+            checkpoint.resolve(run / "checkpoints", which)
         elif not info.get("best"):
             raise StageError(f"{run} has no best checkpoint yet", hint="use --checkpoint latest")
 

@@ -280,7 +280,7 @@ def load_pipeline(
                 f"{run_dir} has no best checkpoint yet", hint="use --checkpoint latest"
             )
         which = str(info["best"]["step"])
-    path = checkpoint.find(run_dir / "checkpoints", which)
+    path = checkpoint.resolve(run_dir / "checkpoints", which)
     device = default_device()
     codec = make_codec(recipe).to(device).eval()
     load_codec_state(codec, run_dir / "codec.safetensors")

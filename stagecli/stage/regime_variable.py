@@ -263,7 +263,7 @@ class Regime:
         return [Transition("measured", "fail-safe", reason, evidence)]
 
     def row(self) -> dict[str, Any]:
-        """The last probe as flat columns of probes.jsonl, which `report.reading` reads; None
+        """The last probe as flat columns of probes.jsonl, which `report/regime_sentences.py` reads; None
         where not known yet.
         """
         history = self.history
