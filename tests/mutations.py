@@ -165,7 +165,7 @@ MUTATIONS = (
         room="train",
         pattern=r"with (?:self|state)\.ema\.applied\([\w.]+\):(\n +[\w.]+ = validate\()",
         replacement=r"if True:\1",
-        tests=("test_checkpoint.py", "test_evaluation_in_training.py", "test_golden.py"),
+        tests=("test_validation_weights.py",),
     ),
     Mutation(
         name="evaluation-of-the-raw-weights",
