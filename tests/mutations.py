@@ -320,7 +320,7 @@ MUTATIONS = (
     Mutation(
         name="lsd-clamp",
         room="metrics",
-        pattern=r"""(512, None, "clamp", )1e-8""",
+        pattern=r"""("clamp",\s+(?:floor=)?)1e-8""",
         replacement=r"\g<1>1e-10",
         tests=("test_metrics.py", "test_metrics_pairs.py"),
     ),

@@ -1,4 +1,4 @@
-"""The validation loss is that of the averaged weights, which are sampled, and not of the raw ones."""
+"""The validation loss is that of the averaged weights, which are sampled, not of the raw ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conftest import losses_of, read_rows, run_cli, write_recipe
 def test_validation_depends_on_the_average_and_training_does_not(tmp_path: Path) -> None:
     training = []
     validation = []
-    for ema in (0.9, 0.5):
+    for ema in (0.9, 0.2):
         recipe = write_recipe(tmp_path / f"ema{ema}.toml", train__ema=ema, train__validate_every=5)
         name = f"run{ema}"
         result = run_cli("train", recipe, "--name", name, cwd=tmp_path)
@@ -19,5 +19,5 @@ def test_validation_depends_on_the_average_and_training_does_not(tmp_path: Path)
         training.append(losses_of(run))
         validation.append([row["valid/loss"] for row in read_rows(run) if "valid/loss" in row])
     assert training[0] == training[1]
-    assert len(validation[0]) == len(validation[1]) == 2
+    assert len(validation[0]) == len(validation[1]) >= 2
     assert validation[0][-1] != validation[1][-1]
