@@ -23,6 +23,7 @@ from stagecli.model.ema import EMA
 from stagecli.model.network import Network
 from stagecli.schema import Recipe
 from stagecli.ssl import check_monitor, open_encoder
+from stagecli.stage import registry
 from stagecli.stage.base import Probe, ProbeSettings
 from stagecli.train.prepare import Prepared
 
@@ -104,7 +105,11 @@ class ProbeSet:
                 f"monitor {self.monitor.label} cannot measure this run: to it, what holds no information beyond the "
                 f"condition (d = {self.reference:.4f}) is hardly further away than the codec's own round trip "
                 f"(d = {self.ceiling:.4f})",
-                problems=[Problem("stage.regime.monitor", f"needs a gap of at least {LEAST_GAP}")],
+                problems=[
+                    Problem(
+                        f"stage.{registry.REGIME}.monitor", f"needs a gap of at least {LEAST_GAP}"
+                    )
+                ],
                 hint="use another monitor or layer, or a codec that keeps more",
             )
 
@@ -273,7 +278,7 @@ class ProbeSet:
         if not len(found):
             raise StageError(
                 "the probe set has a single clip: there is no other one to compare with",
-                problems=[Problem("stage.regime.clips", str(self.settings.clips))],
+                problems=[Problem(f"stage.{registry.REGIME}.clips", str(self.settings.clips))],
                 hint="give the valid split at least two clips",
             )
         return float(found.mean())
