@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from stagecli.files import JsonRow
 from stagecli.report.curves import number
-from stagecli.stage.regime_variable import LEAST_FALL, OFFSET, REFINEMENT
+from stagecli.stage.regime_progress import LEAST_FALL, OFFSET
+from stagecli.stage.regime_variable import REFINEMENT
 
 EARLY = 0.25  # of the steps seen: a curve that had 90 % of its fall by then saturated early
 

@@ -93,9 +93,7 @@ class GroupTerm:
     matrices: from `block_matrices`; rng: draws P. values: the term by type as last computed.
     """
 
-    def __init__(
-        self, matrices: Mapping[str, list[Tensor]], rng: np.random.Generator
-    ) -> None:
+    def __init__(self, matrices: Mapping[str, list[Tensor]], rng: np.random.Generator) -> None:
         self.matrices = matrices
         self.device = matrices["q"][0].device
         width = matrices["q"][0].shape[-1]
