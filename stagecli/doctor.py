@@ -11,15 +11,15 @@ from typing import Any
 from stagecli.runs.directory import environment, free_bytes
 from stagecli.terminal.console import Console
 
-NEEDED_MB = 500  # a checkpoint of a small model, samples and logs
+NEEDED_MB = 500  # room for a checkpoint of a small model, samples and logs
 
 
 def _torch() -> str:
     import torch
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    where = ", ".join(names) if names else f"no GPU, {os.cpu_count()} CPU cores"
-    return f"{torch.__version__}; {where}"
+    devices = ", ".join(names) if names else f"no GPU, {os.cpu_count()} CPU cores"
+    return f"{torch.__version__}; {devices}"
 
 
 def _torchaudio() -> str:
@@ -55,24 +55,26 @@ def _soundfile() -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tone.wav"
         soundfile.write(path, tone, 16000, subtype="FLOAT")
-        back, _ = soundfile.read(path, dtype="float32")
-    if not np.array_equal(back, tone):
-        raise RuntimeError("0.1 s of audio did not survive writing and reading")
+        restored, _ = soundfile.read(path, dtype="float32")
+    if not np.array_equal(restored, tone):
+        raise RuntimeError("0.1 s of audio changed when written and read back")
     return f"{soundfile.__libsndfile_version__}, round trip exact"
 
 
 def _writable(folder: Path) -> str:
-    there = next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
-    with tempfile.NamedTemporaryFile(dir=there):
+    """Checks the nearest existing parent, as the runs directory is created on first use."""
+    candidates = [folder.absolute(), *folder.absolute().parents]
+    existing = next(path for path in candidates if path.exists())
+    with tempfile.NamedTemporaryFile(dir=existing):
         pass
-    free = free_bytes(there) // 2**20
-    if free < NEEDED_MB:
-        raise RuntimeError(f"{free} MB free under {there}, {NEEDED_MB} MB needed")
-    return f"{there}: {free:,} MB free"
+    free_mb = free_bytes(existing) // 2**20
+    if free_mb < NEEDED_MB:
+        raise RuntimeError(f"{free_mb} MB free under {existing}, {NEEDED_MB} MB needed")
+    return f"{existing}: {free_mb:,} MB free"
 
 
-def examine(runs_dir: Path) -> dict[str, Any]:
-    """{"ok", "checks": [{"name", "ok", "detail"}], "environment"}; a failed check says why."""
+def examine_machine(runs_dir: Path) -> dict[str, Any]:
+    """{"ok", "checks": [{"name", "ok", "detail"}], "environment"}; `detail` explains a failure."""
     tests: dict[str, Callable[[], str]] = {
         "torch": _torch,
         "torchaudio": _torchaudio,
@@ -85,17 +87,23 @@ def examine(runs_dir: Path) -> dict[str, Any]:
     for name, test in tests.items():
         try:
             checks.append({"name": name, "ok": True, "detail": test()})
-        except Exception as error:  # whatever is wrong with the machine is the answer, not a crash
+        except Exception as error:  # any failure is a finding to report, not a crash
             checks.append({"name": name, "ok": False, "detail": f"{type(error).__name__}: {error}"})
-    return {"ok": all(c["ok"] for c in checks), "checks": checks, "environment": environment()}
+    all_ok = all(check["ok"] for check in checks)
+    return {"ok": all_ok, "checks": checks, "environment": environment()}
 
 
-def show(document: dict[str, Any], out: Console) -> None:
-    yes, no = ("[OK]", "[NO]") if out.ascii_only else ("✓", "✗")
-    rows = [[yes if c["ok"] else no, c["name"], c["detail"]] for c in document["checks"]]
-    out.table("", ["", "check", "detail"], rows)
-    facts = document["environment"]
-    versions = " ".join(f"{k} {v}" for k, v in facts["packages"].items())
-    out.text(
-        f"stagecli {facts['stagecli']}, python {facts['python']}, {facts['platform']}; {versions}"
+def show_examination(document: dict[str, Any], console: Console) -> None:
+    """Print the result of `examine_machine` as a table and a line of versions."""
+    passed, failed = ("[OK]", "[NO]") if console.ascii_only else ("✓", "✗")
+    rows = [
+        [passed if check["ok"] else failed, check["name"], check["detail"]]
+        for check in document["checks"]
+    ]
+    console.table("", ["", "check", "detail"], rows)
+    machine = document["environment"]
+    packages = " ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    console.text(
+        f"stagecli {machine['stagecli']}, python {machine['python']}, "
+        f"{machine['platform']}; {packages}"
     )

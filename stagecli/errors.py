@@ -1,13 +1,12 @@
-"""The one error type: what is wrong, where, one way out, and the exit code."""
+"""The one error type: what is wrong, where, one way out, and an exit code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-EXIT_OK = 0
-EXIT_FAILED = 1  # the answer is no, or the run failed
-EXIT_USAGE = 2  # bad usage, bad recipe or bad data
+EXIT_FAILED = 1  # a check was negative, or the run failed
+EXIT_USAGE = 2  # bad usage, recipe or data
 EXIT_INTERRUPTED = 130
 
 
@@ -15,8 +14,8 @@ EXIT_INTERRUPTED = 130
 class Problem:
     """One thing that is wrong.
 
-    where: `file:line`, `file:line:column`, a path, a flag or a recipe key; what: one sentence
-    without a full stop; excerpt: the offending source line, if there is one.
+    where: `file:line`, `file:line:column`, a path, a flag or a recipe key; what: the problem in one
+    sentence without a full stop; excerpt: the offending source line, if there is one.
     """
 
     where: str
@@ -25,10 +24,10 @@ class Problem:
 
 
 class StageError(Exception):
-    """An error a user can act on; the command line prints it without a traceback.
+    """An error that the user can act on; the command line prints it without a traceback.
 
-    message: what is wrong; problems: every instance of it, listed together; hint: one way out;
-    exit_code: 1 when the run failed or the answer is no, 2 when the input was bad.
+    message: what is wrong; problems: every instance of it; hint: one way out; exit_code: the exit
+    status of the command.
     """
 
     def __init__(
@@ -46,5 +45,8 @@ class StageError(Exception):
         self.exit_code = exit_code
 
     def __str__(self) -> str:
-        lines = [self.message, *(f"  {p.where}  {p.what}" for p in self.problems)]
-        return "\n".join([*lines, f"hint: {self.hint}"] if self.hint else lines)
+        lines = [self.message]
+        lines += [f"  {problem.where}  {problem.what}" for problem in self.problems]
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)

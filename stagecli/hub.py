@@ -1,7 +1,9 @@
-"""Checkpoints of `transformers`: a name in a recipe -> a local folder -> its config -> its weights.
+"""Loads pretrained checkpoints of `transformers`, for codecs, SSL encoders and CLAP.
 
-What codecs and SSL encoders share. Nothing here runs code that came with a checkpoint: configs are read
-as plain dictionaries and the caller names the class. `what` is the word that errors begin with ("codec").
+A name in a recipe (hub id or folder) -> local folder (`fetch`) -> config (`read_config`,
+`make_config`) -> model (`load_weights`). No code that comes with a checkpoint is ever run: configs
+are read as plain dictionaries and the caller chooses the class. In every function `what` is the
+role of the checkpoint ("codec"), with which error messages begin.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ _PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index
 
 
 def reason(error: Exception) -> str:
-    """First line of an error of the hub client, of transformers or of torch."""
+    """First line of the message of an error, or its class if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _looks_local(source: str) -> bool:
-    """Whether a name that does not exist on disk was meant as a path: a hub id is `name` or `owner/name`."""
+    """Whether a name that is not on disk is meant as a path; a hub id is `name` or `owner/name`."""
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/")
 
 
@@ -41,10 +43,10 @@ def _any(folder: Path, patterns: tuple[str, ...]) -> bool:
 
 
 def fetch(source: str, what: str, *, pickled: bool = False) -> Path:
-    """Name in the recipe (hub id or folder) -> local folder of the checkpoint, downloaded where needed.
+    """Local folder of a checkpoint given by hub id or folder; downloads it if necessary.
 
-    pickled: take `pytorch_model.bin` where a checkpoint has no safetensors. Raises StageError: folder
-    missing or without config.json, hub out of reach.
+    pickled: fall back to `pytorch_model.bin` for checkpoints without safetensors. Raises StageError
+    if the folder does not exist or has no config.json, or if the hub cannot be reached.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -58,14 +60,12 @@ def fetch(source: str, what: str, *, pickled: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # Files by name rather than `from_pretrained(hub id)`: that one asks the hub to convert a
-        # checkpoint without safetensors, a side effect nobody asked for.
+        # Not `from_pretrained(hub id)`, which asks the hub to convert checkpoints that have no
+        # safetensors: an unwanted side effect.
         snapshot = Path(snapshot_download(source, allow_patterns=[*_CONFIGS, *_SAFE]))
         if pickled and not _any(snapshot, _SAFE):
             snapshot = Path(snapshot_download(source, allow_patterns=[*_CONFIGS, *_PICKLED]))
-    except (
-        Exception
-    ) as error:  # the hub client raises a different class for each way to be unreachable
+    except Exception as error:  # the hub client has many classes for being unreachable
         raise StageError(
             f"{what} {source} cannot be fetched from the model hub ({reason(error)})",
             hint=LOCAL_HINT,
@@ -76,12 +76,12 @@ def fetch(source: str, what: str, *, pickled: bool = False) -> Path:
 
 
 def read_config(folder: Path, source: str, what: str) -> dict[str, Any]:
-    """config.json of a checkpoint as a plain dictionary; StageError where it cannot be read."""
+    """config.json of a checkpoint as a plain dictionary. Raises StageError if it cannot be read."""
     from transformers import PretrainedConfig
 
     try:
-        # Only the plain dictionary: an unknown architecture then gets our message, and no remote
-        # code can come into play.
+        # A plain dictionary, so that unknown architectures get our own message and no remote code
+        # is involved.
         plain, _ = PretrainedConfig.get_config_dict(str(folder), local_files_only=True)
     except Exception as error:  # malformed JSON has its own exception classes
         raise StageError(
@@ -91,7 +91,7 @@ def read_config(folder: Path, source: str, what: str) -> dict[str, Any]:
 
 
 def make_config(model_class: Any, plain: dict[str, Any], source: str, what: str) -> Any:
-    """Typed config of a `transformers` class; StageError where the values are not valid."""
+    """Typed config of a `transformers` class. Raises StageError if a value is invalid."""
     try:
         return model_class.config_class.from_dict(plain)
     except Exception as error:  # config validation has its own exception classes
@@ -100,7 +100,7 @@ def make_config(model_class: Any, plain: dict[str, Any], source: str, what: str)
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars and load reports of transformers: what matters becomes a StageError."""
+    """Suppresses the progress bars and load reports of transformers."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -125,11 +125,11 @@ def load_weights(
     pickled: bool = False,
     needed: Callable[[str], bool] = lambda name: True,
 ) -> Any:
-    """Model with the weights of a folder, float32.
+    """A model with the weights of a folder, in float32.
 
-    pickled: read `pytorch_model.bin` (as tensors only, never as objects) where there is no safetensors
-    file; needed: which tensors by name must be there. Raises StageError: weights missing, incomplete or
-    of other shapes than the config says.
+    pickled: read `pytorch_model.bin` (tensors only, never objects) if there is no safetensors file;
+    needed: tells by its name whether a tensor is required. Raises StageError if weights are
+    missing, incomplete, or of other shapes than the config requires.
     """
     import torch
 
@@ -147,7 +147,7 @@ def load_weights(
             )
     except (
         Exception
-    ) as error:  # mismatched shapes are a RuntimeError, a missing file an OSError, ...
+    ) as error:  # RuntimeError for mismatched shapes, OSError for a missing file, ...
         raise StageError(
             f"{what} {source}: the weights cannot be loaded ({reason(error)})", hint=LOCAL_HINT
         ) from error
@@ -155,23 +155,22 @@ def load_weights(
     if missing:
         raise StageError(
             f"{what} {source}: the checkpoint lacks {len(missing)} tensors, first {missing[0]}",
-            hint=f"download or save the checkpoint again; a random {what} would train without a warning",
+            hint=f"download or save the checkpoint again; this would be a partly random {what}",
         )
     return model
 
 
 def weights_hash(network: nn.Module) -> str:
-    """First 16 hex digits of a SHA-256 over every weight, independent of order and of tensor names.
+    """16 hex digits of a SHA-256 over all weights, independent of their order and names.
 
-    Names stay out because they change between releases of `transformers` for the same checkpoint.
+    The names of one checkpoint's tensors change between releases of `transformers`.
     """
     import torch
 
     digests = []
     for name, value in network.state_dict().items():
-        if (
-            "masked_spec_embed" in name
-        ):  # used in pre-training only; some checkpoints lack it and get a random one
+        # Used in pre-training only; checkpoints that lack it get a random one.
+        if "masked_spec_embed" in name:
             continue
         digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -1,6 +1,7 @@
-"""What a recipe may say: one pydantic model per table, every default written once, here.
+"""Every key of a recipe: one pydantic model per section, every default written once, here.
 
-No torch. The docstring under a field is its documentation: `stagecli recipes show` prints it.
+No torch. The docstring under a field is its documentation: `stagecli recipes show` prints it above
+the key.
 """
 
 from __future__ import annotations
@@ -16,147 +17,176 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Hertz = Annotated[float, Field(gt=0)]
 
 FilterFamily = Literal["cheby1", "butter", "bessel", "ellip"]
-SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads (DiT paper, table 1, from S up)
+
+SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (192, 6, 3),
     "S": (384, 12, 6),
     "B": (768, 12, 12),
     "L": (1024, 24, 16),
     "XL": (1152, 28, 16),
 }
+"""Width, depth and heads of each named size; S to XL are those of the DiT paper, table 1."""
 
 
-class Table(BaseModel):
+class Section(BaseModel):
+    """Base of every section of a recipe: immutable, and unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class About(Table):
+class About(Section):
+    """`[about]`: describes the recipe; nothing here changes what is trained."""
+
     name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
-    """Name of the recipe and, unless `--name` says otherwise, of the run."""
+    """Name of the recipe and, without `--name`, of the run."""
     summary: str = ""
-    """One line that `recipes list` shows."""
+    """One-line summary shown by `stagecli recipes list`."""
     needs: str = ""
-    """What it takes: machine, data, time."""
+    """Requirements: machine, data and training time."""
 
 
-class Task(Table):
+class Task(Section):
+    """`[task]`: what the model learns to do."""
+
     kind: Literal["t2a", "sr"]
     """`t2a`: text to audio. `sr`: audio super-resolution."""
 
 
-class Data(Table):
+class Data(Section):
+    """`[data]`: where clips come from and how they are cut."""
+
     source: Literal["synth", "manifest", "folder", "huggingface"] = "synth"
-    """Where clips come from; `synth` needs no download."""
+    """Kind of data set; `synth` generates clips and needs no download."""
     path: str = ""
-    """Manifest file, folder, or data set id; `${VAR}` is replaced from the environment."""
+    """Manifest file, folder or data set id; `${VAR}` is replaced from the environment."""
     sample_rate: Positive
-    """Hz. Files above it are resampled down; a file below it is an error."""
+    """Sample rate in Hz. Files with a higher rate are resampled; a lower rate is an error."""
     seconds: PositiveReal
-    """Length of a training crop, and of a t2a sample."""
+    """Length in seconds of a training crop, and of a generated t2a clip."""
     padding: Literal["silence", "mask"] = "silence"
-    """A clip shorter than the crop: its padding is silence to be learnt, or is masked out."""
+    """Padding of clips shorter than the crop: trained on as `silence`, or excluded by a `mask`."""
     on_bad_file: Literal["error", "skip"] = "error"
-    """A file that cannot be used stops the run before it starts, or is left out and reported."""
+    """Unusable files either stop the run before it starts, or are skipped and reported."""
     caption_column: str = "caption"
     """Column (or JSON key) that holds the caption."""
     audio_column: str = "audio"
-    """Column that holds the audio of a Hugging Face data set."""
+    """Column of a Hugging Face data set that holds the audio."""
     train_split: str = "train"
+    """Name of the training split in the data set."""
     valid_split: str = "valid"
+    """Name of the validation split in the data set."""
     test_split: str = "test"
+    """Name of the test split in the data set."""
     clips: Positive = 2000
     """Number of training clips of `synth`; valid and test have a tenth each (at least 16)."""
     workers: Natural = 1
-    """Loader processes; the result does not depend on it."""
+    """Data loader processes; the result does not depend on their number."""
     memory_mb: Natural = 1024
-    """Decoded audio each loader process may keep in memory, and as much again of features that guide."""
+    """MB of decoded audio each loader process may cache, and as much again of teacher features."""
     crops: Positive = 4
-    """Crops per clip in the feature cache (only where the codec is a network)."""
+    """Crops per clip in the feature cache (neural codecs only)."""
     cache_dir: str = "runs/.cache"
-    """Feature cache: what is frozen is computed once."""
+    """Directory of the feature cache, which holds the outputs of frozen networks."""
 
 
-class Codec(Table):
+class Codec(Section):
+    """`[codec]`: the invertible map between audio and the frames that are diffused."""
+
     kind: Literal["mel", "mdct", "stft", "dac", "encodec"]
-    """Audio <-> frames. `mel` for t2a without weights; `mdct`/`stft` are lossless; `dac`/`encodec` are networks."""
+    """`mel`: log-mel, for t2a. `mdct`, `stft`: lossless. `dac`, `encodec`: pretrained networks."""
     hop: Positive = 256
-    """Samples per frame (mel, mdct, stft)."""
+    """Hop between frames, in audio samples (mel, mdct, stft)."""
     n_fft: Positive = 1024
-    """Window in samples (mel, stft)."""
+    """Window length in audio samples (mel, stft)."""
     n_mels: Positive = 80
+    """Number of mel bands (mel)."""
     f_min: Annotated[float, Field(ge=0)] = 0.0
+    """Lowest frequency of the mel bands in Hz (mel)."""
     f_max: PositiveReal | None = None
-    """Hz; default: half the sample rate."""
+    """Highest frequency of the mel bands in Hz (mel); default: half the sample rate."""
     floor: PositiveReal = 1e-5
-    """Mel magnitudes are clamped here before the logarithm; spectral companding is linear below it."""
+    """Clamp of mel magnitudes before the logarithm; spectral companding is linear below it."""
     iterations: Positive = 64
     """Griffin-Lim iterations (mel without a vocoder)."""
     vocoder: str = ""
-    """`transformers` vocoder (SpeechT5HifiGan) for mel: hub id or folder."""
+    """Hub id or folder of a `transformers` SpeechT5HifiGan vocoder (mel); default: Griffin-Lim."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Power-law companding of spectral values (mdct, stft)."""
+    """Exponent of the power-law companding of spectral values (mdct, stft)."""
     model: str = ""
-    """Hub id or folder of a `transformers` DAC or EnCodec model."""
+    """Hub id or folder of a `transformers` model (dac, encodec)."""
 
 
-class Condition(Table):
+class Condition(Section):
+    """`[condition]`: what the network is conditioned on."""
+
     text: Literal["none", "bytes", "transformers"] = "none"
-    """`bytes`: a small transformer trained along. `transformers`: a frozen encoder, embeddings cached."""
+    """`bytes`: a small transformer, trained jointly. `transformers`: a frozen, cached encoder."""
     model: str = ""
-    """Hub id or folder of the text encoder (T5, CLAP or any AutoModel)."""
+    """Hub id or folder of the frozen text encoder (T5, CLAP or any AutoModel)."""
     max_length: Positive = 64
-    """Bytes or tokens kept of a caption."""
+    """Captions are truncated to this many bytes or tokens."""
     width: Positive = 128
     """Width of the `bytes` encoder."""
     depth: Positive = 2
-    """Layers of the `bytes` encoder."""
+    """Number of layers of the `bytes` encoder."""
     dropout: Fraction = 0.1
-    """Share of captions dropped in training, so that sampling can use classifier-free guidance."""
+    """Probability of dropping a caption in training, which classifier-free guidance relies on."""
     cutoff: tuple[Hertz, Hertz] | None = None
-    """Range of the low-pass cutoff in Hz (sr)."""
+    """Range of the training low-pass cutoff in Hz (sr)."""
     filters: tuple[FilterFamily, ...] = ("cheby1", "butter", "bessel", "ellip")
-    """Low-pass families the low-resolution input is made with (sr)."""
+    """Low-pass filter families that produce the low-resolution training input (sr)."""
     orders: tuple[Positive, Positive] = (2, 10)
-    """Range of the filter order (sr)."""
+    """Range of the training filter order (sr)."""
 
 
-class Model(Table):
+class Model(Section):
+    """`[model]`: the diffusion transformer."""
+
     size: Literal["tiny", "S", "B", "L", "XL"] = "tiny"
-    """Named size; `width`, `depth`, `heads` override its numbers."""
+    """Named size; `width`, `depth` and `heads` override its numbers."""
     width: Positive | None = None
+    """Width of the transformer; default: that of `size`."""
     depth: Positive | None = None
+    """Number of transformer blocks; default: that of `size`."""
     heads: Positive | None = None
+    """Attention heads per block; default: that of `size`."""
     patch: Positive = 1
-    """Frames per token."""
+    """Codec frames per token."""
     mlp_ratio: PositiveReal = 4.0
+    """Hidden width of each MLP as a multiple of `width`."""
     output: Literal["plain", "gated"] = "plain"
-    """`gated` lets x_t pass around the trunk, channel by channel: for codecs with more channels than `width`."""
+    """`gated`: a per-channel skip of x_t around the trunk, for codecs wider than `width`."""
 
     @model_validator(mode="after")
-    def numbers(self) -> Model:
+    def check_heads_divide_width(self) -> Model:
+        """Rotary embeddings rotate pairs of channels, so each head needs an even width."""
         width, _, heads = self.resolved()
         if width % heads or (width // heads) % 2:
             raise ValueError(f"width {width} must be an even multiple of heads {heads}")
         return self
 
     def resolved(self) -> tuple[int, int, int]:
-        """(width, depth, heads) with the named size filled in."""
+        """(width, depth, heads) with the numbers of the named size filled in."""
         width, depth, heads = SIZES[self.size]
         return self.width or width, self.depth or depth, self.heads or heads
 
 
-class Objective(Table):
-    kind: Literal["rectified-flow"] = "rectified-flow"
+class Objective(Section):
+    """`[objective]`: rectified flow, and the density of its time t (1 is noise, 0 is data)."""
+
     density: Literal["uniform", "logit-normal"] = "uniform"
-    """Density that t is drawn from, where no mechanism says otherwise."""
+    """Density of t, unless a mechanism replaces it."""
     mean: float = 0.0
     """Mean of logit t (logit-normal)."""
     std: PositiveReal = 1.0
     """Standard deviation of logit t (logit-normal)."""
     floor: Fraction = 0.0
-    """Share of t drawn uniformly instead: sampling starts at t = 1, where logit-normal has next to nothing."""
+    """Share of uniform t mixed in: sampling starts at t = 1, which logit-normal hardly covers."""
 
 
-class Train(Table):
+class Train(Section):
+    """`[train]`: optimisation, and what a run reports and keeps while it trains."""
+
     steps: Positive
     """Optimiser steps."""
     batch_size: Positive = 32
@@ -164,76 +194,88 @@ class Train(Table):
     accumulate: Positive = 1
     """Backward passes per optimiser step."""
     lr: PositiveReal = 5e-4
+    """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    """After warm-up: cosine to `lr_end`, constant, or stable with a linear decay in the last fifth."""
+    """After warm-up: cosine to `lr_end`, constant, or constant until a linear decay (`wsd`)."""
     warmup_steps: Natural = 100
+    """Steps of linear learning-rate warm-up."""
     lr_end: Fraction = 0.05
-    """Share of `lr` at the end of `cosine` and `wsd`."""
+    """Final learning rate of `cosine` and `wsd`, as a fraction of `lr`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay of AdamW."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    """Decay rates of AdamW's first and second moments."""
     clip: PositiveReal = 1.0
-    """Largest gradient norm."""
+    """Gradient norm above which gradients are clipped."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """`auto`: bf16 where the device computes in it, else fp32; settled when the run is made, and written to it."""
+    """`auto`: bf16 where the device supports it, else fp32; resolved when the run is created."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the weight average that is sampled and evaluated."""
+    """Decay per step of the weight average that is sampled and evaluated."""
     compile: bool = False
-    """Compile the blocks with `torch.compile`: one compilation serves all of them. Worth it on a GPU."""
+    """Compile the transformer blocks with `torch.compile`; pays off on a GPU."""
     activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower steps."""
     seed: Natural = 0
+    """Seed of initialisation, data order, crops, noise and dropout."""
     log_every: Positive = 20
+    """Steps between rows of metrics."""
     bins: Positive = 10
-    """Noise bins that the loss is reported by."""
+    """Number of noise bins that the loss is broken down by."""
     validate_every: Natural = 250
     """Steps between validation losses; 0: never."""
     validate_clips: Positive = 64
-    """Clips of the valid split that the validation loss reads."""
+    """Clips of the valid split in the validation loss."""
     validate_t: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    """Fixed grid of t that the validation loss is the mean over."""
+    """Fixed values of t over which the validation loss is averaged."""
     evaluate_every: Natural = 0
-    """Steps between evaluations of the EMA weights on the valid split (and at the last step); 0: never."""
+    """Steps between evaluations of the EMA weights (and one at the last step); 0: never."""
     evaluate_clips: Positive = 64
-    """Clips of the valid split that such an evaluation scores, as crops of the training length."""
+    """Clips of the valid split per evaluation, as crops of the training length."""
     evaluate_steps: Natural = 0
-    """Sampler steps of such an evaluation; 0: `evaluate.steps`."""
+    """Sampler steps of these evaluations; 0: `evaluate.steps`."""
     best: str = "valid/loss"
-    """Row that chooses the best checkpoint: `valid/loss`, or one of the evaluation, such as `eval/lsd`."""
+    """Score that selects the best checkpoint: `valid/loss` or an evaluation row like `eval/lsd`."""
     sample_every: Natural = 1000
     """Steps between sets of samples; 0: only at the end."""
     samples: Natural = 4
-    """Samples per set."""
+    """Number of clips per set of samples."""
     checkpoint_every: Positive = 1000
+    """Steps between checkpoints."""
     keep: Positive = 2
-    """Checkpoints kept; the best one is kept besides."""
+    """Number of newest checkpoints to keep; the best one is kept as well."""
 
 
-class Evaluate(Table):
+class Evaluate(Section):
+    """`[evaluate]`: how checkpoints are sampled and scored."""
+
     sampler: Literal["euler", "heun", "ab2"] = "euler"
-    """`ab2`: second-order Adams-Bashforth, one network call a step."""
+    """ODE solver; `ab2`: second-order Adams-Bashforth, one network call per step."""
     steps: Positive = 50
     """Sampler steps."""
     cfg_scale: Annotated[float, Field(ge=0)] = 1.0
     """Scale of classifier-free guidance (CFG); 1 turns it off."""
     cfg_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Range of t in which classifier-free guidance acts."""
+    """Range of t in which classifier-free guidance is applied."""
     samples: Positive = 200
-    """Clips that `evaluate` scores at most."""
+    """Maximum number of clips that `stagecli evaluate` scores."""
     batch_size: Positive = 16
+    """Clips (t2a) or windows (sr) per sampling batch."""
     seed: Natural = 0
+    """Seed of the sampling noise."""
     cutoffs: tuple[Hertz, ...] = (4000.0,)
     """Test cutoffs in Hz (sr)."""
     filter: FilterFamily = "cheby1"
-    """Test low-pass family (sr)."""
+    """Filter family of the test low-pass (sr)."""
     order: Positive = 8
-    """Test filter order (sr)."""
+    """Filter order of the test low-pass (sr)."""
     preset: Literal["nuwave", "ssr_eval"] = "nuwave"
-    """LSD convention (sr)."""
+    """Convention of the log-spectral distance, LSD (sr)."""
     judge: str = "bundled:judge"
-    """SSL encoder that scores t2a, as kind:model; never the one that measures the regime."""
+    """SSL encoder that scores t2a, as kind:model; must not be the teacher or the monitor."""
 
 
-class Recipe(Table):
-    """A run, completely."""
+class Recipe(Section):
+    """A complete description of a run."""
 
     about: About = About()
     task: Task
@@ -244,5 +286,5 @@ class Recipe(Table):
     objective: Objective = Objective()
     train: Train
     stage: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """One table per mechanism, in declared order; none: plain training."""
+    """Options of each mechanism, by its name; empty: plain training."""
     evaluate: Evaluate = Evaluate()

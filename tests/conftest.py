@@ -1,4 +1,4 @@
-"""What several test files share: a command line in this process, tiny recipes, trained runs, processes to kill."""
+"""Tiny recipes, the command line in this process, trained runs, processes to kill."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+# Read by huggingface_hub when it is imported: tests must not wait for a hub, nor depend on one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 TERMINAL = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-NOISY = (
+UNSET = (
     "FORCE_COLOR",
     "STAGECLI_NO_PROGRESS",
     "STAGECLI_DEBUG",
@@ -82,28 +85,31 @@ class Result(NamedTuple):
 
 
 def write_recipe(path: Path, kind: str = "t2a", **changes: Any) -> Path:
-    """The tiny recipe of a task as TOML; changes: `train__steps=6` for `train.steps = 6`, None leaves a key out."""
+    """Write the tiny recipe of a task as TOML.
+
+    changes: `train__steps=6` sets `train.steps = 6`; None leaves the key out.
+    """
     keys = {**BASE[kind], **{name.replace("__", "."): value for name, value in changes.items()}}
-    tables: dict[str, list[str]] = {}
+    sections: dict[str, list[str]] = {}
     for key, value in keys.items():
-        table, _, name = key.rpartition(".")
+        section, _, name = key.rpartition(".")
         if value is not None:
-            tables.setdefault(table, []).append(f"{name} = {json.dumps(value)}")
+            sections.setdefault(section, []).append(f"{name} = {json.dumps(value)}")
     path.write_text(
-        "\n".join(f"[{table}]\n" + "\n".join(lines) + "\n" for table, lines in tables.items())
+        "\n".join(f"[{section}]\n" + "\n".join(lines) + "\n" for section, lines in sections.items())
     )
     return path
 
 
 def fresh_accelerate() -> None:
-    """Accelerate keeps its state per process and refuses another precision; here many runs share a process."""
+    """Reset Accelerate's process-wide state, which would refuse to change the precision."""
     state = sys.modules.get("accelerate.state")
     if state is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run_cli(*args: object, cwd: Path, env: dict[str, str] | None = None) -> Result:
-    """`stagecli ARGS` as `stagecli.cli.main` runs it, in this process and in the folder `cwd`."""
+    """Run `stagecli ARGS` in this process, in the folder `cwd`, with a plain terminal."""
     from stagecli import cli
 
     fresh_accelerate()
@@ -111,7 +117,7 @@ def run_cli(*args: object, cwd: Path, env: dict[str, str] | None = None) -> Resu
     err = io.StringIO()
     code: Any = 0
     with pytest.MonkeyPatch.context() as patch:
-        for name in NOISY:
+        for name in UNSET:
             patch.delenv(name, raising=False)
         for name, value in {**TERMINAL, **(env or {})}.items():
             patch.setenv(name, value)
@@ -126,12 +132,12 @@ def run_cli(*args: object, cwd: Path, env: dict[str, str] | None = None) -> Resu
 
 
 def forked(work: Callable[[], object]) -> multiprocessing.Process:
-    """`work` in a forked process (no second import of torch), to be killed; its output is dropped."""
+    """Start `work` in a forked process, which need not import torch again; drop its output."""
 
     def body() -> None:
         import torch
 
-        torch.set_num_threads(1)  # a forked process has none of its parent's threads
+        torch.set_num_threads(1)  # the threads of the parent do not exist in a fork
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             work()
 
@@ -141,7 +147,10 @@ def forked(work: Callable[[], object]) -> multiprocessing.Process:
 
 
 def two_processes(*args: object, cwd: Path) -> list[str]:
-    """`stagecli ARGS` in two processes over gloo, with the variables that a launcher sets; their stderr, by rank."""
+    """Run `stagecli ARGS` in two processes over gloo, as a launcher would start them.
+
+    Returns what each wrote to stderr, by rank. Asserts that both exit with 0.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -152,7 +161,7 @@ def two_processes(*args: object, cwd: Path) -> list[str]:
         "ACCELERATE_USE_CPU": "true",
     }
 
-    def process(rank: int) -> Callable[[], None]:
+    def of_rank(rank: int) -> Callable[[], None]:
         def work() -> None:
             result = run_cli(
                 *args, cwd=cwd, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -163,18 +172,21 @@ def two_processes(*args: object, cwd: Path) -> list[str]:
         return work
 
     fresh_accelerate()
-    processes = [forked(process(rank)) for rank in range(2)]
-    for one in processes:
-        one.join(600)
-    said = [(cwd / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert [one.exitcode for one in processes] == [0, 0], said
-    return said
+    processes = [forked(of_rank(rank)) for rank in range(2)]
+    for process in processes:
+        process.join(600)
+    errors = [(cwd / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert [process.exitcode for process in processes] == [0, 0], errors
+    return errors
 
 
 def die_at(
     owner: Any, name: str, when: Callable[..., bool], before: Callable[..., object] | None = None
 ) -> None:
-    """Make `owner.name` kill this process with SIGKILL on the first call for which `when(*args)` holds."""
+    """Make `owner.name` send SIGKILL to this process on the first call for which `when` holds.
+
+    before: called with the same arguments, just before the signal.
+    """
     original = getattr(owner, name)
 
     def wrapped(*args: Any, **keys: Any) -> Any:
@@ -188,7 +200,7 @@ def die_at(
 
 
 def read_rows(run: Path, stream: str = "metrics") -> list[dict[str, Any]]:
-    """Whole rows of a JSONL stream; a torn line is left out."""
+    """Rows of a JSONL file of a run; a torn line is left out."""
     rows = []
     for line in (run / f"{stream}.jsonl").read_text().splitlines():
         try:
@@ -199,7 +211,7 @@ def read_rows(run: Path, stream: str = "metrics") -> list[dict[str, Any]]:
 
 
 def losses_of(run: Path) -> list[float]:
-    """train/loss of every row, in the order written."""
+    """train/loss of every row, in the order in which it was written."""
     return [row["train/loss"] for row in read_rows(run) if "train/loss" in row]
 
 
@@ -208,17 +220,17 @@ def sha(path: Path) -> str:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file under a folder with its hash."""
+    """The hash of every file under a folder, by relative path."""
     return {str(p.relative_to(folder)): sha(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture
 def data_dir() -> Path:
-    """Real audio for the tests that want it: the folder that STAGECLI_DATA names."""
+    """The folder of real recordings that STAGECLI_DATA names; skips the test if it is not set."""
     folder = os.environ.get("STAGECLI_DATA")
     if not folder:
-        pytest.skip("STAGECLI_DATA is not set: no folder of real audio to test with")
-    assert Path(folder).is_dir(), f"STAGECLI_DATA names {folder}, which is no folder"
+        pytest.skip("STAGECLI_DATA is not set: no real recordings to test with")
+    assert Path(folder).is_dir(), f"STAGECLI_DATA is {folder}, which is not a directory"
     return Path(folder)
 
 
@@ -246,7 +258,7 @@ def sr_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the finished runs runs/t2a and runs/sr; copy what is to be changed (`runs`)."""
+    """A folder with the finished runs runs/t2a and runs/sr. Do not change them: use `runs`."""
     folder = tmp_path_factory.mktemp("trained")
     for kind in ("t2a", "sr"):
         result = run_cli("train", write_recipe(folder / f"{kind}.toml", kind), cwd=folder)
@@ -256,14 +268,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the trained runs at runs/ of the folder that `cli` works in."""
+    """A copy of the trained runs, at runs/ of the folder in which `cli` works."""
     shutil.copytree(trained / "runs", tmp_path / "runs")
     return tmp_path / "runs"
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Sums of several threads differ in the last bit from machine to machine, and tests share few cores."""
+    """One thread: sums over several differ in the last bit from machine to machine."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)

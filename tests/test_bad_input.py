@@ -1,10 +1,11 @@
-"""Bad data and bad places: exit 2 before any step, with the place named; a failing run keeps what it had."""
+"""Bad data and unwritable places: exit 2 before any step; a failing run keeps what it had."""
 
 from __future__ import annotations
 
 import errno
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
 
-# name -> (how the file is made, or None for none at all; what the message says of it)
+# name -> (writes the file, or does nothing where it is missing; what the message contains)
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "file is missing"),
     "empty": (lambda path: path.write_bytes(b""), "file is empty"),
@@ -72,7 +73,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def refused(folder: Path, cli: Cli, recipe: Path) -> str:
-    """The message of a start that must be refused before any step, and of the dry run, which must agree."""
+    """The message of a start that is refused before any step; the dry run refuses it too."""
     before = tree(folder)
     dry = cli("train", recipe, "--dry-run")
     assert dry.code == 2
@@ -81,7 +82,7 @@ def refused(folder: Path, cli: Cli, recipe: Path) -> str:
     assert result.code == 2
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
-    assert not list(folder.glob("runs/*/metrics.jsonl")), "a step was made"
+    assert not list(folder.glob("runs/*/metrics.jsonl")), "a step was trained"
     assert not list(folder.glob("runs/*/checkpoints/*"))
     return result.stderr
 
@@ -102,9 +103,7 @@ def test_a_bad_file_is_refused_with_its_line_and_a_corrected_one_trains(
     assert f"{name}.wav" in message
     assert what in message
     assert "on_bad_file" in message, "the hint"
-    soundfile.write(
-        tmp_path / "data" / f"{name}.wav", sound(7), RATE
-    )  # corrected: the same command trains
+    soundfile.write(tmp_path / "data" / f"{name}.wav", sound(7), RATE)  # corrected
     again = cli("train", recipe)
     assert again.code == 0, again.stderr
 
@@ -127,14 +126,14 @@ def test_bad_files_are_left_out_and_reported_by_name_and_count(tmp_path: Path, c
         "m.jsonl:2",
         f"{count} clips left out",
     ):
-        assert 0 <= result.stderr.find(word) < first_row, f"{word} is not said before training"
+        assert 0 <= result.stderr.find(word) < first_row, f"{word} is not reported before training"
     events = [
         row for row in read_rows(tmp_path / "runs" / "bad", "events") if row["mechanism"] == "data"
     ]
     assert len(events[0]["evidence"]["clips"]) == count
     prepared = cli("train", recipe, *sets, "--prepare-only")
     assert prepared.code == 0
-    assert f"{count} clips left out" in prepared.stderr
+    assert f"{count} clips skipped" in prepared.stderr
     assert cli("train", recipe, *sets, "--quiet", "--name", "quiet").stderr == ""
 
 
@@ -196,7 +195,7 @@ def test_missing_data_and_an_unset_variable(
 
 def test_a_run_directory_that_cannot_be_written(tmp_path: Path, cli: Cli) -> None:
     recipe = write_recipe(tmp_path / "t2a.toml", train__steps=2)
-    (tmp_path / "taken").write_text("a file where the runs are to lie")
+    (tmp_path / "taken").write_text("a file in place of the runs directory")
     result = cli("train", recipe, "--runs-dir", "taken")
     assert result.code == 2
     assert (
@@ -210,14 +209,13 @@ def test_a_run_directory_that_cannot_be_written(tmp_path: Path, cli: Cli) -> Non
 def test_a_full_disk_at_the_start_does_not_block_the_name(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stagecli.runs import directory as runs
 
-    def full(path: Path, text: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     recipe = write_recipe(tmp_path / "t2a.toml", train__steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_atomic", full)
+        patch.setattr(os, "fsync", full)
         result = cli("train", recipe)
     assert result.code == 2
     assert "No space left on device" in result.stderr and "Traceback" not in result.stderr
@@ -230,7 +228,7 @@ def test_a_full_disk_while_training(
 ) -> None:
     """Exit 1, the checkpoint before it intact, and the same command goes on to the same end."""
     from stagecli.runs import checkpoint
-    from stagecli.runs import directory as runs
+    from stagecli.runs.directory import Run
     from stagecli.train import validation
 
     recipe = write_recipe(
@@ -239,9 +237,9 @@ def test_a_full_disk_while_training(
     assert cli("train", recipe, "--name", "whole").code == 0
     no_space = OSError(errno.ENOSPC, "No space left on device")
     save = checkpoint.save_file
-    append = runs.Run.append
-    write = runs.write_atomic
-    written = validation.write_wav
+    append = Run.append
+    fsync = os.fsync
+    write_wav = validation.write_wav
     full = False
 
     def save_file(tensors: Any, path: Path) -> None:
@@ -260,31 +258,30 @@ def test_a_full_disk_while_training(
             raise no_space
         return append(run, stream, row)
 
-    def write_atomic(path: Path, text: str) -> None:
+    def sync(descriptor: int) -> None:
         if full:
             raise no_space
-        write(path, text)
+        fsync(descriptor)
 
-    def write_wav(*args: Any, **keys: Any) -> None:
+    def write_sample(*args: Any, **keys: Any) -> None:
         nonlocal full
         full = full or where == "samples"
         if full:
             raise no_space
-        written(*args, **keys)
+        write_wav(*args, **keys)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", save_file)
-        patch.setattr(checkpoint, "write_atomic", write_atomic)
-        patch.setattr(runs, "write_atomic", write_atomic)
-        patch.setattr(runs.Run, "append", append_row)
-        patch.setattr(validation, "write_wav", write_wav)
+        patch.setattr(os, "fsync", sync)
+        patch.setattr(Run, "append", append_row)
+        patch.setattr(validation, "write_wav", write_sample)
         result = cli("train", recipe, "--name", "cut")
     assert full, "the disk was never full"
     assert result.code == 1
     assert "No space left on device" in result.stderr and "same command" in result.stderr
     assert "Traceback" not in result.stderr
     run = tmp_path / "runs" / "cut"
-    assert checkpoint.find(run / "checkpoints").name == "step_00000004"
+    assert checkpoint.resolve(run / "checkpoints").name == "step_00000004"
     assert cli("sample", run, "--prompt", "a bell").code == 0, (
         "the checkpoint before it is not intact"
     )
@@ -298,7 +295,7 @@ def test_a_full_disk_while_training(
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_loss_or_gradient_that_is_no_number(
+def test_a_loss_or_gradient_that_is_not_finite(
     what: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Step 6 fails: its clips are named, the state of step 5 is saved, finite, and resumes."""
@@ -315,7 +312,7 @@ def test_a_loss_or_gradient_that_is_no_number(
         calls += 1
         result = flow_loss(*args, **keys)
         if calls == 6:
-            # The root of 0 is 0, and its slope infinite: a gradient of NaN behind a loss that looks well.
+            # The root of 0 is 0 and its slope infinite: the loss is finite, its gradient NaN.
             zero = (result.velocity_BTC - result.velocity_BTC.detach()).square().sum()
             result.loss_B = (
                 result.loss_B * math.nan if what == "loss" else result.loss_B + zero.sqrt()
@@ -348,7 +345,7 @@ def test_a_loss_or_gradient_that_is_no_number(
 
 
 def test_a_learning_rate_that_explodes(tmp_path: Path, cli: Cli) -> None:
-    """The state before the failure has weights so large that its own validation loss is no number."""
+    """The weights before the failure are so large that their validation loss is not finite."""
     recipe = write_recipe(tmp_path / "t2a.toml", train__lr=1e30, train__warmup_steps=0)
     for _ in range(2):  # the second time it resumes from that state, and must fail the same way
         result = cli("train", recipe)

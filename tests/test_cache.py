@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagecli.data.cache import FeatureCache, FileIndex, canonical, content_hash, stamp_of
+from stagecli.data.cache import FeatureCache, canonical, content_hash, open_index, stamp_of
 
 CONFIG = {
     "codec": {"kind": "mel", "hop": 256},
@@ -53,10 +53,10 @@ def test_put_and_get(tmp_path: Path) -> None:
     assert cache.get("a") is None
     for array in (np.arange(12, dtype=np.float32).reshape(3, 4), np.zeros((0, 4)), np.float16(3.0)):
         cache.put("a/b ü", np.asarray(array))
-        found = cache.get("a/b ü")
-        assert found is not None
-        assert found.dtype == np.asarray(array).dtype
-        assert np.array_equal(found, array)
+        stored = cache.get("a/b ü")
+        assert stored is not None
+        assert stored.dtype == np.asarray(array).dtype
+        assert np.array_equal(stored, array)
     cache.put("m", np.ones((4, 4), np.float32))
     mapped = cache.get("m")
     assert isinstance(mapped, np.memmap)
@@ -66,6 +66,15 @@ def test_put_and_get(tmp_path: Path) -> None:
     assert config["config"]["codec"]["hop"] == 256
     with pytest.raises(TypeError):
         cache.put("o", np.array([object()]))
+
+
+def test_a_cache_touches_the_disk_with_its_first_array(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "cache", "mel", CONFIG)
+    assert not cache.has("a")
+    assert not cache.path.parent.exists()
+    cache.put("a", np.ones(1))
+    assert cache.has("a")
+    assert {p.suffix for p in cache.path.rglob("*") if p.is_file()} == {".json", ".npy"}
 
 
 def test_fill_computes_only_what_is_missing(tmp_path: Path) -> None:
@@ -78,15 +87,12 @@ def test_fill_computes_only_what_is_missing(tmp_path: Path) -> None:
         return (np.full(3, float(key)) for key in keys)
 
     assert cache.fill(["1", "2", "3", "2"], compute, 2) == 3
-    assert (
-        cache.fill(["1", "2", "3", "4", "5"], compute, 8, lambda done, of: seen.append((done, of)))
-        == 2
-    )
+    assert cache.fill(["1", "2", "3", "4", "5"], compute, 8, lambda *count: seen.append(count)) == 2
     assert calls == [["1", "2"], ["3"], ["4", "5"]]
     assert seen == [(3, 5), (5, 5)]
-    found = cache.get("5")
-    assert found is not None
-    assert np.array_equal(found, [5, 5, 5])
+    stored = cache.get("5")
+    assert stored is not None
+    assert np.array_equal(stored, [5, 5, 5])
     with pytest.raises(ValueError, match="zip"):
         cache.fill(["7", "8"], lambda keys: [np.zeros(1)], 2)
 
@@ -124,9 +130,9 @@ def test_a_killed_fill_resumes(tmp_path: Path) -> None:
     assert int(output) == 60 - done
     cache = FeatureCache(tmp_path, "mel", {"seed": 0})
     for key in range(60):
-        found = cache.get(str(key))
-        assert found is not None
-        assert (found == key).all()
+        stored = cache.get(str(key))
+        assert stored is not None
+        assert (stored == key).all()
 
 
 def test_two_processes_may_fill_at_once(tmp_path: Path) -> None:
@@ -179,7 +185,7 @@ def test_the_same_config_is_the_same_cache(tmp_path: Path) -> None:
 
 def test_content_hash_is_of_the_content(tmp_path: Path) -> None:
     file = tmp_path / "a.wav"
-    index = FileIndex(tmp_path / "cache" / "hashes.jsonl")
+    index = open_index(tmp_path / "cache" / "hashes.jsonl")
     file.write_bytes(b"one")
     first = content_hash(file, index)
     assert index.get(str(file), stamp_of(file)) == first
@@ -194,22 +200,22 @@ def test_content_hash_is_of_the_content(tmp_path: Path) -> None:
 def test_the_index_spares_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.wav"
     file.write_bytes(b"one")
-    first = content_hash(file, FileIndex(tmp_path / "hashes.jsonl"))
-    index = FileIndex(tmp_path / "hashes.jsonl")
+    first = content_hash(file, open_index(tmp_path / "hashes.jsonl"))
+    index = open_index(tmp_path / "hashes.jsonl")
     monkeypatch.setattr("builtins.open", lambda *a, **k: pytest.fail("was read again"))
     assert content_hash(file, index) == first
 
 
 def test_a_torn_or_foreign_line_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "index.jsonl"
-    FileIndex(path).put("a", (1, 2), "A")
+    open_index(path).put("a", (1, 2), "A")
     with open(path, "a") as file:
-        file.write('{"x": 1}\n[1]\n["b", 1, 2, 1, "half')
-    index = FileIndex(path)
+        file.write('{"x": 1}\n[1]\n[["a"], 1, 2, 1, 0]\n["b", 1, 2, 1, "half')
+    index = open_index(path)
     assert index.get("a", (1, 2)) == "A"
     assert index.get("a", (1, 3)) is None
     index.put("c", (3, 4), [1, None])
-    again = FileIndex(path)
+    again = open_index(path)
     assert again.get("c", (3, 4)) == [1, None]
     assert again.get("b", (1, 2)) is None
-    assert FileIndex(path, version=2).get("a", (1, 2)) is None
+    assert open_index(path, version=2).get("a", (1, 2)) is None

@@ -99,8 +99,8 @@ def test_pack_and_unpack(tmp_path_factory: pytest.TempPathFactory, tree: Any) ->
     packed, held = checkpoint.pack(tree)
     path = tmp_path_factory.getbasetemp() / "packed.safetensors"
     save_file(held, path)
-    found = checkpoint.unpack(json.loads(json.dumps(packed)), checkpoint.load_file(path))
-    assert same(tree, found)
+    unpacked = checkpoint.unpack(json.loads(json.dumps(packed)), checkpoint.load_file(path))
+    assert same(tree, unpacked)
 
 
 def test_tensors_of_different_keys_are_kept_apart() -> None:
@@ -156,12 +156,12 @@ def test_optimizer_state_goes_on_to_the_bit(tmp_path: Path) -> None:
     )
     expected = trained(network, optimizer, 3)
     other, fresh = make()
-    found, trainer = checkpoint.load_state(path)
+    state, trainer = checkpoint.load_state(path)
     other.load_state_dict(checkpoint.load_weights(path, "model"))
     fresh.load_state_dict(trainer["optimizer"])
     assert trained(other, fresh, 3) == expected
     assert same(optimizer.state_dict(), checkpoint.unpack(*checkpoint.pack(fresh.state_dict())))
-    assert found == {"step": 3, "x": 1}
+    assert state == {"step": 3, "x": 1}
 
 
 def test_model_and_ema_are_kept_apart(tmp_path: Path) -> None:
@@ -243,8 +243,8 @@ def fail_at(number: int, real: Callable[..., Any], half: bool = False) -> Callab
         ("save_file", 2),
         ("save_file", 4),
         ("write_atomic", 1),
-        ("_sync", 3),
-        ("replace", 1),
+        ("fsync", 4),
+        ("replace", 2),  # after state.json inside it
     ],
 )
 def test_a_failed_save_leaves_everything_as_it_was(
@@ -253,11 +253,9 @@ def test_a_failed_save_leaves_everything_as_it_was(
     save(tmp_path, 1)
     save(tmp_path, 2)
     before = listing(tmp_path)
-    target = os if name == "replace" else checkpoint
-    if name == "replace":
-        number = (
-            3 if same_step else 2
-        )  # first state.json is renamed, then the old directory of the step, if any
+    target = os if name in ("replace", "fsync") else checkpoint
+    if name == "replace" and same_step:
+        number += 1  # the old directory of the step is renamed before the new one
     with monkeypatch.context() as patch:
         patch.setattr(
             target, name, fail_at(number, getattr(target, name), half=name == "save_file")
@@ -269,7 +267,7 @@ def test_a_failed_save_leaves_everything_as_it_was(
     assert "previous checkpoint is intact" in (caught.value.hint or "")
     assert listing(tmp_path) == before
     assert sorted(os.listdir(tmp_path)) == ["latest", "step_00000001", "step_00000002"]
-    assert checkpoint.find(tmp_path).name == "step_00000002"
+    assert checkpoint.resolve(tmp_path).name == "step_00000002"
     assert value_of(save(tmp_path, 3, 9.0)) == 9.0  # once there is space again
 
 
@@ -289,7 +287,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True, timeout=10)
 
 
-def test_a_disk_that_is_really_full(small_disk: Path) -> None:
+def test_a_full_disk(small_disk: Path) -> None:
     save(small_disk, 1)
     before = listing(small_disk)
     big = {"w": torch.zeros(40_000)}
@@ -303,39 +301,39 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
 # --- finding and rotating -------------------------------------------------------------------------
 
 
-def test_find(tmp_path: Path) -> None:
+def test_resolve(tmp_path: Path) -> None:
     for step in (10, 200):
         save(tmp_path, step)
     assert checkpoint.steps(tmp_path) == [10, 200]
     assert (tmp_path / "latest").read_text() == "step_00000200\n"
     for which in ("10", "step_10", "step_00000010"):
-        assert checkpoint.find(tmp_path, which).name == "step_00000010"
-    assert checkpoint.find(tmp_path).name == "step_00000200"
+        assert checkpoint.resolve(tmp_path, which).name == "step_00000010"
+    assert checkpoint.resolve(tmp_path).name == "step_00000200"
     (tmp_path / "latest").write_text("step_00000010\n")
-    assert checkpoint.find(tmp_path).name == "step_00000010"
+    assert checkpoint.resolve(tmp_path).name == "step_00000010"
     (tmp_path / "latest").write_text("step_00000999\n")  # points nowhere: the newest that is whole
-    assert checkpoint.find(tmp_path).name == "step_00000200"
+    assert checkpoint.resolve(tmp_path).name == "step_00000200"
     (tmp_path / "latest").unlink()
-    assert checkpoint.find(tmp_path).name == "step_00000200"
+    assert checkpoint.resolve(tmp_path).name == "step_00000200"
 
 
 @pytest.mark.parametrize("which", ["11", "step_11", "best", "", "²", "latest2"])
-def test_find_names_the_checkpoints_there_are(tmp_path: Path, which: str) -> None:
+def test_resolve_names_the_checkpoints_there_are(tmp_path: Path, which: str) -> None:
     for step in (10, 200):
         save(tmp_path, step)
     with pytest.raises(StageError, match="no checkpoint") as caught:
-        checkpoint.find(tmp_path, which)
+        checkpoint.resolve(tmp_path, which)
     assert "10, 200" in (caught.value.hint or "")
 
 
-def test_find_where_there_is_none(tmp_path: Path) -> None:
+def test_resolve_without_checkpoints(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(StageError, match="no checkpoint 'latest'") as caught:
-            checkpoint.find(folder)
+            checkpoint.resolve(folder)
         assert "not saved one yet" in (caught.value.hint or "")
 
 
-def test_what_is_no_whole_checkpoint_is_not_counted(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_not_counted(tmp_path: Path) -> None:
     save(tmp_path, 10)
     (tmp_path / "step_00000020").mkdir()
     (tmp_path / ".step_00000030.partial").mkdir()

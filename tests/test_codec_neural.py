@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from stagecli.codec.neural import NeuralCodec
+from stagecli.codec.neural import NeuralCodec, load_neural_codec
 from stagecli.errors import StageError
 
 transformers = pytest.importorskip("transformers")
@@ -47,7 +47,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(params=["dac", "encodec"])
 def codec(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> NeuralCodec:
-    return NeuralCodec(str(checkpoints[request.param]), sample_rate=RATE)
+    return load_neural_codec(str(checkpoints[request.param]), sample_rate=RATE)
 
 
 @pytest.mark.parametrize("samples", [1, 39, 40, 41, 1003])
@@ -71,7 +71,7 @@ def test_weights_come_from_the_folder_and_loading_is_repeatable(
     checkpoints: dict[str, Path],
 ) -> None:
     audio_BN = torch.randn(1, 400)
-    first, second = (NeuralCodec(str(checkpoints["dac"]), sample_rate=RATE) for _ in range(2))
+    first, second = (load_neural_codec(str(checkpoints["dac"]), sample_rate=RATE) for _ in range(2))
     assert torch.equal(first.encode(audio_BN), second.encode(audio_BN))
     saved = transformers.DacModel.from_pretrained(checkpoints["dac"])
     for name, value in saved.state_dict().items():
@@ -99,23 +99,23 @@ def test_statistics_are_applied(codec: NeuralCodec) -> None:
 
 
 def test_wrong_sample_rate(checkpoints: dict[str, Path]) -> None:
-    with pytest.raises(StageError, match="16000 Hz, the recipe says 44100 Hz") as caught:
-        NeuralCodec(str(checkpoints["dac"]), sample_rate=44100)
+    with pytest.raises(StageError, match="16000 Hz, the recipe at 44100 Hz") as caught:
+        load_neural_codec(str(checkpoints["dac"]), sample_rate=44100)
     assert "sample rate" in caught.value.hint
 
 
 def test_missing_folder_and_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="does not exist") as caught:
-        NeuralCodec(str(tmp_path / "nothing"), sample_rate=RATE)
+        load_neural_codec(str(tmp_path / "nothing"), sample_rate=RATE)
     assert "local folder" in caught.value.hint
     with pytest.raises(StageError, match=r"no config\.json"):
-        NeuralCodec(str(tmp_path), sample_rate=RATE)
+        load_neural_codec(str(tmp_path), sample_rate=RATE)
 
 
 def test_unreachable_hub_says_to_name_a_local_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(StageError, match="model hub") as caught:
-        NeuralCodec("nobody/no-such-codec", sample_rate=RATE)
+        load_neural_codec("nobody/no-such-codec", sample_rate=RATE)
     assert "local folder" in caught.value.hint
 
 
@@ -123,12 +123,12 @@ def test_unsupported_models(tmp_path: Path) -> None:
     other = {"model_type": "bert", "auto_map": {"AutoModel": "code.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(other))
     with pytest.raises(StageError, match="'bert', which is not supported"):
-        NeuralCodec(str(tmp_path), sample_rate=RATE)
+        load_neural_codec(str(tmp_path), sample_rate=RATE)
     transformers.EncodecConfig(
         audio_channels=2, normalize=True, sampling_rate=RATE
     ).save_pretrained(tmp_path)
     with pytest.raises(StageError, match="stereo"):
-        NeuralCodec(str(tmp_path), sample_rate=RATE)
+        load_neural_codec(str(tmp_path), sample_rate=RATE)
 
 
 def test_weights_missing_incomplete_or_pickled(
@@ -138,13 +138,13 @@ def test_weights_missing_incomplete_or_pickled(
 
     shutil.copy(checkpoints["dac"] / "config.json", tmp_path)
     with pytest.raises(StageError, match="weights cannot be loaded"):
-        NeuralCodec(str(tmp_path), sample_rate=RATE)
+        load_neural_codec(str(tmp_path), sample_rate=RATE)
     tensors = load_file(checkpoints["dac"] / "model.safetensors")
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     with pytest.raises(StageError, match="weights cannot be loaded"):
-        NeuralCodec(str(tmp_path), sample_rate=RATE)
+        load_neural_codec(str(tmp_path), sample_rate=RATE)
     name = sorted(tensors)[0]
     del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(StageError, match=f"lacks 1 tensors, first {name}"):
-        NeuralCodec(str(tmp_path), sample_rate=RATE)
+        load_neural_codec(str(tmp_path), sample_rate=RATE)

@@ -1,4 +1,4 @@
-"""The low-resolution input of super-resolution: nothing left above the cutoff, nothing lost below."""
+"""The low-resolution input of sr: nothing left above the cutoff, nothing lost below."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecli.data import degrade as module
-from stagecli.data.degrade import LowPass, degrade, draw_low_pass
+from stagecli.data import degrade as degrade_module
+from stagecli.data.degrade import LowPass, degrade, draw_low_pass, response
 from stagecli.schema import Evaluate, FilterFamily
 
 RATE = 44100
@@ -25,7 +25,7 @@ def noise(samples: int = RATE, seed: int = 0) -> np.ndarray:
 def gain_db(
     before_N: np.ndarray, after_N: np.ndarray, low: float, high: float, rate: int = RATE
 ) -> float:
-    """Change of the energy between two frequencies; Blackman, so that the ends of the crop do not leak."""
+    """Change of the energy between two frequencies, dB; Blackman, against leakage from the ends."""
     window_N = np.blackman(len(before_N))
     hertz_F = np.fft.rfftfreq(len(before_N), 1 / rate)
     band_F = (hertz_F >= low) & (hertz_F < high)
@@ -69,7 +69,7 @@ def test_bessel_attenuates_like_butter_at_the_cutoff() -> None:
 def test_is_scipys_filter_forward_and_backward(
     family: FilterFamily, order: int, cutoff: float
 ) -> None:
-    """The response in closed form is that of the sections which SciPy designs, below the resampling's slope."""
+    """The closed-form response equals that of the sections that SciPy designs."""
     from scipy import signal
 
     if family == "bessel":
@@ -81,7 +81,7 @@ def test_is_scipys_filter_forward_and_backward(
     hertz_F = np.linspace(0, cutoff, 500)
     _, expected_F = signal.freqz_sos(sections, hertz_F, fs=RATE)
     np.testing.assert_allclose(
-        module._response(LowPass(family, order, cutoff), hertz_F, RATE),
+        response(LowPass(family, order, cutoff), hertz_F, RATE),
         np.abs(expected_F) ** 2,
         rtol=1e-6,
         atol=1e-9,
@@ -172,8 +172,8 @@ def test_drawn_filters_cover_their_ranges_and_repeat() -> None:
 
 
 def test_evaluation_filter_is_the_recipes() -> None:
-    assert module.test_low_pass(Evaluate(), 4000.0) == LowPass("cheby1", 8, 4000.0)
-    assert module.test_low_pass(Evaluate(filter="bessel", order=5), 123.4) == LowPass(
+    assert degrade_module.test_low_pass(Evaluate(), 4000.0) == LowPass("cheby1", 8, 4000.0)
+    assert degrade_module.test_low_pass(Evaluate(filter="bessel", order=5), 123.4) == LowPass(
         "bessel", 5, 123.4
     )
 

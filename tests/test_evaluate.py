@@ -1,4 +1,4 @@
-"""evaluate on runs: what it scores, what it keeps, how it continues, what it refuses."""
+"""evaluate on runs: scores, kept documents, continuation, refusals."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from conftest import Result, forked, run_cli, write_recipe
 
 from stagecli.data.rows import Clip
 from stagecli.errors import StageError
-from stagecli.evaluate import pairs, summary, tables
-from stagecli.evaluate.classifier import fit, label_columns
-from stagecli.evaluate.ledger import Ledger
+from stagecli.evaluate import averages, limits, pages, pairs
+from stagecli.evaluate.classifier import fit_classifier, label_columns
+from stagecli.evaluate.embed import ClipEmbeddings
+from stagecli.evaluate.ledger import open_ledger
+from stagecli.evaluate.pairs import PairSettings, score_pair
+from stagecli.evaluate.sets import set_metrics
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
 from stagecli.metrics.distance import frechet_difference, frechet_distance
 from stagecli.metrics.kernel import kernel_audio_distance, kernel_difference
@@ -29,18 +33,18 @@ from stagecli.metrics.kernel import kernel_audio_distance, kernel_difference
 Cli = Callable[..., Result]
 
 
-def document(result: Result) -> Any:
+def document_of(result: Result) -> Any:
     assert result.code == 0, result.stderr
     return json.loads(result.stdout)
 
 
-def by_system(found: Any, system: str, **keys: Any) -> Any:
+def by_system(document: Any, system: str, **keys: Any) -> Any:
     rows = [
         r
-        for r in found["rows"]
+        for r in document["rows"]
         if r["system"] == system and all(r.get(k) == v for k, v in keys.items())
     ]
-    assert len(rows) == 1, [r["system"] for r in found["rows"]]
+    assert len(rows) == 1, [r["system"] for r in document["rows"]]
     return rows[0]
 
 
@@ -49,7 +53,7 @@ def by_system(found: Any, system: str, **keys: Any) -> Any:
 SR = ("evaluate", "runs/sr", "--cutoff", "2000", "--samples", "6")
 
 
-def test_clips_restored_together_are_those_restored_alone(trained: Path) -> None:
+def test_clips_restored_together_equal_those_restored_alone(trained: Path) -> None:
     pipeline, _ = load_pipeline(trained / "runs" / "sr")
     settings = SamplerSettings.of(pipeline.recipe.evaluate, batch_size=5)
     rng = np.random.default_rng(0)
@@ -77,16 +81,17 @@ def test_clips_restored_together_are_those_restored_alone(trained: Path) -> None
 
 
 def test_rows_by_label_are_the_means_of_their_clips(cli: Cli, runs: Path) -> None:
-    found = document(cli(*SR, "--by", "kind", "--json"))
+    document = document_of(cli(*SR, "--by", "kind", "--json"))
     groups = {
         row["group"]: row["n"]
-        for row in found["rows"]
+        for row in document["rows"]
         if "group" in row and row["system"] == "model"
     }
     assert sum(groups.values()) == 6 and len(groups) > 1
-    whole = by_system(found, "model", group=None)["metrics"]["lsd"]["value"]
+    whole = by_system(document, "model", group=None)["metrics"]["lsd"]["value"]
     parts = [
-        by_system(found, "model", group=g)["metrics"]["lsd"]["value"] * n for g, n in groups.items()
+        by_system(document, "model", group=g)["metrics"]["lsd"]["value"] * n
+        for g, n in groups.items()
     ]
     assert sum(parts) / 6 == pytest.approx(whole)
     refused = cli(*SR, "--by", "colour")
@@ -95,10 +100,11 @@ def test_rows_by_label_are_the_means_of_their_clips(cli: Cli, runs: Path) -> Non
 
 def test_the_preset_is_in_the_convention_and_in_the_number(cli: Cli, runs: Path) -> None:
     nuwave, other = (
-        document(cli(*SR, "--json", "--preset", name)) for name in ("nuwave", "ssr_eval")
+        document_of(cli(*SR, "--json", "--preset", name)) for name in ("nuwave", "ssr_eval")
     )
     values = [
-        by_system(found, "unprocessed")["metrics"]["lsd"]["value"] for found in (nuwave, other)
+        by_system(document, "unprocessed")["metrics"]["lsd"]["value"]
+        for document in (nuwave, other)
     ]
     assert abs(values[0] - values[1]) > 0.1
     assert "nuwave" in nuwave["conventions"]["lsd"] and "ssr_eval" in other["conventions"]["lsd"]
@@ -107,45 +113,44 @@ def test_the_preset_is_in_the_convention_and_in_the_number(cli: Cli, runs: Path)
 def test_an_interrupted_evaluation_continues_with_the_same_numbers(
     cli: Cli, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = document(cli(*SR, "--json"))
+    whole = document_of(cli(*SR, "--json"))
     shutil.rmtree(runs / "sr" / "evals")
     scored: list[str] = []
-    original = pairs.score_pair
 
     def counted(*arguments: Any) -> dict[str, float]:
         scored.append("one")
         if len(scored) == 11:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return score_pair(*arguments)
 
-    monkeypatch.setattr(pairs, "score_pair", counted)
+    monkeypatch.setattr("stagecli.evaluate.sr.score_pair", counted)
     stopped = cli(*SR, "--json")
     assert (
         stopped.code == 130
-        and "the same command continues" in stopped.stderr
+        and "run the same command again" in stopped.stderr
         and not stopped.stdout
     )
     ledger = next((runs / "sr" / "evals").glob("*.clips.jsonl"))
     with ledger.open("a") as file:
         file.write('["2000 Hz", "half a li')  # as a kill would leave it
     again = cli(*SR, "--json")
-    assert document(again)["rows"] == whole["rows"]
-    assert "3 scores with the same settings are there already" in again.stderr
+    assert document_of(again)["rows"] == whole["rows"]
+    assert "reusing 3 scores with the same settings" in again.stderr
     assert len(scored) == 11 + 9, (
         "three clips were scored, with three systems each, before the interruption"
     )
     before = len(scored)
     # Another grouping reuses all; another seed nothing.
-    document(cli(*SR, "--json", "--by", "kind"))
+    document_of(cli(*SR, "--json", "--by", "kind"))
     assert len(scored) == before
-    document(cli(*SR, "--json", "--seed", "5"))
+    document_of(cli(*SR, "--json", "--seed", "5"))
     assert len(scored) == before + 18
 
 
-def test_what_is_kept_says_how_to_repeat_it(cli: Cli, runs: Path) -> None:
-    found = document(cli(*SR, "--json", "--steps", "3"))
-    kept = json.loads((runs.parent / found["file"]).read_text())
-    assert kept == {k: v for k, v in found.items() if k != "file"}
+def test_the_kept_document_says_how_to_repeat_it(cli: Cli, runs: Path) -> None:
+    document = document_of(cli(*SR, "--json", "--steps", "3"))
+    kept = json.loads((runs.parent / document["file"]).read_text())
+    assert kept == {k: v for k, v in document.items() if k != "file"}
     assert kept["command"].endswith("evaluate runs/sr --cutoff 2000 --samples 6 --json --steps 3")
     settings = kept["settings"]
     assert (settings["steps"], settings["seed"], settings["filter"], settings["cutoffs"]) == (
@@ -156,13 +161,13 @@ def test_what_is_kept_says_how_to_repeat_it(cli: Cli, runs: Path) -> None:
     )
     assert settings["checkpoint"] == "step_00000010" and settings["version"] and settings["weights"]
     assert kept["environment"]["packages"]["torch"]
-    other = document(cli(*SR, "--json"))
-    assert other["file"] != found["file"] and (runs.parent / found["file"]).exists(), (
+    other = document_of(cli(*SR, "--json"))
+    assert other["file"] != document["file"] and (runs.parent / document["file"]).exists(), (
         "one replaced the other"
     )
 
 
-def test_a_run_that_cannot_be_written_is_said_before_work(cli: Cli, runs: Path) -> None:
+def test_a_read_only_run_is_refused_before_work(cli: Cli, runs: Path) -> None:
     (runs / "sr" / "evals").rmdir()
     (runs / "sr" / "evals").write_text("in the way")
     result = cli(*SR)
@@ -195,10 +200,10 @@ def test_a_clip_too_short_to_score_is_named(cli: Cli, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_perceptual_metrics_are_refused_where_they_see_nothing(
+def test_perceptual_metrics_blind_to_the_band_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chosen, notes = pairs.audible([2000, 4000, 5000], 16000)
+    chosen, notes = pairs.audible_metrics([2000, 4000, 5000], 16000)
     assert set(chosen[2000]) == set(pairs.PERCEPTUAL)
     assert "pesq_nb" not in chosen[4000] and "stoi" in chosen[4000]
     assert set(chosen[5000]) == {"pesq_wb", "visqol_speech", "visqol_audio"}
@@ -209,7 +214,7 @@ def test_perceptual_metrics_are_refused_where_they_see_nothing(
         pairs.importlib.util, "find_spec", lambda name: None if name == "pystoi" else True
     )
     with pytest.raises(StageError, match="pystoi is not installed") as caught:
-        pairs.audible([2000], 16000)
+        pairs.audible_metrics([2000], 16000)
     assert "stagecli[perceptual]" in str(caught.value.hint)
 
 
@@ -221,18 +226,18 @@ def test_perceptual_scores_on_real_speech(data_dir: Path) -> None:
     speech = np.concatenate([read_mono(file, 8000) for file in files])
     noisy = speech + 0.02 * np.random.default_rng(0).standard_normal(len(speech)).astype(np.float32)
     names = ["pesq_nb", "stoi", "estoi"]
-    same, worse = (
-        pairs.score_pair(speech, audio, 8000, 1000, "nuwave", names) for audio in (speech, noisy)
-    )
+    settings = PairSettings(sample_rate=8000, cutoff=1000, preset="nuwave", names=names)
+    same, worse = (score_pair(speech, audio, settings) for audio in (speech, noisy))
     assert all(worse[name] < same[name] for name in names)
-    short = pairs.score_pair(speech[:1500], noisy[:1500], 8000, 1000, "nuwave", ["stoi"])
+    stoi = replace(settings, names=["stoi"])
+    short = score_pair(speech[:1500], noisy[:1500], stoi)
     assert all(np.isnan(value) for value in short.values()), (
-        "no number where the metric hears too little"
+        "no number if there is too little speech"
     )
 
 
 def test_real_recordings_by_class(data_dir: Path, cli: Cli, tmp_path: Path) -> None:
-    """Whole clips of five seconds of three classes through a run of a few steps: the low band stays the input's."""
+    """Whole clips of three classes through a run of a few steps keep the low band of the input."""
     lines = [
         json.loads(line)
         for line in (data_dir / "esc10" / "manifest.jsonl").read_text().splitlines()
@@ -253,16 +258,16 @@ def test_real_recordings_by_class(data_dir: Path, cli: Cli, tmp_path: Path) -> N
         "train__steps": 4,
     }
     assert cli("train", write_recipe(tmp_path / "esc.toml", "sr", **changes)).code == 0
-    found = document(
+    document = document_of(
         cli("evaluate", "runs/esc", "--samples", "6", "--cutoff", "4000", "--by", "label", "--json")
     )
     groups = {
         row["group"]: row["n"]
-        for row in found["rows"]
+        for row in document["rows"]
         if "group" in row and row["system"] == "model"
     }
     assert groups == {f"label {name}": 2 for name in ("dog_bark", "rain", "rooster")}
-    for row in found["rows"]:
+    for row in document["rows"]:
         if row["system"] == "model":
             assert row["metrics"]["lsd_lf"]["value"] < 0.5 < row["metrics"]["lsd_hf"]["value"]
 
@@ -280,8 +285,8 @@ def test_real_recordings_by_class(data_dir: Path, cli: Cli, tmp_path: Path) -> N
         ("lsd:all > 1", 2, "no metric 'lsd:all'"),
         ("kad > 1", 2, "not computed by this command"),
         ("pesq_wb < 1", 2, "not computed by this command"),
-        ("lsd = 1", 2, "no condition"),
-        ("lsd > one", 2, "no condition"),
+        ("lsd = 1", 2, "cannot parse"),
+        ("lsd > one", 2, "cannot parse"),
     ],
 )
 def test_fail_if(condition: str, code: int, words: str, cli: Cli, runs: Path) -> None:
@@ -289,11 +294,11 @@ def test_fail_if(condition: str, code: int, words: str, cli: Cli, runs: Path) ->
     assert result.code == code, result.stderr
     assert words in " ".join(result.stderr.split())
     assert bool(result.stdout) == (code != 2), (
-        "the table is printed, unless the condition was refused before work"
+        "the table is printed unless the condition was refused"
     )
 
 
-def test_fail_if_speaks_of_what_the_model_made_at_every_cutoff() -> None:
+def test_fail_if_applies_to_model_outputs_at_every_cutoff() -> None:
     def row(system: str, kind: str, cutoff: float, value: float | None) -> Any:
         return {
             "system": system,
@@ -308,27 +313,27 @@ def test_fail_if_speaks_of_what_the_model_made_at_every_cutoff() -> None:
         row("model", "model", 1000, 1.0),
         row("model", "model", 2000, 2.0),
     ]
-    limits = summary.limits(["lsd > 1.5"], ["lsd", "snr"])
-    assert summary.broken(limits, [{"run": "r", "rows": rows}]) == [
+    conditions = limits.parse_limits(["lsd > 1.5"], ["lsd", "snr"])
+    assert limits.broken_limits(conditions, [{"run": "r", "rows": rows}]) == [
         "lsd > 1.5: lsd is 2 for r, model, cutoff 2000 Hz"
     ]
-    assert summary.broken(limits, [{"run": "r", "rows": rows[:2]}]) == []
-    no_value = summary.broken(limits, [{"run": "r", "rows": [row("model", "model", 1000, None)]}])
-    assert "no value" in no_value[0], "what could not be computed does not pass"
-    assert (
-        "was not computed"
-        in summary.broken(summary.limits(["snr < 1"], ["snr"]), [{"run": "r", "rows": rows}])[0]
+    assert limits.broken_limits(conditions, [{"run": "r", "rows": rows[:2]}]) == []
+    of_snr = limits.parse_limits(["snr < 1"], ["snr"])
+    no_value = limits.broken_limits(
+        conditions, [{"run": "r", "rows": [row("model", "model", 1000, None)]}]
     )
+    assert "no value" in no_value[0], "a metric without a value does not pass"
+    assert "was not computed" in limits.broken_limits(of_snr, [{"run": "r", "rows": rows}])[0]
 
 
 def test_csv_and_markdown_hold_the_numbers_of_the_document(
     cli: Cli, runs: Path, tmp_path: Path
 ) -> None:
-    found = document(cli(*SR, "--json", "--csv", "out.csv"))
+    document = document_of(cli(*SR, "--json", "--csv", "out.csv"))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
-    assert len(rows) == sum(len(row["metrics"]) for row in found["rows"])
+    assert len(rows) == sum(len(row["metrics"]) for row in document["rows"])
     wanted = next(row for row in rows if (row["system"], row["metric"]) == ("model", "lsd"))
-    lsd = by_system(found, "model")["metrics"]["lsd"]
+    lsd = by_system(document, "model")["metrics"]["lsd"]
     assert (float(wanted["value"]), float(wanted["low"]), wanted["n"]) == (
         lsd["value"],
         lsd["low"],
@@ -340,7 +345,7 @@ def test_csv_and_markdown_hold_the_numbers_of_the_document(
     table = [line for line in page.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1 and len(table) == 5
     assert f"{lsd['value']:.4g} +-" in table[4]
-    for name, convention in found["conventions"].items():
+    for name, convention in document["conventions"].items():
         assert page.count(f"[^{name}]: {convention}\n") == 1 and page.count(f"[^{name}]") == 2
     assert cli(*SR, "--csv", "-", "--json").code == 2
     assert cli(*SR, "--csv", "no/such/folder.csv").code == 2
@@ -351,6 +356,7 @@ def test_csv_and_markdown_hold_the_numbers_of_the_document(
     [
         (["runs/sr", "--judge", "bundled:judge"], "--judge"),
         (["runs/sr", "--quick"], "--quick"),
+        (["runs/t2a", "--training", "runs"], "--training"),
         (["runs/t2a", "--cutoff", "2000"], "--cutoff"),
         (["runs/t2a", "--perceptual"], "--perceptual"),
         (["runs/sr", "--match-gain"], "--match-gain"),
@@ -360,9 +366,10 @@ def test_csv_and_markdown_hold_the_numbers_of_the_document(
         (["runs/t2a", "--clap", "./nowhere"], "nowhere"),
         (["runs/t2a", "--label", "colour"], "colour"),
         (["--reference", "runs", "--generated", "runs", "--task", "sr", "--seed", "1"], "--seed"),
+        (["--reference", "runs", "--generated", "runs", "--task", "t2a", "--seed", "0"], "--seed"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(
+def test_flags_that_do_not_apply_are_refused(
     arguments: list[str], word: str, cli: Cli, runs: Path
 ) -> None:
     result = cli("evaluate", *arguments)
@@ -372,14 +379,14 @@ def test_options_that_do_not_fit_are_refused(
 # --- differences ----------------------------------------------------------------------------------
 
 
-def test_differences_of_two_checkpoints_are_those_of_their_tables(cli: Cli, runs: Path) -> None:
-    found = document(cli(*SR, "--checkpoint", "8", "--checkpoint", "10", "--json"))
-    a, b = found["runs"]
-    (difference,) = found["differences"]
+def test_differences_of_two_checkpoints_match_their_tables(cli: Cli, runs: Path) -> None:
+    document = document_of(cli(*SR, "--checkpoint", "8", "--checkpoint", "10", "--json"))
+    a, b = document["runs"]
+    (difference,) = document["differences"]
     assert (difference["a"], difference["b"]) == ("runs/sr step_00000008", "runs/sr step_00000010")
     (row,) = difference["rows"]
     for name, metric in row["metrics"].items():
-        values = [by_system(of, "model")["metrics"][name]["value"] for of in (a, b)]
+        values = [by_system(run, "model")["metrics"][name]["value"] for run in (a, b)]
         assert metric["value"] == pytest.approx(values[1] - values[0])
         assert metric["low"] <= metric["value"] <= metric["high"]
     shown = cli(*SR, "--checkpoint", "8", "--checkpoint", "10").stdout
@@ -387,7 +394,7 @@ def test_differences_of_two_checkpoints_are_those_of_their_tables(cli: Cli, runs
         "B: runs/sr step_00000010" in shown
         and "not corrected for the number of comparisons" in shown
     )
-    same = document(cli("evaluate", "runs/sr", *SR[1:], "--json"))["differences"][0]["rows"][0][
+    same = document_of(cli("evaluate", "runs/sr", *SR[1:], "--json"))["differences"][0]["rows"][0][
         "metrics"
     ]
     assert all(metric["value"] == 0 and not metric["decided"] for metric in same.values())
@@ -395,19 +402,19 @@ def test_differences_of_two_checkpoints_are_those_of_their_tables(cli: Cli, runs
 
 def test_differences_of_two_t2a_runs(cli: Cli, runs: Path) -> None:
     wanted = ("evaluate", "runs/t2a", "--samples", "12", "--json", "--quick")
-    found = document(cli(*wanted, "--checkpoint", "8", "--checkpoint", "10"))
-    metrics = found["differences"][0]["rows"][0]["metrics"]
+    document = document_of(cli(*wanted, "--checkpoint", "8", "--checkpoint", "10"))
+    metrics = document["differences"][0]["rows"][0]["metrics"]
     for name in ("kad", "fd_judge", "fd_log_mel"):
-        values = [by_system(of, "samples")["metrics"][name]["value"] for of in found["runs"]]
+        values = [by_system(run, "samples")["metrics"][name]["value"] for run in document["runs"]]
         assert metrics[name]["value"] == pytest.approx(values[1] - values[0], abs=1e-4)
         assert metrics[name]["low"] < metrics[name]["value"] < metrics[name]["high"]
-    unlike = document(cli("evaluate", "runs/sr", "runs/t2a", "--samples", "2", "--json"))[
+    unlike = document_of(cli("evaluate", "runs/sr", "runs/t2a", "--samples", "2", "--json"))[
         "differences"
     ][0]
     assert unlike["rows"] == [] and "no metric in common" in unlike["notes"][0]
 
 
-def test_paired_differences_of_set_metrics_find_what_two_intervals_do_not() -> None:
+def test_paired_differences_of_set_metrics_are_sensitive() -> None:
     """Two sets that share their hard prompts; b is a little nearer to the reference."""
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(300, 4))
@@ -423,44 +430,46 @@ def test_paired_differences_of_set_metrics_find_what_two_intervals_do_not() -> N
         frechet_distance(reference, b).value - frechet_distance(reference, a).value
     )
     assert kad.high < 0 and distance.high < 0
-    for found in (kernel_difference(reference, a, a, 0), frechet_difference(reference, a, a, 0)):
-        assert found.value == found.low == found.high == 0
+    for interval in (kernel_difference(reference, a, a, 0), frechet_difference(reference, a, a, 0)):
+        assert interval.value == interval.low == interval.high == 0
     with pytest.raises(ValueError, match="equal shapes"):
         kernel_difference(reference, a, b[:-1], 0)
     with pytest.raises(ValueError, match="equal shapes"):
         frechet_difference(reference, a, b[:-1], 0)
 
 
-def test_an_extrapolation_is_a_number_where_there_are_clips_enough() -> None:
-    from stagecli.evaluate.hear import Heard
-    from stagecli.evaluate.sets import set_metrics
-
+def test_an_extrapolation_needs_enough_clips() -> None:
     rng = np.random.default_rng(0)
     sets = [
-        Heard(*(torch.from_numpy(rng.normal(size=(90, 4))) for _ in range(3))) for _ in range(2)
+        ClipEmbeddings(*(torch.from_numpy(rng.normal(size=(90, 4))) for _ in range(3)))
+        for _ in range(2)
     ]
-    found = set_metrics(*sets, 0, full=True)
+    metrics = set_metrics(*sets, 0, full=True)
     assert (
-        abs(found["fad_infinity"]["value"]) < found["fd_judge"]["value"] < 0.5
-        and not found["fd_judge"]["biased"]
+        abs(metrics["fad_infinity"]["value"]) < metrics["fd_judge"]["value"] < 0.5
+        and not metrics["fd_judge"]["biased"]
     )
-    few = set_metrics(sets[0].part(range(5)), sets[1].part(range(4)), 0, full=True)
+    few = set_metrics(sets[0].subset(range(5)), sets[1].subset(range(4)), 0, full=True)
     assert few["fad_infinity"]["value"] is None and few["fd_judge"]["biased"]
     assert few["precision"]["value"] is None and "at least" in few["precision"]["note"]
-    copies = Heard(*(torch.ones(9, 4).double() for _ in range(3)))
+    copies = ClipEmbeddings(*(torch.ones(9, 4).double() for _ in range(3)))
     assert "copies" in set_metrics(copies, sets[1], 0, full=False)["kad"]["note"]
 
 
-def test_differences_leave_out_what_is_not_finite_on_either_side() -> None:
+def test_differences_leave_out_clips_that_are_not_finite_on_either_side() -> None:
     a = {str(i): {"snr": float(i), "lsd": 1.0} for i in range(6)}
     b = {
         **{str(i): {"snr": i + 1.0, "lsd": 1.0} for i in range(5)},
         "5": {"snr": float("inf"), "lsd": 2.0},
         "6": {},
     }
-    found = summary.difference(a, b, 0)
-    assert (found["snr"]["value"], found["snr"]["n"], found["snr"]["left_out"]) == (1.0, 5, 1)
-    assert found["snr"]["decided"] and not found["lsd"]["decided"]
+    differences = averages.score_differences(a, b, 0)
+    assert (
+        differences["snr"]["value"],
+        differences["snr"]["n"],
+        differences["snr"]["left_out"],
+    ) == (1.0, 5, 1)
+    assert differences["snr"]["decided"] and not differences["lsd"]["decided"]
 
 
 # --- text to audio --------------------------------------------------------------------------------
@@ -472,7 +481,7 @@ def test_a_killed_evaluation_of_t2a_generates_what_is_missing(
     recipe = runs / "t2a" / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("batch_size = 16", "batch_size = 4"))
     command = ("evaluate", "runs/t2a", "--samples", "10", "--quick", "--json")
-    whole = document(cli(*command))
+    whole = document_of(cli(*command))
     shutil.rmtree(runs / "t2a" / "evals")
     original = Pipeline.generate
     made = []
@@ -496,12 +505,12 @@ def test_a_killed_evaluation_of_t2a_generates_what_is_missing(
         return original(self, prompts, **keys)
 
     monkeypatch.setattr(Pipeline, "generate", counted)
-    assert document(cli(*command))["rows"] == whole["rows"]
+    assert document_of(cli(*command))["rows"] == whole["rows"]
     assert made == [(8, 2)]
-    document(cli(*command))
+    document_of(cli(*command))
     assert made == [(8, 2)], "all samples were there"
-    document(cli(*command, "--cfg-scale", "3"))
-    assert made[1:] == [(0, 4), (4, 4), (8, 2)], "samples of other settings are not those"
+    document_of(cli(*command, "--cfg-scale", "3"))
+    assert made[1:] == [(0, 4), (4, 4), (8, 2)], "samples of other settings were reused"
 
 
 @pytest.fixture
@@ -541,8 +550,8 @@ def fsdd(data_dir: Path, tmp_path: Path, cli: Cli) -> Path:
 def test_every_metric_of_t2a_on_real_digits(
     fsdd: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = document(cli("evaluate", "runs/digits", "--json"))
-    samples = by_system(found, "samples")["metrics"]
+    document = document_of(cli("evaluate", "runs/digits", "--json"))
+    samples = by_system(document, "samples")["metrics"]
     assert set(samples) == {
         "kad",
         "fd_judge",
@@ -559,9 +568,9 @@ def test_every_metric_of_t2a_on_real_digits(
         "memorised_share",
     }
     real, coded = (
-        by_system(found, name)["metrics"] for name in ("real, test split", "codec round trip")
+        by_system(document, name)["metrics"] for name in ("real, test split", "codec round trip")
     )
-    train = by_system(found, "real, train split")["metrics"]
+    train = by_system(document, "real, train split")["metrics"]
     assert (
         train["kad"]["value"] < samples["kad"]["value"]
         and train["kad"]["low"] < 0 < train["kad"]["high"]
@@ -577,12 +586,12 @@ def test_every_metric_of_t2a_on_real_digits(
         assert real[name]["value"] > 0.6 > samples[name]["value"] and real[name]["n"] == 36
     assert coded["kl"]["value"] < samples["kl"]["value"]
     assert "kad" not in coded and "precision" not in coded and "paired" in coded["fd_judge"]["note"]
-    assert "bundled:judge" in found["conventions"][
+    assert "bundled:judge" in document["conventions"][
         "kad"
-    ] and "72 clips of the train split" in json.dumps(found)
-    assert len(found["settings"]["judge_weights"]) > 12
-    assert found["memorisation"]["copies"] == 0 and len(found["memorisation"]["pairs"]) == 20
-    page = tables.markdown([found], []).splitlines()
+    ] and "72 clips of the train split" in json.dumps(document)
+    assert len(document["settings"]["judge_weights"]) > 12
+    assert document["memorisation"]["copies"] == 0 and len(document["memorisation"]["pairs"]) == 20
+    page = pages.markdown([document], []).splitlines()
     heads = next(line for line in page if line.startswith("| metric"))
     assert "| samples (n 36) |" in heads and all(
         line.count("|") == 6 for line in page if line.startswith("| ")
@@ -607,10 +616,10 @@ def test_every_metric_of_t2a_on_real_digits(
         "generate",
         lambda self, prompts, indices, **keys: [copied[i % len(copied)] for i in indices],
     )
-    caught = document(cli("evaluate", "runs/digits", "--json", "--seed", "7"))
+    caught = document_of(cli("evaluate", "runs/digits", "--json", "--seed", "7"))
     assert by_system(caught, "samples")["metrics"]["memorised_share"]["value"] == 1.0
     assert caught["memorisation"]["copies"] == 36
-    one = document(cli("evaluate", "runs/digits", "--json", "--seed", "7", "--label", "speaker"))
+    one = document_of(cli("evaluate", "runs/digits", "--json", "--seed", "7", "--label", "speaker"))
     assert "prompt_accuracy:label" not in by_system(one, "samples")["metrics"]
     assert by_system(one, "samples")["metrics"]["prompt_accuracy:speaker"]["n"] == 36
 
@@ -629,13 +638,13 @@ def test_a_judge_that_steered_the_run_is_refused(
     command = ("evaluate", "runs/t2a", "--quick", "--samples", "3", "--json")
     refused = cli(*command, "--judge", "bundled:teacher")
     assert refused.code == 2 and f"was the {word} of this run" in refused.stderr
-    assert document(cli(*command))["judge"].startswith("bundled:judge")
+    assert document_of(cli(*command))["judge"].startswith("bundled:judge")
     # The same weights under another name.
     monkeypatch.setattr("stagecli.evaluate.runs.same_checkpoint", lambda *_: False)
     assert cli(*command, "--judge", "bundled:teacher").code == 2
 
 
-def test_label_columns_are_what_captions_decide() -> None:
+def test_label_columns_follow_from_captions() -> None:
     def clip(i: int, **labels: Any) -> Clip:
         return Clip(f"{i}", f"a {labels['kind']} sound", "train", labels)
 
@@ -651,7 +660,7 @@ def test_label_columns_are_what_captions_decide() -> None:
     ]
     train = [clip(i, **labels) for i, labels in enumerate(base)]
     assert label_columns(train, train[:4]) == ["kind"], (
-        "numbers, identities and what no caption says are no labels"
+        "numbers, identities and columns that no caption decides are not labels"
     )
     assert label_columns(train, train[:4], ["licence", "kind"]) == ["licence", "kind"]
     new = [clip(0, kind="bird", fold="0", seconds=1.0, id="y", licence="cc")]
@@ -662,19 +671,19 @@ def test_label_columns_are_what_captions_decide() -> None:
         label_columns(train, train, ["colour"])
 
 
-def test_the_classifier_learns_what_there_is_to_learn_and_no_more() -> None:
+def test_the_classifier_learns_labels_and_not_noise() -> None:
     rng = np.random.default_rng(0)
     labels = ["abc"[i % 3] for i in range(120)]
     centres = {name: rng.normal(size=20) * 3 for name in "abc"}
     x = torch.from_numpy(np.stack([centres[name] + rng.normal(size=20) for name in labels]))
     noise = torch.from_numpy(rng.normal(size=(120, 20)))
-    found = fit(x[:60], labels[:60], x[60:90], labels[60:90])
-    assert found.accuracy == 1.0 and found.heard(x[90:]) == labels[90:]
-    again = fit(x[:60], labels[:60], x[60:90], labels[60:90])
-    assert torch.equal(again.weight, found.weight), "not repeatable"
-    lost = fit(noise[:60], labels[:60], noise[60:90], labels[60:90])
-    assert sum(a == b for a, b in zip(lost.heard(noise[90:]), labels[90:], strict=True)) < 20
-    partly = fit(
+    classifier = fit_classifier(x[:60], labels[:60], x[60:90], labels[60:90])
+    assert classifier.accuracy == 1.0 and classifier.predict(x[90:]) == labels[90:]
+    again = fit_classifier(x[:60], labels[:60], x[60:90], labels[60:90])
+    assert torch.equal(again.weight, classifier.weight), "not repeatable"
+    lost = fit_classifier(noise[:60], labels[:60], noise[60:90], labels[60:90])
+    assert sum(a == b for a, b in zip(lost.predict(noise[90:]), labels[90:], strict=True)) < 20
+    partly = fit_classifier(
         x[:60],
         ["" if i % 2 else name for i, name in enumerate(labels[:60])],
         x[60:90],
@@ -683,14 +692,14 @@ def test_the_classifier_learns_what_there_is_to_learn_and_no_more() -> None:
     assert partly.classes == ("a", "b", "c"), "clips without a label are left out"
 
 
-def test_the_ledger_keeps_what_was_put_and_ignores_a_torn_line(tmp_path: Path) -> None:
-    path = tmp_path / "of.jsonl"
-    Ledger(path).put("1 Hz", "a", {"model": {"lsd": 1.5, "snr": float("inf")}})
+def test_the_ledger_keeps_scores_and_skips_torn_and_foreign_lines(tmp_path: Path) -> None:
+    path = tmp_path / "clips.jsonl"
+    open_ledger(path).put("1 Hz", "a", {"model": {"lsd": 1.5, "snr": float("inf")}})
     with path.open("a") as file:
-        file.write('["1 Hz", "b", {"mod')
-    again = Ledger(path)
-    again.put("1 Hz", "c", {"model": {"lsd": 2.0}})
-    last = Ledger(path)
-    assert last.found == 2 and last.get("1 Hz", "b") is None
-    assert last.get("1 Hz", "c") == {"model": {"lsd": 2.0}}
-    assert np.isnan(last.get("1 Hz", "a")["model"]["snr"])  # type: ignore[index]
+        file.write('{"foreign": 1}\n["1 Hz", "b", {"mod')
+    open_ledger(path).put("1 Hz", "c", {"model": {"lsd": 2.0}})
+    ledger = open_ledger(path)
+    assert len(ledger.scores) == 2 and ledger.get("1 Hz", "b") is None
+    assert ledger.get("1 Hz", "c") == {"model": {"lsd": 2.0}}
+    first = ledger.get("1 Hz", "a")
+    assert first is not None and np.isnan(first["model"]["snr"])

@@ -1,4 +1,4 @@
-"""evaluate on two folders of anyone's audio, and the CLAP score."""
+"""evaluate on two folders of audio, and the CLAP score."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ import transformers
 from conftest import Result
 from helpers.encoder_checkpoints import save_clap, save_wave
 
+from stagecli.data.audio import read_mono
 from stagecli.errors import StageError
-from stagecli.evaluate import FolderOptions, evaluate_folders, folders
-from stagecli.evaluate.clap import Clap
+from stagecli.evaluate.clap import open_clap
+from stagecli.evaluate.flags import Flags
+from stagecli.evaluate.folders import evaluate_folders
+from stagecli.evaluate.pairs import SR_METRICS, score_pair
 from stagecli.metrics.spectral import lsd_bands
 
 Cli = Callable[..., Result]
@@ -45,20 +48,26 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def score(pair: tuple[Path, Path], task: str = "sr", **options: Any) -> tuple[Any, list[str]]:
-    said: list[str] = []
-    if task == "sr":
-        options.setdefault("cutoff", 4000.0)
-    chosen = FolderOptions(cache_dir=pair[0].parent / "cache", **options)
-    return evaluate_folders(*pair, task, chosen, warn=said.append), said
+    """(the document, the warnings) of two folders, reference and generated."""
+    warnings: list[str] = []
+    flags = Flags(
+        reference=pair[0],
+        generated=pair[1],
+        task=task,
+        cutoffs=[4000.0] if task == "sr" else [],
+        runs_dir=pair[0].parent / "runs",
+        **options,
+    )
+    return evaluate_folders(flags, warn=warnings.append), warnings
 
 
 # --- pairs ----------------------------------------------------------------------------------------
 
 
 def test_pairs_get_every_metric_and_their_mean(pair: tuple[Path, Path]) -> None:
-    found, said = score(pair)
-    metrics = found["rows"][0]["metrics"]
-    assert set(metrics) == set(folders.SR_METRICS) and said == []
+    document, warnings = score(pair)
+    metrics = document["rows"][0]["metrics"]
+    assert set(metrics) == set(SR_METRICS) and warnings == []
     expected = []
     for i in range(5):
         x, y = (
@@ -66,7 +75,7 @@ def test_pairs_get_every_metric_and_their_mean(pair: tuple[Path, Path]) -> None:
         )
         expected.append(float(lsd_bands(x, y, RATE, 4000)["lsd_hf"]))
     assert metrics["lsd_hf"]["value"] == pytest.approx(np.mean(expected))
-    assert found["rows"][0]["n"] == 5 and found["settings"]["preset"] == "nuwave"
+    assert document["rows"][0]["n"] == 5 and document["settings"]["preset"] == "nuwave"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +103,7 @@ def test_pairs_get_every_metric_and_their_mean(pair: tuple[Path, Path]) -> None:
         (lambda made: (made / "0.wav").write_bytes(b"no audio"), ["made/0.wav"]),
     ],
 )
-def test_pairs_that_do_not_fit_are_named_and_give_no_number(
+def test_mismatched_pairs_are_named_and_not_scored(
     change: Callable[[Path], object], words: list[str], pair: tuple[Path, Path]
 ) -> None:
     change(pair[1])
@@ -104,61 +113,60 @@ def test_pairs_that_do_not_fit_are_named_and_give_no_number(
         assert word in str(caught.value), str(caught.value)
 
 
-def test_doubts_are_said_once_per_kind(pair: tuple[Path, Path]) -> None:
+def test_warnings_are_given_once_per_kind(pair: tuple[Path, Path]) -> None:
     loud = np.clip(20 * noise(0), -1, 1)
     write(pair[1], {"0": loud, "1": np.clip(20 * noise(1), -1, 1), "2": np.zeros(8000, np.float32)})
-    found, said = score(pair)
-    text = "\n".join(said)
+    document, warnings = score(pair)
+    text = "\n".join(warnings)
     assert "clipped (and 1 more of 5 clips)" in text and "made/0.wav" in text
     assert "made/2.wav: estimate: silent" in text
     assert "level: the estimate is off by" in text and "of LSD by itself" in text
-    assert found["notes"] == said
-    assert found["rows"][0]["metrics"]["si_sdr"]["left_out"] == 1, (
-        "what a silent clip has no value for is counted"
+    assert document["notes"] == warnings
+    assert document["rows"][0]["metrics"]["si_sdr"]["left_out"] == 1, (
+        "a silent clip without a value is counted"
     )
 
 
-def test_gain_is_matched_when_asked_and_said(pair: tuple[Path, Path]) -> None:
+def test_gain_is_matched_on_request_and_reported(pair: tuple[Path, Path]) -> None:
     plain = score(pair)[0]["rows"][0]["metrics"]["lsd"]["value"]
     for i in range(5):
         audio = soundfile.read(pair[1] / f"{i}.wav", dtype="float32")[0]
         write(pair[1], {f"{i}": audio / np.abs(audio).max()})
-    normalised, said = score(pair)
+    normalised, warnings = score(pair)
     assert normalised["rows"][0]["metrics"]["lsd"]["value"] > plain + 0.3
-    assert any("all 5 clips" in line and "peak-normalised" in line for line in said)
-    assert any("--match-gain" in line for line in said)
-    matched, said = score(pair, gain_matched=True)
+    assert any("all 5 clips" in line and "peak-normalised" in line for line in warnings)
+    assert any("--match-gain" in line for line in warnings)
+    matched, warnings = score(pair, match_gain=True)
     assert matched["rows"][0]["metrics"]["lsd"]["value"] == pytest.approx(plain, abs=0.01)
-    assert any("gain matched" in line and "dB" in line for line in said)
+    assert any("gain matched" in line and "dB" in line for line in warnings)
     assert "gain not matched" in normalised["conventions"]["lsd"]
     assert "gain not matched" not in matched["conventions"]["lsd"]
     write(pair[1], {"0": -soundfile.read(pair[0] / "0.wav", dtype="float32")[0]})
     with pytest.raises(StageError, match="gain is not positive"):
-        score(pair, gain_matched=True)
+        score(pair, match_gain=True)
 
 
 def test_scored_pairs_are_not_scored_again(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    original = folders.score_pair
 
     def counted(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return score_pair(*arguments)
 
-    monkeypatch.setattr(folders, "score_pair", counted)
+    monkeypatch.setattr("stagecli.evaluate.folder_pairs.score_pair", counted)
     with pytest.raises(KeyboardInterrupt):
         score(pair)
     first = score(pair)[0]["rows"]
     assert len(calls) == 4 + 2
     write(pair[1], {"0": noise(9)})
-    assert score(pair)[0]["rows"] != first and len(calls) == 7, "a changed file is scored anew"
+    assert score(pair)[0]["rows"] != first and len(calls) == 7, "a changed file is scored again"
 
 
-def test_the_command_refuses_what_does_not_belong_together(
+def test_the_command_refuses_flags_that_do_not_fit_together(
     cli: Cli, pair: tuple[Path, Path]
 ) -> None:
     both = ("evaluate", "--reference", "real", "--generated", "made")
@@ -180,7 +188,7 @@ def test_the_command_refuses_what_does_not_belong_together(
 
 
 @pytest.mark.parametrize(("task", "held"), [("sr", 4), ("t2a", 2)])
-def test_one_clip_or_pair_is_held_at_a_time(
+def test_one_clip_or_pair_is_in_memory_at_a_time(
     task: str, held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten thousand clips of ten seconds would be 6 GB; here sixty are counted."""
@@ -194,52 +202,52 @@ def test_one_clip_or_pair_is_held_at_a_time(
     )
     alive: list[weakref.ref[np.ndarray]] = []
     most = 0
-    original = folders.read_mono
 
     def counted(path: Path, rate: int) -> np.ndarray:
         nonlocal most
-        audio = original(path, rate)
+        audio = read_mono(path, rate)
         alive.append(weakref.ref(audio))
         most = max(most, sum(ref() is not None for ref in alive))
         return audio
 
-    monkeypatch.setattr(folders, "read_mono", counted)
-    found, said = score(sides, task)
-    assert found["clips"] == 60
+    module = "folder_pairs" if task == "sr" else "folder_sets"
+    monkeypatch.setattr(f"stagecli.evaluate.{module}.read_mono", counted)
+    document, warnings = score(sides, task)
+    assert document["clips"] == 60
     assert len(alive) == 120, "each clip is read once"
     assert most <= held
-    assert found["rows"][0]["n"] == 60 and not said
+    assert document["rows"][0]["n"] == 60 and not warnings
     if task == "t2a":
-        metrics = found["rows"][0]["metrics"]
+        metrics = document["rows"][0]["metrics"]
         assert metrics["fd_judge"]["biased"] and metrics["coverage"]["value"] is not None
-        assert "bundled:judge" in found["conventions"]["kad"]
+        assert "bundled:judge" in document["conventions"]["kad"]
 
 
-def test_any_encoder_judges(tmp_path: Path) -> None:
+def test_any_encoder_can_judge(tmp_path: Path) -> None:
     save_wave(tmp_path / "hubert", "hubert")
     sides = (
         write(tmp_path / "a", {f"{i}": noise(i) for i in range(20)}),
         write(tmp_path / "b", {"x": noise(99)}),
     )
     write(sides[1], {f"{i}": noise(i + 50) for i in range(20)})
-    found, _ = score(sides, "t2a", judge=f"transformers:{tmp_path / 'hubert'}")
-    metric = found["rows"][0]["metrics"]["fd_judge"]
+    document, _ = score(sides, "t2a", judge=f"transformers:{tmp_path / 'hubert'}")
+    metric = document["rows"][0]["metrics"]["fd_judge"]
     assert metric["dimensions"] == 16 and not metric["biased"]
     assert (
-        str(tmp_path / "hubert") in found["conventions"]["fd_judge"]
-        and found["settings"]["judge_weights"]
+        str(tmp_path / "hubert") in document["conventions"]["fd_judge"]
+        and document["settings"]["judge_weights"]
     )
 
 
-def test_what_makes_sets_hard_to_compare_is_said(tmp_path: Path) -> None:
+def test_differences_between_the_sets_are_warned_about(tmp_path: Path) -> None:
     real = write(tmp_path / "real", {f"{i}": noise(i) for i in range(8)})
     made = write(tmp_path / "made", {f"x{i}": np.stack([noise(i, 4000)] * 2, 1) for i in range(7)})
     write(
         made,
         {"silent": np.zeros((4000, 2), np.float32), "loud": np.clip(30 * noise(3, 4000), -1, 1)},
     )
-    _, said = score((real, made), "t2a")
-    text = "\n".join(said)
+    _, warnings = score((real, made), "t2a")
+    text = "\n".join(warnings)
     for word in (
         "8 reference and 9 generated clips",
         "0.50 s (reference) and 0.25 s",
@@ -262,12 +270,12 @@ def test_copies_of_training_clips_are_found(cli: Cli, tmp_path: Path) -> None:
     both = ("evaluate", "--task", "t2a", "--reference", "real", "--generated", "made")
     result = cli(*both, "--training", "train", "--json")
     assert result.code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found["memorisation"]["copies"] == 3
-    assert {p["sample"].split("/")[-1] for p in found["memorisation"]["pairs"][:3]} == {
+    document = json.loads(result.stdout)
+    assert document["memorisation"]["copies"] == 3
+    assert {p["sample"].split("/")[-1] for p in document["memorisation"]["pairs"][:3]} == {
         f"m{i}.wav" for i in range(3)
     }
-    assert found["rows"][0]["metrics"]["memorised_share"]["value"] >= 3 / 8
+    assert document["rows"][0]["metrics"]["memorised_share"]["value"] >= 3 / 8
     assert "memorised_share" not in json.loads(cli(*both, "--json").stdout)["rows"][0]["metrics"]
     failing = cli(*both, "--training", "train", "--fail-if", "memorised_share > 0.1")
     assert failing.code == 1 and "3 exact copies" in " ".join(failing.stdout.split())
@@ -303,7 +311,7 @@ def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_clap_embeds_as_transformers_does(clap: Path) -> None:
-    ours = Clap(str(clap))
+    ours = open_clap(str(clap))
     model = transformers.ClapModel.from_pretrained(clap).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(clap)
     tokens = tokenizer(["a loud bell", "rain"], padding=True, return_tensors="pt")
@@ -334,28 +342,28 @@ def test_clap_scores_of_a_run_and_of_a_folder(
 ) -> None:
     result = cli("evaluate", "runs/t2a", "--quick", "--samples", "4", "--clap", clap, "--json")
     assert result.code == 0, result.stderr
-    found = json.loads(result.stdout)
-    rows = {row["system"]: row["metrics"] for row in found["rows"]}
+    document = json.loads(result.stdout)
+    rows = {row["system"]: row["metrics"] for row in document["rows"]}
     assert (
         -1 <= rows["samples"]["clap_score"]["value"] <= 1
         and "clap_score" in rows["real, test split"]
     )
-    assert str(clap) in found["conventions"]["clap_score"]
+    assert str(clap) in document["conventions"]["clap_score"]
     # The same samples as a folder, with the prompts beside them.
     folder = (
         "evaluate",
         "--task",
         "t2a",
         "--reference",
-        found["samples"],
+        document["samples"],
         "--generated",
-        found["samples"],
+        document["samples"],
     )
     again = json.loads(cli(*folder, "--clap", clap, "--json").stdout)
     assert again["rows"][0]["metrics"]["clap_score"]["value"] == pytest.approx(
         rows["samples"]["clap_score"]["value"]
     )
-    listed = tmp_path / found["samples"] / "samples.jsonl"
+    listed = tmp_path / document["samples"] / "samples.jsonl"
     lines = listed.read_text().splitlines()
     listed.write_text("\n".join(lines[:-1]) + "\n")
     missing = cli(*folder, "--clap", clap)
@@ -364,13 +372,13 @@ def test_clap_scores_of_a_run_and_of_a_folder(
     assert "samples.jsonl" in cli(*folder, "--clap", clap).stderr
 
 
-def test_a_clap_that_is_none_is_refused(clap: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_not_a_clap_is_refused(clap: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(clap, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(StageError, match="no tokenizer"):
-        Clap(str(tmp_path / "bare"))
+        open_clap(str(tmp_path / "bare"))
     config = json.loads((tmp_path / "bare" / "config.json").read_text())
     (tmp_path / "bare" / "config.json").write_text(json.dumps({**config, "model_type": "hubert"}))
     with pytest.raises(StageError, match="model of type 'hubert'"):
-        Clap(str(tmp_path / "bare"))
+        open_clap(str(tmp_path / "bare"))

@@ -1,4 +1,4 @@
-"""Evaluation while training: what it changes (nothing), its numbers, the best checkpoint, plateaus, refusals."""
+"""Evaluation while training: no effect on training, its numbers, the best checkpoint, plateaus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stagecli.errors import StageError
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
 from stagecli.metrics import in_training
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.report import evaluation, read_run
 from stagecli.report.panels import panels
 from stagecli.report.summary import summary
@@ -67,7 +67,7 @@ def test_it_changes_nothing_that_is_trained(kind: str, trained: Path) -> None:
 def test_rows_at_every_nth_step_at_checkpoints_and_at_the_end(kind: str, trained: Path) -> None:
     rows = evaluations(trained / kind)
     assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 10]
-    recipe = recipes.load(trained / kind / "recipe.toml")
+    recipe = load_recipe(trained / kind / "recipe.toml")
     for row in rows:
         assert [key for key in row if in_training.described(key)] == in_training.rows(recipe)
         assert all(math.isfinite(row[key]) for key in in_training.rows(recipe))
@@ -97,7 +97,7 @@ def test_the_scores_are_those_of_the_checkpoint(trained: Path) -> None:
     """The last row's LSD again, from the saved EMA weights, clip by clip through `restore`."""
     from stagecli.data.degrade import degrade, test_low_pass
     from stagecli.data.examples import evenly
-    from stagecli.evaluate.pairs import score_pair
+    from stagecli.evaluate.pairs import PairSettings, score_pair
     from stagecli.train.prepare import prepare
 
     run = trained / "sr"
@@ -105,24 +105,28 @@ def test_the_scores_are_those_of_the_checkpoint(trained: Path) -> None:
     recipe = pipeline.recipe
     prepared = prepare(recipe, run, pipeline.device, lambda *_: None)
     examples = prepared.examples(evenly(prepared.valid, 6))
-    found = []
+    settings = PairSettings(
+        sample_rate=16000,
+        cutoff=4000,
+        preset="nuwave",
+        names=("lsd", "lsd_hf", "lsd_lf", "si_sdr"),
+    )
+    scores = []
     for i in range(6):
         target = examples.valid_audio(i)[0]
         low = degrade(target, 16000, test_low_pass(recipe.evaluate, 4000))
-        made = pipeline.restore(
+        restored = pipeline.restore(
             low,
             4000,
             seed=recipe.evaluate.seed,
             settings=SamplerSettings.of(recipe.evaluate),
             index=i,
         )
-        found.append(
-            score_pair(target, made, 16000, 4000, "nuwave", ("lsd", "lsd_hf", "lsd_lf", "si_sdr"))
-        )
+        scores.append(score_pair(target, restored, settings))
     row = evaluations(run)[-1]
     for name in ("lsd", "lsd_hf", "lsd_lf", "si_sdr"):
         assert row[f"eval/{name}_4000"] == pytest.approx(
-            np.mean([f[name] for f in found]), rel=1e-4
+            np.mean([score[name] for score in scores]), rel=1e-4
         )
 
 
@@ -142,9 +146,9 @@ def test_audio_that_is_not_finite_is_a_row_without_numbers(
     restore = Pipeline.restore_many
 
     def broken(self: Pipeline, lows: list[np.ndarray], *args: Any, **keys: Any) -> list[np.ndarray]:
-        made = restore(self, lows, *args, **keys)
-        made[0][5] = np.nan
-        return made
+        restored = restore(self, lows, *args, **keys)
+        restored[0][5] = np.nan
+        return restored
 
     monkeypatch.setattr(Pipeline, "restore_many", broken)
     more = {
@@ -164,7 +168,7 @@ def test_audio_that_is_not_finite_is_a_row_without_numbers(
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "said"),
+    ("kind", "changes", "message"),
     [
         ("sr", {"train__best": "eval/lsd"}, "never measured: train.evaluate_every is 0"),
         (
@@ -192,13 +196,13 @@ def test_audio_that_is_not_finite_is_a_row_without_numbers(
     ],
 )
 def test_a_metric_that_cannot_choose_is_refused(
-    kind: str, changes: dict[str, Any], said: str, tmp_path: Path
+    kind: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     path = write_recipe(tmp_path / "r.toml", kind, **changes)
     with pytest.raises(StageError) as caught:
-        recipes.load(path)
+        load_recipe(path)
     (problem,) = caught.value.problems
-    assert said in problem.what and "train.best" in problem.what
+    assert message in problem.what and "train.best" in problem.what
 
 
 def test_crops_too_short_for_the_metric_are_refused_before_training(tmp_path: Path) -> None:
@@ -209,7 +213,7 @@ def test_crops_too_short_for_the_metric_are_refused_before_training(tmp_path: Pa
     assert not (tmp_path / "runs" / "sr" / "metrics.jsonl").exists()
 
 
-def test_a_dry_run_says_what_is_evaluated_and_misses_a_judge(tmp_path: Path) -> None:
+def test_a_dry_run_shows_what_is_evaluated_and_reports_a_missing_judge(tmp_path: Path) -> None:
     more = {"train__evaluate_every": 5, "train__evaluate_steps": 7, "train__evaluate_clips": 3}
     recipe = write_recipe(tmp_path / "t2a.toml", "t2a", **more)
     assert (
@@ -223,9 +227,9 @@ def test_a_dry_run_says_what_is_evaluated_and_misses_a_judge(tmp_path: Path) -> 
         assert result.code == 2 and "nobody" in result.stderr
 
 
-def test_a_resume_says_when_scores_are_measured_otherwise(tmp_path: Path) -> None:
+def test_a_resume_reports_changed_evaluation_settings(tmp_path: Path) -> None:
     base = {"train__evaluate_every": 3, "train__evaluate_clips": 6, "train__steps": 4}
-    told = []
+    reasons = []
     for changes in (
         {},
         {"train__steps": 5, "train__log_every": 1, "evaluate__batch_size": 2},
@@ -238,22 +242,25 @@ def test_a_resume_says_when_scores_are_measured_otherwise(tmp_path: Path) -> Non
         )
         there = (tmp_path / "runs" / "m" / "events.jsonl").exists()
         events = read_rows(tmp_path / "runs" / "m", "events") if there else []
-        told.append([row["reason"] for row in events if row["to"] == "measured otherwise"])
-    assert told[:2] == [[], []]
-    assert len(told[2]) == 1
-    assert "evaluate.seed: 0 -> 7" in told[2][0]
+        reasons.append(
+            [row["reason"] for row in events if row["to"] == "evaluation settings changed"]
+        )
+    assert reasons[:2] == [[], []]
+    assert len(reasons[2]) == 1
+    assert "evaluate.seed: 0 -> 7" in reasons[2][0]
 
 
 def test_the_preset_names_its_rows(tmp_path: Path) -> None:
-    recipe = recipes.load(write_recipe(tmp_path / "sr.toml", "sr", evaluate__preset="ssr_eval"))
+    recipe = load_recipe(write_recipe(tmp_path / "sr.toml", "sr", evaluate__preset="ssr_eval"))
     assert in_training.computed(recipe) == (
         "lsd_ssr_eval",
         "lsd_ssr_eval_hf",
         "lsd_ssr_eval_lf",
         "si_sdr",
     )
-    found = in_training.described("eval/lsd_ssr_eval_hf_4000")
-    assert found is not None and (found[0].name, found[1]) == ("lsd_ssr_eval_hf", "4000")
+    described = in_training.described("eval/lsd_ssr_eval_hf_4000")
+    assert described is not None
+    assert (described[0].name, described[1]) == ("lsd_ssr_eval_hf", "4000")
 
 
 # -- the best --------------------------------------------------------------------------------------
@@ -277,7 +284,7 @@ def test_best_is_the_last_of_the_extremes(values: list[float]) -> None:
             }
 
 
-def test_a_best_by_another_metric_counts_no_more() -> None:
+def test_a_best_by_another_metric_is_discarded() -> None:
     before = {"step": 3, "metric": "valid/loss", "value": 0.1}
     assert in_training.best(before, "eval/lsd", 5, 2.0) == {
         "step": 5,
@@ -292,7 +299,7 @@ def test_a_best_by_another_metric_counts_no_more() -> None:
 @given(st.integers(0, 10_000), st.integers(8, 60), st.floats(1e-3, 1e3))
 @settings(max_examples=60, deadline=None)
 def test_no_plateau_while_it_improves_beyond_its_noise(seed: int, count: int, size: float) -> None:
-    """A fall of one standard deviation of the noise per row is seen to be one, whatever the unit."""
+    """A fall of three standard deviations of the noise per row is recognised in any unit."""
     noise = np.random.default_rng(seed).standard_normal(count)
     values = size * (noise - np.arange(count) * 3.0)
     assert evaluation.plateau("eval/lsd", list(range(count)), values.tolist()) is None
@@ -316,19 +323,19 @@ def test_slow_progress_under_the_noise_is_not_a_plateau() -> None:
 
 def test_a_plateau_is_found_and_dated() -> None:
     rng = np.random.default_rng(1)
-    found = 0
+    detected = 0
     for _ in range(50):
         values = np.concatenate([np.linspace(3, 1, 10), np.ones(20)]) + 0.02 * rng.standard_normal(
             30
         )
         flat = evaluation.plateau("eval/lsd", [100 * k for k in range(30)], values.tolist())
         if flat is not None:
-            found += 1
+            detected += 1
             assert 800 <= flat["since_step"] <= 1900
-    assert found >= 40
+    assert detected >= 40
 
 
-def test_too_few_rows_say_nothing() -> None:
+def test_too_few_rows_have_no_plateau() -> None:
     assert evaluation.plateau("eval/lsd", list(range(7)), [1.0] * 7) is None
     flat = evaluation.plateau("eval/lsd", list(range(8)), [1.0] * 8)
     assert flat is not None and flat["margin"] == 0
@@ -338,7 +345,7 @@ def test_the_advice_follows_the_learning_rate_and_the_direction() -> None:
     steps = list(range(0, 1000, 50))
     values = [12.0 + 0.1 * (-1) ** k for k in range(20)]
 
-    def said(values: list[float], rate: list[float]) -> str:
+    def advice(values: list[float], rate: list[float]) -> str:
         columns = {"eval/si_sdr": (steps, values), "eval/seconds": (steps, values)}
         rows = [
             {"step": s, "eval/si_sdr": v, "eval/seconds": 1.0}
@@ -348,22 +355,26 @@ def test_the_advice_follows_the_learning_rate_and_the_direction() -> None:
             evaluation.summary(rows, columns.__getitem__, "eval/si_sdr"), rate
         )[-1]
 
-    assert "eval/si_sdr has not improved by more than" in said(values, [1e-3, 1e-3])
-    assert "lower it before adding steps" in said(values, [1e-3, 1e-3])
-    assert "at 5 % of its highest" in said(values, [1e-3, 5e-5])
-    assert "worse now than at its best" in said([*values[:14], 11, 10.8, 10.5, 10, 9.5, 9], [1e-3])
+    assert "eval/si_sdr has not improved by more than" in advice(values, [1e-3, 1e-3])
+    assert "lower it before adding steps" in advice(values, [1e-3, 1e-3])
+    assert "at 5 % of its highest" in advice(values, [1e-3, 5e-5])
+    assert "worse now than at its best" in advice(
+        [*values[:14], 11, 10.8, 10.5, 10, 9.5, 9], [1e-3]
+    )
 
 
 # -- what is shown ---------------------------------------------------------------------------------
 
 
-def test_inspect_shows_curves_and_says_by_what(trained: Path) -> None:
+def test_inspect_shows_curves_and_their_metrics(trained: Path) -> None:
     report = read_run(trained / "sr")
-    said = summary(report)
-    json.dumps(said, allow_nan=False)
-    assert said["evaluation"]["chosen"] == "eval/si_sdr"
-    assert any(line.startswith("best eval/si_sdr (higher is better)") for line in said["reading"])
-    assert {"eval/lsd", "eval/si_sdr_4000"} <= said["series"].keys()
+    document = summary(report)
+    json.dumps(document, allow_nan=False)
+    assert document["evaluation"]["chosen"] == "eval/si_sdr"
+    assert any(
+        line.startswith("best eval/si_sdr (higher is better)") for line in document["reading"]
+    )
+    assert {"eval/lsd", "eval/si_sdr_4000"} <= document["series"].keys()
     drawn = {panel.title: panel for panel in panels([report])}
     panel = drawn["si_sdr on valid, dB (higher is better)"]
     assert [line.label for line in panel.lines] == [
@@ -394,5 +405,5 @@ def test_the_live_view_and_the_plain_one_show_the_newest_evaluation(
         and f"best {top['eval/si_sdr']:.4g} at step {top['step']}" in text
     )
     assert f"lsd_hf {rows[-1]['eval/lsd_hf']:.4g}" in text and "lsd_2000" not in text
-    said = capsys.readouterr().err
-    assert f"eval/lsd {rows[-1]['eval/lsd']:.4g}" in said and "eval/lsd_2000" not in said
+    stderr = capsys.readouterr().err
+    assert f"eval/lsd {rows[-1]['eval/lsd']:.4g}" in stderr and "eval/lsd_2000" not in stderr

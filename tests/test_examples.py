@@ -1,4 +1,4 @@
-"""What is trained at which step: the same whatever workers, processes, accumulation and resumes do."""
+"""Examples of a step: independent of workers, processes, accumulation and resumes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from stagecli.data.examples import (
     Collate,
     Examples,
     Memory,
-    MicroBatches,
     clip_at,
     crop,
-    loader,
     pad_texts,
     stratified,
     stream,
 )
+from stagecli.data.loader import MicroBatches, loader
 from stagecli.data.rows import Clip
 from stagecli.data.synth import SynthSource
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.schema import Recipe
 
 CLIPS = 6
@@ -50,7 +49,7 @@ FRAMES = (8, 3)
 
 
 class Counting(SynthSource):
-    """Synthetic clips, and how often each was made."""
+    """Synthetic clips, counting how often each is read."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe.data, recipe.train.seed)
@@ -62,16 +61,21 @@ class Counting(SynthSource):
 
 
 @lru_cache
-def made(name: str, *sets: str) -> Recipe:
-    return recipes.load(name, [*TINY, *(SR if name == "quickstart-sr" else []), *sets])
+def tiny_recipe(name: str, *sets: str) -> Recipe:
+    return load_recipe(name, [*TINY, *(SR if name == "quickstart-sr" else []), *sets])
 
 
-def examples(name: str = "quickstart", *sets: str, samples: int | None = None) -> Examples:
-    recipe = made(name, *sets)
+def examples(name: str = "quickstart", *sets: str, crop_samples: int | None = None) -> Examples:
+    recipe = tiny_recipe(name, *sets)
     source = Counting(recipe)
-    length = samples or round(recipe.data.seconds * RATE)
+    length = crop_samples or round(recipe.data.seconds * RATE)
     return Examples(
-        recipe, source, source.clips("train"), shape=(-(-length // HOP), 3), samples=length, hop=HOP
+        recipe,
+        source,
+        source.clips("train"),
+        shape=(-(-length // HOP), 3),
+        crop_samples=length,
+        hop=HOP,
     )
 
 
@@ -129,7 +133,20 @@ def test_strata_come_in_random_order_and_fill_the_interval() -> None:
     assert float((rows * 16 % 1).std()) == pytest.approx(12**-0.5, abs=0.02)
 
 
-# --- who trains what ------------------------------------------------------------------------------
+# --- micro-batches --------------------------------------------------------------------------------
+
+
+def micro_batches(
+    batch_size: int, accumulate: int, rank: int, world: int, start: int, stop: int
+) -> MicroBatches:
+    return MicroBatches(
+        batch_size=batch_size,
+        accumulate=accumulate,
+        rank=rank,
+        world=world,
+        start=start,
+        stop=stop,
+    )
 
 
 @st.composite
@@ -146,12 +163,12 @@ def test_the_union_over_processes_is_the_global_batch(
 ) -> None:
     batch, world, accumulate = layout
     parts = [
-        list(MicroBatches(batch, accumulate, rank, world, start, start + steps))
+        list(micro_batches(batch, accumulate, rank, world, start, start + steps))
         for rank in range(world)
     ]
     assert all(len(part) == steps * accumulate for part in parts)
     assert (
-        len(MicroBatches(batch, accumulate, 0, world, start, start + steps)) == steps * accumulate
+        len(micro_batches(batch, accumulate, 0, world, start, start + steps)) == steps * accumulate
     )
     for k in range(steps):
         step = start + k
@@ -164,33 +181,33 @@ def test_the_union_over_processes_is_the_global_batch(
         assert rows == list(range(step * batch, (step + 1) * batch))
     u = stratified(0, start, batch)
     batches = [
-        MicroBatches(batch, accumulate, rank, world, start, start + 1) for rank in range(world)
+        micro_batches(batch, accumulate, rank, world, start, start + 1) for rank in range(world)
     ]
     taken = [u[part.rows(micro)] for micro in range(accumulate) for part in batches]
-    assert torch.cat(taken).equal(u)  # and so is t
+    assert torch.cat(taken).equal(u)  # t is drawn per row
 
 
-def test_a_resume_goes_on_where_it_stopped() -> None:
-    whole = list(MicroBatches(12, 2, 1, 3, 0, 6))
-    assert list(MicroBatches(12, 2, 1, 3, 4, 6)) == whole[8:]
+def test_a_resume_continues_where_it_stopped() -> None:
+    whole = list(micro_batches(12, 2, 1, 3, 0, 6))
+    assert list(micro_batches(12, 2, 1, 3, 4, 6)) == whole[8:]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_do_not_change_what_is_trained(workers: int) -> None:
-    micro = MicroBatches(4, 2, 0, 1, 1, 4)
+def test_workers_do_not_change_the_batches(workers: int) -> None:
+    micro = micro_batches(4, 2, 0, 1, 1, 4)
     alone = list(loader(examples(), micro))
     others = list(loader(examples("quickstart", f"data.workers={workers}"), micro))
     assert len(alone) == len(others) == 6
     assert all(same(a, b) for a, b in zip(alone, others, strict=True))
-    assert [batch["sample"].tolist() for batch in alone] == list(micro)
+    assert [batch["index"].tolist() for batch in alone] == list(micro)
 
 
 def test_processes_and_accumulation_do_not_change_a_sample() -> None:
     data = examples()
-    one = next(iter(loader(data, MicroBatches(4, 1, 0, 1, 3, 4))))
+    one = next(iter(loader(data, micro_batches(4, 1, 0, 1, 3, 4))))
     for rank in range(2):
-        part = next(iter(loader(data, MicroBatches(4, 1, rank, 2, 3, 4))))
-        for name in ("sample", "audio", "noise"):
+        part = next(iter(loader(data, micro_batches(4, 1, rank, 2, 3, 4))))
+        for name in ("index", "audio", "noise"):
             assert part[name].equal(one[name][2 * rank : 2 * rank + 2])
 
 
@@ -212,6 +229,31 @@ def test_validation_examples_never_change() -> None:
     for i in range(9):
         _ = data[i]
     assert all(same(a, data.valid_item(i)) for i, a in enumerate(first))
+
+
+@pytest.mark.parametrize("task", ["quickstart", "quickstart-sr"])
+def test_audio_filter_and_features_share_one_crop(task: str) -> None:
+    """With crops shorter than the clip, all of them start at the same sample."""
+
+    class Starts:
+        def samples_of(self, clip: Clip) -> int:
+            return len(data.source.read(clip))
+
+        def crop(self, clip: Clip, start: int) -> Tensor:
+            return torch.from_numpy(data.source.read(clip)[start : start + data.crop_samples])
+
+    data = examples(task, crop_samples=500)
+    data.features = Starts()
+    for index in range(8):
+        item = data[index]
+        gain = 10 ** item["level"] if task == "quickstart-sr" else 1.0
+        torch.testing.assert_close(item["audio"], item["features"] * gain)
+    for index in range(4):
+        item = data.valid_item(index)
+        audio_N, unpadded = data.valid_audio(index)
+        gain = 10 ** item["level"] if task == "quickstart-sr" else 1.0
+        torch.testing.assert_close(item["audio"], torch.from_numpy(audio_N) * gain)
+        assert unpadded == 500
 
 
 # --- crops and padding ----------------------------------------------------------------------------
@@ -241,21 +283,21 @@ def test_crops_reach_both_ends() -> None:
 @pytest.mark.parametrize("extra", [0, 1, HOP, 2 * HOP + 7])
 def test_padding_is_silence_or_masked_out(extra: int) -> None:
     clip_length = round(0.25 * RATE)
-    data = examples("quickstart", "data.padding=mask", samples=clip_length + extra)
+    data = examples("quickstart", "data.padding=mask", crop_samples=clip_length + extra)
     item = data[0]
     frames = data.shape[0]
     assert item["mask"].dtype == torch.bool
     # a frame is real if any of its samples is
     assert item["mask"].tolist() == [frame * HOP < clip_length for frame in range(frames)]
     assert not item["audio"][clip_length:].any()
-    assert "mask" not in examples("quickstart", samples=clip_length + extra)[0]
+    assert "mask" not in examples("quickstart", crop_samples=clip_length + extra)[0]
 
 
 # --- memory ---------------------------------------------------------------------------------------
 
 
 def test_memory_reads_once_and_stays_in_its_budget() -> None:
-    recipe = made("quickstart", "data.seconds=10", f"data.clips={CLIPS}")
+    recipe = tiny_recipe("quickstart", "data.seconds=10", f"data.clips={CLIPS}")
     source = Counting(recipe)
     clips = source.clips("train")
     size = source.read(clips[0]).nbytes  # 0.3 MB
@@ -292,22 +334,19 @@ def test_the_low_input_is_empty_above_its_cutoff_and_level() -> None:
         share = float(item["cutoff"])
         cutoffs.add(share)
         assert 1000 <= share * RATE / 2 <= 3000
-        taper = torch.hann_window(
-            len(low), dtype=torch.float64
-        )  # the clip's ends are no part of the filter
+        # The ends of the clip are not part of the filter.
+        taper = torch.hann_window(len(low), dtype=torch.float64)
         above = torch.fft.rfftfreq(len(low), 1 / RATE) > share * RATE / 2 + 100
         left = [float(torch.fft.rfft(x * taper)[above].abs().max()) for x in (low, audio)]
         assert left[0] < 2e-3 * LEVEL * len(low) ** 0.5
         clear += left[1] > 20 * left[0]
         original = data.source.read(data.clips[clip_at(data.seed, CLIPS, i)])
         ratio = float(np.dot(audio.numpy(), original) / np.dot(original, original))
-        assert level_gain((low / ratio).numpy()) == pytest.approx(
-            ratio, rel=1e-3
-        )  # of the input, not of the target
+        # The gain is the input's, not the target's.
+        assert level_gain((low / ratio).numpy()) == pytest.approx(ratio, rel=1e-3)
         assert float(item["level"]) == pytest.approx(np.log10(ratio), abs=1e-3)
-        np.testing.assert_allclose(
-            audio.numpy() / ratio, original, atol=1e-5
-        )  # one gain for both restores it
+        # One gain for both restores the original.
+        np.testing.assert_allclose(audio.numpy() / ratio, original, atol=1e-5)
     assert len(cutoffs) == 8
     assert clear > 4  # most targets do have something up there
 
@@ -324,7 +363,7 @@ def test_level_gain_brings_inputs_to_one_level_and_leaves_silence() -> None:
         == level_gain(1e-6 * tone)
         == level_gain(np.zeros(0, np.float32))
     )
-    assert level_gain(1e-6 * tone) * 1e-6 < LEVEL  # what is all but silent stays quiet
+    assert level_gain(1e-6 * tone) * 1e-6 < LEVEL  # near silence is not amplified to full level
 
 
 def test_the_kept_band_is_below_the_cutoff() -> None:
@@ -360,9 +399,9 @@ def test_dropout_does_not_change_crops_and_noise() -> None:
 
 def test_collate_pads_captions() -> None:
     items = [
-        {"caption": "ab", "sample": 3},
-        {"caption": "", "sample": 4},
-        {"caption": "abcdefgh", "sample": 5},
+        {"caption": "ab", "index": 3},
+        {"caption": "", "index": 4},
+        {"caption": "abcdefgh", "index": 5},
     ]
     batch = Collate(5)(items)
     a = ord("a") + OFFSET
@@ -371,7 +410,7 @@ def test_collate_pads_captions() -> None:
         [BEGIN, PAD, PAD, PAD, PAD],
         [BEGIN, a, a + 1, a + 2, a + 3],
     ]
-    assert batch["sample"].tolist() == [3, 4, 5]
+    assert batch["index"].tolist() == [3, 4, 5]
     assert Collate(5)(items[1:2])["text_ids"].tolist() == [[BEGIN]]
 
 
@@ -386,7 +425,7 @@ def test_pad_texts() -> None:
 
 
 def test_cached_frames_and_texts_take_the_place_of_audio_and_captions(tmp_path: Path) -> None:
-    recipe = made(
+    recipe = tiny_recipe(
         "quickstart",
         "condition.text=transformers",
         "condition.model=x",
@@ -409,7 +448,7 @@ def test_cached_frames_and_texts_take_the_place_of_audio_and_captions(tmp_path: 
         source,
         clips,
         shape=FRAMES,
-        samples=2000,
+        crop_samples=2000,
         hop=HOP,
         frames_cache=frames,
         text_cache=texts,
@@ -438,7 +477,7 @@ def test_cached_frames_and_texts_take_the_place_of_audio_and_captions(tmp_path: 
         source,
         [replace(clips[0], key="synth/train/999")],
         shape=FRAMES,
-        samples=2000,
+        crop_samples=2000,
         hop=HOP,
         frames_cache=frames,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,25 @@ def test_finite_gives_strict_json_and_keeps_the_rest(value: object) -> None:
 def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": [math.nan, (math.inf, 1.0)], 2: -math.inf})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, [None, 1.0]], "2": None}
+
+
+def test_the_data_are_on_the_disk_before_the_name_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    sync = os.fsync
+    replace = os.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append(("fsync", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    def replaced(source: Path, target: Path) -> None:
+        calls.append(("replace", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write_atomic(tmp_path / "a", "b")
+    inode = (tmp_path / "a").stat().st_ino
+    assert calls == [("fsync", inode), ("replace", inode)]

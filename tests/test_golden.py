@@ -1,7 +1,7 @@
-"""Losses that must not move: the first steps of two tiny runs against stored numbers, and against a plain loop.
+"""Losses that must not change: two tiny runs against stored numbers, and against a plain loop.
 
-Regenerate tests/golden.json, where a change of what is trained is meant, with `python tests/test_golden.py`,
-and say in the change log why the numbers moved.
+Where a change of what is trained is intended, regenerate tests/golden.json with
+`python tests/test_golden.py`, and explain in the change log why the numbers moved.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def first_losses(kind: str, folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
 def test_golden_losses(kind: str, tmp_path: Path) -> None:
-    """1e-4: matrix products differ in the last bits between CPUs; a changed method differs by far more."""
+    """To 1e-4: matrix products differ in the last bits between CPUs; a changed method, by more."""
     golden = json.loads(GOLDEN.read_text())[kind]
     assert first_losses(kind, tmp_path) == pytest.approx(golden, rel=1e-4)
 
@@ -38,12 +38,12 @@ def test_golden_losses(kind: str, tmp_path: Path) -> None:
 def test_without_mechanisms_training_is_the_plain_loop(
     kind: str, timesteps: str, tmp_path: Path
 ) -> None:
-    """The same data, order, t and noise in a loop that does not know stages: equal to the bit."""
+    """The same data, order, t and noise in a loop without stages: equal to the bit."""
     from stagecli.data.examples import Collate, stratified
     from stagecli.data.frames import to_frames
     from stagecli.model.ema import EMA
     from stagecli.model.network import Network
-    from stagecli.recipe import load as recipes
+    from stagecli.recipe.load import load_recipe
     from stagecli.train.prepare import prepare
     from stagecli.train.schedule import learning_rate
 
@@ -54,7 +54,7 @@ def test_without_mechanisms_training_is_the_plain_loop(
         "objective__std": 0.8,
     }
     path = write_recipe(tmp_path / f"{kind}.toml", kind, **changes)
-    recipe = recipes.load(path)
+    recipe = load_recipe(path)
     table = recipe.train
     size = recipe.train.batch_size
     prepared = prepare(recipe, None, torch.device("cpu"), lambda *_: None)

@@ -14,13 +14,13 @@ from helpers.resume import attempts, facts, killed, weights
 from stagecli.data.open import open_source
 from stagecli.errors import StageError
 from stagecli.flow.objective import Result
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.ssl import make_encoder
-from stagecli.stage.base import Plan, Probe, Signals
+from stagecli.stage.base import FeatureSettings, Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.stage.guidance import GuidanceMechanism, GuidanceOptions
 from stagecli.stage.guidance_projection import Projectors
-from stagecli.train.teacher_features import TargetFeatures
+from stagecli.train.teacher_features import TargetFeatures, build_target_features
 
 STEPS = 12
 GUIDED: dict[str, Any] = {
@@ -32,7 +32,7 @@ STOPPED = {**GUIDED, "stage__guidance__schedule": "stop", "stage__guidance__end"
 
 
 def recipe_of(folder: Path, **changes: Any) -> Any:
-    return recipes.load(write_recipe(folder / "g.toml", "t2a", **{**GUIDED, **changes}))
+    return load_recipe(write_recipe(folder / "g.toml", "t2a", **{**GUIDED, **changes}))
 
 
 def mechanism(folder: Path, **options: Any) -> GuidanceMechanism:
@@ -216,8 +216,13 @@ def test_features_of_a_crop_are_those_of_its_audio(
     recipe = recipe_of(tmp_path, data__sample_rate=44100, data__clips=3)
     source = open_source(long.data, need_captions=False, base=tmp_path, splits=("train",), seed=0)
     clips = source.clips("train")
-    features = TargetFeatures(
-        "bundled:teacher", 0, recipe, source, clips, torch.device("cpu"), lambda done, total: None
+    features = build_target_features(
+        FeatureSettings("bundled:teacher", 0),
+        recipe=recipe,
+        source=source,
+        clips=clips,
+        device=torch.device("cpu"),
+        progress=lambda done, total: None,
     )
     encoder = make_encoder(
         "bundled", "teacher", 0
@@ -456,7 +461,7 @@ def test_after_the_end_a_step_allocates_what_an_unguided_step_does(
         ("ended", {**STOPPED, "stage__guidance__end": 2 / STEPS}),
     ):
         path = write_recipe(tmp_path / f"{name}.toml", kind, **{**options, "train__steps": STEPS})
-        found[name] = allocations(recipes.load(path), tmp_path / name, after)
+        found[name] = allocations(load_recipe(path), tmp_path / name, after)
     assert len(found["plain"]) > 500
     assert found["ended"] == found["plain"]
     assert sum(found["guided"]) > sum(found["plain"])
@@ -471,7 +476,7 @@ def allocations(recipe: Any, run_dir: Path, at: int) -> list[int]:
     from accelerate import Accelerator
 
     from stagecli.terminal.views import QuietView
-    from stagecli.train.trainer import Trainer
+    from stagecli.train.setup import build_trainer
 
     class Watch(QuietView):
         profile: torch.profiler.profile | None = None
@@ -482,10 +487,10 @@ def allocations(recipe: Any, run_dir: Path, at: int) -> list[int]:
                 self.profile.__enter__()
             elif self.profile is not None:
                 self.profile.__exit__(None, None, None)
-                trainer.interrupt.asked = True
+                trainer.interrupt.requested = True
 
     run_dir.mkdir()
-    trainer = Trainer(recipe, Accelerator(cpu=True), run_dir, None, watch := Watch())
+    trainer = build_trainer(recipe, Accelerator(cpu=True), run_dir, None, watch := Watch())
     trainer.fit()
     assert watch.profile is not None
     assert watch.profile.profiler is not None

@@ -1,4 +1,4 @@
-"""Class posteriors, CLAP cosines, shares, paired differences: against torch and scipy, and their laws."""
+"""Class posteriors, CLAP cosines, shares and paired differences against torch and scipy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecli.metrics import METRICS
 from stagecli.metrics.bootstrap import bootstrap_interval, paired_difference, shifted_interval
 from stagecli.metrics.classes import (
     clap_scores,
@@ -23,6 +22,7 @@ from stagecli.metrics.classes import (
     prompt_accuracy,
     wilson_interval,
 )
+from stagecli.metrics.registry import METRICS
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -54,7 +54,7 @@ def test_kl_is_scipy_s_in_both_directions(n: int, classes: int, seed: int) -> No
 
 
 def test_kl_is_audioldm_eval_s_with_its_epsilon() -> None:
-    """Its formula, once more: kl_div of log(softmax(generated) + 1e-6) and softmax(reference), summed over classes."""
+    """Its formula: kl_div of log(softmax(generated) + 1e-6) and softmax(reference), summed."""
     rng = np.random.default_rng(0)
     reference, generated = (torch.from_numpy(20 * rng.normal(size=(50, 10))) for _ in range(2))
     expected = (
@@ -171,9 +171,12 @@ def test_prompt_accuracy() -> None:
         ["one", "two", "two", "four"], np.array(["one", "two", "three", "four"])
     )
     assert (result.value, result.n) == (0.75, 4) and result.low < 0.75 < result.high
-    for heard, asked, message in (([1], [1, 2], "1 samples and 2 prompts"), ([], [], "no share")):
+    for predicted, requested, message in (
+        ([1], [1, 2], "1 samples and 2 prompts"),
+        ([], [], "not a share"),
+    ):
         with pytest.raises(ValueError, match=message):
-            prompt_accuracy(heard, asked)
+            prompt_accuracy(predicted, requested)
     with pytest.raises(ValueError, match="level"):
         wilson_interval(1, 2, level=1)
 

@@ -1,4 +1,4 @@
-"""Metrics of clip pairs against auraloss, torchmetrics and torchaudio; checks, gain matching, streaming."""
+"""Metrics of clip pairs against auraloss, torchmetrics and torchaudio; checks, gain, streaming."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stagecli.metrics.checks import audio_facts, check_pair, pair_doubts, shared_peak
+from stagecli.metrics import stft
+from stagecli.metrics.checks import check_pair, clip_statistics, pair_warnings, shared_peak
 from stagecli.metrics.gain import least_squares_gain, match_gain
 from stagecli.metrics.mel import log_mel_distance, mel_filters, window_size
 from stagecli.metrics.spectral import lsd, lsd_bands, lsd_stream, si_sdr, snr
-from stagecli.metrics.stft import multi_resolution_stft, spectra_in_blocks, spectral_convergence
+from stagecli.metrics.stft import multi_resolution_stft, spectral_convergence
 
 RATE = 16000
 
@@ -31,7 +32,7 @@ def noise(*shape: int, seed: int = 0, level: float = 0.1) -> Tensor:
 
 @pytest.fixture
 def real_pairs(data_dir: Path) -> list[tuple[Tensor, Tensor, int]]:
-    """(recording, the same with every second sample replaced by the mean of its neighbours and some noise, rate)."""
+    """(recording, altered copy, rate): every second sample averages its neighbours, plus noise."""
     folder = data_dir / "esc10"
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     pairs = []
@@ -139,11 +140,11 @@ def test_batches_equal_singles_and_silence_is_defined() -> None:
     assert float(log_mel_distance(x[2], x[2], RATE)) == 0
 
 
-def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_do_not_change_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
     x = noise(2, 5000)
     y = noise(2, 5000, seed=1)
     whole = multi_resolution_stft(x, y)["mr_stft"], log_mel_distance(x, y, RATE)
-    monkeypatch.setattr(spectra_in_blocks, "__defaults__", ("reflect", 9000))
+    monkeypatch.setattr(stft, "VALUES_PER_BLOCK", 9000)
     blocks = multi_resolution_stft(x, y)["mr_stft"], log_mel_distance(x, y, RATE)
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(whole, blocks, strict=True))
 
@@ -182,7 +183,7 @@ def test_mel_filters_are_torchaudio_s(rate: int) -> None:
 def test_log_mel_distance_is_the_formula_on_recordings(
     real_pairs: list[tuple[Tensor, Tensor, int]],
 ) -> None:
-    """Against torchaudio's spectrogram and filters; tolerance 1e-3 relative: its filters are float32."""
+    """Against torchaudio; tolerance 1e-3 relative, because its filters are float32."""
     from torchaudio.functional import melscale_fbanks
     from torchaudio.transforms import Spectrogram
 
@@ -256,7 +257,7 @@ def test_gain_of_batches_and_of_nonsense() -> None:
 # Streaming
 
 
-def test_a_stream_holds_one_pair_at_a_time() -> None:
+def test_a_stream_reads_one_pair_at_a_time() -> None:
     alive: list[int] = []
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
@@ -286,42 +287,42 @@ def tone(samples: int = RATE, hertz: float = 440.0, level: float = 0.3) -> Tenso
 
 
 def test_facts_of_a_good_clip() -> None:
-    facts = audio_facts(noise(RATE).clamp(-0.37, 0.41).float())
-    assert facts.samples == RATE and facts.doubts() == ()
+    facts = clip_statistics(noise(RATE).clamp(-0.37, 0.41).float())
+    assert facts.num_samples == RATE and facts.warnings() == ()
     assert facts.rms_db == pytest.approx(-20, abs=0.2) and not facts.silent
 
 
 @pytest.mark.parametrize("hertz", [50.0, 440.0, 3999.0])
-def test_clipping_is_told_from_slow_waves(hertz: float) -> None:
+def test_clipping_is_distinguished_from_slow_waves(hertz: float) -> None:
     wave = tone(hertz=hertz, level=0.31)
-    assert audio_facts((wave * 32767).round() / 32767).clipped == 0
+    assert clip_statistics((wave * 32767).round() / 32767).clipped == 0
     clipped = (
-        audio_facts((4 * wave).clamp(-0.7, 0.7))
+        clip_statistics((4 * wave).clamp(-0.7, 0.7))
         if hertz < 2000
-        else audio_facts((9 * wave).clamp(-0.7, 0.7))
+        else clip_statistics((9 * wave).clamp(-0.7, 0.7))
     )
     if hertz < 2000:  # 4 samples a period leave no flat top of three
-        assert clipped.clipped > 100 and "clipped" in clipped.doubts()[0]
-    one_sided = audio_facts((4 * tone(hertz=50)).clamp(-2, 0.7))
+        assert clipped.clipped > 100 and "clipped" in clipped.warnings()[0]
+    one_sided = clip_statistics((4 * tone(hertz=50)).clamp(-2, 0.7))
     assert (
         one_sided.clipped == 0 and one_sided.over > 0
     )  # the largest magnitude is the other side's
 
 
-def test_doubts_are_told() -> None:
+def test_warnings_of_a_clip() -> None:
     x = noise(RATE)
-    assert audio_facts(torch.zeros(9)).doubts() == ("silent: every sample is zero",)
-    assert "nearly silent" in audio_facts(1e-5 * x).doubts()[0]
+    assert clip_statistics(torch.zeros(9)).warnings() == ("silent: every sample is zero",)
+    assert "nearly silent" in clip_statistics(1e-5 * x).warnings()[0]
     bad = x.clone()
     bad[3] = math.nan
-    assert "1 NaN" in audio_facts(bad).doubts()[0]
-    assert any("beyond full scale" in doubt for doubt in audio_facts(20 * x).doubts())
-    assert any("offset" in doubt for doubt in audio_facts(x + 0.1).doubts())
+    assert "1 NaN" in clip_statistics(bad).warnings()[0]
+    assert any("beyond full scale" in line for line in clip_statistics(20 * x).warnings())
+    assert any("offset" in line for line in clip_statistics(x + 0.1).warnings())
     for target in (1.0, 0.95, 0.5, 10 ** (-1 / 20)):
-        assert audio_facts(x / x.abs().max() * target).normalised_to == pytest.approx(target)
+        assert clip_statistics(x / x.abs().max() * target).normalised_to == pytest.approx(target)
     for wrong in (x[None], x[:0], (x * 100).short()):
         with pytest.raises(ValueError, match="floating point"):
-            audio_facts(wrong)
+            clip_statistics(wrong)
 
 
 def test_pairs_that_cannot_be_scored_say_why() -> None:
@@ -340,19 +341,19 @@ def test_pairs_that_cannot_be_scored_say_why() -> None:
             check_pair(reference, estimate, rate)
 
 
-def test_pair_doubts() -> None:
+def test_warnings_of_a_pair() -> None:
     x = noise(RATE).clamp(-0.37, 0.41)
-    assert pair_doubts(x, x + noise(RATE, seed=1, level=0.01)) == ()
+    assert pair_warnings(x, x + noise(RATE, seed=1, level=0.01)) == ()
     normalised = x / x.abs().max()
-    level, peak = sorted(pair_doubts(x, normalised), key=lambda text: "peak" in text)
+    level, peak = sorted(pair_warnings(x, normalised), key=lambda text: "peak" in text)
     assert peak == "estimate: peak 1: perhaps peak-normalised"
     assert level.startswith("level: the estimate is off by about +8.6 dB, 0.86 of LSD")
-    assert pair_doubts(normalised, normalised) == ()
-    assert "inverted" in pair_doubts(x, -x)[0]
-    assert pair_doubts(x, 0 * x) == ("estimate: silent: every sample is zero",)
+    assert pair_warnings(normalised, normalised) == ()
+    assert "inverted" in pair_warnings(x, -x)[0]
+    assert pair_warnings(x, 0 * x) == ("estimate: silent: every sample is zero",)
 
 
-def test_a_shared_peak_gives_normalisation_away() -> None:
+def test_a_shared_peak_reveals_normalisation() -> None:
     assert shared_peak([0.5, 0.501, 0.4999]) == 0.5
     assert (
         shared_peak([0.5, 0.6, 0.5]) is None

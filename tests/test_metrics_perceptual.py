@@ -1,4 +1,4 @@
-"""PESQ, STOI and ViSQOL on real speech against their packages, what their band sees, and a missing package."""
+"""PESQ, STOI and ViSQOL on real speech: against their packages, their bands, missing packages."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_pesq_is_the_package_s(speech: Tensor) -> None:
 
 
 def test_stoi_is_the_package_s(speech: Tensor) -> None:
-    """Tolerance 1e-9, as ESTOI adds random rounding noise inside the package; 8 kHz is resampled by it."""
+    """Tolerance 1e-9, because the package adds random rounding noise for ESTOI."""
     from pystoi import stoi as package
 
     noisy = degraded(speech)
@@ -114,8 +114,11 @@ def test_stoi_is_the_package_s(speech: Tensor) -> None:
         assert stoi(speech, 3 * noisy, 8000, extended) == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_lies_above_the_band_is_not_seen(speech: Tensor) -> None:
-    """A hiss from 9.5 kHz, as loud as the speech: speech metrics hardly move (its ends are steps, which are heard)."""
+def test_noise_above_the_band_is_not_seen(speech: Tensor) -> None:
+    """A hiss from 9.5 kHz, as loud as the speech, hardly moves speech metrics.
+
+    It moves them a little, because the steps at its ends have power at all frequencies.
+    """
     wide = torch.from_numpy(resampled(speech.numpy(), 8000, 48000))
     spectrum = torch.fft.rfft(degraded(torch.zeros_like(wide), 1.0))
     spectrum[: int(len(wide) * 9500 / 48000)] = 0

@@ -1,7 +1,8 @@
-"""Metrics of sets of embeddings: vectors, naive formulas, and what they do on equal distributions."""
+"""Metrics of sets of embeddings: fixed vectors, naive formulas, equal distributions."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -14,13 +15,14 @@ from scipy.spatial.distance import cdist, pdist
 
 from stagecli.metrics import pairwise
 from stagecli.metrics.distance import (
+    frechet_difference,
     frechet_distance,
     frechet_infinity,
     frechet_interval,
     frechet_of_moments,
 )
 from stagecli.metrics.kernel import kernel_audio_distance, kernel_interval
-from stagecli.metrics.moments import Moments, gathered
+from stagecli.metrics.moments import Moments
 from stagecli.metrics.neighbours import memorisation, precision_recall
 from stagecli.metrics.pairwise import median_pairwise_distance, nearest_neighbours
 
@@ -35,6 +37,11 @@ def vectors() -> tuple[np.ndarray, np.ndarray]:
 # Moments
 
 
+def accumulated(batches: list[np.ndarray]) -> Moments:
+    """Moments of a set that arrives batch by batch."""
+    return functools.reduce(Moments.updated, batches, Moments.empty(batches[0].shape[1]))
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=2, max_size=6),
@@ -44,39 +51,27 @@ def vectors() -> tuple[np.ndarray, np.ndarray]:
 def test_moments_do_not_depend_on_batches(sizes: list[int], offset: float, seed: int) -> None:
     rows = np.random.default_rng(seed).normal(size=(sum(sizes), 5)) + offset
     batches = np.split(rows, np.cumsum(sizes)[:-1])
-    whole = gathered(batches)
+    whole = accumulated(batches)
     assert whole.count == len(rows) and np.allclose(whole.mean_D, rows.mean(0), rtol=1e-12)
     assert np.allclose(whole.covariance(), np.cov(rows, rowvar=False), rtol=1e-6, atol=1e-6)
-    halves = gathered(batches[:1]).merged(Moments.from_state(gathered(batches[1:]).state()))
+    halves = accumulated(batches[:1]).merged(accumulated(batches[1:]))
     assert np.allclose(halves.scatter_DD, whole.scatter_DD, rtol=1e-6, atol=1e-6)
 
 
-def test_moments_are_resumed_exactly_and_give_the_same_distance() -> None:
+def test_moments_of_batches_give_the_same_distance() -> None:
     x, y = vectors()
-    part = gathered(np.split(x[:250], 5))
-    state = part.state()
-    assert all(isinstance(value, torch.Tensor) for value in state.values())
-    resumed = Moments.from_state(state).updated(x[250:])
-    unbroken = part.updated(x[250:])
-    assert torch.equal(resumed.scatter_DD, unbroken.scatter_DD)
-    assert frechet_of_moments(resumed, Moments.of(y)).value == pytest.approx(
+    part = accumulated(np.split(x[:250], 5))
+    assert frechet_of_moments(part.updated(x[250:]), Moments.of(y)).value == pytest.approx(
         frechet_distance(x, y).value, rel=1e-12
     )
-    assert Moments.empty(16).merged(part) is part and part.merged(Moments.empty(16)) is part
-    for bad, message in (
-        ({"mean": part.mean_D}, "count, mean and scatter"),
-        ({**state, "mean": part.mean_D[:3]}, "fit"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Moments.from_state(bad)
+    assert Moments.empty(16).merged(part) is part
+    assert part.merged(Moments.empty(16)) is part
     with pytest.raises(ValueError, match="different dimensions"):
         part.merged(Moments.empty(3))
     with pytest.raises(ValueError, match="different dimensions"):
         frechet_of_moments(part, Moments.of(np.ones((3, 3))))
     with pytest.raises(ValueError, match="at least two"):
         Moments.of(x[:1]).covariance()
-    with pytest.raises(ValueError, match="no embeddings"):
-        gathered([])
 
 
 # Frechet distance
@@ -109,8 +104,8 @@ def test_frechet_bias_falls_as_one_over_n() -> None:
     ] == pytest.approx(4, rel=0.2)
 
 
-def test_infinity_takes_the_bias_away() -> None:
-    """Equal distributions: the truth is 0, and the population of the vectors of the design is at 5.44."""
+def test_infinity_removes_the_bias() -> None:
+    """The truth is 0 for equal distributions, and 5.44 for the populations of `vectors`."""
     rng = np.random.default_rng(0)
     results = [
         frechet_infinity(rng.normal(size=(600, 8)), rng.normal(size=(600, 8)), seed, over="both")
@@ -222,7 +217,7 @@ def test_kad_with_a_kernel_agnostic_reference() -> None:
 
 
 def test_kad_is_unbiased() -> None:
-    """Equal distributions: about 0, negative about half the time. Unequal: about the closed form of Gaussians."""
+    """Equal distributions give about 0, unequal ones about the closed form for Gaussians."""
     rng = np.random.default_rng(0)
     same = np.array(
         [
@@ -288,8 +283,8 @@ def test_sets_that_cannot_be_scored_are_refused() -> None:
 @pytest.mark.parametrize("bins", [2**16, 8])
 def test_median_by_narrowing_is_exact(bins: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(pairwise, "_COLLECT", 100)
-    monkeypatch.setattr(pairwise, "_BINS", bins)
+    monkeypatch.setattr(pairwise, "VALUES_SORTED", 100)
+    monkeypatch.setattr(pairwise, "HISTOGRAM_BINS", bins)
     for n in (40, 41, 90):
         x = rng.normal(size=(n, 3))
         assert median_pairwise_distance(x, block=333) == pytest.approx(
@@ -409,20 +404,20 @@ def test_memorisation_by_direction_and_its_warnings() -> None:
             memorisation(made, train, test, cosine=True)
 
 
-def test_the_distance_by_clips_is_that_by_moments() -> None:
-    from stagecli.metrics import distance
-
+@pytest.mark.parametrize("few", [5, 12, 13, 40])
+def test_the_distance_by_clips_is_that_by_moments(few: int) -> None:
+    """Differences use M x M matrices for fewer clips than dimensions, distances always D x D."""
     rng = np.random.default_rng(0)
-    x = torch.from_numpy(rng.normal(size=(50, 12)) @ rng.normal(size=(12, 12)))
-    whole = Moments.of(x)
-    for few in (5, 12, 13, 40):
-        y = torch.from_numpy(rng.normal(size=(few, 12)) + 0.3)
-        found = distance._distance_of_rows(whole, distance._factor(whole), y)
-        assert found == pytest.approx(distance.frechet_distance(x, y).value, rel=1e-6)
+    x = rng.normal(size=(50, 12)) @ rng.normal(size=(12, 12))
+    a = rng.normal(size=(few, 12)) + 0.3
+    b = 2 * rng.normal(size=(few, 12)) - 1
+    distances = [frechet_distance(x, y).value for y in (a, b)]
+    difference = frechet_difference(x, a, b, 0, draws=2).value
+    assert difference == pytest.approx(distances[1] - distances[0], abs=1e-6 * min(distances))
 
 
 def test_a_singular_reference_has_the_distance_of_the_matrix_root() -> None:
-    """Cholesky's factor does not exist there; scipy's root is complex and its real part is meant."""
+    """A Cholesky factor does not exist; of scipy's complex root the real part counts."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(6, 12))
     y = rng.normal(size=(40, 12)) + 0.3

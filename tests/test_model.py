@@ -1,4 +1,4 @@
-"""The network: zero at the start, blind to padding, trainable everywhere; EMA; text encoders."""
+"""The network: zero at the start, unaffected by padding, trainable; EMA; text encoders."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stagecli.condition.text import BEGIN, OFFSET, PAD, PretrainedText, byte_ids
+from stagecli.condition.text import BEGIN, OFFSET, PAD, byte_ids, load_text_encoder
 from stagecli.errors import EXIT_USAGE, StageError
 from stagecli.hub import weights_hash
 from stagecli.model.byte_encoder import ByteEncoder
 from stagecli.model.dit import Conditioning, DiT, HeadNorm, rotary_table, rotate, sinusoid
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters, meta_network
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.schema import SIZES
 
 SMALL = [
@@ -41,7 +41,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def stirred(module: nn.Module, scale: float = 0.3) -> nn.Module:
-    """As if trained: no weight is zero any more."""
+    """Perturb every weight, so that none is zero, as after training."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -85,25 +85,25 @@ def test_output_is_zero_at_first_and_has_the_shape_of_the_input(
     network = dit(patch=patch, text=task == "t2a", low=task == "sr")
     condition = text() if task == "t2a" else low(Conditioning(), frames)
     x = normal(B, frames, C)
-    out = network(x, TIMES, condition, return_hidden=(1, 2))
-    assert out.velocity_BTC.shape == x.shape
-    assert not out.velocity_BTC.any()
-    assert {k: tuple(h.shape) for k, h in out.hidden.items()} == dict.fromkeys(
+    output = network(x, TIMES, condition, return_hidden=(1, 2))
+    assert output.velocity_BTC.shape == x.shape
+    assert not output.velocity_BTC.any()
+    assert {k: tuple(h.shape) for k, h in output.hidden.items()} == dict.fromkeys(
         (1, 2), (B, -(-frames // patch), D)
     )
-    assert out.hidden[1].equal(out.hidden[2])  # every block starts as the identity
+    assert output.hidden[1].equal(output.hidden[2])  # every block starts as the identity
     stirred(network)
     assert network(x, TIMES, condition).velocity_BTC.abs().min() > 0
     assert network(x, TIMES, condition).hidden == {}
 
 
-def test_hidden_states_are_the_blocks_outputs() -> None:
+def test_hidden_states_are_outputs_of_the_blocks() -> None:
     network = stirred(dit(depth=3))
     kept: list[Tensor] = []
     network.blocks[1].register_forward_hook(lambda module, args, out: kept.append(out))
-    out = network(normal(B, T, C), TIMES, text(), return_hidden=(2,))
-    assert list(out.hidden) == [2]
-    assert out.hidden[2].equal(kept[0])
+    output = network(normal(B, T, C), TIMES, text(), return_hidden=(2,))
+    assert list(output.hidden) == [2]
+    assert output.hidden[2].equal(kept[0])
 
 
 def test_patches_are_frames_in_order() -> None:
@@ -115,7 +115,7 @@ def test_patches_are_frames_in_order() -> None:
 
 
 def test_every_input_matters() -> None:
-    """Also says that samples of a batch do not mix."""
+    """And samples of a batch do not mix."""
     network = stirred(dit(low=True))
     x = normal(B, T, C)
     condition = low(text())
@@ -143,7 +143,7 @@ def test_every_input_matters() -> None:
         assert (changed[1] - base[1]).abs().max().item() > 1e-4
 
 
-def test_the_band_that_is_known_is_read_from_the_low_input_alone() -> None:
+def test_the_kept_band_is_read_from_the_low_input_alone() -> None:
     network = stirred(dit(low=True, text=False))
     x = normal(B, T, C)
     condition = low(Conditioning())
@@ -249,7 +249,7 @@ def test_head_norm_is_computed_in_fp32() -> None:
 
 def small(name: str, *sets: str) -> Network:
     torch.manual_seed(0)
-    return Network(recipes.load(name, [*SMALL, *sets]), channels=C)
+    return Network(load_recipe(name, [*SMALL, *sets]), channels=C)
 
 
 def batch(name: str) -> dict[str, Tensor]:
@@ -275,7 +275,7 @@ def loss_of(network: Network, name: str) -> Tensor:
 
 @pytest.mark.parametrize("name", ["quickstart", "quickstart-sr"])
 def test_gradients_reach_every_parameter(name: str) -> None:
-    """From zero: first the output, then what it reads, then what that reads."""
+    """From zero: first the output layer, then its inputs, then theirs."""
     network = small(name)
     optimizer = torch.optim.AdamW(network.parameter_groups(0.01), lr=1e-2)
     losses = []
@@ -332,34 +332,32 @@ def test_bf16_autocast_is_close_to_fp32(name: str) -> None:
 def test_conditions_may_be_encoded_once() -> None:
     network = stirred(small("quickstart"))
     x = normal(B, T, C)
-    given = batch("quickstart")
-    assert network(x, TIMES, given).velocity_BTC.equal(
-        network(x, TIMES, network.condition(given)).velocity_BTC
-    )
+    tensors = batch("quickstart")
+    condition = network.encode_condition(tensors)
+    expected = network(x, TIMES, tensors).velocity_BTC
+    assert network(x, TIMES, condition).velocity_BTC.equal(expected)
 
 
 def test_cached_embeddings_are_projected() -> None:
-    recipe = recipes.load(
-        "quickstart", [*SMALL, "condition.text=transformers", "condition.model=x"]
-    )
+    recipe = load_recipe("quickstart", [*SMALL, "condition.text=transformers", "condition.model=x"])
     network = Network(recipe, channels=C, text_width=6)
-    found = network.condition(
+    condition = network.encode_condition(
         {"text": normal(B, L, 6), "text_mask": torch.ones(B, L, dtype=torch.bool)}
     )
-    assert found.text_BLD.shape == (B, L, D)
+    assert condition.text_BLD.shape == (B, L, D)
     assert network.bytes is None
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_by_name(size: str) -> None:
-    recipe = recipes.load("quickstart-sr", [f"model.size={size}"])
+    recipe = load_recipe("quickstart-sr", [f"model.size={size}"])
     network = meta_network(recipe, channels=C)
     width, depth, heads = SIZES[size]
     assert (network.dit.width, len(network.dit.blocks), network.dit.heads) == (width, depth, heads)
     assert next(network.parameters()).device.type == "meta"
     per_block = (4 + 8 + 6) * width**2  # attention, feed-forward, modulation
     assert count_parameters(network) == pytest.approx(depth * per_block, rel=0.15)
-    override = recipes.load("quickstart-sr", [f"model.size={size}", "model.depth=3"])
+    override = load_recipe("quickstart-sr", [f"model.size={size}", "model.depth=3"])
     assert override.model.resolved() == (width, 3, heads)
 
 
@@ -395,7 +393,7 @@ def test_ema_follows_its_formula() -> None:
         assert float(ema.weights["weight"]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_applied_gives_the_weights_back_to_the_bit() -> None:
+def test_applied_restores_the_weights_to_the_bit() -> None:
     network = stirred(small("quickstart").to(torch.bfloat16))
     ema = EMA(network, 0.9)
     stirred(network)
@@ -413,7 +411,7 @@ def test_applied_gives_the_weights_back_to_the_bit() -> None:
     assert all(p.requires_grad for p in network.parameters())
 
 
-def test_ema_goes_on_after_a_load() -> None:
+def test_ema_continues_after_a_load() -> None:
     network = stirred(small("quickstart"))
     one = EMA(network, 0.9)
     two = EMA(stirred(small("quickstart")), 0.9)
@@ -558,7 +556,7 @@ def test_pretrained_text(tmp_path: Path, save: Callable[[Path], int]) -> None:
     torch.manual_seed(0)
     width = save(tmp_path)
     save_tokenizer(tmp_path)
-    encoder = PretrainedText(str(tmp_path), max_length=4)
+    encoder = load_text_encoder(str(tmp_path), max_length=4)
     assert encoder.width == width
     assert not any(p.requires_grad for p in encoder.network.parameters())
     assert not encoder.network.training
@@ -569,7 +567,7 @@ def test_pretrained_text(tmp_path: Path, save: Callable[[Path], int]) -> None:
     torch.testing.assert_close(alone, rain, atol=1e-5, rtol=1e-5)
     (other,) = encoder.embed(["bell on"])
     assert (other - rain).abs().max().item() > 1e-3
-    again = PretrainedText(str(tmp_path), max_length=4)
+    again = load_text_encoder(str(tmp_path), max_length=4)
     assert again.vocabulary() == encoder.vocabulary()
     assert weights_hash(again.network) == weights_hash(encoder.network)
     stirred(again.network)
@@ -579,29 +577,29 @@ def test_pretrained_text(tmp_path: Path, save: Callable[[Path], int]) -> None:
 def test_a_tokenizer_that_pads_on_the_left(tmp_path: Path) -> None:
     width = save_bert(tmp_path)
     save_tokenizer(tmp_path, padding_side="left")
-    encoder = PretrainedText(str(tmp_path), max_length=8)
+    encoder = load_text_encoder(str(tmp_path), max_length=8)
     short, _ = encoder.embed(["rain", "rain on a roof"])
     assert short.shape == (2, width)
     torch.testing.assert_close(short, encoder.embed(["rain"])[0], atol=1e-5, rtol=1e-5)
 
 
-def broken(folder: Path, what: str) -> None:
-    """A folder that lacks something."""
-    if what == "folder":
+def make_incomplete(folder: Path, missing: str) -> None:
+    """A folder without one of its files, or no folder."""
+    if missing == "folder":
         return
     folder.mkdir()
-    if what == "model":
+    if missing == "model":
         (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    elif what == "tokenizer":
+    elif missing == "tokenizer":
         save_t5(folder)
 
 
-@pytest.mark.parametrize("what", ["folder", "config", "model", "tokenizer"])
-def test_what_cannot_be_loaded_names_the_local_way(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("missing", ["folder", "config", "model", "tokenizer"])
+def test_an_incomplete_text_encoder_is_refused(tmp_path: Path, missing: str) -> None:
     folder = tmp_path / "encoder"
-    broken(folder, what)
+    make_incomplete(folder, missing)
     with pytest.raises(StageError, match="cannot load the text encoder") as caught:
-        PretrainedText(str(folder), 8)
+        load_text_encoder(str(folder), 8)
     assert str(folder) in caught.value.message
     assert caught.value.exit_code == EXIT_USAGE
     assert "save_pretrained" in (caught.value.hint or "")

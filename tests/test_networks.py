@@ -1,4 +1,4 @@
-"""Training on frozen networks: neural codecs and a text encoder, loaded from folders, computed once, then used."""
+"""Training on frozen networks: neural codecs and a text encoder, loaded, cached, then used."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from conftest import Result, die_at, forked, losses_of, read_rows, run_cli, sha,
 Cli = Callable[..., Result]
 RATE = 8000
 CLIPS = 24 + 16  # training and validation clips of the synthetic source
-TEXT = "a an the loud soft deep high bell rain dog buzz click then and with at of volume pace fast slow"
+TEXT = (
+    "a an the loud soft deep high bell rain dog buzz click then and with at of volume pace fast "
+    "slow"
+)
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of a tiny random DAC, EnCodec and T5 (with a tokenizer of words), as save_pretrained writes them."""
+    """Folders of a tiny random DAC, EnCodec and T5 with a tokenizer of whole words."""
     transformers = pytest.importorskip("transformers")
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -95,7 +98,7 @@ def text_recipe(folder: Path, networks: dict[str, Path]) -> Path:
 
 
 def cached(folder: Path, kind: str) -> dict[str, tuple[int, str]]:
-    """Files of a feature cache: when each was written and what it holds."""
+    """Modification time and hash of every file of a feature cache."""
     files = sorted((folder / "runs" / ".cache").glob(f"{kind}-*/**/*.npy"))
     return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, sha(p)) for p in files}
 
@@ -143,7 +146,7 @@ def test_a_neural_codec(kind: str, networks: dict[str, Path], cli: Cli, tmp_path
     assert np.load(tmp_path / next(iter(before))).shape == (2, 40, 16 if kind == "encodec" else 32)
 
     def computed(*_: object) -> None:
-        raise AssertionError("the codec was asked again for what is in the cache")
+        raise AssertionError("the codec recomputed cached frames")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NeuralCodec, "analyse", computed)
@@ -157,7 +160,7 @@ def test_a_neural_codec(kind: str, networks: dict[str, Path], cli: Cli, tmp_path
 def test_mechanisms_on_cached_frames_decode_no_audio_per_step(
     networks: dict[str, Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Probes take the audio behind the frames; guidance knows where a crop began without reading the clip again."""
+    """Probes read the audio behind the frames; guidance gets a crop's start without decoding."""
     from stagecli.data.examples import Memory
 
     probed = codec_recipe(tmp_path, networks, "dac", stage__regime__every=1, stage__regime__clips=4)
@@ -186,7 +189,7 @@ def test_mechanisms_on_cached_frames_decode_no_audio_per_step(
 def test_kill_9_while_the_cache_is_filled(
     networks: dict[str, Path], cli: Cli, tmp_path: Path
 ) -> None:
-    """What was computed before the kill is kept, and the run is that of an uninterrupted start."""
+    """Frames computed before the kill are kept, and the losses equal an uninterrupted run's."""
     recipe = codec_recipe(tmp_path, networks, "dac")
 
     def work() -> None:
@@ -220,7 +223,7 @@ def test_kill_9_while_the_cache_is_filled(
 def test_other_weights_are_other_features(
     networks: dict[str, Path], cli: Cli, tmp_path: Path
 ) -> None:
-    """The cache knows a codec by its weights, not by its folder."""
+    """The cache identifies a codec by its weights, not by its folder."""
     import torch
     import transformers
 
@@ -243,7 +246,7 @@ def test_a_frozen_text_encoder(networks: dict[str, Path], cli: Cli, tmp_path: Pa
     assert before
 
     def computed(*_: object) -> None:
-        raise AssertionError("the text encoder was asked again for what is in the cache")
+        raise AssertionError("the text encoder recomputed cached embeddings")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PretrainedText, "embed", computed)
@@ -280,7 +283,7 @@ def test_a_network_that_cannot_be_loaded_is_refused_before_any_step(
     rate = cli(
         "train", codec_recipe(tmp_path, networks, "dac", data__sample_rate=16000), "--name", "rate"
     )
-    assert rate.code == 2 and "8000 Hz, the recipe says 16000 Hz" in rate.stderr
+    assert rate.code == 2 and "8000 Hz, the recipe at 16000 Hz" in rate.stderr
     assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
     # The corrected recipe takes the same name.
     assert cli("train", codec_recipe(tmp_path, networks, "dac")).code == 0

@@ -1,4 +1,4 @@
-"""Objective, samplers, guidance, windows, learning rate and densities of t against closed forms."""
+"""Objective, samplers, cfg, windows, learning rate and densities of t against closed forms."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_true_velocity_has_no_loss_and_gives_x0_back() -> None:
     torch.testing.assert_close(result.x0_hat_BTC, x0, atol=1e-6, rtol=0)
 
 
-def test_loss_is_per_sample_and_the_network_sees_what_it_should() -> None:
+def test_loss_is_per_sample_and_the_network_gets_x_t() -> None:
     x0 = normal(3, 4, 2)
     noise = normal(3, 4, 2, seed=1)
     t = torch.tensor([0.1, 0.5, 0.9])
@@ -64,7 +64,7 @@ def test_loss_is_per_sample_and_the_network_sees_what_it_should() -> None:
     assert set(result.hidden) == {2, 5}
 
 
-def test_weight_masks_and_the_mean_is_over_what_counts() -> None:
+def test_the_loss_is_the_weighted_mean() -> None:
     x0 = torch.zeros(2, 4, 3)
     noise = torch.zeros(2, 4, 3)
     t = torch.full((2,), 0.5)
@@ -78,17 +78,15 @@ def test_weight_masks_and_the_mean_is_over_what_counts() -> None:
             lambda *_: Output(velocity), x0, noise, t, None, weight_BTC=weight
         ).loss_B.tolist()
 
-    assert loss(error, weight) == [
-        1.0,
-        0.0,
-    ]  # nothing counts in the second: no loss, and no division by zero
+    # The second sample has no weight anywhere: no loss, and no division by zero.
+    assert loss(error, weight) == [1.0, 0.0]
     assert loss(error, torch.ones(1, 1, 3)) == loss(error, None) == [5.0, 9.0]
     changed = error.clone()
     changed[0, 2:] = 100.0
     assert loss(changed, weight) == [1.0, 0.0]
 
 
-def test_loss_is_fp32_whatever_the_network_gives() -> None:
+def test_loss_is_fp32_whatever_the_network_returns() -> None:
     x0 = normal(2, 3, 4)
     result = flow_loss(lambda x, *_: Output(x.bfloat16()), x0, x0, torch.full((2,), 0.3), None)
     assert result.loss_B.dtype == torch.float32
@@ -129,19 +127,19 @@ def test_order_of_convergence(name: str, order: int, shift: float) -> None:
 
 @pytest.mark.parametrize(("name", "calls"), [("euler", 10), ("heun", 19), ("ab2", 10)])
 def test_network_calls_and_callback(name: str, calls: int) -> None:
-    asked: list[float] = []
-    told: list[tuple[int, float, Tensor]] = []
+    times: list[float] = []
+    callbacks: list[tuple[int, float, Tensor]] = []
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        asked.append(t)
+        times.append(t)
         return gaussian(x, t)
 
     grid = sampler.times(10)
-    end = sampler.SAMPLERS[name](velocity, normal(1, 4, 2), grid, lambda *a: told.append(a))
-    assert len(asked) == calls
-    assert min(asked) > 0  # v at t = 0 is not trained
-    assert [(i, t) for i, t, _ in told] == list(enumerate(grid[1:]))
-    assert told[-1][2].equal(end)
+    end = sampler.SAMPLERS[name](velocity, normal(1, 4, 2), grid, lambda *a: callbacks.append(a))
+    assert len(times) == calls
+    assert min(times) > 0  # v at t = 0 is not trained
+    assert [(i, t) for i, t, _ in callbacks] == list(enumerate(grid[1:]))
+    assert callbacks[-1][2].equal(end)
 
 
 @pytest.mark.parametrize("name", sampler.SAMPLERS)
@@ -166,10 +164,10 @@ def test_times(steps: int, shift: float) -> None:
     assert (sum(grid) >= sum(sampler.times(steps)) - 1e-9) == (shift >= 1 or steps == 1)
 
 
-# --- guidance -------------------------------------------------------------------------------------
+# --- classifier-free guidance ---------------------------------------------------------------------
 
 
-def test_guidance_of_weight_one_does_not_call_the_unconditional() -> None:
+def test_cfg_of_scale_one_does_not_call_the_unconditional() -> None:
     def never(x: Tensor, t: float) -> Tensor:
         raise AssertionError("called")
 
@@ -177,7 +175,7 @@ def test_guidance_of_weight_one_does_not_call_the_unconditional() -> None:
     assert v(torch.ones(1, 1, 1), 0.5).equal(gaussian(torch.ones(1, 1, 1), 0.5))
 
 
-def test_guidance_formula_and_interval() -> None:
+def test_cfg_formula_and_interval() -> None:
     calls: list[float] = []
 
     def plain(x: Tensor, t: float) -> Tensor:
@@ -185,8 +183,8 @@ def test_guidance_formula_and_interval() -> None:
         return torch.full_like(x, 1.0)
 
     v = sampler.classifier_free(lambda x, t: torch.full_like(x, 3.0), plain, 2.5, (0.25, 0.75))
-    found = {t: float(v(torch.zeros(1, 1, 1), t)) for t in (0.1, 0.25, 0.5, 0.75, 0.9)}
-    assert found == {0.1: 3.0, 0.25: 6.0, 0.5: 6.0, 0.75: 6.0, 0.9: 3.0}
+    values = {t: float(v(torch.zeros(1, 1, 1), t)) for t in (0.1, 0.25, 0.5, 0.75, 0.9)}
+    assert values == {0.1: 3.0, 0.25: 6.0, 0.5: 6.0, 0.75: 6.0, 0.9: 3.0}
     assert calls == [0.25, 0.5, 0.75]
     off = sampler.classifier_free(lambda x, t: torch.full_like(x, 3.0), plain, 0.0, (0.0, 1.0))
     assert float(off(torch.zeros(1, 1, 1), 0.5)) == 1.0
@@ -227,9 +225,9 @@ def test_windows_cover_any_length(frames: int, window: int, hop: int, group: int
     assert covered == set(range(frames))
     assert starts == sorted(set(starts))
     assert starts[-1] + size == frames
-    parts = sampler.windows(torch.arange(frames)[None, :, None], starts, window)
-    assert parts.shape == (len(starts), size, 1)
-    assert parts[:, 0, 0].tolist() == starts
+    pieces = sampler.windows(torch.arange(frames)[None, :, None], starts, window)
+    assert pieces.shape == (len(starts), size, 1)
+    assert pieces[:, 0, 0].tolist() == starts
 
 
 @given(*lengths)
@@ -237,17 +235,17 @@ def test_windows_cover_any_length(frames: int, window: int, hop: int, group: int
 def test_a_pointwise_velocity_is_the_same_in_windows(
     frames: int, window: int, hop: int, group: int
 ) -> None:
-    """Also says that a constant stays constant: no seams where windows meet."""
+    """A constant stays constant too: no seams where windows meet."""
     seen: list[int] = []
 
-    def part(x: Tensor, t: float, which: slice) -> Tensor:
-        assert x.shape[0] == which.stop - which.start <= group
-        seen.extend(range(which.start, which.stop))
+    def of_windows(x: Tensor, t: float, numbers: slice) -> Tensor:
+        assert x.shape[0] == numbers.stop - numbers.start <= group
+        seen.extend(range(numbers.start, numbers.stop))
         return gaussian(x, t)
 
     hop = min(hop, window)
     x = normal(1, frames, 2)
-    whole = sampler.windowed(part, frames, window, hop, group)
+    whole = sampler.windowed(of_windows, frames, window, hop, group)
     torch.testing.assert_close(whole(x, 0.4), gaussian(x, 0.4), atol=1e-5, rtol=1e-5)
     assert seen == list(range(len(sampler.window_starts(frames, window, hop))))
     flat = sampler.windowed(lambda x, t, which: torch.ones_like(x), frames, window, hop, group)
@@ -259,10 +257,12 @@ def test_windows_that_disagree_are_blended_without_a_jump() -> None:
     window = 16
     hop = 8
 
-    def part(x: Tensor, t: float, which: slice) -> Tensor:
-        return torch.arange(which.start, which.stop).float()[:, None, None].expand_as(x)
+    def of_windows(x: Tensor, t: float, numbers: slice) -> Tensor:
+        return torch.arange(numbers.start, numbers.stop).float()[:, None, None].expand_as(x)
 
-    v = sampler.windowed(part, frames, window, hop, 3)(torch.zeros(1, frames, 1), 0.5)[0, :, 0]
+    v = sampler.windowed(of_windows, frames, window, hop, 3)(torch.zeros(1, frames, 1), 0.5)[
+        0, :, 0
+    ]
     assert float(v[0]) == 0.0
     assert float(v[-1]) == 6.0
     assert float(v.diff().abs().max()) < 0.25  # one window's step of 1 is spread over the overlap
@@ -272,19 +272,19 @@ def test_windows_that_disagree_are_blended_without_a_jump() -> None:
 
 
 def rates(**changes: object) -> list[float]:
-    table = Train.model_validate(
+    options = Train.model_validate(
         {"steps": 100, "warmup_steps": 10, "lr": 2.0, "lr_end": 0.1, **changes}
     )
-    return [learning_rate(step, table) for step in range(101)]
+    return [learning_rate(step, options) for step in range(101)]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "wsd"])
 def test_warm_up_is_linear_and_never_zero(schedule: str) -> None:
-    found = rates(schedule=schedule)
-    assert found[:11] == pytest.approx([0.2 * (i + 1) for i in range(10)] + [2.0])
+    by_step = rates(schedule=schedule)
+    assert by_step[:11] == pytest.approx([0.2 * (i + 1) for i in range(10)] + [2.0])
     assert rates(schedule=schedule, warmup_steps=0)[0] == 2.0
-    assert max(found) == 2.0
-    assert min(found) > 0
+    assert max(by_step) == 2.0
+    assert min(by_step) > 0
 
 
 def test_schedules() -> None:
@@ -313,9 +313,8 @@ def test_logit_normal_is_the_closed_form(mean: float, std: float) -> None:
 
     assert stats.kstest(t.double().numpy(), distribution).pvalue > 0.01
     assert stats.kstest(t.double().numpy(), stats.uniform.cdf).pvalue < 1e-6  # the test can tell
-    grid = torch.linspace(
-        0.001, 0.999, 999, dtype=torch.float64
-    )  # quantile by quantile, to float32
+    # Quantile by quantile, to float32.
+    grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
     np.testing.assert_allclose(
         distribution(LogitNormal(mean, std).sample(grid)[0].double().numpy()), grid, atol=1e-6
     )

@@ -1,9 +1,10 @@
-"""The probe and `[stage.regime]` in training: measured, exact after a kill, without effect on what is trained."""
+"""Probes and `[stage.regime]` in training: exact after a kill, no effect on what is trained."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from helpers.resume import attempts, facts, killed, weights
 
 from stagecli.errors import StageError
 from stagecli.model.network import Network
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.stage.base import Probe, ProbeSettings
 from stagecli.stage.controller import Stages
 from stagecli.stage.regime import read_r
 from stagecli.train.prepare import prepare
-from stagecli.train.probe import ProbeSet, open_monitor
+from stagecli.train.probe import ProbeSet
+from stagecli.train.probe_setup import build_probes, open_monitor
 
 REGIME: dict[str, Any] = {"stage__regime__every": 2, "stage__regime__clips": 4, "train__steps": 12}
 CLOCK = ("seconds", "seconds_total", "share")
@@ -43,8 +45,8 @@ def probes(run: Path) -> list[dict[str, Any]]:
 
 
 def regime_events(run: Path) -> dict[int, list[tuple[Any, ...]]]:
-    """step -> events of the mechanism; what a killed process and its resume both wrote counts once."""
-    found: dict[int, list[tuple[Any, ...]]] = {}
+    """step -> events of the mechanism; those that a kill and its resume both wrote count once."""
+    by_step: dict[int, list[tuple[Any, ...]]] = {}
     for row in read_rows(run, "events"):
         if row["mechanism"] == "regime":
             event = (
@@ -53,14 +55,14 @@ def regime_events(run: Path) -> dict[int, list[tuple[Any, ...]]]:
                 row["reason"],
                 json.dumps(row["evidence"], sort_keys=True),
             )
-            if event not in found.setdefault(row["step"], []):
-                found[row["step"]].append(event)
-    return found
+            if event not in by_step.setdefault(row["step"], []):
+                by_step[row["step"]].append(event)
+    return by_step
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/t2a and runs/sr with probes, and runs/t2a-plain and runs/sr-plain without the stage table."""
+    """runs/t2a and runs/sr with probes, and runs/t2a-plain and runs/sr-plain without stages."""
     folder = tmp_path_factory.mktemp("probed")
     for kind in ("t2a", "sr"):
         recipe = write_recipe(folder / f"{kind}.toml", kind, **REGIME)
@@ -89,7 +91,7 @@ def test_probes_change_nothing_that_is_trained(kind: str, whole: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
-def test_rows_of_probes_say_what_was_measured(kind: str, whole: Path) -> None:
+def test_rows_of_probes_hold_what_was_measured(kind: str, whole: Path) -> None:
     rows = read_rows(whole / kind, "probes")
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
     for row in rows:
@@ -107,7 +109,7 @@ def test_rows_of_probes_say_what_was_measured(kind: str, whole: Path) -> None:
 
 
 def test_the_recipe_of_the_run_has_every_default(whole: Path) -> None:
-    table = recipes.load(whole / "t2a" / "recipe.toml").stage["regime"]
+    table = load_recipe(whole / "t2a" / "recipe.toml").stage["regime"]
     assert table["monitor"] == "bundled:teacher"
     assert tuple(table["t"]) == (0.3, 0.5, 0.7)
 
@@ -132,7 +134,7 @@ def test_kill_9_and_resume_give_the_same_probes_and_events(
     assert attempts(run) == [0, 4 if step == 7 else 8]
     written = {row["step"]: row for row in probes(run)}
     assert all(written[row["step"]] == row for row in probes(run)), (
-        "trained again, a step gave another probe"
+        "a step trained twice gave two different probes"
     )
     assert list(written.values()) == probes(whole / kind)
     assert regime_events(run) == regime_events(whole / kind)
@@ -193,7 +195,7 @@ def test_a_run_that_cannot_be_replayed_is_refused(whole: Path, tmp_path: Path) -
         read_r(damaged)
 
 
-# -- what bad input gets ---------------------------------------------------------------------------
+# -- bad input ---------------------------------------------------------------------------
 
 
 def refused(kind: str, tmp_path: Path, **changes: Any) -> Result:
@@ -227,7 +229,7 @@ def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_monitor_that_cannot_hear_what_is_restored(wav2vec2: Path, tmp_path: Path) -> None:
+def test_a_monitor_whose_band_is_below_what_is_restored(wav2vec2: Path, tmp_path: Path) -> None:
     result = refused(
         "sr",
         tmp_path,
@@ -235,18 +237,18 @@ def test_a_monitor_that_cannot_hear_what_is_restored(wav2vec2: Path, tmp_path: P
         data__sample_rate=24000,
         data__seconds=0.2,
     )
-    assert "hears up to 8000 Hz" in result.stderr
+    assert "sees up to 8000 Hz" in result.stderr
     assert "full-band encoder" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"stage__regime__monitor": "bundled:judge"}, "is also the judge"),
         ({"stage__regime__monitor": "bundled:teachr"}, "teacher"),
         ({"stage__regime__monitor": "transformers:/nowhere/at/all"}, "/nowhere/at/all"),
         ({"stage__regime__monitor": "teacher"}, "kind:model"),
-        ({"stage__regime__monitor": "clap:x"}, "no kind 'clap'"),
+        ({"stage__regime__monitor": "clap:x"}, "unknown kind 'clap'"),
         ({"stage__regime__layer": 99}, "no layer 99"),
         ({"data__seconds": 0.05}, "receptive field|needs 0.0"),
         ({"stage__regime__clips": 1}, "single clip"),
@@ -258,12 +260,10 @@ def test_a_monitor_that_cannot_hear_what_is_restored(wav2vec2: Path, tmp_path: P
     ],
 )
 def test_what_cannot_measure_is_refused_before_training(
-    changes: dict[str, Any], said: str, tmp_path: Path
+    changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     result = refused("t2a", tmp_path, **changes)
-    import re
-
-    assert re.search(said, " ".join(result.stderr.split())), result.stderr
+    assert re.search(message, " ".join(result.stderr.split())), result.stderr
 
 
 def test_a_monitor_from_disk_measures_t2a(wav2vec2: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_monitor_from_disk_measures_t2a(wav2vec2: Path, tmp_path: Path) -> Non
         assert math.isfinite(row["Dn"])
 
 
-def test_a_probe_without_a_number_is_an_event_and_training_goes_on(
+def test_a_probe_that_is_not_finite_is_an_event_and_training_continues(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure = ProbeSet.measure
@@ -314,14 +314,14 @@ def test_a_probe_without_a_number_is_an_event_and_training_goes_on(
 def probe_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ProbeSet, Network]:
     monkeypatch.chdir(tmp_path)
     fresh_accelerate()
-    recipe = recipes.load(write_recipe(tmp_path / "p.toml", "t2a", **REGIME))
+    recipe = load_recipe(write_recipe(tmp_path / "p.toml", "t2a", **REGIME))
     accelerator = Accelerator(cpu=True)
     prepared = prepare(recipe, None, accelerator.device, lambda *_: None)
     torch.manual_seed(0)
     network = Network(recipe, channels=prepared.codec.channels)
     settings = Stages.of(recipe).probes
     assert settings is not None
-    return ProbeSet(settings, prepared, network, accelerator), network
+    return build_probes(settings, prepared, network, accelerator), network
 
 
 def test_same_weights_same_number_and_other_noise_another(
@@ -380,7 +380,7 @@ def test_the_average_follows_with_half_the_interval_as_half_life(
 
 
 def test_open_monitor_takes_a_list_of_layers(tmp_path: Path) -> None:
-    recipe = recipes.load(
+    recipe = load_recipe(
         write_recipe(tmp_path / "p.toml", "t2a", **REGIME, stage__regime__layer=[1, 2])
     )
     settings = Stages.of(recipe).probes
@@ -409,17 +409,17 @@ def test_a_monitor_of_a_part_of_the_band_measures_only_on_request(
 ) -> None:
     """The bundled teacher hears up to 22.05 of the 24 kHz that vctk-sr-48k restores."""
     from stagecli.errors import StageError
-    from stagecli.recipe import load as recipes
+    from stagecli.recipe.load import load_recipe
     from stagecli.stage.controller import Stages
-    from stagecli.train.probe import open_monitor
+    from stagecli.train.probe_setup import open_monitor
 
     monkeypatch.setenv("STAGECLI_DATA", str(tmp_path))
-    asked = recipes.load("vctk-sr-48k-stage")
+    asked = load_recipe("vctk-sr-48k-stage")
     settings = Stages.of(asked).probes
     assert settings is not None and open_monitor(asked, settings).band == 22050
-    plain = recipes.load("vctk-sr-48k-stage", ["stage.regime.partial_band=false"])
+    plain = load_recipe("vctk-sr-48k-stage", ["stage.regime.partial_band=false"])
     settings = Stages.of(plain).probes
     assert settings is not None
-    with pytest.raises(StageError, match="hears up to 22050 Hz") as caught:
+    with pytest.raises(StageError, match="sees up to 22050 Hz") as caught:
         open_monitor(plain, settings)
     assert "partial_band" in str(caught.value.hint)

@@ -27,9 +27,9 @@ ROWS = [
 
 
 def made(tmp_path: Path) -> Path:
-    from stagecli.recipe import load as recipes
+    from stagecli.recipe.load import load_recipe
 
-    run = open_run(recipes.load("quickstart"), tmp_path / "runs" / "a", argv=[], overrides=[])
+    run = open_run(load_recipe("quickstart"), tmp_path / "runs" / "a", argv=[], overrides=[])
     run.begin_attempt(0, "")
     for k, row in enumerate(ROWS, 1):
         run.append("metrics", {"step": 10 * k, **row})

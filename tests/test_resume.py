@@ -1,4 +1,4 @@
-"""Resume is exact: killed anywhere, the same command gives the same losses and the same weights to the bit."""
+"""Resume is exact: killed anywhere, the same command gives the same losses and weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from helpers.resume import STEPS, at_row, attempts, facts, killed, same, weights
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/t2a and runs/sr, trained without interruption; validation, evaluation and samples in between."""
+    """runs/t2a and runs/sr without interruption, with validation, evaluation and samples."""
     folder = tmp_path_factory.mktemp("whole")
     for kind in ("t2a", "sr"):
         # In t2a the evaluation chooses the best checkpoint, in sr the validation loss.
@@ -141,10 +141,10 @@ def test_kill_9_while_a_checkpoint_is_written(
     assert attempts(tmp_path / "runs" / "t2a") == [0, 4]
     same(tmp_path / "runs" / "t2a", whole / "runs" / "t2a")
     left = {p.name for p in (tmp_path / "runs" / "t2a" / "checkpoints").iterdir()}
-    assert not {name for name in left if name.startswith(".")}, "leavings of the killed process"
+    assert not {name for name in left if name.startswith(".")}, "the killed process left something"
 
 
-def test_a_torn_row_is_ended_and_hurts_no_other(whole: Path, again: Any, tmp_path: Path) -> None:
+def test_a_torn_row_is_ended_and_damages_no_other(whole: Path, again: Any, tmp_path: Path) -> None:
     def half(run: Any, stream: str, row: Any) -> None:
         with (run.path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 7, "train/lo')
@@ -165,8 +165,8 @@ def test_a_torn_row_is_ended_and_hurts_no_other(whole: Path, again: Any, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
-def test_rows_of_an_interval_that_a_checkpoint_cuts(kind: str, tmp_path: Path) -> None:
-    """Rows every 3 steps, checkpoints every 4: the checkpoint carries the sums of the interval begun."""
+def test_rows_of_a_log_window_that_a_checkpoint_cuts(kind: str, tmp_path: Path) -> None:
+    """Rows every 3 steps, checkpoints every 4: a checkpoint carries the sums since the last row."""
     recipe = write_recipe(tmp_path / f"{kind}.toml", kind, train__log_every=3)
     assert run_cli("train", recipe, "--name", "whole", cwd=tmp_path).code == 0
     killed(
@@ -193,11 +193,11 @@ def test_sigterm_to_the_whole_process_group_saves_and_resumes(tmp_path: Path) ->
                 break
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, said
-    assert "resume with" in said
+    assert process.returncode == 130, stderr
+    assert "resume with" in stderr
     assert list((tmp_path / "runs" / "g" / "checkpoints").glob("step_*"))
 
 
@@ -233,7 +233,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(
 
 
 def test_ctrl_c_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted while the data are prepared: exit 130, no traceback, and the same command trains."""
+    """Interrupted while data are prepared: exit 130, no traceback; the same command trains."""
     from stagecli.terminal.views import PlainView
 
     def interrupting(*_: object) -> None:
@@ -265,7 +265,7 @@ def test_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) -> None
     for word in ("train.lr", "0.001 in the run, 0.002 now", "model.depth", "--name", "--restart"):
         assert word in refused.stderr
     assert weights(tmp_path / "runs" / "t2a", 4) == before
-    # What is not trained by may change.
+    # Keys that have no effect on training may change.
     assert run_cli("train", recipe, "--set", "train.log_every=2", cwd=tmp_path).code == 0
     assert run_cli(*changed, "--restart", cwd=tmp_path).code == 0
     assert weights(tmp_path / "runs" / "t2a.old-1", 4) == before
@@ -273,8 +273,24 @@ def test_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) -> None
     assert weights(tmp_path / "runs" / "t2a", 4) != before
 
 
+def test_trainer_state_of_another_version_is_refused(tmp_path: Path) -> None:
+    """The run itself stays as it is: it can still be inspected, sampled and evaluated."""
+    recipe = write_recipe(tmp_path / "t2a.toml", train__steps=4)
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    run = tmp_path / "runs" / "t2a"
+    state = run / "checkpoints" / "step_00000004" / "state.json"
+    state.write_text(state.read_text().replace('"log_window"', '"interval"'))
+    before = (run / "run.json").read_text()
+    refused = run_cli("train", recipe, cwd=tmp_path)
+    assert refused.code == 2
+    assert "another version" in refused.stderr and "--name" in refused.stderr
+    assert json.loads((run / "run.json").read_text()) == json.loads(before)
+    assert run_cli("inspect-regime", "runs/t2a", cwd=tmp_path).code == 0
+    assert run_cli("sample", "runs/t2a", "-p", "a bell", cwd=tmp_path).code == 0
+
+
 def test_more_steps_continue_a_finished_run(tmp_path: Path) -> None:
-    """With a schedule that does not depend on the number of steps, extending equals having asked for more."""
+    """With a schedule independent of the number of steps, extending equals a longer run."""
     recipe = write_recipe(tmp_path / "t2a.toml", train__schedule="constant", train__steps=6)
     longer = ("train", recipe, "--set", "train.steps=10")
     assert run_cli("train", recipe, cwd=tmp_path).code == 0
@@ -304,17 +320,18 @@ def test_accumulation_trains_the_same_batches(
 def test_two_processes_train_the_same_batches(
     kind: str, accumulate: int, whole: Path, again: Any, tmp_path: Path
 ) -> None:
-    """Two processes over gloo, with the variables that a launcher sets; 5 clips to validate, so 3 and 2."""
+    """Two processes over gloo, as a launcher starts them; of 5 validation clips, 3 and 2."""
     sets = ("--set", f"train.accumulate={accumulate}", "--set", "train.validate_clips=5")
-    said = two_processes("train", whole / f"{kind}.toml", *sets, cwd=tmp_path)
-    assert "finished" in said[0] and said[1] == "", "only the main process speaks"
+    errors = two_processes("train", whole / f"{kind}.toml", *sets, cwd=tmp_path)
+    assert "finished" in errors[0]
+    assert errors[1] == "", "only the main process writes to the terminal"
     run = tmp_path / "runs" / kind
     assert losses_of(run) == pytest.approx(losses_of(whole / "runs" / kind), rel=1e-4)
     alone = run_cli("train", whole / f"{kind}.toml", *sets, "--name", "alone", cwd=tmp_path)
     assert alone.code == 0
     for name in ("valid/loss", "eval/kad" if kind == "t2a" else "eval/lsd"):  # shared out too
-        found, expected = (
+        shared, expected = (
             [r[name] for r in read_rows(p) if name in r] for p in (run, run.parent / "alone")
         )
-        assert len(found) >= 2
-        assert found == pytest.approx(expected, rel=1e-2)
+        assert len(shared) >= 2
+        assert shared == pytest.approx(expected, rel=1e-2)

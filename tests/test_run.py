@@ -14,14 +14,14 @@ import pytest
 
 from stagecli.errors import EXIT_FAILED, EXIT_USAGE, StageError
 from stagecli.files import write_atomic
-from stagecli.recipe import load as recipes
-from stagecli.runs import directory as runs
+from stagecli.recipe.load import load_recipe
+from stagecli.recipe.signature import signature
 from stagecli.runs.directory import Run, newest, open_run, read_info
 from stagecli.schema import Recipe
 
 
 def recipe(*sets: str) -> Recipe:
-    return recipes.load("quickstart", sets)
+    return load_recipe("quickstart", sets)
 
 
 def opened(folder: Path, *sets: str, restart: bool = False) -> Run:
@@ -124,14 +124,13 @@ def test_attempts_are_recorded(tmp_path: Path) -> None:
 
 def test_the_saved_recipe_is_the_resolved_one(tmp_path: Path) -> None:
     run = opened(tmp_path / "r", "train.lr=1e-4")
-    saved = recipes.load(run.path / "recipe.toml")
+    saved = load_recipe(run.path / "recipe.toml")
     assert saved == recipe("train.lr=1e-4")
-    assert read_info(run.path)["signature"] == recipes.signature(saved)
+    assert read_info(run.path)["signature"] == signature(saved)
     assert {p.name for p in run.path.iterdir() if p.is_dir()} == {
         "checkpoints",
         "samples",
         "evals",
-        "logs",
     }
 
 
@@ -184,7 +183,7 @@ def other_process(run: Run, *marker: str) -> subprocess.Popen[bytes]:
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc to tell who lives")
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_run_that_another_process_writes_is_left_alone(tmp_path: Path, restart: bool) -> None:
-    """Also by --restart: a process whose directory is moved away would write its next checkpoint into the new run."""
+    """Also by --restart: its next checkpoint would end up in the new run."""
     process = other_process(opened(tmp_path / "r"), "stagecli")
     try:
         with pytest.raises(StageError, match=f"process {process.pid}") as caught:
@@ -198,7 +197,7 @@ def test_a_run_that_another_process_writes_is_left_alone(tmp_path: Path, restart
     )  # killed: it may be taken over
 
 
-def test_a_process_that_only_has_the_same_number_is_no_writer(tmp_path: Path) -> None:
+def test_another_program_with_the_same_process_id_is_not_a_writer(tmp_path: Path) -> None:
     process = other_process(opened(tmp_path / "r"))
     try:
         assert opened(tmp_path / "r").attempt == 1
@@ -206,11 +205,11 @@ def test_a_process_that_only_has_the_same_number_is_no_writer(tmp_path: Path) ->
         process.communicate()
 
 
-def test_a_directory_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "music").mkdir()
     (tmp_path / "music" / "song.wav").write_bytes(b"la")
     for restart in (False, True):
-        with pytest.raises(StageError, match="is no run") as caught:
+        with pytest.raises(StageError, match="exists but is not a run directory") as caught:
             opened(tmp_path / "music", restart=restart)
         assert "--name" in (caught.value.hint or "")
     assert os.listdir(tmp_path / "music") == ["song.wav"]
@@ -219,7 +218,7 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_an_error_with_a_way_out(tmp_path: Path) -> None:
-    """A file stands in the way: what permissions do too, but to root as well."""
+    """A file in its place fails for root too, unlike missing permissions."""
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file" / "run", tmp_path / "file"):
         with pytest.raises(StageError) as caught:
@@ -247,25 +246,26 @@ def test_a_full_disk_is_an_error_with_a_way_out(
 def test_a_kill_while_the_run_is_made_does_not_block_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever of the new directory is there already, the same command goes on from it."""
-    real = runs.write_atomic
-    stop = 0
+    """The same command continues from whatever part of the new directory exists already."""
+    replace = os.replace
+    files_left = 0
 
-    def killed(path: Path, text: str) -> None:
-        nonlocal stop
-        stop -= 1
-        if stop < 0:
+    def killed(source: Path, target: Path) -> None:
+        nonlocal files_left
+        if files_left == 0:
             raise KeyboardInterrupt
-        real(path, text)
+        files_left -= 1
+        replace(source, target)
 
-    for stop in (0, 1):
-        folder = tmp_path / f"r{stop}"
+    for number in (0, 1):
+        folder = tmp_path / f"r{number}"
+        files_left = number
         with monkeypatch.context() as patch:
-            patch.setattr(runs, "write_atomic", killed)
+            patch.setattr(os, "replace", killed)
             with pytest.raises(KeyboardInterrupt):
                 opened(folder)
         opened(folder)
-        assert recipes.load(folder / "recipe.toml") == recipe()
+        assert load_recipe(folder / "recipe.toml") == recipe()
 
 
 def test_read_info_names_the_file(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_read_info_names_the_file(tmp_path: Path) -> None:
 # --- the newest run -------------------------------------------------------------------------------
 
 
-def made(folder: Path, task: str, status: str, age: int) -> None:
+def make_run(folder: Path, task: str, status: str, age: int) -> None:
     folder.mkdir()
     path = folder / "run.json"
     path.write_text(json.dumps({"task": task, "status": status}))
@@ -288,10 +288,10 @@ def made(folder: Path, task: str, status: str, age: int) -> None:
 
 
 def test_newest(tmp_path: Path) -> None:
-    made(tmp_path / "a", "sr", "finished", 5)
-    made(tmp_path / "b", "sr", "finished", 3)
-    made(tmp_path / "c", "t2a", "finished", 2)
-    made(tmp_path / "d", "sr", "interrupted", 1)
+    make_run(tmp_path / "a", "sr", "finished", 5)
+    make_run(tmp_path / "b", "sr", "finished", 3)
+    make_run(tmp_path / "c", "t2a", "finished", 2)
+    make_run(tmp_path / "d", "sr", "interrupted", 1)
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "run.json").write_text("{half")
     assert newest(tmp_path).name == "c"
@@ -301,7 +301,7 @@ def test_newest(tmp_path: Path) -> None:
 
 
 def test_newest_where_there_is_none(tmp_path: Path) -> None:
-    made(tmp_path / "a", "sr", "failed", 0)
+    make_run(tmp_path / "a", "sr", "failed", 0)
     with pytest.raises(StageError, match="no finished sr run under") as caught:
         newest(tmp_path, "sr")
     assert "train quickstart" in (caught.value.hint or "")

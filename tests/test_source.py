@@ -1,4 +1,4 @@
-"""Sources of clips: what is wrong is found before training, all of it, with its line."""
+"""Sources of clips: every problem is found before training, with its line."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def good(tmp_path: Path) -> Path:
 
 
 def test_a_good_manifest(good: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    source = opened(good, progress=lambda done, of: seen.append((done, of)))
+    seen: list[tuple[int, ...]] = []
+    source = opened(good, progress=lambda *count: seen.append(count))
     (clip,) = source.clips("train")
     assert (clip.key, clip.caption, clip.split) == ("audio/a.wav", "sound of audio/a.wav", "train")
     assert clip.labels == {"label": "dog", "fold": 1}
@@ -235,7 +235,7 @@ def test_checks_are_remembered_until_the_file_changes(
 ) -> None:
     opened(good)
     monkeypatch.setattr(
-        "stagecli.data.source.examine", lambda path: pytest.fail(f"{path} was checked again")
+        "stagecli.data.source.check_content", lambda path: pytest.fail(f"{path} was checked again")
     )
     opened(good)
     monkeypatch.undo()
@@ -265,7 +265,7 @@ def test_content_hash_survives_moving_and_touching(good: Path) -> None:
     assert source.content_hash(source.clips("train")[0]) != first
 
 
-def test_what_is_wrong_with_the_manifest_itself(good: Path) -> None:
+def test_problems_of_the_manifest_itself(good: Path) -> None:
     assert refused(good, path="none.jsonl") == {"none.jsonl": "file is missing"}
     (good / "latin.jsonl").write_bytes(b'{"path": "a"}\n{"path": "\xe9"}\n')
     assert refused(good, path="latin.jsonl") == {"latin.jsonl:2": "is not UTF-8"}
@@ -306,7 +306,7 @@ def test_folder_with_split_folders(tmp_path: Path) -> None:
     assert source.clips("valid")[0].labels == {"label": "cow"}
     save(tmp_path / "stray.wav")
     assert (
-        "lies in no folder named"
+        "is not in a folder named"
         in refused(tmp_path, source="folder", path=".", need_captions=False)["stray.wav"]
     )
     cut(tmp_path / "stray.wav").rename(tmp_path / "test" / "e.wav")
@@ -330,7 +330,7 @@ def test_folder_without_split_folders_is_split_by_hash(tmp_path: Path) -> None:
         opened(tmp_path, source="folder", path="nowhere")
 
 
-def test_without_datasets_the_hint_says_what_to_install(
+def test_without_datasets_the_hint_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -418,10 +418,8 @@ def test_real_manifests_open(tmp_path: Path, name: str, count: int) -> None:
     root = os.environ.get("STAGECLI_DATA")
     if not root:
         pytest.skip("STAGECLI_DATA is not set")
-    splits: tuple[Split, ...] = (
-        "valid",
-        "test",
-    )  # every line is looked at, and these splits' audio
+    # Every line is checked, and the audio of these splits.
+    splits: tuple[Split, ...] = ("valid", "test")
     source = opened(tmp_path, path=f"{root}/{name}/manifest.jsonl", sample_rate=8000, splits=splits)
     clips = [clip for split in splits for clip in source.clips(split)]
     assert len(clips) == count
@@ -431,6 +429,6 @@ def test_real_manifests_open(tmp_path: Path, name: str, count: int) -> None:
 
 
 def test_the_modules_need_no_torch() -> None:
-    modules = "audio, cache, degrade, rows, source, huggingface"
+    modules = "audio, audio_checks, cache, degrade, open, rows, source, huggingface"
     code = f"import sys; from stagecli.data import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

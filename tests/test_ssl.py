@@ -26,8 +26,8 @@ from stagecli.ssl.base import Encoder, Grid
 from stagecli.ssl.frontend import KaldiMel, fill
 
 transformers = pytest.importorskip("transformers")
-RATE = 16000
 WAVE = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
+RATE = 16000
 EQUAL_WIDTH = (*WAVE, "ast", "whisper")
 FAMILIES = (*EQUAL_WIDTH, "clap")
 
@@ -89,12 +89,12 @@ def test_features_have_the_stated_shape_and_rate(family: str, make: Callable[...
     assert caught.value.hint
 
 
-def test_facts_of_each_family(make: Callable[..., Any]) -> None:
-    facts = {f: (make(f).band, make(f).frame_rate, make(f).receptive_field) for f in FAMILIES}
-    assert all(facts[f] == (8000, 1600, 20) for f in WAVE)
-    assert facts["ast"] == (8000, 10, 2800)
-    assert facts["whisper"] == (8000, 50, 320)
-    assert facts["clap"] == (14000, 32, 1500)
+def test_band_frame_rate_and_receptive_field(make: Callable[..., Any]) -> None:
+    numbers = {f: (make(f).band, make(f).frame_rate, make(f).receptive_field) for f in FAMILIES}
+    assert all(numbers[f] == (8000, 1600, 20) for f in WAVE)
+    assert numbers["ast"] == (8000, 10, 2800)
+    assert numbers["whisper"] == (8000, 50, 320)
+    assert numbers["clap"] == (14000, 32, 1500)
     with pytest.raises(ValueError, match=r"\[B, N\]"):
         make("hubert")(torch.zeros(2, 1, 400))
 
@@ -177,12 +177,12 @@ def test_layers_are_the_hidden_states_of_transformers(
     audio_BN = noise(1000)
     inputs = extractor(list(audio_BN.numpy()), sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
-        out = model(inputs["input_values"], output_hidden_states=True)
+        theirs = model(inputs["input_values"], output_hidden_states=True)
     for k in range(3):
         encoder = make_encoder("transformers", str(tmp_path), k)
-        assert torch.allclose(encoder(audio_BN), out.hidden_states[k], atol=1e-5)
+        assert torch.allclose(encoder(audio_BN), theirs.hidden_states[k], atol=1e-5)
     assert torch.allclose(
-        make_encoder("transformers", str(tmp_path))(audio_BN), out.last_hidden_state, atol=1e-5
+        make_encoder("transformers", str(tmp_path))(audio_BN), theirs.last_hidden_state, atol=1e-5
     )
 
 
@@ -358,10 +358,10 @@ def test_weights_in_the_older_format(checkpoints: dict[str, Path], tmp_path: Pat
 
 
 def test_hub_id(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    downloads = []
 
     def snapshot(source: str, allow_patterns: list[str]) -> str:
-        asked.append(source)
+        downloads.append(source)
         assert "pytorch_model.bin" not in allow_patterns and not any(
             "*.py" in p for p in allow_patterns
         )
@@ -369,12 +369,12 @@ def test_hub_id(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     encoder = make_encoder("transformers", "facebook/hubert-base-ls960", 2)
-    assert encoder.name == "transformers:facebook/hubert-base-ls960" and asked == [
+    assert encoder.name == "transformers:facebook/hubert-base-ls960" and downloads == [
         "facebook/hubert-base-ls960"
     ]
 
 
-def test_unreachable_hub_says_to_name_a_local_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_hints_at_a_local_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
         StageError, match="encoder nobody/nothing cannot be fetched from the model hub"
@@ -441,8 +441,8 @@ def test_feature_extractor_of_another_length(checkpoints: dict[str, Path], tmp_p
         assert "preprocessor_config.json" in caught.value.hint
 
 
-def test_unknown_kind_names_those_there_are() -> None:
-    with pytest.raises(StageError, match="no kind 'magic'") as caught:
+def test_an_unknown_kind_lists_the_known_ones() -> None:
+    with pytest.raises(StageError, match="unknown kind 'magic'") as caught:
         make_encoder("magic", "x")
     assert "transformers" in caught.value.hint and "torchaudio" in caught.value.hint
 
@@ -477,7 +477,7 @@ def tiny_bundle_model(**changes: Any) -> torch.nn.Module:
 
 @pytest.fixture
 def bundle(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`bundle(layer, wrap=False, ...)`: the encoder HUBERT_BASE with a tiny random network for its download."""
+    """`bundle(layer, wrap=False, ...)`: HUBERT_BASE with a tiny random network as its download."""
 
     def call(layer: Any = -1, wrap: bool = False, **changes: Any) -> Any:
         model = tiny_bundle_model(**changes)
@@ -539,7 +539,7 @@ def test_bundle_errors(
 
     monkeypatch.setattr("torchaudio.pipelines._wav2vec2.utils.load_state_dict_from_url", offline)
     with pytest.raises(
-        StageError, match=r"WAV2VEC2_BASE cannot be had \(no route to host\)"
+        StageError, match=r"weights of the torchaudio bundle WAV2VEC2_BASE \(no route to host\)"
     ) as caught:
         make_encoder("torchaudio", "WAV2VEC2_BASE")
     assert "local folder" in caught.value.hint
@@ -566,9 +566,9 @@ def test_monitor_that_fits(make: Callable[..., Any]) -> None:
     check(make("clap"), sample_rate=48000, restored_band=(4000.0, 14000.0))
 
 
-def test_monitor_that_does_not_hear_the_restored_band(make: Callable[..., Any]) -> None:
+def test_monitor_that_does_not_see_the_restored_band(make: Callable[..., Any]) -> None:
     with pytest.raises(
-        StageError, match="hears up to 8000 Hz, but task sr restores 4000 to 22050 Hz"
+        StageError, match="sees up to 8000 Hz, but task sr restores 4000 to 22050 Hz"
     ) as caught:
         check(make("hubert"), sample_rate=44100, restored_band=(4000.0, 22050.0))
     assert "full-band" in caught.value.hint
@@ -585,7 +585,8 @@ def test_monitor_with_clips_too_short(make: Callable[..., Any]) -> None:
 
 def test_monitor_that_is_the_judge(make: Callable[..., Any], checkpoints: dict[str, Path]) -> None:
     encoder = make("hubert", 2)
-    spelled = f"transformers:{checkpoints['hubert'].parent}/../{checkpoints['hubert'].parent.name}/hubert/"
+    root = checkpoints["hubert"].parent
+    spelled = f"transformers:{root}/../{root.name}/hubert/"
     for changes in (
         {"judge_name": encoder.name},
         {"judge_name": spelled},

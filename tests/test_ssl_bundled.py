@@ -1,8 +1,7 @@
-"""The encoders in the package: they load, hear the whole band, and their features mean something on real audio."""
+"""The encoders in the package: they load, see the whole band, and separate real sounds."""
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchaudio
 from safetensors import safe_open
 
-from stagecli.data.audio import read_mono, resample
+from stagecli.data.audio import read_mono
+from stagecli.dsp.resample import resample, resample_tensor
 from stagecli.errors import StageError
+from stagecli.files import read_json_lines
 from stagecli.ssl import make_encoder
 from stagecli.ssl.base import Encoder
 from stagecli.ssl.bundled import NETWORKS, RATE, WEIGHTS, BandMel, BundledEncoder
@@ -37,14 +37,14 @@ def cosine_distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(1 - torch.cosine_similarity(one, other, dim=-1).mean())
 
 
-def test_hears_the_whole_band_in_frames_of_40_ms(encoder: Encoder) -> None:
+def test_sees_the_whole_band_in_frames_of_40_ms(encoder: Encoder) -> None:
     assert (encoder.sample_rate, encoder.band) == (44100, 22050.0)
     assert encoder.frame_rate == 25.0
     assert encoder.name in ("bundled:teacher", "bundled:judge")
 
 
 @pytest.mark.parametrize("seconds", [0.06, 0.1, 1.0, 2.1, 4.5])  # the judge reads windows of 2 s
-def test_gives_as_many_features_as_it_says(encoder: Encoder, seconds: float) -> None:
+def test_frames_is_the_number_of_features(encoder: Encoder, seconds: float) -> None:
     audio_BN = noise(seconds, batch=2)
     features_BLD = encoder(audio_BN)
     assert features_BLD.shape == (2, encoder.frames(audio_BN.shape[1]), encoder.dimension)
@@ -108,12 +108,10 @@ def test_silence_between_sounds_keeps_the_gradient_finite(encoder: Encoder) -> N
     assert torch.isfinite(features_BLD).all() and torch.isfinite(audio_BN.grad).all()
 
 
-def test_missing_high_frequencies_are_heard(encoder: Encoder) -> None:
-    """White noise without what is above 8 kHz is further from itself than other white noise is."""
+def test_missing_high_frequencies_change_the_features(encoder: Encoder) -> None:
+    """Low-passing white noise at 8 kHz moves the features further than another noise does."""
     audio_BN, other_BN = noise(1, batch=2).split(1)
-    low_BN = torchaudio.functional.resample(
-        torchaudio.functional.resample(audio_BN, RATE, 16000), 16000, RATE
-    )
+    low_BN = resample_tensor(resample_tensor(audio_BN, RATE, 16000), 16000, RATE)
     full_BLD = encoder(audio_BN)
     other_BLD = encoder(other_BN)
     low_BLD = encoder(low_BN[:, : audio_BN.shape[1]])
@@ -125,7 +123,7 @@ def test_missing_high_frequencies_are_heard(encoder: Encoder) -> None:
 
 def test_the_top_band_reaches_the_features(encoder: Encoder) -> None:
     """A tone at 20 kHz under noise up to 8 kHz."""
-    low_BN = torchaudio.functional.resample(noise(1)[:, :16000], 16000, RATE)
+    low_BN = resample_tensor(noise(1)[:, :16000], 16000, RATE)
     tone_N = 0.1 * torch.sin(2 * torch.pi * 20000 * torch.arange(low_BN.shape[1]) / RATE)
     assert cosine_distance(encoder(low_BN), encoder(low_BN + tone_N)) > 0.01
 
@@ -171,7 +169,7 @@ def test_teacher_and_judge_differ() -> None:
     assert teacher.fingerprint() != judge.fingerprint()
 
 
-def test_the_files_are_small_half_precision_and_say_how_they_were_made() -> None:
+def test_the_weights_are_small_half_precision_and_documented() -> None:
     paths = [WEIGHTS / f"{model}.safetensors" for model in MODELS]
     assert sum(path.stat().st_size for path in paths) <= 12e6
     for path in paths:
@@ -192,9 +190,12 @@ def test_log_mel_of_silence_of_a_full_scale_sine_and_of_an_empty_band() -> None:
 
 @cache
 def clips_of_digits(folder: Path, split: str, count: int) -> list[tuple[np.ndarray, str]]:
-    """`count` clips of each digit at 44.1 kHz, in the order of the manifest with a stride over speakers."""
-    lines = (folder / "fsdd" / "manifest.jsonl").read_text().splitlines()
-    rows: list[dict[str, Any]] = [row for row in map(json.loads, lines) if row["split"] == split]
+    """`count` clips of each digit at 44.1 kHz, strided over the manifest and so over speakers."""
+    rows: list[dict[str, Any]] = [
+        row
+        for _, row in read_json_lines(folder / "fsdd" / "manifest.jsonl")
+        if row["split"] == split
+    ]
     clips = []
     for digit in sorted({row["label"] for row in rows}):
         same = [row for row in rows if row["label"] == digit]
@@ -204,7 +205,7 @@ def clips_of_digits(folder: Path, split: str, count: int) -> list[tuple[np.ndarr
     return clips
 
 
-def nearest_centroid(encoder: Encoder, known: list[Any], asked: list[Any]) -> float:
+def nearest_centroid(encoder: Encoder, known: list[Any], unseen: list[Any]) -> float:
     def embed(clips: list[Any]) -> tuple[torch.Tensor, list[str]]:
         pieces = [encoder(torch.from_numpy(audio)[None])[0] for audio, _ in clips]
         return torch.stack([torch.cat([x.mean(0), x.std(0, correction=0)]) for x in pieces]), [
@@ -212,7 +213,7 @@ def nearest_centroid(encoder: Encoder, known: list[Any], asked: list[Any]) -> fl
         ]
 
     (x, labels) = embed(known)
-    (y, answers) = embed(asked)
+    (y, answers) = embed(unseen)
     mean = x.mean(0)
     deviation = x.std(0).clamp_min(1e-5)
     x = (x - mean) / deviation
@@ -230,8 +231,10 @@ def test_features_separate_digits_better_than_those_of_a_random_network(
 ) -> None:
     model = encoder.name.partition(":")[2]
     known = clips_of_digits(data_dir, "train", 12)
-    asked = clips_of_digits(data_dir, "valid", 12)
+    unseen = clips_of_digits(data_dir, "valid", 12)
     torch.manual_seed(0)
     twin = BundledEncoder(NETWORKS[model](), model, -1)
     with torch.no_grad():
-        assert nearest_centroid(encoder, known, asked) > nearest_centroid(twin, known, asked) + 0.1
+        assert (
+            nearest_centroid(encoder, known, unseen) > nearest_centroid(twin, known, unseen) + 0.1
+        )

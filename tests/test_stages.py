@@ -10,7 +10,7 @@ import pytest
 from conftest import write_recipe
 
 from stagecli.errors import StageError
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.schema import Recipe
 from stagecli.stage import registry
 from stagecli.stage.base import FeatureSettings, Mechanism, ProbeSettings
@@ -58,7 +58,7 @@ def _two_mechanisms() -> Iterator[None]:
 
 
 def stages(folder: Path, **changes: Any) -> Stages:
-    return Stages.of(recipes.load(write_recipe(folder / "two.toml", "t2a", **changes)))
+    return Stages.of(load_recipe(write_recipe(folder / "two.toml", "t2a", **changes)))
 
 
 def test_equal_requests_are_served_once(tmp_path: Path) -> None:
@@ -127,10 +127,10 @@ def test_declared_paths_expand_variables_and_others_do_not(
 ) -> None:
     monkeypatch.setenv("SOMEWHERE", "/data")
     path = write_recipe(tmp_path / "p.toml", "t2a", stage__alpha__folder="${SOMEWHERE}/x")
-    assert recipes.load(path).stage["alpha"]["folder"] == "/data/x"
+    assert load_recipe(path).stage["alpha"]["folder"] == "/data/x"
     monkeypatch.delenv("SOMEWHERE")
     with pytest.raises(StageError, match=r"stage\.alpha\.folder: .*SOMEWHERE is not set"):
-        recipes.load(path)
+        load_recipe(path)
 
 
 def test_path_keys_of_sections_that_were_not_checked() -> None:

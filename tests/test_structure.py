@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from stagecli.errors import StageError
 from stagecli.flow.objective import Result
 from stagecli.model.dit import Block
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.report import mechanisms as report_mechanisms
 from stagecli.report.matrix_text import matrix_lines
 from stagecli.runs.checkpoint import pack, unpack
@@ -60,7 +60,7 @@ class Blocks(torch.nn.Module):
 
 def recipe_of(folder: Path, depth: int = 12, **changes: Any) -> Any:
     table = {"train__steps": 1000, "stage__structure__seed": 0, **changes}
-    return recipes.load(
+    return load_recipe(
         write_recipe(folder / "s.toml", "t2a", **{**BASE, "model__depth": depth, **table})
     )
 

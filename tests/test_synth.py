@@ -1,3 +1,5 @@
+"""The synthetic source: reproducible clips whose sound and caption match their labels."""
+
 from __future__ import annotations
 
 import hashlib
@@ -16,8 +18,9 @@ from hypothesis import strategies as st
 from stagecli import schema
 from stagecli.data import synth
 from stagecli.data.rows import SPLITS, Clip, Split
-from stagecli.data.synth import SynthSource, describe
-from stagecli.data.synth_events import KINDS, PITCHES, TEMPOS, Array, Params
+from stagecli.data.synth import SynthSource, draw_scene
+from stagecli.data.synth_blocks import Array, Params
+from stagecli.data.synth_events import KINDS, PITCHES, TEMPOS
 from stagecli.errors import StageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +36,7 @@ def source(
 def render(
     kind: str, pitch: str, tempo: str, sample_rate: int, seconds: float = 1.0, seed: int = 3
 ) -> Array:
-    """One event [n] with the lower end of what its words mean."""
+    """One event [n] at the lower end of the ranges of its words."""
     rates = KINDS[kind].rates
     params = Params(KINDS[kind].hz[pitch][0], rates[tempo][0] if rates else 0.0, seconds)
     return KINDS[kind].render(
@@ -51,24 +54,28 @@ def centroid(audio: np.ndarray, sample_rate: int) -> float:
     return float(np.sum(power * np.fft.rfftfreq(audio.size, 1 / sample_rate)) / np.sum(power))
 
 
-def says(caption: str, words: tuple[str, ...]) -> bool:
+def contains(caption: str, words: tuple[str, ...]) -> bool:
     return any(re.search(rf"(?<![\w-]){word}(?![\w-])", caption) for word in words)
 
 
 @cache
 def singles() -> list[tuple[Clip, np.ndarray]]:
-    made = source()
-    return [(clip, made.read(clip)) for clip in made.clips("train") if not clip.labels["relation"]]
+    clips_source = source()
+    return [
+        (clip, clips_source.read(clip))
+        for clip in clips_source.clips("train")
+        if not clip.labels["relation"]
+    ]
 
 
 def test_sizes_keys_and_fields() -> None:
-    made = source(clips=240)
-    assert [len(made.clips(split)) for split in SPLITS] == [240, 24, 24]
+    clips_source = source(clips=240)
+    assert [len(clips_source.clips(split)) for split in SPLITS] == [240, 24, 24]
     assert len(source(clips=5).clips("valid")) == 16
-    clip = made.clips("valid")[7]
+    clip = clips_source.clips("valid")[7]
     assert (clip.key, clip.split, clip.seconds, clip.path) == ("synth/valid/7", "valid", 1.0, None)
-    assert made.sample_rate == 16000
-    assert made.skipped == []
+    assert clips_source.sample_rate == 16000
+    assert clips_source.skipped == []
     assert all(isinstance(value, str) for value in clip.labels.values())
 
 
@@ -87,34 +94,39 @@ def test_reading_does_not_depend_on_order_or_instance() -> None:
 def test_another_process_makes_the_same() -> None:
     code = (
         "import hashlib\nfrom stagecli import schema\nfrom stagecli.data.synth import SynthSource\n"
-        "made = SynthSource(schema.Data(sample_rate=16000, seconds=1.0, clips=240), 0)\n"
+        "clips_source = SynthSource(schema.Data(sample_rate=16000, seconds=1.0, clips=240), 0)\n"
         "digest = hashlib.sha256()\n"
-        "for clip in made.clips('train')[:12]:\n"
-        "    digest.update(made.read(clip).tobytes() + clip.caption.encode() + made.content_hash(clip).encode())\n"
+        "for clip in clips_source.clips('train')[:12]:\n"
+        "    digest.update(clips_source.read(clip).tobytes() + clip.caption.encode())\n"
+        "    digest.update(clips_source.content_hash(clip).encode())\n"
         "print(digest.hexdigest())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    made = source()
+    clips_source = source()
     digest = hashlib.sha256()
-    for clip in made.clips("train")[:12]:
+    for clip in clips_source.clips("train")[:12]:
         digest.update(
-            made.read(clip).tobytes() + clip.caption.encode() + made.content_hash(clip).encode()
+            clips_source.read(clip).tobytes()
+            + clip.caption.encode()
+            + clips_source.content_hash(clip).encode()
         )
     assert done.stdout.strip() == digest.hexdigest()
 
 
 def test_splits_and_seeds_share_no_clip() -> None:
-    made = source()
+    clips_source = source()
     other = source(seed=1)
-    streams = [[made.read(clip) for clip in made.clips(split)[:16]] for split in SPLITS]
+    streams = [
+        [clips_source.read(clip) for clip in clips_source.clips(split)[:16]] for split in SPLITS
+    ]
     streams.append([other.read(clip) for clip in other.clips("train")[:16]])
     sounds = [audio.tobytes() for stream in streams for audio in stream]
     assert len(set(sounds)) == len(sounds)
 
 
-def test_content_hash_names_all_that_the_audio_depends_on() -> None:
+def test_content_hash_covers_everything_the_audio_depends_on() -> None:
     clip = source().clips("train")[0]
     hashes = [
         source().content_hash(clip),
@@ -140,8 +152,8 @@ def test_every_split_has_every_kind_equally_often() -> None:
     assert 0.2 < np.mean([clip.labels["relation"] != "" for clip in clips]) < 0.4
 
 
-def test_captions_say_what_the_labels_say() -> None:
-    """A stated word is the label's; only the middle one of three may go unsaid; captions vary."""
+def test_captions_state_the_labels() -> None:
+    """A stated word is the label's; only the middle one of three may be left out; captions vary."""
     stems = {"noise": "noise", "drops": "drops", "birds": "bird"}
     clips = source(clips=1200).clips("train")
     for clip in clips:
@@ -152,17 +164,19 @@ def test_captions_say_what_the_labels_say() -> None:
             name = labels[kind]
             assert stems.get(name, name) in caption
             pitches = synth.TIMBRE_WORDS if KINDS[name].noisy else synth.PITCH_WORDS
-            assert labels[pitch] == "mid" or says(caption, pitches[labels[pitch]]), caption
-            assert labels[tempo] in ("", "steady") or says(
+            assert labels[pitch] == "mid" or contains(caption, pitches[labels[pitch]]), caption
+            assert labels[tempo] in ("", "steady") or contains(
                 caption, synth.TEMPO_WORDS[labels[tempo]]
             ), caption
             if not labels["relation"]:
                 assert not any(
-                    says(caption, pitches[word]) for word in PITCHES if word != labels["pitch"]
+                    contains(caption, pitches[word]) for word in PITCHES if word != labels["pitch"]
                 )
                 unsaid = [word for word in TEMPOS if word != labels["tempo"]]
-                assert not any(says(caption, synth.TEMPO_WORDS[word]) for word in unsaid), caption
-        stated = [word for word, forms in synth.LOUDNESS_WORDS.items() if says(caption, forms)]
+                assert not any(contains(caption, synth.TEMPO_WORDS[word]) for word in unsaid), (
+                    caption
+                )
+        stated = [word for word, forms in synth.LOUDNESS_WORDS.items() if contains(caption, forms)]
         assert stated == [labels["loudness"]] or (
             stated == [] and labels["loudness"] == "normal"
         ), caption
@@ -173,7 +187,7 @@ def test_captions_say_what_the_labels_say() -> None:
 
 
 def test_order_in_the_caption_is_order_in_time() -> None:
-    scenes = [describe(0, "train", index, 2.0) for index in range(400)]
+    scenes = [draw_scene(0, "train", index, 2.0) for index in range(400)]
     sequences = [scene for scene in scenes if scene.relation == "then"]
     assert len(sequences) > 30
     for scene in sequences:
@@ -231,8 +245,8 @@ def test_tempo_words_do_not_overlap(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sample_rate", [8000, 16000, 44100])
-def test_sample_rates_hear_the_same_sound(kind: str, sample_rate: int) -> None:
-    """Below 0.38 of the lower rate the spectra agree: nothing aliases, and no onset or noise moves."""
+def test_sample_rates_share_one_sound(kind: str, sample_rate: int) -> None:
+    """Below 0.38 of the lower rate the spectra agree: nothing aliases, no onset or noise moves."""
     for pitch, worst in (("low", 0.02), ("mid", 0.05), ("high", 0.2)):
         fine = render(kind, pitch, "steady", 48000)
         coarse = render(kind, pitch, "steady", sample_rate)
@@ -250,7 +264,7 @@ def test_nothing_near_the_nyquist_frequency(kind: str) -> None:
 
 
 def test_kinds_are_told_apart_by_their_spectra() -> None:
-    """Least squares on mean and deviation of 40 log bands: far above chance (1 in 12) on unseen clips."""
+    """Least squares on mean and deviation of 40 log bands: far above chance (1 in 12)."""
     edges = np.geomspace(40, 7900, 41)
     hz = np.fft.rfftfreq(512, 1 / 16000)
     bands = np.array(
@@ -268,11 +282,13 @@ def test_kinds_are_told_apart_by_their_spectra() -> None:
     x = np.stack([features(audio) for _, audio in singles()])
     names = sorted(KINDS)
     y = np.array([names.index(clip.labels["kind"]) for clip, _ in singles()])
-    made = source(clips=1000, seed=5)
-    unseen = [clip for clip in made.clips("valid") if not clip.labels["relation"]]
+    clips_source = source(clips=1000, seed=5)
+    unseen = [clip for clip in clips_source.clips("valid") if not clip.labels["relation"]]
     gram = x.T @ x + 3.0 * np.eye(x.shape[1])
     weights = np.linalg.solve(gram, x.T @ np.eye(len(names))[y])
-    guesses = [names[int(np.argmax(features(made.read(clip)) @ weights))] for clip in unseen]
+    guesses = [
+        names[int(np.argmax(features(clips_source.read(clip)) @ weights))] for clip in unseen
+    ]
     right = np.mean(
         [guess == clip.labels["kind"] for guess, clip in zip(guesses, unseen, strict=True)]
     )
@@ -290,14 +306,14 @@ def test_kinds_are_told_apart_by_their_spectra() -> None:
 def test_any_clip_is_sound(
     seed: int, index: int, split: Split, seconds: float, sample_rate: int
 ) -> None:
-    made = source(sample_rate, seconds, 1, seed)
-    audio = made.read(Clip(f"synth/{split}/{index}", "", split, {}, seconds))
+    clips_source = source(sample_rate, seconds, 1, seed)
+    audio = clips_source.read(Clip(f"synth/{split}/{index}", "", split, {}, seconds))
     assert audio.shape == (round(seconds * sample_rate),)
     assert np.isfinite(audio).all()
     assert 0.001 < np.abs(audio).max() <= 0.95
 
 
-def test_what_it_refuses() -> None:
+def test_low_rates_and_foreign_clips_are_refused() -> None:
     with pytest.raises(StageError, match="4000"):
         source(sample_rate=4000)
     with pytest.raises(StageError, match="not a clip"):

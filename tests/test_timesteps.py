@@ -31,7 +31,8 @@ from scipy.special import logit
 from stagecli.data.examples import stratified
 from stagecli.errors import StageError
 from stagecli.flow.objective import Result as Objective
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
+from stagecli.schema import Recipe
 from stagecli.stage import loss_weights
 from stagecli.stage.base import Plan, Signals
 from stagecli.stage.controller import Stages
@@ -47,7 +48,7 @@ from stagecli.stage.loss_history import LossFall
 from stagecli.stage.loss_weights import ChangeAware, LossWeight, MinSNR, effective_share
 from stagecli.stage.quadrature import integral
 from stagecli.stage.timesteps import TimestepsMechanism, TimestepsOptions
-from stagecli.train.trainer import Trainer
+from stagecli.train.trainer import total_loss
 
 STAGE: dict[str, Any] = {
     "stage__regime__every": 2,
@@ -378,30 +379,26 @@ def test_speed_weights() -> None:
 
 
 def test_trainer_multiplies_weights_per_sample() -> None:
-    """`Trainer._total` on plans of this mechanism: weights [B], and t of another shape is
-    refused there.
-    """
-    fake: Any = SimpleNamespace(stages=SimpleNamespace(loss=lambda plan, result: None))
+    """`total_loss` on plans of this mechanism: weights [B], and t of another shape is refused there."""
+    fake: Any = SimpleNamespace(loss=lambda plan, result: None)
     mechanism = made(kind="speed", weighting="min-snr")
     plan = mechanism.plan(0, Plan())
     t_B, w_B = plan.density.sample(stratified(0, 0, 4))
     loss_B = torch.tensor([1.0, 2.0, 3.0, 4.0])
     empty = torch.zeros(4, 1, 1)
     assert plan.loss_weight is not None
-    total = Trainer._total(fake, plan, Objective(loss_B, empty, empty, t_B), w_B)
+    total = total_loss(fake, plan, Objective(loss_B, empty, empty, t_B), w_B)
     assert float(total) == pytest.approx(float((w_B * plan.loss_weight(t_B) * loss_B).sum()) / 4)
     with pytest.raises(ValueError, match=r"must have shape \[B\]"):
-        Trainer._total(fake, plan, Objective(loss_B, empty, empty, t_B[:, None, None, None]), w_B)
+        total_loss(fake, plan, Objective(loss_B, empty, empty, t_B[:, None, None, None]), w_B)
 
 
 def test_trainer_refuses_weights_that_would_broadcast() -> None:
-    fake: Any = SimpleNamespace(stages=SimpleNamespace(loss=lambda plan, result: None))
+    fake: Any = SimpleNamespace(loss=lambda plan, result: None)
     loss_B = torch.tensor([1.0, 2.0])
     empty = torch.zeros(2, 1, 1)
     with pytest.raises(ValueError, match="shape"):
-        Trainer._total(
-            fake, Plan(), Objective(loss_B, empty, empty, loss_B), torch.ones(2, 1, 1, 1)
-        )
+        total_loss(fake, Plan(), Objective(loss_B, empty, empty, loss_B), torch.ones(2, 1, 1, 1))
 
 
 # -- the mechanism ---------------------------------------------------------------------------------
@@ -410,7 +407,7 @@ def test_trainer_refuses_weights_that_would_broadcast() -> None:
 def made(
     steps: int = 100, objective: dict[str, Any] | None = None, **options: Any
 ) -> TimestepsMechanism:
-    recipe = recipes.Recipe.model_validate(
+    recipe = Recipe.model_validate(
         {
             "task": {"kind": "t2a"},
             "data": {"sample_rate": 8000, "seconds": 0.4},
@@ -473,7 +470,7 @@ def test_the_objectives_floor_is_drawn_with_and_without_the_mechanism(tmp_path: 
     floored = Floored(LogitNormal(0.3, 0.8), 0.05)
     changes = {f"objective__{k}": v for k, v in {**normal, "floor": 0.05}.items()}
     assert (
-        Stages.of(recipes.load(write_recipe(tmp_path / "f.toml", **changes))).plan(0).density
+        Stages.of(load_recipe(write_recipe(tmp_path / "f.toml", **changes))).plan(0).density
         == floored
     )
     for floor, expected in ((0.0, LogitNormal(0.3, 0.8)), (0.05, floored), (1.0, Uniform())):
@@ -485,7 +482,7 @@ def test_the_objectives_floor_is_drawn_with_and_without_the_mechanism(tmp_path: 
 
 
 def test_adaptive_without_regime_is_refused(tmp_path: Path) -> None:
-    recipe = recipes.load(write_recipe(tmp_path / "a.toml", stage__timesteps__kind="adaptive"))
+    recipe = load_recipe(write_recipe(tmp_path / "a.toml", stage__timesteps__kind="adaptive"))
     with pytest.raises(StageError, match=r"stage\.regime"):
         Stages.of(recipe)
     result = run_cli("train", tmp_path / "a.toml", cwd=tmp_path)
@@ -745,7 +742,7 @@ def test_t_follows_r_while_training(whole: Path) -> None:
         [0.4 * (1 - (step - step % 2) / 10) for step in range(10)]
     )
     assert all(0 < row["stage/timesteps/ess"] <= 1 for row in rows)
-    table = recipes.load(whole / "runs" / "adaptive" / "recipe.toml").stage["timesteps"]
+    table = load_recipe(whole / "runs" / "adaptive" / "recipe.toml").stage["timesteps"]
     assert (table["floor"], table["gamma"], table["kappa"]) == (0.05, 5.0, 0.5)
 
 

@@ -1,13 +1,16 @@
-"""Which digit, and which speaker, does a clip hold? Two small CNNs trained on the real FSDD train split.
+"""Classify the digit and the speaker of clips, with two small CNNs trained on real FSDD clips.
 
-The judge of the FSDD recipes: it never hears generated audio before it scores some.
+Independent of every encoder in the package: the CNNs are trained on the train split alone and
+never on generated audio.
 
-    STAGECLI_DATA=... python docs/experiments/fsdd_classifier.py --weights judge.pt
-    STAGECLI_DATA=... python docs/experiments/fsdd_classifier.py --weights judge.pt --codec --hop 128
-    STAGECLI_DATA=... python docs/experiments/fsdd_classifier.py --weights judge.pt --samples DIR
+    export STAGECLI_DATA=DIR
+    python docs/experiments/fsdd_classifier.py --weights judge.pt
+    python docs/experiments/fsdd_classifier.py --weights judge.pt --codec --hop 128
+    python docs/experiments/fsdd_classifier.py --weights judge.pt --samples DIR
 
-The weights file is made at the first call (3 minutes on one core) and reused after that. A folder of
-samples holds `samples.jsonl`: rows with `path`, relative to the folder, and `prompt`, "george says zero".
+The weights file is written by the first call (3 minutes on one core) and reused after that. A
+folder of samples contains `samples.jsonl`: rows with `path`, relative to the folder, and
+`prompt`, such as "george says zero".
 """
 
 from __future__ import annotations
@@ -28,10 +31,11 @@ import torch.nn.functional as F
 from scipy.signal import resample_poly
 from torch import Tensor, nn
 
-from stagecli.codec.mel import MelCodec, mel_filters
+from stagecli.codec.mel import MelCodec
+from stagecli.dsp.mel import mel_filters
 
 RATE = 8000  # Hz
-SAMPLES = 8000  # every clip is cut or zero-padded to 1 s
+NUM_SAMPLES = 8000  # every clip is cut or zero-padded to 1 s
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
@@ -44,15 +48,17 @@ class Judge(nn.Module):
 
     def __init__(self, classes: int, width: int = 16) -> None:
         super().__init__()
-        filters_FC = mel_filters(sample_rate=RATE, n_fft=256, n_mels=40, f_min=100.0, f_max=3800.0)
+        filters_FC = mel_filters(
+            sample_rate=RATE, n_fft=256, bands=40, f_min=100.0, f_max=3800.0
+        ).float()
         self.register_buffer("filters_FC", filters_FC, persistent=False)
         self.register_buffer("window", torch.hann_window(256), persistent=False)
         widths = (1, width, 2 * width, 3 * width, 4 * width)
         layers: list[nn.Module] = []
-        for index, (into, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for index, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             layers += [
-                nn.Conv2d(into, out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(out),
+                nn.Conv2d(before, after, 3, padding=1, bias=False),
+                nn.BatchNorm2d(after),
                 nn.ReLU(),
             ]
             layers += [nn.MaxPool2d(2)] if index < 3 else []
@@ -68,15 +74,14 @@ class Judge(nn.Module):
         mel_BTC = spectrum_BFT.abs().square().transpose(1, 2) @ self.filters_FC
         x_B1TC = (mel_BTC.clamp_min(1e-4).log() / 3)[:, None]
         x_BCTF = self.layers(x_B1TC)
-        return self.head(
-            x_BCTF.amax(2).flatten(1)
-        )  # the loudest moment of each feature: position-free
+        # The loudest moment of each feature, so that its position in time does not matter.
+        return self.head(x_BCTF.amax(2).flatten(1))
 
 
 def fit_length(audio_N: np.ndarray) -> Tensor:
-    """Audio of any length -> [8000]: cut at 1 s, or zeros added behind."""
-    cut = torch.from_numpy(np.ascontiguousarray(audio_N[:SAMPLES], dtype=np.float32))
-    return F.pad(cut, (0, SAMPLES - cut.shape[0]))
+    """Audio of any length -> [8000]: cut at 1 s, or padded with zeros at the end."""
+    cut = torch.from_numpy(np.ascontiguousarray(audio_N[:NUM_SAMPLES], dtype=np.float32))
+    return F.pad(cut, (0, NUM_SAMPLES - cut.shape[0]))
 
 
 def read(path: Path) -> Tensor:
@@ -100,14 +105,14 @@ def load_split(root: Path, split: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def augment(audio_BN: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift by up to 0.1 s and add white noise 10 to 40 dB under the clip: [B, N] -> [B, N]."""
-    batch, samples = audio_BN.shape
+    """Shift by up to 0.1 s and add white noise 10 to 40 dB below the clip: [B, N] -> [B, N]."""
+    batch, num_samples = audio_BN.shape
     shift_B1 = torch.randint(0, RATE // 10, (batch, 1), generator=generator)
-    index_BN = torch.arange(samples) - shift_B1
+    index_BN = torch.arange(num_samples) - shift_B1
     moved_BN = audio_BN.gather(1, index_BN.clamp_min(0)) * (index_BN >= 0)
     loudness_B1 = moved_BN.square().mean(1, keepdim=True).sqrt()
     down_db_B1 = 10 + 30 * torch.rand(batch, 1, generator=generator)
-    noise_BN = torch.randn(batch, samples, generator=generator)
+    noise_BN = torch.randn(batch, num_samples, generator=generator)
     return moved_BN + noise_BN * loudness_B1 * 10 ** (-down_db_B1 / 20)
 
 
@@ -115,7 +120,7 @@ def augment(audio_BN: Tensor, generator: torch.Generator) -> Tensor:
 def hits(judge: Judge, audio_BN: Tensor, labels_B: Tensor) -> Tensor:
     """True where the judge's first choice is the label: [B]."""
     judge.eval()
-    guesses = [judge(part_BN).argmax(1) for part_BN in audio_BN.split(100)]
+    guesses = [judge(batch_BN).argmax(1) for batch_BN in audio_BN.split(100)]
     return torch.cat(guesses) == labels_B
 
 
@@ -130,7 +135,8 @@ def train_judge(
     """Train on (audio [B, N], labels [B]); the weights of the best epoch on `valid` are kept."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    judge, audio_BN, labels_B = Judge(classes), *train
+    judge = Judge(classes)
+    audio_BN, labels_B = train
     steps = epochs * (len(audio_BN) // 64)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
@@ -157,7 +163,7 @@ def train_judge(
 
 
 def load_or_train(weights: Path, root: Path, *, epochs: int, seed: int) -> tuple[Judge, Judge]:
-    """The digit and the speaker judge from `weights`, trained and saved there if the file is not there."""
+    """The digit and the speaker judge from `weights`; trained and saved there if it is missing."""
     if weights.exists():
         state = torch.load(weights, weights_only=True)
         judges = Judge(len(DIGITS)), Judge(len(SPEAKERS))
@@ -234,18 +240,21 @@ def through_codec(codec: MelCodec, audio_BN: Tensor) -> Tensor:
     return torch.cat([codec.decode(codec.encode(x), x.shape[-1]) for x in audio_BN.split(50)])
 
 
-def main() -> None:
-    """Command line: one line per row on stdout."""
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--weights", type=Path, default=Path("fsdd_judge.pt"))
     parser.add_argument(
-        "--samples", type=Path, action="append", default=[], help="folder with samples.jsonl"
+        "--samples",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder with samples.jsonl (repeatable)",
     )
     parser.add_argument("--epochs", type=int, default=18)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="rows as JSON")
+    parser.add_argument("--json", action="store_true", help="print rows as JSON")
     codec = parser.add_argument_group("real test clips through the log-mel codec")
     codec.add_argument("--codec", action="store_true")
     for name, default in (("n-fft", 512), ("hop", 128), ("n-mels", 48), ("iterations", 32)):
@@ -255,6 +264,12 @@ def main() -> None:
     args = parser.parse_args()
     if "STAGECLI_DATA" not in os.environ:
         parser.error("set STAGECLI_DATA to the folder that holds fsdd/manifest.jsonl")
+    return args
+
+
+def main() -> None:
+    """Command line: one line per row on stdout."""
+    args = parse_arguments()
     root = Path(os.environ["STAGECLI_DATA"]) / "fsdd"
     torch.set_num_threads(1)
     judges = load_or_train(args.weights, root, epochs=args.epochs, seed=args.seed)
@@ -277,11 +292,11 @@ def main() -> None:
         if args.json:
             print(json.dumps({"clips": name, **row}))
             continue
-        parts = [
+        accuracies = [
             f"{k} {row[k]:.1%} [{row[k + '_low']:.1%}, {row[k + '_high']:.1%}]"
             for k in ("digit", "speaker")
         ]
-        print(f"{name}: n {row['n']}, {', '.join(parts)}")
+        print(f"{name}: n {row['n']}, {', '.join(accuracies)}")
 
 
 if __name__ == "__main__":

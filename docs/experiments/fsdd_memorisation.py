@@ -1,17 +1,17 @@
-"""Are the digits copies? Distance of each clip to its nearest training clip, generated against real test clips.
+"""Check generated digits for copies: distance of each clip to its nearest training clip.
 
-    STAGECLI_DATA=... python docs/experiments/fsdd_memorisation.py SAMPLES_DIR
+    STAGECLI_DATA=DIR python docs/experiments/fsdd_memorisation.py SAMPLES_DIR
 
-Distance: root mean square difference of log-mel frames (512/160, 48 bands, floor 1e-4) over 0.8 s, the smaller of the
-shifts of up to 3 frames. Copies would stand far nearer to the training set than real test clips do. Test clips are
-sent through the codec first, as samples have been.
+The distance is the root mean square difference of log-mel frames (512/160, 48 bands, floor 1e-4)
+over 0.8 s, the smallest over shifts of up to 3 frames. Copies would be far nearer to the training
+set than real test clips are. Test clips go through the codec first, as samples have.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,39 +21,42 @@ from torch import Tensor
 from stagecli.codec.mel import MelCodec
 from stagecli.data.audio import read_mono
 
-SAMPLES = 6400
-SHIFT = 3
+NUM_SAMPLES = 6400  # 0.8 s at 8 kHz
+SHIFT = 3  # frames
 
 
 def frames(codec: MelCodec, paths: list[Path]) -> Tensor:
     """Log-mel frames [n, T, C]."""
-    audio = np.stack(
-        [np.pad(a := read_mono(p, 8000)[:SAMPLES], (0, SAMPLES - len(a))) for p in paths]
-    )
-    return codec.analyse(torch.from_numpy(audio))
+    clips = [read_mono(path, 8000)[:NUM_SAMPLES] for path in paths]
+    audio_BN = np.stack([np.pad(clip, (0, NUM_SAMPLES - len(clip))) for clip in clips])
+    return codec.analyse(torch.from_numpy(audio_BN))
 
 
 def nearest(clips_NTC: Tensor, train_MTC: Tensor) -> Tensor:
     """Smallest distance [n] of each clip to any training clip."""
     best = torch.full((len(clips_NTC),), float("inf"))
     for shift in range(-SHIFT, SHIFT + 1):
-        moved = train_MTC.roll(shift, dims=1).flatten(1)
-        best = torch.minimum(best, torch.cdist(clips_NTC.flatten(1), moved).min(1).values)
+        shifted = train_MTC.roll(shift, dims=1).flatten(1)
+        best = torch.minimum(best, torch.cdist(clips_NTC.flatten(1), shifted).min(1).values)
     return best / clips_NTC[0].numel() ** 0.5
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("samples", type=Path, help="folder with samples.jsonl")
+    folder = parser.parse_args().samples
     codec = MelCodec(sample_rate=8000, n_fft=512, hop=160, n_mels=48, floor=1e-4, iterations=32)
     root = Path(os.environ["STAGECLI_DATA"]) / "fsdd"
     rows = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
     train = frames(codec, [root / row["path"] for row in rows if row["split"] == "train"])
     test = frames(codec, [root / row["path"] for row in rows if row["split"] == "test"])
-    folder = Path(sys.argv[1])
     samples = [
         json.loads(line)["path"] for line in (folder / "samples.jsonl").read_text().splitlines()
     ]
     with torch.no_grad():
-        decoded = codec.analyse(codec.decode(test, SAMPLES))
+        decoded = codec.analyse(codec.decode(test, NUM_SAMPLES))
         for name, clips in (
             ("real test clips", decoded),
             ("samples", frames(codec, [folder / p for p in samples])),

@@ -1,22 +1,25 @@
-"""Draw the live view of a run as it stood at one step: `python docs/experiments/live_picture.py RUN STEP OUT.svg`."""
+"""Draw the live view of a run as it was at one step.
+
+python docs/experiments/live_picture.py RUN STEP OUT.svg
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
-import sys
 import time
 from pathlib import Path
 
 from rich.console import Console as RichConsole
 
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_from_run
 from stagecli.report import read_run
 from stagecli.terminal.console import LiveView
 
 
-def main(run: str, step: int, out: str) -> None:
+def draw(run: Path, step: int, path: Path) -> None:
     report = read_run(run)
-    recipe = recipes.load(Path(run) / "recipe.toml")
+    recipe = load_from_run(run / "recipe.toml")
     view = LiveView()
     view._plain = False
     view._console = RichConsole(record=True, width=100, height=30, file=io.StringIO())
@@ -30,14 +33,14 @@ def main(run: str, step: int, out: str) -> None:
         "device": "cpu",
         "precision": recipe.train.precision,
         "batch_size": recipe.train.batch_size,
-        "run_dir": f"runs/{report.name}",  # not where this machine has it
+        "run_dir": f"runs/{report.name}",  # hides the path on this machine
     }
     rows = [row for row in report.metrics if row["step"] <= step]
     now = time.monotonic()
     for row in rows:
         view.step(row["step"])
         view.row(row)
-    # The clock of the picture is that of the run.
+    # The picture shows the run's own clock.
     board.began = now - (rows[-1]["time"] - rows[0]["time"])
     board.marks = [(now - (rows[-1]["time"] - row["time"]), row["step"]) for row in rows[-20:]]
     for row in report.bins:
@@ -50,10 +53,21 @@ def main(run: str, step: int, out: str) -> None:
         if event["step"] <= step:
             view.event(event)
     view._console.print(view._frame())
-    Path(out).write_text(
+    path.write_text(
         view._console.export_svg(title="stagecli train " + report.name), encoding="utf-8"
     )
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("step", type=int)
+    parser.add_argument("out", type=Path, help="FILE.svg")
+    args = parser.parse_args()
+    draw(args.run, args.step, args.out)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main()

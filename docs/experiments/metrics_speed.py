@@ -1,10 +1,10 @@
-"""How fast are the metrics, against the plain way to write them? Ratios of CPU time within one run.
+"""Speed of the metrics against plain implementations, as ratios of CPU time within one run.
 
-    python docs/experiments/metrics_speed.py [--clips 2000] [--dim 128] [--presets FILE]
+    python docs/experiments/metrics_speed.py [--clips 2000] [--dim 128] [--presets [FILE]]
 
-Every pair of ways computes the same number (printed where they do not agree). CPU time of this process, one
-thread, the better of `--repeats` turns, both ways in turn; made data, so nothing has to be fetched. `--presets`
-prints the LSD presets on one recording instead (without FILE: a made one).
+Both implementations compute the same number; a row is marked where they do not. CPU time of this
+process, one thread, the best of `--repeats` turns, both in turn, on synthetic data. `--presets`
+prints the LSD presets on one recording instead (without FILE: a synthetic one).
 """
 
 from __future__ import annotations
@@ -18,23 +18,31 @@ import numpy as np
 import scipy.linalg
 import torch
 from scipy.spatial.distance import cdist, pdist
+from torch import Tensor
 
-from stagecli.metrics import LSD_PRESETS, LSDPreset
 from stagecli.metrics.distance import frechet_distance, frechet_of_moments
 from stagecli.metrics.gain import match_gain
 from stagecli.metrics.kernel import kernel_audio_distance
-from stagecli.metrics.moments import gathered
+from stagecli.metrics.lsd_presets import LSD_PRESETS, LSDPreset
+from stagecli.metrics.moments import Moments
 from stagecli.metrics.pairwise import median_pairwise_distance
 from stagecli.metrics.spectral import lsd_bands, lsd_stream
 
 RATE = 48000
 UNIVERSR = LSDPreset(
-    "universr", 1024, 256, None, "clamp", 1e-6, "reflect", "author's script, UniverSR issue 6"
+    name="universr",
+    n_fft=1024,
+    hop=256,
+    rate_hz=None,
+    form="clamp",
+    floor=1e-6,
+    pad_mode="reflect",
+    source="author's script, UniverSR issue 6",
 )
 
 
 def plain_frechet(x: np.ndarray, y: np.ndarray) -> float:
-    """Covariances and a general matrix square root, as most tools have it."""
+    """Covariances and a general matrix square root, as in most tools."""
     cov_x = np.cov(x, rowvar=False)
     cov_y = np.cov(y, rowvar=False)
     cross = np.trace(scipy.linalg.sqrtm(cov_x @ cov_y)).real
@@ -44,14 +52,14 @@ def plain_frechet(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def plain_median(x: np.ndarray) -> float:
-    """The lower of the middle two of all distances, held at once."""
+    """The lower of the middle two of all distances, all in memory."""
     distances = pdist(x)
     middle = (len(distances) - 1) // 2
     return float(np.partition(distances, middle)[middle])
 
 
 def plain_kad(x: np.ndarray, y: np.ndarray) -> float:
-    """All distance matrices whole."""
+    """With whole distance matrices."""
     gamma = 0.5 / plain_median(x) ** 2
     xx, yy, xy = (np.exp(-gamma * cdist(a, b, "sqeuclidean")) for a, b in ((x, x), (y, y), (x, y)))
     n = len(x)
@@ -61,12 +69,12 @@ def plain_kad(x: np.ndarray, y: np.ndarray) -> float:
     )
 
 
-def plain_lsd(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """File by file: three transforms of the pair, for the whole band, the high one and the low one."""
+def plain_lsd(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """File by file, with a transform of the pair for each of whole, high and low band."""
     window = torch.hann_window(2048, dtype=torch.float64)
     values = []
     for pair in pairs:
-        for part in (slice(None), slice(170, None), slice(None, 170)):
+        for band in (slice(None), slice(170, None), slice(None, 170)):
             logs = [
                 torch.stft(z.double(), 2048, 512, window=window, return_complex=True)
                 .abs()
@@ -74,13 +82,13 @@ def plain_lsd(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
                 .clamp_min(1e-8)
                 for z in pair
             ]
-            squared = (logs[0].log10() - logs[1].log10()).square()[part]
+            squared = (logs[0].log10() - logs[1].log10()).square()[band]
             values.append(float(squared.mean(0).sqrt().mean()))
     return float(np.mean(values))
 
 
-def plain_lsd_once(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """File by file, one transform of the pair, whole band only."""
+def plain_lsd_once(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """File by file, with one transform of the pair, whole band only."""
     window = torch.hann_window(2048, dtype=torch.float64)
     values = []
     for pair in pairs:
@@ -97,6 +105,7 @@ def plain_lsd_once(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
 
 
 def compare(name: str, ours: Callable[[], float], plain: Callable[[], float], repeats: int) -> None:
+    """Print one row: the best CPU time of each, and their ratio."""
     best = [math.inf, math.inf]
     values = [0.0, 0.0]
     for _ in range(repeats):
@@ -111,95 +120,127 @@ def compare(name: str, ours: Callable[[], float], plain: Callable[[], float], re
     )
 
 
-def presets(path: str | None) -> None:
-    """A recording, low-passed at 4 kHz (every bin above is zero), by each convention; then with its gain halved."""
-    if path:
-        import soundfile
+def read_recording(path: str) -> tuple[Tensor, int]:
+    """A recording mixed to mono, [N], and its rate in Hz."""
+    import soundfile
 
-        samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
-        clip = torch.from_numpy(samples.mean(1))
-    else:  # pink noise that swells, over hiss at -80 dB
+    samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
+    return torch.from_numpy(samples.mean(1)), int(rate)
+
+
+def synthetic_recording(seconds: int = 4) -> Tensor:
+    """Swelling pink noise over hiss at -80 dB, [N] at RATE."""
+    num_samples = seconds * RATE
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.fft.rfft(torch.randn(num_samples, generator=generator, dtype=torch.float64))
+    spectrum /= torch.arange(1, len(spectrum) + 1).sqrt()
+    swell = torch.linspace(-7, 0, num_samples, dtype=torch.float64).exp()
+    clip = torch.fft.irfft(spectrum) * swell
+    hiss = torch.randn(num_samples, generator=generator, dtype=torch.float64)
+    return 0.5 * clip / clip.abs().max() + 1e-4 * hiss
+
+
+def print_presets(path: str | None) -> None:
+    """One recording, low-passed at 4 kHz (every bin above is zero), by each LSD convention."""
+    if path:
+        clip, rate = read_recording(path)
+    else:
+        clip = synthetic_recording()
         rate = RATE
-        generator = torch.Generator().manual_seed(0)
-        spectrum = torch.fft.rfft(torch.randn(4 * rate, generator=generator, dtype=torch.float64))
-        spectrum /= torch.arange(1, len(spectrum) + 1).sqrt()
-        clip = (
-            torch.fft.irfft(spectrum) * torch.linspace(-7, 0, 4 * rate, dtype=torch.float64).exp()
-        )
-        clip = 0.5 * clip / clip.abs().max() + 1e-4 * torch.randn(
-            4 * rate, generator=generator, dtype=torch.float64
-        )
     spectrum = torch.fft.rfft(clip)
     spectrum[math.ceil(4000 * len(clip) / rate) :] = 0
     low = torch.fft.irfft(spectrum, len(clip))
     rounded = (low * 32767).round() / 32767
-    made = {"low-passed": low, "written as 16 bit": rounded, "16 bit, half as loud": 0.5 * rounded}
-    made["the same, gain matched"] = match_gain(clip, made["16 bit, half as loud"])[0]
-    print(
-        f"{path or 'made recording'}, {rate} Hz, {len(clip) / rate:.1f} s, cut at 4 kHz: LSD / HF / LF"
-    )
-    print("| preset | " + " | ".join(made) + " |\n|---|" + "---|" * len(made))
+    estimates = {
+        "low-passed": low,
+        "written as 16 bit": rounded,
+        "16 bit, half as loud": 0.5 * rounded,
+        "the same, gain matched": match_gain(clip, 0.5 * rounded)[0],
+    }
+    duration = f"{rate} Hz, {len(clip) / rate:.1f} s"
+    print(f"{path or 'synthetic recording'}, {duration}, cut at 4 kHz: LSD / HF / LF")
+    print("| preset | " + " | ".join(estimates) + " |\n|---|" + "---|" * len(estimates))
     for preset in [*LSD_PRESETS.values(), UNIVERSR]:
         cells = []
-        for audio in made.values():
-            values = lsd_bands(clip, audio, int(rate), 4000, preset)
+        for audio in estimates.values():
+            values = lsd_bands(clip, audio, rate, 4000, preset)
             cells.append(" / ".join(f"{float(value):.3f}" for value in values.values()))
         print(f"| {preset.name} | " + " | ".join(cells) + " |")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clips", type=int, default=2000)
-    parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--files", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--presets", nargs="?", const="", default=None)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.presets is not None:
-        presets(options.presets or None)
-        return
+def gather(batches: list[np.ndarray]) -> Moments:
+    """Mean and covariance, batch by batch."""
+    total = Moments.of(batches[0])
+    for batch in batches[1:]:
+        total = total.updated(batch)
+    return total
+
+
+def compare_set_metrics(clips: int, dim: int, turns: int) -> None:
+    """Metrics on two sets of embeddings, [clips, dim] each."""
     rng = np.random.default_rng(0)
-    n = options.clips
-    dim = options.dim
     mixing = rng.normal(size=(dim, dim)) / math.sqrt(dim)
-    x = rng.normal(size=(n, dim)) @ mixing
-    y = rng.normal(size=(n, dim)) @ mixing * 1.2 + 0.1
-    batches_x = np.array_split(x, max(1, n // 64))
-    batches_y = np.array_split(y, max(1, n // 64))
-    generator = torch.Generator().manual_seed(0)
-    clips = [0.1 * torch.randn(3 * RATE, generator=generator) for _ in range(options.files)]
-    pairs = [(clip, 0.9 * clip + 0.01 * clip.flip(0)) for clip in clips]
-    print(f"n = m = {n}, D = {dim}; {options.files} files of 3 s at {RATE} Hz\n")
-    print("| metric | here | plain | plain / here |\n|---|---|---|---|")
-    turns = options.repeats
-    compare(
-        "Frechet: sqrtm", lambda: frechet_distance(x, y).value, lambda: plain_frechet(x, y), turns
-    )
-    compare(
-        "Frechet, streamed by 64: whole",
-        lambda: frechet_of_moments(gathered(batches_x), gathered(batches_y)).value,
-        lambda: frechet_distance(x, y).value,
-        turns,
-    )
-    compare(
-        "KAD: whole matrices",
-        lambda: kernel_audio_distance(x, y).value,
-        lambda: plain_kad(x, y),
-        turns,
-    )
+    x = rng.normal(size=(clips, dim)) @ mixing
+    y = rng.normal(size=(clips, dim)) @ mixing * 1.2 + 0.1
+    batches_x = np.array_split(x, max(1, clips // 64))
+    batches_y = np.array_split(y, max(1, clips // 64))
+
+    def ours() -> float:
+        return frechet_distance(x, y).value
+
+    def streamed() -> float:
+        return frechet_of_moments(gather(batches_x), gather(batches_y)).value
+
+    def kad() -> float:
+        return kernel_audio_distance(x, y).value
+
+    compare("Fréchet: sqrtm", ours, lambda: plain_frechet(x, y), turns)
+    compare("Fréchet, streamed by 64: whole", streamed, ours, turns)
+    compare("KAD: whole matrices", kad, lambda: plain_kad(x, y), turns)
     compare(
         "median distance: pdist",
         lambda: median_pairwise_distance(x),
         lambda: plain_median(x),
         turns,
     )
-    streamed = lambda: float(np.mean([list(v.values()) for v in lsd_stream(pairs, RATE, 4000)]))  # noqa: E731
-    compare(
-        "LSD, HF and LF: a loop that transforms for each", streamed, lambda: plain_lsd(pairs), turns
+
+
+def compare_lsd(files: int, turns: int) -> None:
+    """LSD over clip pairs of 3 s."""
+    generator = torch.Generator().manual_seed(0)
+    clips = [0.1 * torch.randn(3 * RATE, generator=generator) for _ in range(files)]
+    pairs = [(clip, 0.9 * clip + 0.01 * clip.flip(0)) for clip in clips]
+
+    def bands() -> float:
+        return float(np.mean([list(v.values()) for v in lsd_stream(pairs, RATE, 4000)]))
+
+    def whole() -> float:
+        return float(np.mean([v["lsd"] for v in lsd_stream(pairs, RATE)]))
+
+    one_by_one = "LSD, HF and LF: a loop that transforms for each"
+    compare(one_by_one, bands, lambda: plain_lsd(pairs), turns)
+    compare("LSD: a loop over files", whole, lambda: plain_lsd_once(pairs), turns)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    once = lambda: float(np.mean([v["lsd"] for v in lsd_stream(pairs, RATE)]))  # noqa: E731
-    compare("LSD: a loop over files", once, lambda: plain_lsd_once(pairs), turns)
+    parser.add_argument("--clips", type=int, default=2000, help="embeddings in each of two sets")
+    parser.add_argument("--dim", type=int, default=128, help="dimensions of an embedding")
+    parser.add_argument("--files", type=int, default=12, help="clip pairs for LSD")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--presets", nargs="?", const="", default=None, metavar="FILE")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.presets is not None:
+        print_presets(options.presets or None)
+        return
+    sizes = f"n = m = {options.clips}, D = {options.dim}"
+    print(f"{sizes}; {options.files} files of 3 s at {RATE} Hz\n")
+    print("| metric | here | plain | plain / here |\n|---|---|---|---|")
+    compare_set_metrics(options.clips, options.dim, options.repeats)
+    compare_lsd(options.files, options.repeats)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Which lossless codec for super-resolution? The same short training per setting, scored on the valid split.
+"""Compare lossless codecs for super-resolution: one short training each, scored on the valid split.
 
-    STAGECLI_DATA=... python docs/experiments/sr_codecs.py --steps 400 --seeds 0 1
+    STAGECLI_DATA=DIR python docs/experiments/sr_codecs.py --steps 400 --seeds 0 1
 
-Every run is the esc10-sr recipe with a few keys changed; the crop is 1.486 s for all, so that a codec with half
-the hop has twice the frames and costs about twice the time a step.
+Every run is the esc10-sr recipe with a few keys changed. The crop is 1.486 s for all, so a codec
+with half the hop has twice the frames and takes about twice the time per step.
 """
 
 from __future__ import annotations
@@ -27,59 +27,49 @@ SETTINGS: dict[str, list[str]] = {
 
 
 def run(arguments: list[str]) -> str:
+    """Run a stagecli command; its stdout."""
     command = [sys.executable, "-m", "stagecli", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def train(name: str, seed: int, steps: int, runs_dir: Path) -> tuple[Path, float]:
+    """Train one setting; its run directory, and the seconds it took."""
+    label = re.sub(r"\W+", "-", name) + f"_s{seed}"
+    keys = [f"train.steps={steps}", f"train.seed={seed}", "train.samples=0", *SETTINGS[name]]
+    flags = [flag for key in keys for flag in ("--set", key)]
+    began = time.monotonic()
+    run(["train", "esc10-sr", "-q", "--name", label, "--runs-dir", str(runs_dir), *flags])
+    return runs_dir / label, time.monotonic() - began
+
+
+def print_scores(name: str, seed: int, run_dir: Path, clips: int, seconds: float) -> None:
+    """One line per system and cutoff."""
+    flags = ["--split", "valid", "--samples", str(clips), "--json"]
+    cutoffs = ["--cutoff", "4000", "--cutoff", "12000"]
+    document = json.loads(run(["evaluate", str(run_dir), *flags, *cutoffs]))
+    for row in document["rows"]:
+        values = {k: v["value"] for k, v in row["metrics"].items()}
+        shown = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
+        head = f"{name:26} seed {seed}  {row['cutoff']:>6.0f} Hz  {row['system']:12}"
+        print(f"{head}  {shown}  train {seconds:.0f} s", flush=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--clips", type=int, default=20, help="validation clips to score")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="*", default=list(SETTINGS))
+    parser.add_argument(
+        "--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING"
+    )
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     options = parser.parse_args()
     for seed in options.seeds:
         for name in options.only:
-            label = re.sub(r"\W+", "-", name) + f"_s{seed}"
-            keys = [
-                f"train.steps={options.steps}",
-                f"train.seed={seed}",
-                "train.samples=0",
-                *SETTINGS[name],
-            ]
-            flags = [flag for key in keys for flag in ("--set", key)]
-            began = time.monotonic()
-            run(
-                [
-                    "train",
-                    "esc10-sr",
-                    "-q",
-                    "--name",
-                    label,
-                    "--runs-dir",
-                    str(options.runs_dir),
-                    *flags,
-                ]
-            )
-            seconds = time.monotonic() - began
-            scored = [
-                "--split",
-                "valid",
-                "--samples",
-                str(options.clips),
-                "--json",
-                "--cutoff",
-                "4000",
-                "--cutoff",
-                "12000",
-            ]
-            document = json.loads(run(["evaluate", str(options.runs_dir / label), *scored]))
-            for row in document["rows"]:
-                values = {k: v["value"] for k, v in row["metrics"].items()}
-                shown = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
-                where = f"{name:26} seed {seed}  {row['cutoff']:>6.0f} Hz  {row['system']:12}"
-                print(f"{where}  {shown}  train {seconds:.0f} s", flush=True)
+            run_dir, seconds = train(name, seed, options.steps, options.runs_dir)
+            print_scores(name, seed, run_dir, options.clips, seconds)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""What each mechanism adds to a training step, as Markdown: variants of a recipe, step by step in turn in one process.
+"""Cost that each mechanism adds to a training step, as Markdown.
 
-    export STAGECLI_DATA=DIR OMP_NUM_THREADS=1; python docs/experiments/step_cost.py fsdd-t2a esc10-sr
+    export STAGECLI_DATA=DIR OMP_NUM_THREADS=1
+    python docs/experiments/step_cost.py fsdd-t2a esc10-sr
 
-Every variant is a whole `Trainer`: loader, cached features, projectors, optimiser and decisions are in its figure;
-probes, validation, checkpoints and the first reading of the features from disk are not. One step of each variant makes
-a round, in an order that turns, so that other load on the machine meets all of them alike. Only one of them runs at a
-time: CPU time is the process's. Ratios are of sums over all rounds; ± is twice their standard error, by the jackknife
-over blocks of rounds.
+Variants of a recipe take single steps in turn in one process. Every variant is a whole `Trainer`:
+its figure includes loader, cached features, projectors, optimiser and decisions, but not probes,
+validation, checkpoints and the first read of the features from disk. One step of each variant
+makes a round, in a rotating order, so that other load on the machine affects all of them alike.
+Only one of them runs at a time, so CPU time is that of the process. Ratios are of sums over all
+rounds; ± is twice their standard error, by the jackknife over blocks of rounds.
 """
 
 from __future__ import annotations
@@ -27,16 +29,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_recipe
 from stagecli.schema import Recipe
 from stagecli.terminal.views import QuietView
-from stagecli.train.precision import settled
+from stagecli.train.precision import resolve_precision
+from stagecli.train.setup import build_trainer
 from stagecli.train.trainer import Trainer
 
 SHAPE = ("model.depth=12", "model.width=192", "model.heads=3")
-EVERY = 300  # steps between probes, as the default gives for the two recipes; none falls into a measurement
-BLOCK = 12  # rounds
-ENDS = 4  # steps after which guidance ends, where it does
+EVERY = 300  # steps between probes, the default of the two recipes; none falls into a measurement
+BLOCK = 12  # rounds of a jackknife block
+ENDS = 4  # steps after which guidance ends, in the variants where it does
 
 REGIME = ("stage.regime.source=linear", "stage.regime.clips=8", f"stage.regime.every={EVERY}")
 GUIDANCE = ("stage.guidance.schedule=constant",)
@@ -45,7 +48,7 @@ STRUCTURE = ("stage.structure.when=always", "stage.structure.groups=thirds")
 
 
 def variants(steps: int) -> dict[str, tuple[str, ...]]:
-    """Name -> settings; steps: the recipe's budget."""
+    """Name -> `--set` values; steps: the budget of the recipe."""
     ended = ("stage.guidance.schedule=stop", f"stage.guidance.end={ENDS / steps}")
     return {
         "static": (),
@@ -60,24 +63,26 @@ def variants(steps: int) -> dict[str, tuple[str, ...]]:
 
 
 class Turn(QuietView):
-    """Lets a trainer take one step when it is told to, in a thread of its own."""
+    """Lets a trainer, in a thread of its own, take one step at a time on request.
+
+    It also stands in for the trainer's `Interrupt`, because only the main thread gets signals.
+    """
+
+    requested = False  # of `Interrupt`: nobody wants the trainer to stop
 
     def __init__(self, make: Callable[[Turn], Trainer]) -> None:
         self.go = threading.Semaphore(0)
         self.done = threading.Semaphore(0)
         self.stop = False
-        # the most that the step watched allocated
-        self.watching = False
+        self.watching = False  # profile the allocations of the next step
         self.profile = None
-        self.most = 0
+        self.peak = 0  # bytes that the profiled step allocated at most
         self.failed: BaseException | None = None
         self.trainer = make(self)
-        self.trainer.interrupt = self  # type: ignore[assignment]  # signals are the main thread's
+        self.trainer.interrupt = self  # type: ignore[assignment]
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         self._wait()
-
-    asked = False
 
     def __enter__(self) -> Turn:
         return self
@@ -99,9 +104,10 @@ class Turn(QuietView):
             raise self.failed
 
     def step(self, step: int) -> None:
+        """Called by the trainer after each step: waits for the next request."""
         if self.profile is not None:
             self.profile.__exit__(None, None, None)
-            self.most = most_allocated(self.profile, self.trainer.device.type)
+            self.peak = peak_allocation(self.profile, self.trainer.device.type)
             self.profile = None
         self.done.release()
         self.go.acquire()
@@ -113,7 +119,7 @@ class Turn(QuietView):
             self.profile.__enter__()
 
     def take(self) -> tuple[float, float]:
-        """One step: its CPU and its wall seconds."""
+        """Take one step; its CPU and wall seconds."""
         cpu = time.process_time()
         wall = time.perf_counter()
         self.go.release()
@@ -123,6 +129,7 @@ class Turn(QuietView):
         return time.process_time() - cpu, time.perf_counter() - wall
 
     def close_down(self) -> None:
+        """End the trainer's thread."""
         self.stop = True
         self.go.release()
         self.thread.join()
@@ -131,21 +138,23 @@ class Turn(QuietView):
 def make_trainer(
     name: str, settings: tuple[str, ...], accelerator: Accelerator, folder: Path
 ) -> Callable:
+    """A function that builds the trainer of one variant for a `Turn`."""
+
     def make(view: Turn) -> Trainer:
         folder.mkdir(exist_ok=True)
-        return Trainer(load(name, settings), accelerator, folder, None, view)
+        return build_trainer(load_variant(name, settings), accelerator, folder, None, view)
 
     return make
 
 
-def load(name: str, settings: tuple[str, ...]) -> Recipe:
-    steps = recipes.load(name).train.steps
-    never = [f"train.{what}={steps}" for what in ("validate_every", "checkpoint_every")]
-    return settled(recipes.load(name, [*never, "train.samples=0", *settings]))
+def load_variant(name: str, settings: tuple[str, ...]) -> Recipe:
+    steps = load_recipe(name).train.steps
+    never = [f"train.{key}={steps}" for key in ("validate_every", "checkpoint_every")]
+    return resolve_precision(load_recipe(name, [*never, "train.samples=0", *settings]))
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float]:
-    """Sum over sum, less 1, and twice its standard error."""
+    """Ratio of the sums minus 1, and twice its standard error."""
     sums = [
         (sum(ours[k : k + BLOCK]), sum(theirs[k : k + BLOCK])) for k in range(0, len(ours), BLOCK)
     ]
@@ -162,68 +171,83 @@ def measure(
     name: str,
     shape: tuple[str, ...],
     accelerator: Accelerator,
+    *,
     rounds: int,
     warm: int,
-    beside: list[str],
+    chosen: list[str],
 ) -> None:
-    """beside: the variants that are measured beside static; none given: all."""
+    """Print the cost of the chosen variants relative to static; none chosen: of all."""
     with tempfile.TemporaryDirectory() as folder:
-        turns = {}
-        for k, (variant, settings) in enumerate(variants(recipes.load(name).train.steps).items()):
-            if beside and variant not in ("static", *beside):
-                continue
-            print(f"{name}: making {variant}", file=sys.stderr, flush=True)
-            turns[variant] = Turn(
-                make_trainer(name, (*shape, *settings), accelerator, Path(folder) / str(k))
-            )
-            if features := turns[
-                variant
-            ].trainer.prepared.features:  # an epoch later they are all in memory
-                for clip in turns[variant].trainer.prepared.train:
-                    features.memory.read(clip)
-                    features.samples_of(clip)
-        names = list(turns)
-        cpu: dict[str, list[float]] = {variant: [] for variant in names}
-        wall: dict[str, list[float]] = {variant: [] for variant in names}
-        for k in range(warm + rounds):
-            for j in range(len(names)):
-                variant = names[(j + k) % len(names)]
-                spent = turns[variant].take()
-                if k >= warm:
-                    cpu[variant].append(spent[0])
-                    wall[variant].append(spent[1])
-            if (k + 1) % (5 * BLOCK) == 0:
-                print(f"{name}: {k + 1} rounds", file=sys.stderr, flush=True)
-        table = turns["static"].trainer.recipe
+        turns = make_turns(name, shape, accelerator, Path(folder), chosen)
+        recipe = turns["static"].trainer.recipe
+        cpu, wall = take_rounds(name, turns, rounds, warm)
         for turn in turns.values():
             turn.close_down()
-    batch = table.train.batch_size
-    model = table.model.resolved()
-    print(
-        f"\n{name}: width {model[0]}, {model[1]} blocks, batch {batch}, {accelerator.device}, {rounds} rounds, "
-        f"load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads\n"
-    )
-    print(
-        "| variant | CPU ms, median | over static | wall ms, median | over static |\n|---|---|---|---|---|"
-    )
-    for variant in names:
+    width, depth, _ = recipe.model.resolved()
+    model = f"width {width}, {depth} blocks, batch {recipe.train.batch_size}"
+    load = f"load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads"
+    print(f"\n{name}: {model}, {accelerator.device}, {rounds} rounds, {load}\n")
+    print("| variant | CPU ms, median | over static | wall ms, median | over static |")
+    print("|---|---|---|---|---|")
+    for variant in turns:
         cells = []
-        for found in (cpu, wall):
-            over, error = ratio(found[variant], found["static"])
-            cells.append(f"{1e3 * statistics.median(found[variant]):.1f}")
+        for seconds in (cpu, wall):
+            over, error = ratio(seconds[variant], seconds["static"])
+            cells.append(f"{1e3 * statistics.median(seconds[variant]):.1f}")
             cells.append("-" if variant == "static" else f"{100 * over:+.1f} % ± {100 * error:.1f}")
         print(f"| {variant} | {' | '.join(cells)} |", flush=True)
 
 
+def make_turns(
+    name: str,
+    shape: tuple[str, ...],
+    accelerator: Accelerator,
+    folder: Path,
+    chosen: list[str],
+) -> dict[str, Turn]:
+    """Variant -> a trainer that is ready for its first step, with all features in memory."""
+    turns = {}
+    for k, (variant, settings) in enumerate(variants(load_recipe(name).train.steps).items()):
+        if chosen and variant not in ("static", *chosen):
+            continue
+        print(f"{name}: making {variant}", file=sys.stderr, flush=True)
+        trainer = make_trainer(name, (*shape, *settings), accelerator, folder / str(k))
+        turns[variant] = Turn(trainer)
+        # As after an epoch: the first read of a clip's features is not measured.
+        prepared = turns[variant].trainer.prepared
+        if prepared.features:
+            for clip in prepared.train:
+                prepared.features.memory.read(clip)
+                prepared.features.samples_of(clip)
+    return turns
+
+
+def take_rounds(
+    name: str, turns: dict[str, Turn], rounds: int, warm: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """CPU and wall seconds of each variant's steps, after `warm` rounds that do not count."""
+    names = list(turns)
+    cpu: dict[str, list[float]] = {variant: [] for variant in names}
+    wall: dict[str, list[float]] = {variant: [] for variant in names}
+    for k in range(warm + rounds):
+        for j in range(len(names)):
+            variant = names[(j + k) % len(names)]
+            cpu_s, wall_s = turns[variant].take()
+            if k >= warm:
+                cpu[variant].append(cpu_s)
+                wall[variant].append(wall_s)
+        if (k + 1) % (5 * BLOCK) == 0:
+            print(f"{name}: {k + 1} rounds", file=sys.stderr, flush=True)
+    return cpu, wall
+
+
 def memory(name: str, shape: tuple[str, ...], accelerator: Accelerator, folder: Path) -> None:
-    """Bytes of tensors between steps, and the most a step allocates on top: static, guided, guidance having ended."""
-    print(
-        f"\n{name}: memory on {accelerator.device}, MiB\n\n| variant | tensors between steps | a step on top |"
-    )
-    print("|---|---|---|")
+    """Print MiB of tensors between steps, and the peak that a step allocates on top of them."""
+    print(f"\n{name}: memory on {accelerator.device}, MiB\n")
+    print("| variant | tensors between steps | a step on top |\n|---|---|---|")
     stop = (
         "stage.guidance.schedule=stop",
-        f"stage.guidance.end={1 / recipes.load(name).train.steps}",
+        f"stage.guidance.end={1 / load_recipe(name).train.steps}",
     )
     for variant, settings in (
         ("static", ()),
@@ -234,27 +258,26 @@ def memory(name: str, shape: tuple[str, ...], accelerator: Accelerator, folder: 
         for step in range(5):
             turn.watching = step == 3
             turn.take()
-        print(
-            f"| {variant} | {tensors(accelerator.device.type) / 2**20:.2f} | {turn.most / 2**20:.2f} |",
-            flush=True,
-        )
+        held = tensor_bytes(accelerator.device.type) / 2**20
+        print(f"| {variant} | {held:.2f} | {turn.peak / 2**20:.2f} |", flush=True)
         turn.close_down()
         del turn
         accelerator.free_memory()
 
 
-def tensors(device: str) -> int:
-    """Bytes of all tensors that there are on a device."""
+def tensor_bytes(device: str) -> int:
+    """Bytes of all tensors on a device; storage that tensors share counts once."""
     gc.collect()
-    there = [
-        x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and x.device.type == device
+    storages = [
+        x.untyped_storage()
+        for x in gc.get_objects()
+        if issubclass(type(x), torch.Tensor) and x.device.type == device
     ]
-    found = [x.untyped_storage() for x in there]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def most_allocated(profile: torch.profiler.profile, device: str) -> int:
-    """The largest sum of what had been allocated on a device and not yet freed, in bytes."""
+def peak_allocation(profile: torch.profiler.profile, device: str) -> int:
+    """Peak of the bytes allocated on a device and not yet freed."""
     assert profile.profiler is not None and profile.profiler.kineto_results is not None
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     events = [e for e in events if e.device_type().name.lower() == device]
@@ -272,27 +295,37 @@ def main() -> None:
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
     )
     parser.add_argument(
-        "--rounds", type=int, default=10 * BLOCK, help=f"in blocks of {BLOCK}; 0: memory alone"
+        "--rounds", type=int, default=10 * BLOCK, help=f"in blocks of {BLOCK}; 0: memory only"
     )
-    parser.add_argument("--warm", type=int, default=6, help="rounds before, that do not count")
-    parser.add_argument(
-        "--set", action="append", default=[], help="of every variant, after the shape"
-    )
+    parser.add_argument("--warm", type=int, default=6, help="rounds before the measurement")
+    parser.add_argument("--set", action="append", default=[], help="for every variant (repeatable)")
     every = [name for name in variants(1000) if name != "static"]
     parser.add_argument(
-        "--variant", action="append", default=[], choices=every, help="beside static; default: all"
+        "--variant",
+        action="append",
+        default=[],
+        choices=every,
+        help="measured beside static (repeatable); default: all",
     )
     options = parser.parse_args()
     shape = (*SHAPE, *options.set)
     for name in options.recipes:
-        precision = {"fp32": "no"}.get(
-            load(name, shape).train.precision, load(name, shape).train.precision
+        precision = load_variant(name, shape).train.precision
+        accelerator = Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            cpu=options.device == "cpu",
         )
-        accelerator = Accelerator(mixed_precision=precision, cpu=options.device == "cpu")
         with tempfile.TemporaryDirectory() as temporary:
             memory(name, shape, accelerator, Path(temporary))
         if options.rounds:
-            measure(name, shape, accelerator, options.rounds, options.warm, options.variant)
+            measure(
+                name,
+                shape,
+                accelerator,
+                rounds=options.rounds,
+                warm=options.warm,
+                chosen=options.variant,
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Codecs by the `[codec]` table of a recipe. No torch until one is made."""
+"""Codecs, built from the `[codec]` section of a recipe. No torch before a codec is built."""
 
 from __future__ import annotations
 
@@ -13,46 +13,53 @@ if TYPE_CHECKING:
 
 
 def make_codec(recipe: Recipe) -> Codec:
-    """The codec of a recipe, its statistics not fitted yet. Raises StageError (missing weights, wrong rate)."""
-    table = recipe.codec
+    """The codec of a recipe, with its statistics not fitted yet.
+
+    Raises StageError for settings that cannot work, missing weights and a wrong sample rate.
+    """
+    options = recipe.codec
     sample_rate = recipe.data.sample_rate
-    if table.kind == "mel":
+    if options.kind == "mel":
         from stagecli.codec.mel import MelCodec
+        from stagecli.codec.vocoder import load_vocoder
 
         return MelCodec(
             sample_rate=sample_rate,
-            n_fft=table.n_fft,
-            hop=table.hop,
-            n_mels=table.n_mels,
-            f_min=table.f_min,
-            f_max=table.f_max,
-            floor=table.floor,
-            iterations=table.iterations,
-            vocoder=table.vocoder or None,
+            n_fft=options.n_fft,
+            hop=options.hop,
+            n_mels=options.n_mels,
+            f_min=options.f_min,
+            f_max=options.f_max,
+            floor=options.floor,
+            iterations=options.iterations,
+            vocoder=load_vocoder(options.vocoder) if options.vocoder else None,
         )
-    if table.kind == "mdct":
+    if options.kind == "mdct":
         from stagecli.codec.spectral import MDCTCodec
 
         return MDCTCodec(
-            sample_rate=sample_rate, hop=table.hop, alpha=table.alpha, floor=table.floor
+            sample_rate=sample_rate, hop=options.hop, alpha=options.alpha, floor=options.floor
         )
-    if table.kind == "stft":
+    if options.kind == "stft":
         from stagecli.codec.spectral import STFTCodec
 
         return STFTCodec(
             sample_rate=sample_rate,
-            n_fft=table.n_fft,
-            hop=table.hop,
-            alpha=table.alpha,
-            floor=table.floor,
+            n_fft=options.n_fft,
+            hop=options.hop,
+            alpha=options.alpha,
+            floor=options.floor,
         )
-    from stagecli.codec.neural import NeuralCodec
+    from stagecli.codec.neural import load_neural_codec
 
-    return NeuralCodec(table.model, sample_rate=sample_rate)
+    return load_neural_codec(options.model, sample_rate=sample_rate)
 
 
 def load_codec_state(codec: Codec, path: Path) -> None:
-    """Statistics (and buffers) of the training set, as the run saved them."""
+    """Set the codec's per-channel statistics to those that a run saved at `path`.
+
+    Raises StageError when the file is missing.
+    """
     from safetensors.torch import load_file
 
     if not path.exists():

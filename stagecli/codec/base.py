@@ -11,9 +11,10 @@ from torch import Tensor, nn
 class Codec(nn.Module):
     """Audio [B, N] at `sample_rate` <-> normalised frames x0 [B, T, C], differentiable both ways.
 
-    Subclasses set the four attributes below and implement `analyse` and `synthesise`, which work
-    on raw frames; the per-channel statistics of the training set (`fit`) are applied here, so that
-    `encode` gives frames of mean 0 and standard deviation 1 per channel over the training set.
+    sample_rate: Hz; hop: audio samples per frame; channels: C; is_network: frames are expensive and
+    worth caching. Subclasses implement `analyse` and `synthesise`, which work on raw frames. The
+    per-channel statistics of the training set (`fit`) are applied here, so that `encode` yields
+    frames of mean 0 and standard deviation 1 per channel over the training set.
     """
 
     mean_C: Tensor
@@ -21,23 +22,26 @@ class Codec(nn.Module):
 
     def __init__(self, *, sample_rate: int, hop: int, channels: int, is_network: bool) -> None:
         super().__init__()
-        self.sample_rate = sample_rate  # Hz
-        self.hop = hop  # samples per frame
-        self.channels = channels  # C
-        self.is_network = is_network  # True: frames are worth caching
+        self.sample_rate = sample_rate
+        self.hop = hop
+        self.channels = channels
+        self.is_network = is_network
         self.register_buffer("mean_C", torch.zeros(channels))
         self.register_buffer("std_C", torch.ones(channels))
 
-    def frames(self, samples: int) -> int:
-        """Number of frames T that `encode` gives for `samples` samples."""
-        return -(-samples // self.hop)
+    def frames(self, length: int) -> int:
+        """Number of frames T that `encode` yields for `length` audio samples."""
+        return -(-length // self.hop)
 
     def analyse(self, audio_BN: Tensor) -> Tensor:
         """Audio [B, N] -> raw frames [B, T, C] with T = `frames(N)`."""
         raise NotImplementedError
 
     def synthesise(self, raw_BTC: Tensor, draft: bool = False) -> Tensor:
-        """Raw frames [B, T, C] -> audio [B, T * hop]. Deterministic. draft: cheap, where a codec has a cheap way."""
+        """Raw frames [B, T, C] -> audio [B, T * hop], deterministically.
+
+        draft: trade quality for speed, where the codec can.
+        """
         raise NotImplementedError
 
     def encode(self, audio_BN: Tensor) -> Tensor:
@@ -49,33 +53,34 @@ class Codec(nn.Module):
         return (raw_BTC - self.mean_C) / self.std_C
 
     def decode(
-        self, frames_BTC: Tensor, samples: int | None = None, *, draft: bool = False
+        self, frames_BTC: Tensor, length: int | None = None, *, draft: bool = False
     ) -> Tensor:
-        """Normalised frames [B, T, C] -> audio [B, samples] (default T * hop).
+        """Normalised frames [B, T, C] -> audio [B, length] (default T * hop).
 
-        draft: good enough for a measurement that is made often, such as a probe; not for listening.
+        draft: good enough for frequent measurements such as probes, not for listening.
         """
         audio_BN = self.synthesise(frames_BTC * self.std_C + self.mean_C, draft)
-        return audio_BN if samples is None else audio_BN[:, :samples]
+        return audio_BN if length is None else audio_BN[:, :length]
 
     @torch.no_grad()
     def fit(self, audio: Iterable[Tensor], floor: float = 1e-4, raw: bool = False) -> None:
-        """Set mean_C and std_C from an iterable of audio [B, N] of the training split.
+        """Set mean_C and std_C from batches of audio [B, N] of the training split.
 
-        raw: the iterable gives raw frames [B, T, C] instead. Sums are kept in float64; a channel
-        whose deviation is under `floor` gets `floor`.
+        raw: the batches are raw frames [B, T, C] instead. floor: lower bound of a channel's
+        standard deviation. Sums are kept in float64. Raises ValueError without any frame.
         """
-        total = torch.zeros(self.channels, dtype=torch.float64)
-        square = torch.zeros(self.channels, dtype=torch.float64)
+        total_C = torch.zeros(self.channels, dtype=torch.float64)
+        squares_C = torch.zeros(self.channels, dtype=torch.float64)
         count = 0
-        for item in audio:
-            raw_FC = (item if raw else self.analyse(item)).reshape(-1, self.channels).double().cpu()
-            total += raw_FC.sum(0)
-            square += raw_FC.square().sum(0)
+        for batch in audio:
+            raw_BTC = batch if raw else self.analyse(batch)
+            raw_FC = raw_BTC.reshape(-1, self.channels).double().cpu()
+            total_C += raw_FC.sum(0)
+            squares_C += raw_FC.square().sum(0)
             count += raw_FC.shape[0]
         if count == 0:
             raise ValueError("codec statistics need at least one frame of audio")
-        mean = total / count
-        deviation = (square / count - mean.square()).clamp_min(0).sqrt()
-        self.mean_C.copy_(mean.float())
-        self.std_C.copy_(deviation.clamp_min(floor).float())
+        mean_C = total_C / count
+        deviation_C = (squares_C / count - mean_C.square()).clamp_min(0).sqrt()
+        self.mean_C.copy_(mean_C.float())
+        self.std_C.copy_(deviation_C.clamp_min(floor).float())

@@ -1,8 +1,8 @@
 """Neural codecs from `transformers` checkpoints, used through their continuous latents.
 
-The frames are the encoder's output before quantisation and the decoder is fed with frames directly, so
-diffusion works on a continuous space and decoding stays differentiable. DAC: Kumar et al. 2023
-(arXiv 2306.06546); EnCodec: Defossez et al. 2022 (arXiv 2210.13438).
+The frames are the encoder's output before quantisation, and the decoder reads frames directly, so
+diffusion works in a continuous space and decoding stays differentiable. DAC: Kumar et al., 2023
+(arXiv 2306.06546); EnCodec: Defossez et al., 2022 (arXiv 2210.13438).
 """
 
 from __future__ import annotations
@@ -16,20 +16,44 @@ from stagecli import hub
 from stagecli.codec.base import Codec
 from stagecli.errors import StageError
 
-_CLASSES = {
-    "dac": "DacModel",
-    "encodec": "EncodecModel",
-}  # model_type in config.json -> transformers class
+_CLASSES = {"dac": "DacModel", "encodec": "EncodecModel"}
+"""model_type in config.json -> class of `transformers`."""
 
 
-def _load_config(folder: Path, source: str) -> Any:
-    """Config of a checkpoint; StageError where it cannot be read or is no codec we know."""
+def load_neural_codec(source: str, *, sample_rate: int) -> NeuralCodec:
+    """The codec of a DAC or EnCodec checkpoint.
+
+    source: hub id (`descript/dac_44khz`) or local folder; sample_rate: the recipe's, Hz, which must
+    be the model's. Raises StageError: folder missing, hub unreachable, unsupported model, wrong
+    sample rate, incomplete weights.
+    """
+    folder = hub.fetch(source, "codec")
+    config = _read_config(folder, source)
+    rate = int(config.sampling_rate)
+    if rate != sample_rate:
+        raise StageError(
+            f"codec {source} works at {rate} Hz, the recipe at {sample_rate} Hz",
+            hint=f"set the recipe's sample rate to {rate}, or choose a {sample_rate} Hz checkpoint",
+        )
+    if getattr(config, "audio_channels", 1) != 1 or getattr(config, "normalize", False):
+        # With `normalize` the loudness of every chunk travels beside the latents and would be lost.
+        raise StageError(
+            f"codec {source} is a stereo or loudness-normalising EnCodec, which is not supported",
+            hint="use a mono checkpoint without normalisation, such as facebook/encodec_24khz",
+        )
+    model_class = _model_class(config.model_type)
+    return NeuralCodec(hub.load_weights(model_class, config, folder, source, "codec"), config)
+
+
+def _read_config(folder: Path, source: str) -> Any:
+    """Config of a checkpoint. Raises StageError when it is unreadable or not a supported codec."""
     plain = hub.read_config(folder, source, "codec")
     model_type = plain.get("model_type")
     if model_type not in _CLASSES:
         raise StageError(
             f"codec {source} is a model of type {model_type!r}, which is not supported",
-            hint="use a DAC or an EnCodec checkpoint (model_type dac or encodec), or a spectral codec",
+            hint="use a DAC or an EnCodec checkpoint (model_type dac or encodec), "
+            "or a spectral codec",
         )
     return hub.make_config(_model_class(model_type), plain, source, "codec")
 
@@ -41,46 +65,24 @@ def _model_class(model_type: str) -> Any:
 
 
 class NeuralCodec(Codec):
-    """Continuous latents of a frozen DAC or EnCodec checkpoint.
+    """Continuous latents of a frozen DAC or EnCodec model.
 
-    source: hub id (`descript/dac_44khz`) or a local folder; sample_rate: the recipe's, Hz, which must
-    be the model's. T = ceil(N / hop), hop and C come from the model's config. Gradients flow
-    through both ways, never into the weights.
-
-    Raises StageError: folder missing, hub out of reach, unsupported model, wrong sample rate, incomplete
-    weights.
+    model, config: of `transformers`. T = ceil(N / hop); hop and C come from the config. Gradients
+    flow through both ways, never into the weights.
     """
 
-    def __init__(self, source: str, *, sample_rate: int) -> None:
-        folder = hub.fetch(str(source), "codec")
-        config = _load_config(folder, str(source))
-        rate = int(config.sampling_rate)
-        if rate != sample_rate:
-            raise StageError(
-                f"codec {source} works at {rate} Hz, the recipe says {sample_rate} Hz",
-                hint=f"set the recipe's sample rate to {rate}, or choose a {sample_rate} Hz checkpoint",
-            )
-        if getattr(config, "audio_channels", 1) != 1 or getattr(config, "normalize", False):
-            # With `normalize` the loudness of every chunk travels beside the latents and would be lost.
-            raise StageError(
-                f"codec {source} is a stereo or loudness-normalising EnCodec, which is not supported",
-                hint="use a mono checkpoint without normalisation, such as facebook/encodec_24khz",
-            )
+    def __init__(self, model: nn.Module, config: Any) -> None:
         super().__init__(
-            sample_rate=rate,
+            sample_rate=int(config.sampling_rate),
             hop=int(config.hop_length),
             channels=int(config.hidden_size),
             is_network=True,
-        )
-        self.source = str(source)
-        model = hub.load_weights(
-            _model_class(config.model_type), config, folder, str(source), "codec"
         )
         self.model: Any = model.requires_grad_(False)
         self.train(False)
 
     def train(self, mode: bool = True) -> NeuralCodec:
-        """Stay in evaluation mode whatever the caller asks: the codec is frozen."""
+        """Stay in evaluation mode whatever `mode` is: the codec is frozen."""
         super().train(False)
         for module in self.model.modules():
             # cuDNN has no backward pass for an LSTM in evaluation mode. EnCodec's LSTM has no

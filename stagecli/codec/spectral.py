@@ -1,8 +1,8 @@
 """Lossless spectral codecs: the MDCT and the complex STFT, both with companded amplitudes.
 
-Both have T = ceil(N / hop) frames, give every channel a frequency in Hz, and need no training beyond
-`fit`. The MDCT is critically sampled (C = hop); the STFT is redundant (C = n_fft) and keeps the phase
-as the direction of (real, imaginary).
+Both have T = ceil(N / hop) frames, assign every channel a frequency in Hz and need no training
+beyond `fit`. The MDCT is critically sampled (C = hop). The STFT is redundant (C = n_fft) and keeps
+the phase as the direction of (real, imaginary).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _SMALLEST = 1e-30  # keeps sqrt and division differentiable at zero; far below a
 def compress(amplitude: Tensor, alpha: float, floor: float) -> Tensor:
     """Amplitude >= 0 of any shape -> (amplitude + floor)^alpha - floor^alpha.
 
-    A power law whose slope at zero is finite (alpha floor^(alpha - 1)) and whose inverse is closed
-    (`expand`). Written with expm1 and log1p, because the plain form cancels below `floor`.
+    A power law with a finite slope at zero, alpha floor^(alpha - 1), and a closed-form inverse
+    (`expand`). Computed with expm1 and log1p, because the plain form cancels below `floor`.
     """
     return floor**alpha * torch.expm1(alpha * torch.log1p(amplitude / floor))
 
@@ -34,8 +34,9 @@ def expand(companded: Tensor, alpha: float, floor: float) -> Tensor:
 def _rising_half(kind: str, length: int) -> Tensor:
     """Rising half [length] (float64) of a window w with w(n)^2 + w(length - 1 - n)^2 = 1.
 
-    kind: sine; kbd (Kaiser-Bessel-derived with alpha 4, Princen & Bradley / ISO 13818-7); vorbis
-    (Vorbis I specification, 4.3.1). Side lobes far away are lowest for kbd, near ones for sine.
+    kind: "sine"; "kbd" (Kaiser-Bessel-derived with alpha 4, Princen and Bradley, ISO 13818-7);
+    "vorbis" (Vorbis I specification, 4.3.1). kbd has the lowest far side lobes, sine the lowest
+    near ones.
     """
     n = torch.arange(length, dtype=torch.float64) + 0.5
     sine = torch.sin(math.pi / 2 * n / length)
@@ -52,15 +53,20 @@ def _rising_half(kind: str, length: int) -> Tensor:
 
 
 def _to_blocks(audio_BN: Tensor, frames: int, hop: int) -> Tensor:
-    """Audio [B, N] -> blocks [B, T, hop], the last one filled up with zeros."""
+    """Audio [B, N] -> blocks [B, T, hop], the last one zero-padded."""
     padded_BN = torch.nn.functional.pad(audio_BN, (0, frames * hop - audio_BN.shape[1]))
     return padded_BN.reshape(audio_BN.shape[0], frames, hop)
 
 
 class SpectralCodec(Codec):
-    """What the spectral codecs share: companding options and a frequency for every channel."""
+    """Base of the spectral codecs: companding, and a frequency for every channel.
 
-    channel_hz: Tensor  # centre frequency of each channel, Hz [C]
+    alpha: exponent of the companding, in (0, 1]; floor: amplitude below which it is linear.
+    channel_hz: centre frequency of each channel, Hz [C]. Raises ValueError for options out of
+    range.
+    """
+
+    channel_hz: Tensor
 
     def __init__(
         self,
@@ -81,30 +87,15 @@ class SpectralCodec(Codec):
         self.floor = floor
         self.register_buffer("channel_hz", channel_hz_C.float(), persistent=False)
 
-    def below(self, cutoff_hz: float | Tensor) -> Tensor:
-        """Which channels lie below the cutoff: bool [C], or [B, C] for a cutoff tensor [B] in Hz."""
-        cutoff = torch.as_tensor(cutoff_hz, dtype=torch.float32, device=self.channel_hz.device)
-        return self.channel_hz < cutoff.unsqueeze(-1)
-
-    def replace_band(
-        self, frames_BTC: Tensor, kept_BTC: Tensor, cutoff_hz: float | Tensor
-    ) -> Tensor:
-        """frames_BTC with the channels whose centre is below cutoff_hz (number or [B], Hz) from kept_BTC.
-
-        Works on raw and on normalised frames alike: the two are only never mixed.
-        """
-        mask = self.below(cutoff_hz)
-        return torch.where(mask.unsqueeze(-2), kept_BTC, frames_BTC)
-
 
 class MDCTCodec(SpectralCodec):
-    """Modified discrete cosine transform (Princen & Bradley 1986) with companded coefficients.
+    """Modified discrete cosine transform (Princen and Bradley, 1986), companded.
 
-    hop: samples per frame = number of coefficients, even; the window spans 2 hop samples. The raw
-    frame is sign(c) compress(|c|). Computed as a lapped orthogonal transform: a rotation of mirrored
-    samples across every inner block boundary (the time-domain aliasing), then an orthonormal DCT-IV of
-    each block. The outer boundaries are not rotated, so T = ceil(N / hop) and nothing is lost at
-    the ends.
+    hop: samples per frame and number of coefficients, even; the window spans 2 hop samples. A raw
+    frame is sign(c) compress(|c|). Computed as a lapped orthogonal transform: a rotation of
+    mirrored samples across every inner block boundary (the time-domain aliasing), then an
+    orthonormal DCT-IV of each block. The outer boundaries are not rotated, so T = ceil(N / hop) and
+    nothing is lost at the ends.
     """
 
     dct_NC: Tensor
@@ -139,7 +130,7 @@ class MDCTCodec(SpectralCodec):
         self.register_buffer("sine_H", rise[: hop // 2].flip(0).float(), persistent=False)
 
     def _rotate(self, block_BTN: Tensor, direction: int) -> Tensor:
-        """Rotate the mirrored pairs across inner block boundaries; direction -1 undoes direction 1."""
+        """Rotate mirrored pairs across inner block boundaries; direction -1 undoes direction 1."""
         half = self.hop // 2
         before_BTH = block_BTN[:, :-1, half:].flip(-1)  # counted from the boundary outwards
         after_BTH = block_BTN[:, 1:, :half]
@@ -164,12 +155,12 @@ class MDCTCodec(SpectralCodec):
 
 
 class STFTCodec(SpectralCodec):
-    """Complex short-time Fourier transform with companded magnitude and kept phase.
+    """Complex short-time Fourier transform with companded magnitude and unchanged phase.
 
-    n_fft: window length, even and at least 2 hop. Frame k is centred on the middle of samples
-    [k hop, (k + 1) hop). Channels: real parts of bins 0 .. n_fft / 2, then imaginary parts of bins
-    1 .. n_fft / 2 - 1 (the other two are zero), so C = n_fft. Scaled so that white noise of
-    variance 1 gives bins of mean power 1. Synthesis is the least-squares one (Griffin & Lim 1984).
+    n_fft: window length in samples, even and at least 2 hop. Frame k is centred on the middle of
+    samples [k hop, (k + 1) hop). Channels: real parts of bins 0 .. n_fft / 2, then imaginary parts
+    of bins 1 .. n_fft / 2 - 1 (the other two are zero), so C = n_fft. Scaled so that white noise of
+    variance 1 has bins of mean power 1. Synthesis is least squares (Griffin and Lim, 1984).
     """
 
     window_N: Tensor
@@ -205,7 +196,7 @@ class STFTCodec(SpectralCodec):
         self.register_buffer("window_N", window_N.float(), persistent=False)
 
     def _overlap_add(self, frame_BTN: Tensor) -> Tensor:
-        """Frames [B, T, n_fft] -> their sum at every hop [B, T * hop], the overhang cut off."""
+        """Frames [B, T, n_fft] -> overlap-added [B, T * hop], without the overhang."""
         frames = frame_BTN.shape[1]
         overhang = (self.n_fft - self.hop) // 2
         total = (frames - 1) * self.hop + self.n_fft

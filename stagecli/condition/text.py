@@ -1,7 +1,7 @@
 """Text encoders: captions -> tokens [B, L, D] and their mask [B, L].
 
-`ByteEncoder` is a part of the network and trained along; `PretrainedText` is frozen, so its
-embeddings are computed once and cached.
+The byte encoder is part of the network and trained with it (`model.byte_encoder`); here are its
+ids. `PretrainedText` is frozen, so its embeddings are computed once and cached.
 """
 
 from __future__ import annotations
@@ -10,84 +10,55 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stagecli.errors import EXIT_USAGE, Problem, StageError
 from stagecli.schema import Recipe
 
-# byte b has the id b + OFFSET
+# Byte b has the id b + OFFSET.
 PAD = 0
 BEGIN = 1
 OFFSET = 2
 
 
 def byte_ids(captions: Sequence[str], max_length: int) -> Tensor:
-    """UTF-8 bytes of each caption -> ids [B, L], begun by BEGIN and padded by PAD.
+    """UTF-8 bytes of each caption -> ids [B, L], starting with BEGIN and padded with PAD.
 
-    The empty caption is BEGIN alone: it is what a dropped caption becomes.
+    Captions are truncated to max_length ids. The empty caption, which a dropped caption becomes, is
+    BEGIN alone.
     """
     rows = [
-        [BEGIN, *(b + OFFSET for b in caption.encode("utf-8")[: max_length - 1])]
+        [BEGIN, *(byte + OFFSET for byte in caption.encode("utf-8")[: max_length - 1])]
         for caption in captions
     ]
     length = max(len(row) for row in rows)
     return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
 
 
-def _has_tokenizer(folder: Path) -> None:
-    """OSError for a local folder without one: `transformers` then makes an empty one, which knows no word."""
-    if folder.is_dir() and not any(
-        any(folder.glob(p)) for p in ("tokenizer*", "vocab*", "*.model")
-    ):
-        raise OSError(f"{folder} holds no tokenizer")
-
-
 class PretrainedText:
-    """A frozen `transformers` text encoder (T5 encoder, CLAP text, any AutoModel) and its tokenizer.
+    """A frozen text encoder of `transformers` and its tokenizer, from `load_text_encoder`.
 
-    Raises StageError where the model cannot be loaded, naming the local-folder way.
+    width: D of the embeddings; max_length: tokens to which a caption is truncated.
     """
 
-    def __init__(self, model: str, max_length: int) -> None:
-        from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
-
-        self.model_id = model
+    def __init__(self, network: nn.Module, tokenizer: Any, max_length: int) -> None:
+        self.network: Any = network.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
         self.max_length = max_length
-        try:
-            kind = AutoConfig.from_pretrained(model).model_type
-            loader = T5EncoderModel if kind in ("t5", "umt5", "mt5") else AutoModel
-            network = loader.from_pretrained(model)
-            self.tokenizer = AutoTokenizer.from_pretrained(
-                model, padding_side="right"
-            )  # `embed` cuts the end off
-            _has_tokenizer(Path(model))
-        except (OSError, ValueError, ImportError) as error:
-            raise StageError(
-                f"cannot load the text encoder {model!r}",
-                problems=[Problem("condition.model", str(error).splitlines()[0])],
-                hint="give a local folder written by save_pretrained, with its tokenizer",
-                exit_code=EXIT_USAGE,
-            ) from error
-        if kind == "clap":
-            network = network.text_model
-        elif getattr(network.config, "is_encoder_decoder", False) and hasattr(
-            network, "get_encoder"
-        ):
-            network = network.get_encoder()
-        self.network = network.eval().requires_grad_(False)
-        config = getattr(network.config, "text_config", network.config)
+        config: Any = getattr(self.network.config, "text_config", self.network.config)
         self.width = int(getattr(config, "hidden_size", None) or config.d_model)
 
     def vocabulary(self) -> str:
-        """Hash of the tokenizer's words: with the weights, what embeddings depend on."""
+        """Hash of the tokenizer's vocabulary; embeddings depend on it and on the weights."""
         words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> list[Tensor]:
-        """Captions -> one float32 tensor [L_i, D] each, without padding."""
+        """Captions -> one float32 tensor [L_i, D] each on the CPU, without padding."""
         device = next(self.network.parameters()).device
         tokens = self.tokenizer(
             list(captions),
@@ -101,9 +72,51 @@ class PretrainedText:
         return [state[: max(int(n), 1)] for state, n in zip(states, lengths, strict=True)]
 
 
+def load_text_encoder(model: str, max_length: int) -> PretrainedText:
+    """A text encoder by hub id or folder: T5 encoder, CLAP text tower, any AutoModel.
+
+    Raises StageError when model or tokenizer cannot be loaded.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+
+    try:
+        kind = AutoConfig.from_pretrained(model).model_type
+        model_class = T5EncoderModel if kind in ("t5", "umt5", "mt5") else AutoModel
+        network: Any = model_class.from_pretrained(model)
+        # Padding on the right, because `embed` cuts the end off.
+        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right")
+        _require_tokenizer(Path(model))
+    except (OSError, ValueError, ImportError) as error:
+        raise StageError(
+            f"cannot load the text encoder {model!r}",
+            problems=[Problem("condition.model", str(error).splitlines()[0])],
+            hint="give a local folder written by save_pretrained, with its tokenizer",
+            exit_code=EXIT_USAGE,
+        ) from error
+    if kind == "clap":
+        network = network.text_model
+    elif getattr(network.config, "is_encoder_decoder", False) and hasattr(network, "get_encoder"):
+        network = network.get_encoder()
+    return PretrainedText(network, tokenizer, max_length)
+
+
 def text_encoder(recipe: Recipe, device: torch.device) -> PretrainedText | None:
+    """The frozen text encoder of a recipe on `device`; None where the recipe uses none.
+
+    Raises StageError as `load_text_encoder`.
+    """
     if recipe.condition.text != "transformers":
         return None
-    encoder = PretrainedText(recipe.condition.model, recipe.condition.max_length)
+    encoder = load_text_encoder(recipe.condition.model, recipe.condition.max_length)
     encoder.network.to(device)
     return encoder
+
+
+def _require_tokenizer(folder: Path) -> None:
+    """Raise OSError for a local folder without a tokenizer.
+
+    `transformers` would silently make an empty one that maps every word to the unknown token.
+    """
+    patterns = ("tokenizer*", "vocab*", "*.model")
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in patterns):
+        raise OSError(f"{folder} holds no tokenizer")

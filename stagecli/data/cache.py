@@ -1,7 +1,7 @@
-"""What is computed once: features of frozen networks, content hashes, checks of audio files. No torch.
+"""Results computed once: features of frozen networks, content hashes, checks of files. No torch.
 
-Every write is a whole file by rename, or one appended line, so that several processes may share a
-cache and a killed process leaves nothing behind that is read as a result.
+Every write replaces a whole file or appends one line, so that several processes may share a cache
+and a killed process leaves nothing behind that would be taken for a result.
 """
 
 from __future__ import annotations
@@ -17,88 +17,94 @@ from typing import Any, Literal
 import numpy as np
 
 from stagecli.errors import Problem, StageError
+from stagecli.files import append_json_lines, atomic_path, read_json_lines, write_atomic
 
 FORMAT = 1  # part of every cache's name: raise it when the meaning of the files changes
 Stamp = tuple[int, int]
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
-Count = Callable[[int, int], None]  # how much is done, of how much
+"""(size in bytes, modification time in ns) of a file; another stamp means another content."""
+Progress = Callable[[str, int, int], None]
+"""Called with (activity, done, total)."""
+Count = Callable[[int, int], None]
+"""Called with (done, total)."""
 
 
 def stamp_of(path: Path) -> Stamp:
-    """(size in bytes, modification time in ns): what tells a changed file; OSError if it is missing."""
+    """Size and modification time of `path`. Raises OSError if it is missing."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
 
 class FileIndex:
-    """Facts about files, remembered in a JSONL file by (name, size, mtime_ns).
+    """JSON values about files, kept in a JSONL file by (name, size, mtime_ns, version).
 
-    A fact is any JSON value. Appending is safe from several processes; a torn or foreign line is
-    ignored; the last line about a name wins. `version` drops facts that older code found.
+    Made by `open_index`. Appending is safe from several processes; the last line about a name wins.
     """
 
-    def __init__(self, path: Path, version: int = 1) -> None:
+    def __init__(
+        self, path: Path, version: int, entries: dict[str, tuple[Stamp, Any]] | None = None
+    ) -> None:
         self.path = path
         self.version = version
-        self._facts: dict[str, tuple[Stamp, Any]] = {}
-        self._torn = False
-        if not path.exists():
-            return
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise _unusable(path, error) from error
-        self._torn = bool(content) and not content.endswith(b"\n")
-        for line in content.splitlines():
-            try:
-                name, size, mtime_ns, of_version, fact = json.loads(line)
-            except (ValueError, TypeError):
-                continue
-            if of_version == version:
-                self._facts[name] = ((size, mtime_ns), fact)
+        self._entries = entries or {}
 
     def get(self, name: str, stamp: Stamp) -> Any | None:
-        """The fact about `name`, or None if there is none or the file has changed since."""
-        known = self._facts.get(name)
-        return known[1] if known is not None and known[0] == stamp else None
+        """The value for `name`; None if there is none or the file has changed since."""
+        entry = self._entries.get(name)
+        return entry[1] if entry is not None and entry[0] == stamp else None
 
-    def put(self, name: str, stamp: Stamp, fact: Any) -> None:
-        """Remember a fact; take `stamp` before reading the file, so that a later change is noticed."""
-        self.put_all([(name, stamp, fact)])
+    def put(self, name: str, stamp: Stamp, value: Any) -> None:
+        """Store a value. Take `stamp` before reading the file, so that a later change is noticed.
 
-    def put_all(self, facts: Iterable[tuple[str, Stamp, Any]]) -> None:
-        """Remember several facts with one write; StageError if the cache cannot be written."""
-        lines = ""
-        for name, stamp, fact in facts:
-            self._facts[name] = (stamp, fact)
-            lines += json.dumps([name, *stamp, self.version, fact]) + "\n"
-        if not lines:
-            return
-        if self._torn:  # keep a killed writer's half line from swallowing the next one
-            lines = "\n" + lines
-            self._torn = False
+        Raises StageError if the cache cannot be written.
+        """
+        self.put_all([(name, stamp, value)])
+
+    def put_all(self, entries: Iterable[tuple[str, Stamp, Any]]) -> None:
+        """Store several values with one write. Raises StageError if that fails."""
+        lines = []
+        for name, stamp, value in entries:
+            self._entries[name] = (stamp, value)
+            lines.append([name, *stamp, self.version, value])
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            try:
-                os.write(descriptor, lines.encode())
-            finally:
-                os.close(descriptor)
+            append_json_lines(self.path, lines)
         except OSError as error:
             raise _unusable(self.path, error) from error
 
 
-def content_hash(path: Path, index: FileIndex | None = None) -> str:
-    """SHA-256 (hex) of the bytes of a file; the index spares reading an unchanged file again.
+def open_index(path: Path, version: int = 1) -> FileIndex:
+    """The index stored at `path`, empty if there is no such file.
 
-    The hash is of the content alone: a moved or touched file keeps it. StageError if it is missing.
+    version: values that another version stored are ignored, as are torn and foreign lines. Raises
+    StageError if the file cannot be read.
+    """
+    entries: dict[str, tuple[Stamp, Any]] = {}
+    try:
+        for _, line in read_json_lines(path):
+            try:
+                name, size, mtime_ns, line_version, value = line
+            except (ValueError, TypeError):
+                continue
+            if isinstance(name, str) and line_version == version:
+                entries[name] = ((size, mtime_ns), value)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _unusable(path, error) from error
+    return FileIndex(path, version, entries)
+
+
+def content_hash(path: Path, index: FileIndex | None = None) -> str:
+    """SHA-256 (hex) of the bytes of a file, looked up in `index` for an unchanged file.
+
+    It depends on the content alone: a moved or touched file keeps it. Raises StageError if the file
+    cannot be read.
     """
     try:
         stamp = stamp_of(path)
         name = os.path.abspath(path)
-        known = index.get(name, stamp) if index else None
-        if isinstance(known, str):
-            return known
+        stored = index.get(name, stamp) if index else None
+        if isinstance(stored, str):
+            return stored
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -111,7 +117,10 @@ def content_hash(path: Path, index: FileIndex | None = None) -> str:
 
 
 def canonical(config: Mapping[str, Any]) -> str:
-    """One text per meaning: sorted keys, tuples as lists, 2.0 as 2. TypeError for what JSON cannot hold."""
+    """One text per meaning: sorted keys, tuples as lists, 2.0 as 2.
+
+    Raises TypeError or ValueError for values that JSON cannot hold.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.generic):
@@ -128,48 +137,46 @@ def canonical(config: Mapping[str, Any]) -> str:
 
 
 class FeatureCache:
-    """Arrays by key in `root/kind-<hash of config>/`, one .npy each.
+    """Arrays by key in `root/kind-<hash of config>/`, one .npy file each.
 
-    config must hold everything the values depend on (codec configuration, hash of the weights, sample
-    rate, crop seconds, seed): another config is another folder, and nothing is ever deleted but files
-    that cannot be read. Damage that keeps the size of a file is not noticed. A key is any string.
+    config: everything that the values depend on (codec configuration, hash of the weights, sample
+    rate, crop seconds, seed), written beside them as config.json. Another config is another folder,
+    and nothing is ever deleted but files that cannot be read. Damage that keeps the size of a file
+    goes unnoticed. A key is any string.
     """
 
     def __init__(self, root: Path, kind: str, config: Mapping[str, Any]) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._]+", kind):
             raise ValueError(f"cache kind {kind!r} must be letters, digits, dots and underscores")
-        text = canonical({"format": FORMAT, "kind": kind, "config": config})
-        self.path = Path(root) / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        described = self.path / "config.json"
-        if not described.exists():
-            pretty = json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
-            _write(described, lambda file: file.write(pretty.encode()))
+        self._identity = canonical({"format": FORMAT, "kind": kind, "config": config})
+        digest = hashlib.sha256(self._identity.encode()).hexdigest()
+        self.path = Path(root) / f"{kind}-{digest[:16]}"
 
     def file_of(self, key: str) -> Path:
-        """Where the array of `key` lies, whether it exists or not."""
+        """Path of the array of `key`, whether it exists or not."""
         digest = hashlib.sha256(key.encode()).hexdigest()
         return self.path / digest[:2] / f"{digest[2:]}.npy"
 
     def has(self, key: str) -> bool:
-        """Whether `get` would give an array."""
+        """Whether `get` returns an array."""
         return self.get(key) is not None
 
     def get(self, key: str) -> np.ndarray | None:
         """The array of `key`, read-only and memory-mapped; None if absent.
 
-        A file that is cut off or damaged is removed and counts as absent.
+        A truncated or damaged file is removed and counts as absent.
         """
         path = self.file_of(key)
         try:
             with open(path, "rb") as file:
-                found = os.fstat(file.fileno())
+                status = os.fstat(file.fileno())
                 version = np.lib.format.read_magic(file)
                 reader = np.lib.format.read_array_header_1_0
                 if version != (1, 0):
                     reader = np.lib.format.read_array_header_2_0
                 shape, by_column, dtype = reader(file)
                 count = int(np.prod(shape, dtype=np.int64))
-                if dtype.hasobject or file.tell() + count * dtype.itemsize != found.st_size:
+                if dtype.hasobject or file.tell() + count * dtype.itemsize != status.st_size:
                     raise ValueError("size of the file and shape of its array differ")
                 if not count:
                     return np.zeros(shape, dtype)
@@ -178,15 +185,25 @@ class FeatureCache:
         except FileNotFoundError:
             return None
         except (ValueError, EOFError):
-            _remove_same(path, found)
+            _remove_unless_replaced(path, status)
             return None
 
     def put(self, key: str, array: np.ndarray) -> None:
-        """Write the array of `key`; readers see the old file or the new one, whole."""
+        """Write the array of `key`; readers see the old file or the new one, never half of it.
+
+        Raises TypeError for arrays of objects, StageError if the disk refuses.
+        """
         array = np.asarray(array)
         if array.dtype.hasobject:
             raise TypeError("a cache holds numbers, not objects")
-        _write(self.file_of(key), lambda file: np.save(file, array, allow_pickle=False))
+        path = self.file_of(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write_config()
+            with atomic_path(path) as partial, partial.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+        except OSError as error:
+            raise _unusable(path, error) from error
 
     def fill(
         self,
@@ -195,11 +212,12 @@ class FeatureCache:
         batch: int,
         progress: Count | None = None,
     ) -> int:
-        """Compute what is missing of `keys`, at most `batch` at a time; the number computed.
+        """Compute the missing ones of `keys`, at most `batch` at a time; return how many.
 
-        compute gives one array per key, in order. What another process has written meanwhile is not
-        computed again, so the make-up of a batch may vary: where values must not depend on it to the
-        last bit, use batch = 1. After an interruption, what was written stays. progress: (done, total).
+        compute: returns one array per key, in order. Arrays that another process has written in the
+        meantime are not computed again, so the make-up of a batch may vary: use batch = 1 where
+        values must not depend on it to the last bit. After an interruption, the arrays already
+        written stay. progress: (done, total).
         """
         wanted = list(dict.fromkeys(keys))
         missing = [key for key in wanted if not self.has(key)]
@@ -209,9 +227,9 @@ class FeatureCache:
             progress(done, len(wanted))
         for start in range(0, len(missing), batch):
             group = missing[start : start + batch]
-            still = [key for key in group if not self.has(key)]
-            if still:
-                computed += self._compute(still, compute)
+            still_missing = [key for key in group if not self.has(key)]
+            if still_missing:
+                computed += self._compute(still_missing, compute)
             done += len(group)
             if progress:
                 progress(done, len(wanted))
@@ -224,25 +242,16 @@ class FeatureCache:
             self.put(key, array)
         return len(keys)
 
-
-def _write(path: Path, fill: Callable[[Any], Any]) -> None:
-    """Write a file by way of a synced temporary one beside it; StageError if the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _unusable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    def _write_config(self) -> None:
+        """For people who look into the folder; nothing reads it."""
+        path = self.path / "config.json"
+        if not path.exists():
+            config = json.dumps(json.loads(self._identity), indent=2, sort_keys=True)
+            write_atomic(path, config + "\n")
 
 
-def _remove_same(path: Path, seen: os.stat_result) -> None:
-    """Remove a damaged file, unless another process has replaced it since it was seen."""
+def _remove_unless_replaced(path: Path, seen: os.stat_result) -> None:
+    """Remove a damaged file, unless another process has replaced it since it was read."""
     try:
         now = os.stat(path)
         if (now.st_ino, now.st_size, now.st_mtime_ns) == (

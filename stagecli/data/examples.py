@@ -1,28 +1,27 @@
-"""What is trained at which step: order, crops, padding masks, low-pass filters, dropped captions and noise.
+"""Training examples: order, crops, padding masks, low-pass filters, dropped captions and noise.
 
 Everything is a function of (seed, global sample index), so that neither loader workers nor the
-number of processes nor a resume change what is trained.
+number of processes nor a resume change the training.
 """
 
 from __future__ import annotations
 
 import math
-import signal
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from stagecli.condition.low import level_gain
 from stagecli.condition.text import byte_ids
 from stagecli.data.cache import FeatureCache
-from stagecli.data.degrade import degrade, draw_low_pass
+from stagecli.data.degrade import LowPass, degrade, draw_low_pass
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
 from stagecli.schema import Recipe
@@ -30,8 +29,8 @@ from stagecli.schema import Recipe
 T = TypeVar("T")
 # Independent random streams per (seed, sample); a new use gets a new number.
 ORDER, CROP, DROP, NOISE, VALID_NOISE, TIME, VALID, PROBE_NOISE = range(8)
-LINGER = 20  # seconds that a loader process outlives a SIGTERM: the trainer has to end its step
-VALID_SEED = 0  # of everything that is measured on the valid split: runs of different seeds are measured alike
+# Seed of all measurements on the valid split, so that runs of different seeds are comparable.
+VALID_SEED = 0
 
 
 def stream(seed: int, name: int, *index: int) -> np.random.Generator:
@@ -44,21 +43,24 @@ def _permutation(seed: int, clips: int, epoch: int) -> np.ndarray:
     return stream(seed, ORDER, epoch).permutation(clips)
 
 
-def clip_at(seed: int, clips: int, sample: int) -> int:
-    """Which clip the global sample `sample` is: a fresh permutation for each pass over the data."""
-    epoch, position = divmod(sample, clips)
+def clip_at(seed: int, clips: int, index: int) -> int:
+    """Number of the clip at a global sample index: a fresh permutation for each pass over them."""
+    epoch, position = divmod(index, clips)
     return int(_permutation(seed, clips, epoch)[position])
 
 
 def stratified(seed: int, step: int, batch_size: int) -> Tensor:
-    """Uniform numbers [batch_size] in (0, 1), one in each of batch_size strata, in random order."""
+    """Uniform numbers [batch_size] in (0, 1), one per stratum of width 1 / batch_size, shuffled."""
     rng = stream(seed, TIME, step)
     u = (rng.permutation(batch_size) + rng.random(batch_size)) / batch_size
     return torch.from_numpy(np.clip(u, 1e-5, 1 - 1e-5).astype(np.float32))
 
 
 class Memory:
-    """Arrays of clips, such as decoded audio, least recently used out first, up to a number of megabytes."""
+    """Least-recently-used cache of arrays by clip, such as decoded audio, bounded in megabytes.
+
+    load: computes the array of a clip that is not held.
+    """
 
     def __init__(self, load: Callable[[Clip], np.ndarray], megabytes: int) -> None:
         self.load = load
@@ -67,6 +69,7 @@ class Memory:
         self.held: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def read(self, clip: Clip) -> np.ndarray:
+        """The array of a clip, held until others need its space."""
         array = self.held.pop(clip.key, None)
         if array is None:
             array = self.load(clip)
@@ -77,23 +80,27 @@ class Memory:
         return array
 
 
-def crop_start(length: int, samples: int, rng: np.random.Generator) -> int:
-    """Where a random crop of `samples` samples starts in a clip of `length`."""
-    return int(rng.integers(0, max(0, length - samples) + 1))
+def crop_start(length: int, crop_length: int, rng: np.random.Generator) -> int:
+    """First sample of a random crop of `crop_length` samples of a clip of `length`."""
+    return int(rng.integers(0, max(0, length - crop_length) + 1))
 
 
-def crop(audio_N: np.ndarray, samples: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """A random crop of exactly `samples` samples, zero-padded at the end, and how many are real."""
-    start = crop_start(len(audio_N), samples, rng)
-    part = audio_N[start : start + samples]
-    return np.pad(part, (0, samples - len(part))).astype(np.float32), len(part)
+def cut(audio_N: np.ndarray, start: int, length: int) -> tuple[np.ndarray, int]:
+    """`length` samples from `start`, zero-padded at the end, and how many are not padding."""
+    piece_N = audio_N[start : start + length]
+    return np.pad(piece_N, (0, length - len(piece_N))).astype(np.float32), len(piece_N)
+
+
+def crop(audio_N: np.ndarray, length: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """`cut` at a random start."""
+    return cut(audio_N, crop_start(len(audio_N), length, rng), length)
 
 
 class CropFeatures(Protocol):
-    """Features of a crop's audio; `features.TargetFeatures` in a run."""
+    """Features of a crop's audio, such as a teacher's."""
 
     def samples_of(self, clip: Clip) -> int:
-        """Length of the clip's audio as it is read."""
+        """Length of the clip's audio in samples, as `Source.read` returns it."""
         ...
 
     def crop(self, clip: Clip, start: int) -> Tensor:
@@ -101,12 +108,30 @@ class CropFeatures(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """The random choices behind one example, drawn once and shared by all its tensors.
+
+    caption: empty where it was dropped; cached_crop: number of the crop in the feature cache, None
+    without one; start: first sample of the crop, None where `cached_crop` decides it (see
+    `Examples.start_of`); low_pass: filter of the low-resolution input (sr).
+    """
+
+    clip: Clip
+    caption: str
+    cached_crop: int | None
+    start: int | None
+    low_pass: LowPass | None
+
+
 class Examples(Dataset):
     """Global sample index -> one example, as named tensors.
 
-    audio [N] (or raw frames [T, C] from the feature cache), noise [T, C], mask [T] where padding is masked
-    out; `caption` (str) or `text` [L, D]; low [N] and cutoff (share of Nyquist) for sr; features [L, D] of the
-    target where a mechanism wants them.
+    index; audio [N] (or raw frames [T, C] from the feature cache); noise [T, C]; mask [T] where
+    padding is masked out; `caption` (str) or `text` [L, D]; for sr low [N], level and cutoff (share
+    of Nyquist); features [L, D] of the target where a mechanism uses them.
+
+    shape: (T, C) of a crop; crop_samples: its length N; hop: audio samples per frame.
     """
 
     def __init__(
@@ -116,99 +141,131 @@ class Examples(Dataset):
         clips: Sequence[Clip],
         *,
         shape: tuple[int, int],
-        samples: int,
+        crop_samples: int,
         hop: int,
         frames_cache: FeatureCache | None = None,
         text_cache: FeatureCache | None = None,
         features: CropFeatures | None = None,
     ) -> None:
         self.recipe = recipe
+        self.source = source
         self.clips = list(clips)
         self.shape = shape
-        self.samples = samples
+        self.crop_samples = crop_samples
         self.hop = hop
         self.seed = recipe.train.seed
         self.frames_cache = frames_cache
         self.text_cache = text_cache
         self.features = features
-        self.source = source
         self.memory = Memory(source.read, recipe.data.memory_mb)
-
-    def __getitem__(self, sample: int) -> dict[str, Any]:
-        clip = self.clips[clip_at(self.seed, len(self.clips), sample)]
-        noise = stream(self.seed, NOISE, sample).standard_normal(self.shape, dtype=np.float32)
-        dropped = stream(self.seed, DROP, sample).random() < self.recipe.condition.dropout
-        item = {
-            "sample": sample,
-            "noise": torch.from_numpy(noise),
-            **self.content(clip, stream(self.seed, CROP, sample), dropped),
-        }
-        if self.features is not None:
-            item["features"] = self._features_of(clip, stream(self.seed, CROP, sample))
-        return item
-
-    def _features_of(self, clip: Clip, rng: np.random.Generator) -> Tensor:
-        """Features [L, D] of the crop that `content` takes with the same stream."""
-        assert self.features is not None
-        if self.frames_cache is not None:
-            rng = stream(self.seed, CROP, int(rng.integers(self.recipe.data.crops)))
-        return self.features.crop(
-            clip, crop_start(self.features.samples_of(clip), self.samples, rng)
-        )
-
-    def valid_item(self, index: int) -> dict[str, Any]:
-        """The validation example of clip `index`: the same crop and filter in every run, caption kept."""
-        return self.content(self.clips[index], stream(VALID_SEED, VALID, index), False)
-
-    def valid_audio(self, index: int) -> tuple[np.ndarray, int]:
-        """The audio [N] behind `valid_item(index)`, before its level is brought to the input's (sr), and how many
-        of its samples are the clip's, not padding."""
-        clip = self.clips[index]
-        rng = stream(VALID_SEED, VALID, index)
-        if self.frames_cache is not None:
-            rng = stream(self.seed, CROP, int(rng.integers(self.recipe.data.crops)))
-        return crop(self.memory.read(clip), self.samples, rng)
-
-    def content(self, clip: Clip, rng: np.random.Generator, dropped: bool) -> dict[str, Any]:
-        item: dict[str, Any] = {}
-        if self.frames_cache is not None:
-            number = int(rng.integers(self.recipe.data.crops))
-            stack = self.frames_cache.get(self.source.content_hash(clip))
-            if stack is None:
-                raise RuntimeError(
-                    f"{clip.key} left the feature cache while training; start again to refill it"
-                )
-            item["raw"] = torch.from_numpy(np.array(stack[number]))
-            real = min(round(clip.seconds * self.recipe.data.sample_rate), self.samples)
-        else:
-            audio, real = crop(self.memory.read(clip), self.samples, rng)
-            if self.recipe.task.kind == "sr":
-                condition = self.recipe.condition
-                assert condition.cutoff is not None
-                low_pass = draw_low_pass(rng, condition.cutoff, condition.filters, condition.orders)
-                low = degrade(audio, self.recipe.data.sample_rate, low_pass)
-                gain = level_gain(low)
-                item["low"] = torch.from_numpy((low * gain).astype(np.float32))
-                item["level"] = torch.tensor(math.log10(gain))
-                item["cutoff"] = torch.tensor(2 * low_pass.cutoff / self.recipe.data.sample_rate)
-                audio = (audio * gain).astype(np.float32)
-            item["audio"] = torch.from_numpy(audio)
-        if self.recipe.data.padding == "mask":
-            item["mask"] = torch.arange(self.shape[0]) * self.hop < real
-        if self.recipe.condition.text == "bytes":
-            item["caption"] = "" if dropped else clip.caption
-        elif self.text_cache is not None:
-            item["text"] = torch.from_numpy(
-                np.array(self.text_cache.get("" if dropped else clip.caption))
-            )
-        return item
 
     def __len__(self) -> int:
         return len(self.clips)
 
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The training example of a global sample index, which may exceed the number of clips."""
+        clip = self.clips[clip_at(self.seed, len(self.clips), index)]
+        noise = stream(self.seed, NOISE, index).standard_normal(self.shape, dtype=np.float32)
+        dropped = stream(self.seed, DROP, index).random() < self.recipe.condition.dropout
+        draw = self._draw(clip, stream(self.seed, CROP, index), dropped=dropped)
+        item = {"index": index, "noise": torch.from_numpy(noise), **self._tensors(draw)}
+        if self.features is not None:
+            start = self.start_of(draw, self.features.samples_of(clip))
+            item["features"] = self.features.crop(clip, start)
+        return item
+
+    def valid_item(self, index: int) -> dict[str, Any]:
+        """The validation example of clip `index`, the same in every run; captions are kept."""
+        return self._tensors(self._valid_draw(index))
+
+    def valid_audio(self, index: int) -> tuple[np.ndarray, int]:
+        """The audio [N] behind `valid_item(index)`, and how many samples are not padding.
+
+        For sr, before its level is adjusted to the input's.
+        """
+        draw = self._valid_draw(index)
+        audio_N = self.memory.read(draw.clip)
+        return cut(audio_N, self.start_of(draw, len(audio_N)), self.crop_samples)
+
+    def start_of(self, draw: Draw, length: int) -> int:
+        """First sample of the crop in a clip of `length` samples."""
+        if draw.start is not None:
+            return draw.start
+        # The crops in the feature cache were cut with these streams.
+        assert draw.cached_crop is not None
+        return crop_start(length, self.crop_samples, stream(self.seed, CROP, draw.cached_crop))
+
+    def _valid_draw(self, index: int) -> Draw:
+        rng = stream(VALID_SEED, VALID, index)
+        return self._draw(self.clips[index], rng, dropped=False)
+
+    def _draw(self, clip: Clip, rng: np.random.Generator, *, dropped: bool) -> Draw:
+        """Draw the crop, then the filter (sr): the order of draws decides every stored result."""
+        caption = "" if dropped else clip.caption
+        if self.frames_cache is not None:
+            cached_crop = int(rng.integers(self.recipe.data.crops))
+            return Draw(
+                clip=clip, caption=caption, cached_crop=cached_crop, start=None, low_pass=None
+            )
+        start = crop_start(len(self.memory.read(clip)), self.crop_samples, rng)
+        low_pass = None
+        if self.recipe.task.kind == "sr":
+            condition = self.recipe.condition
+            assert condition.cutoff is not None
+            low_pass = draw_low_pass(rng, condition.cutoff, condition.filters, condition.orders)
+        return Draw(clip=clip, caption=caption, cached_crop=None, start=start, low_pass=low_pass)
+
+    def _tensors(self, draw: Draw) -> dict[str, Any]:
+        """Everything of an example but index, noise and features."""
+        item: dict[str, Any] = {}
+
+        # Audio, or its frames.
+        if draw.cached_crop is not None:
+            item["raw"] = torch.from_numpy(self._cached_frames(draw.clip, draw.cached_crop))
+            clip_samples = round(draw.clip.seconds * self.recipe.data.sample_rate)
+            unpadded = min(clip_samples, self.crop_samples)
+        else:
+            audio_N = self.memory.read(draw.clip)
+            start = self.start_of(draw, len(audio_N))
+            audio_N, unpadded = cut(audio_N, start, self.crop_samples)
+            if draw.low_pass is not None:
+                audio_N = self._add_low(item, audio_N, draw.low_pass)
+            item["audio"] = torch.from_numpy(audio_N)
+        if self.recipe.data.padding == "mask":
+            item["mask"] = torch.arange(self.shape[0]) * self.hop < unpadded
+
+        # Text.
+        if self.recipe.condition.text == "bytes":
+            item["caption"] = draw.caption
+        elif self.text_cache is not None:
+            item["text"] = torch.from_numpy(np.array(self.text_cache.get(draw.caption)))
+        return item
+
+    def _cached_frames(self, clip: Clip, number: int) -> np.ndarray:
+        assert self.frames_cache is not None
+        crops_KTC = self.frames_cache.get(self.source.content_hash(clip))
+        if crops_KTC is None:
+            raise RuntimeError(
+                f"{clip.key} left the feature cache while training; start again to refill it"
+            )
+        return np.array(crops_KTC[number])
+
+    def _add_low(self, item: dict[str, Any], audio_N: np.ndarray, low_pass: LowPass) -> np.ndarray:
+        """Add the low-resolution input to `item`; return the audio at the input's level."""
+        sample_rate = self.recipe.data.sample_rate
+        low_N = degrade(audio_N, sample_rate, low_pass)
+        gain = level_gain(low_N)
+        item["low"] = torch.from_numpy((low_N * gain).astype(np.float32))
+        item["level"] = torch.tensor(math.log10(gain))
+        item["cutoff"] = torch.tensor(2 * low_pass.cutoff / sample_rate)
+        return (audio_N * gain).astype(np.float32)
+
 
 class Collate:
-    """List of examples -> batch of tensors [B, ...]; texts are padded to the longest."""
+    """List of examples -> batch of tensors [B, ...]; texts are padded to the longest.
+
+    max_length: of a caption's bytes, BEGIN included.
+    """
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
@@ -221,8 +278,8 @@ class Collate:
                 batch["text_ids"] = byte_ids(values, self.max_length)
             elif name == "text":
                 batch["text"], batch["text_mask"] = pad_texts(values)
-            elif name == "sample":
-                batch["sample"] = torch.tensor(values)
+            elif name == "index":
+                batch["index"] = torch.tensor(values)
             else:
                 batch[name] = torch.stack(values)
         return batch
@@ -231,74 +288,9 @@ class Collate:
 def pad_texts(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Embeddings [L_i, D] -> [B, L, D] padded with zeros, and their mask [B, L]."""
     length = max(text.shape[0] for text in texts)
+    padded = [torch.nn.functional.pad(text, (0, 0, 0, length - text.shape[0])) for text in texts]
     mask = torch.stack([torch.arange(length) < text.shape[0] for text in texts])
-    return torch.stack(
-        [torch.nn.functional.pad(t, (0, 0, 0, length - t.shape[0])) for t in texts]
-    ), mask
-
-
-class MicroBatches:
-    """Sample indices of every micro-batch of one process, from a step on.
-
-    Step s holds the global samples [s B, (s + 1) B); process r of W takes rows r, r + 1, ... of each
-    micro-batch, so that the union over processes is the same for any W and any accumulation.
-    """
-
-    def __init__(
-        self, batch_size: int, accumulate: int, rank: int, world: int, start: int, stop: int
-    ) -> None:
-        self.batch_size = batch_size
-        self.accumulate = accumulate
-        self.rank = rank
-        self.world = world
-        self.start = start
-        self.stop = stop
-        self.size = batch_size // (accumulate * world)
-
-    def since(self, step: int) -> MicroBatches:
-        """The same batches from another step on."""
-        later = copy(self)
-        later.start = step
-        return later
-
-    def rows(self, micro: int) -> slice:
-        """Rows of the global batch that this process trains in micro-batch `micro`."""
-        first = (micro * self.world + self.rank) * self.size
-        return slice(first, first + self.size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.stop):
-            for micro in range(self.accumulate):
-                rows = self.rows(micro)
-                yield list(
-                    range(step * self.batch_size + rows.start, step * self.batch_size + rows.stop)
-                )
-
-    def __len__(self) -> int:
-        return (self.stop - self.start) * self.accumulate
-
-
-def _start_worker(_: int) -> None:
-    """One thread each; Ctrl-C, and SIGTERM of `timeout` or a scheduler, reach the whole process group, and it is the
-    trainer that answers them: it still needs this step's examples. A worker that is ended alone goes a little later.
-    """
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LINGER))
-
-
-def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> DataLoader:
-    """The micro-batches in order, from `data.workers` processes."""
-    workers = examples.recipe.data.workers
-    return DataLoader(
-        examples,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=Collate(examples.recipe.condition.max_length),
-        pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_start_worker,
-    )
+    return torch.stack(padded), mask
 
 
 def evenly(clips: Sequence[T], count: int) -> list[T]:

@@ -1,4 +1,4 @@
-"""A batch of audio -> a batch of frames, on the device: what the objective and the network read."""
+"""A batch of audio -> a batch of frames, on the device: the input of objective and network."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from stagecli.condition.low import band_weight, kept_band
 
 @torch.no_grad()
 def to_frames(batch: Mapping[str, Tensor], codec: Codec) -> dict[str, Tensor]:
-    """Replace `audio` [B, N] (or cached `raw` frames) by `x0` [B, T, C], `low` [B, N] by its frames; add `weight`.
+    """Replace audio in a batch of `Collate` by normalised frames [B, T, C].
 
-    weight, broadcastable to x0, is 0 on padding and on the band kept from the input.
+    `audio` [B, N] or cached `raw` frames become `x0`, `low` [B, N] becomes its frames with `band`
+    [B, C], True for channels kept from it. `weight`, broadcastable to x0, is added where padding or
+    the kept band must not count: 0 there, 1 elsewhere.
     """
     frames = {name: value for name, value in batch.items() if name not in ("audio", "raw", "low")}
     if "audio" in batch:
@@ -37,4 +39,5 @@ def to_frames(batch: Mapping[str, Tensor], codec: Codec) -> dict[str, Tensor]:
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch on `device`, copied asynchronously from pinned memory."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

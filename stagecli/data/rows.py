@@ -1,4 +1,4 @@
-"""The entries of a manifest or a folder: a clip each, or what is wrong with it. Audio is not looked at."""
+"""The entries of a manifest or a folder: a clip each, or its problem. No audio is opened."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from stagecli.data.audio import SUFFIXES, absent
+from stagecli.data.audio import SUFFIXES
+from stagecli.data.audio_checks import file_problem
 from stagecli.errors import Problem, StageError
+from stagecli.files import JsonRow
 from stagecli.schema import Data
 
 Split = Literal["train", "valid", "test"]
@@ -22,7 +24,10 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Clip:
-    """One piece of audio. key: stable identity inside its source; seconds: length of the whole file."""
+    """One piece of audio with its caption.
+
+    key: stable identity within its source; seconds: length of the whole file.
+    """
 
     key: str
     caption: str
@@ -34,7 +39,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a data set before its audio is looked at: a clip, or what is wrong with it."""
+    """One entry of a data set before its audio is opened: a clip, or its problem.
+
+    where: file and line; excerpt: the offending line.
+    """
 
     where: str
     clip: Clip | None = None
@@ -42,64 +50,111 @@ class Entry:
     excerpt: str | None = None
 
 
+class ManifestLine(NamedTuple):
+    """One line of a manifest: its columns, or its problem with the offending text."""
+
+    number: int
+    columns: JsonRow | None
+    problem: str | None = None
+    excerpt: str | None = None
+
+
 def hash_split(key: str) -> Split:
-    """train (90 %), valid (5 %) or test (5 %) by the SHA-256 of a key: more files move none."""
+    """Split by the SHA-256 of a key: train (90 %), valid (5 %) or test (5 %).
+
+    Adding files moves no file to another split.
+    """
     share = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-    return "train" if share < 0.90 else "valid" if share < 0.95 else "test"
+    if share < 0.90:
+        return "train"
+    return "valid" if share < 0.95 else "test"
 
 
-def caption_problem(value: Any, column: str) -> str | None:
-    """What is wrong with a caption, if anything."""
-    if value is None:
+def caption_problem(caption: Any, column: str) -> str | None:
+    """Why a caption cannot be used, or None."""
+    if caption is None:
         return f'no caption (key "{column}")'
-    if not isinstance(value, str):
-        return f'caption (key "{column}") is not text: {value!r}'
-    return None if value.strip() else f'caption (key "{column}") is empty'
+    if not isinstance(caption, str):
+        return f'caption (key "{column}") is not text: {caption!r}'
+    return None if caption.strip() else f'caption (key "{column}") is empty'
 
 
 def split_names(data: Data) -> tuple[str, str, str]:
-    """What the recipe calls train, valid and test."""
+    """The recipe's names for train, valid and test."""
     return data.train_split, data.valid_split, data.test_split
 
 
-def _text(path: Path, what: str) -> str:
-    """A UTF-8 file (a byte order mark is dropped); StageError with the line that is not UTF-8."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        problem = Problem(str(path), absent(error))
+# --- manifests ------------------------------------------------------------------------------------
+
+
+def manifest_entries(data: Data, path: Path, need_captions: bool) -> Iterator[Entry]:
+    """Entries of a JSONL or CSV (TSV) file with a line per clip: path, caption, split and labels.
+
+    Paths are relative to the manifest. Every other column is kept as a label. A manifest without
+    any split is split by `hash_split` of its paths. The same file on two lines is a problem. Raises
+    StageError when the manifest itself cannot be read.
+    """
+    if path.is_dir():
         raise StageError(
-            f"cannot read the {what}", problems=[problem], hint="check data.path"
-        ) from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        problem = Problem(f"{path}:{line}", "is not UTF-8")
-        raise StageError(f"cannot read the {what}", problems=[problem]) from error
-
-
-Record = tuple[int, dict[str, Any] | None, str | None, str | None]  # line, entry, problem, excerpt
-
-
-def _jsonl(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(_text(path, "manifest").split("\n"), 1):
-        if not line.strip():
+            f"{path} is a folder", hint='name the manifest file, or set data.source = "folder"'
+        )
+    is_csv = path.suffix.lower() in (".csv", ".tsv")
+    lines = list(_csv_lines(path) if is_csv else _json_lines(path))
+    has_split = any(line.columns and "split" in line.columns for line in lines)
+    first_lines: dict[str, int] = {}
+    for number, columns, problem, excerpt in lines:
+        where = f"{path}:{number}"
+        if columns is None:
+            yield Entry(where, problem=problem, excerpt=excerpt)
             continue
+        key = columns.get("path")
+        if not isinstance(key, str) or not key:
+            yield Entry(where, problem='no path (key "path")')
+            continue
+
+        # The last problem wins: an unknown split before a duplicate before a bad caption.
+        caption = columns.get(data.caption_column)
+        problem = caption_problem(caption, data.caption_column) if need_captions else None
+        file = path.parent / key
+        normal = os.path.normpath(file)
+        if normal in first_lines:
+            problem = f"{key} is on line {first_lines[normal]} already"
+        first_lines.setdefault(normal, number)
+        split = _split_named(columns.get("split"), data) if has_split else hash_split(key)
+        if split is None:
+            problem = _unknown_split(columns.get("split"), data)
+        if problem or split is None:
+            yield Entry(where, problem=problem)
+            continue
+
+        reserved = ("path", "split", data.caption_column)
+        labels = {name: value for name, value in columns.items() if name not in reserved}
+        text = caption.strip() if isinstance(caption, str) else ""
+        yield Entry(where, Clip(key, text, split, labels, path=file))
+
+
+def _json_lines(path: Path) -> Iterator[ManifestLine]:
+    # Split at "\n" only: JSON strings may hold other line separators, such as U+2028.
+    for number, text in enumerate(_read_manifest(path).split("\n"), 1):
+        if not text.strip():
+            continue
+        excerpt = text.strip()[:200]
         try:
-            entry = json.loads(line)
-        except ValueError as error:
-            message = getattr(error, "msg", str(error))
-            yield number, None, f"is not JSON: {message}", line.strip()[:200]
+            columns = json.loads(text)
+        except json.JSONDecodeError as error:
+            yield ManifestLine(number, None, f"is not JSON: {error.msg}", excerpt)
             continue
-        if isinstance(entry, dict):
-            yield number, entry, None, None
+        except ValueError as error:  # an integer of too many digits
+            yield ManifestLine(number, None, f"is not JSON: {error}", excerpt)
+            continue
+        if isinstance(columns, dict):
+            yield ManifestLine(number, columns)
         else:
-            yield number, None, "is not a JSON object", line.strip()[:200]
+            yield ManifestLine(number, None, "is not a JSON object", excerpt)
 
 
-def _csv(path: Path) -> Iterator[Record]:
-    stream = io.StringIO(_text(path, "manifest"), newline="")
+def _csv_lines(path: Path) -> Iterator[ManifestLine]:
+    stream = io.StringIO(_read_manifest(path), newline="")
     reader = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:
         if "path" not in (reader.fieldnames or ()):
@@ -107,123 +162,118 @@ def _csv(path: Path) -> Iterator[Record]:
                 "the manifest has no column `path`",
                 problems=[Problem(f"{path}:1", "is its header")],
             )
-        for entry in reader:
+        for row in reader:
             number = reader.line_num
-            if None in entry:
-                yield number, None, "has more fields than the header", None
+            if None in row:
+                yield ManifestLine(number, None, "has more fields than the header")
             else:
-                yield (
-                    number,
-                    {key: value for key, value in entry.items() if value is not None},
-                    None,
-                    None,
-                )
+                columns = {name: value for name, value in row.items() if value is not None}
+                yield ManifestLine(number, columns)
     except csv.Error as error:
         problem = Problem(f"{path}:{reader.line_num}", str(error))
         raise StageError("cannot read the manifest", problems=[problem]) from error
 
 
-def manifest_rows(data: Data, path: Path, need_captions: bool) -> Iterator[Entry]:
-    if path.is_dir():
+def _read_manifest(path: Path) -> str:
+    """A UTF-8 file without its byte order mark.
+
+    Raises StageError, with the line that is not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        problem = Problem(str(path), file_problem(error))
         raise StageError(
-            f"{path} is a folder", hint='name the manifest file, or set data.source = "folder"'
-        )
-    records = list((_csv if path.suffix.lower() in (".csv", ".tsv") else _jsonl)(path))
-    has_split = any(entry and "split" in entry for _, entry, _, _ in records)
-    first: dict[str, int] = {}
-    for line, entry, problem, excerpt in records:
-        where = f"{path}:{line}"
-        if entry is None:
-            yield Entry(where, problem=problem, excerpt=excerpt)
-            continue
-        key = entry.get("path")
-        caption = entry.get(data.caption_column)
-        if not isinstance(key, str) or not key:
-            yield Entry(where, problem='no path (key "path")')
-            continue
-        file = path.parent / key
-        normal = os.path.normpath(file)
-        problem = caption_problem(caption, data.caption_column) if need_captions else None
-        if normal in first:
-            problem = f"{key} is on line {first[normal]} already"
-        first.setdefault(normal, line)
-        split = _split_of(entry.get("split"), data) if has_split else hash_split(key)
-        if split is None:
-            problem = _unknown_split(entry.get("split"), data)
-        labels = {k: v for k, v in entry.items() if k not in ("path", "split", data.caption_column)}
-        if problem or split is None:
-            yield Entry(where, problem=problem)
-        else:
-            text = caption.strip() if isinstance(caption, str) else ""
-            yield Entry(where, Clip(key, text, split, labels, path=file))
+            "cannot read the manifest", problems=[problem], hint="check data.path"
+        ) from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        problem = Problem(f"{path}:{line}", "is not UTF-8")
+        raise StageError("cannot read the manifest", problems=[problem]) from error
 
 
-def _split_of(name: Any, data: Data) -> Split | None:
-    return next(
-        (split for split, known in zip(SPLITS, split_names(data), strict=True) if name == known),
-        None,
-    )
+def _split_named(name: Any, data: Data) -> Split | None:
+    for split, known in zip(SPLITS, split_names(data), strict=True):
+        if name == known:
+            return split
+    return None
 
 
 def _unknown_split(name: Any, data: Data) -> str:
-    return (
-        f"unknown split {name!r} (the recipe has {', '.join(split_names(data))})"
-        if name
-        else "no split"
-    )
+    if not name:
+        return "no split"
+    return f"unknown split {name!r} (the recipe has {', '.join(split_names(data))})"
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Audio files under `root`, sorted, relative to it; linked folders are followed once."""
-    seen = set()
-    for folder, children, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        children[:] = (
-            sorted(c for c in children if not c.startswith(".")) if real not in seen else []
-        )
-        if real not in seen:
-            names = (
-                n
-                for n in sorted(files)
-                if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES
-            )
-            yield from (Path(folder, name).relative_to(root) for name in names)
-        seen.add(real)
+# --- folders --------------------------------------------------------------------------------------
 
 
-def folder_rows(data: Data, root: Path, need_captions: bool) -> Iterator[Entry]:
+def folder_entries(data: Data, root: Path, need_captions: bool) -> Iterator[Entry]:
+    """Entries of the audio files in a folder and its subfolders, with captions beside them.
+
+    `a.wav` has its caption in `a.txt`, or under `data.caption_column` in `a.json`, whose other keys
+    are labels. A folder in the path named like a split decides the split (then every file must be
+    in one); without such folders `hash_split` of the path decides. Hidden files are ignored. Raises
+    StageError without any audio file.
+    """
     if not root.is_dir():
-        what = "is not a folder" if root.exists() else "is missing"
+        problem = "is not a folder" if root.exists() else "is missing"
         raise StageError(
-            "cannot read the folder", problems=[Problem(str(root), what)], hint="check data.path"
+            "cannot read the folder", problems=[Problem(str(root), problem)], hint="check data.path"
         )
-    files = list(_walk(root))
+    files = list(_audio_files(root))
     if not files:
         raise StageError(
             f"{root}: no audio files", hint=f"known endings: {' '.join(sorted(SUFFIXES))}"
         )
-    named = [next((s for p in f.parts[:-1] if (s := _split_of(p, data))), None) for f in files]
-    for file, by_folder in zip(files, named, strict=True):
-        where = str(root / file)
+    splits = [_split_of_folder(file, data) for file in files]
+    for file, split in zip(files, splits, strict=True):
+        path = root / file
         key = file.as_posix()
-        caption, labels, problem = _beside(root / file, data.caption_column)
-        if problem is None and need_captions:
-            problem = caption_problem(caption, data.caption_column) if caption is not None else None
+        caption, labels, entry_problem = _read_beside(path, data.caption_column)
+        if entry_problem is None and need_captions:
             if caption is None:
-                problem = f"no caption: neither {file.stem}.txt nor {file.stem}.json has one"
-        if any(named) and by_folder is None:
-            problem = f"lies in no folder named {', '.join(split_names(data))}, as others do"
-        if problem:
-            yield Entry(where, problem=problem)
+                entry_problem = f"no caption: neither {file.stem}.txt nor {file.stem}.json has one"
+            else:
+                entry_problem = caption_problem(caption, data.caption_column)
+        if any(splits) and split is None:
+            names = ", ".join(split_names(data))
+            entry_problem = f"is not in a folder named {names}, as others are"
+        if entry_problem:
+            yield Entry(str(path), problem=entry_problem)
         else:
             text = caption.strip() if isinstance(caption, str) else ""
-            yield Entry(
-                where, Clip(key, text, by_folder or hash_split(key), labels, path=root / file)
-            )
+            yield Entry(str(path), Clip(key, text, split or hash_split(key), labels, path=path))
 
 
-def _beside(file: Path, column: str) -> tuple[Any, dict[str, Any], str | None]:
-    """(caption or None, labels, problem) from the .json and .txt beside an audio file; .txt wins."""
+def _audio_files(root: Path) -> Iterator[Path]:
+    """Audio files under `root`, sorted, relative to it; linked folders are followed once."""
+    visited = set()
+    for folder, children, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            children.clear()
+            continue
+        visited.add(real)
+        children[:] = sorted(name for name in children if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(folder, name).relative_to(root)
+
+
+def _split_of_folder(file: Path, data: Data) -> Split | None:
+    """The split after which the outermost such folder in the path is named."""
+    for name in file.parts[:-1]:
+        split = _split_named(name, data)
+        if split is not None:
+            return split
+    return None
+
+
+def _read_beside(file: Path, column: str) -> tuple[Any, JsonRow, str | None]:
+    """(caption or None, labels, problem) from the .json and .txt of an audio file; .txt wins."""
     caption: Any = None
     labels: Any = {}
     beside = file.with_suffix(".json")

@@ -1,13 +1,13 @@
-"""Where clips come from: a manifest, a folder, a Hugging Face data set, or synthesis.
+"""Where clips come from: the interface of a source, and the source of recorded audio.
 
-`open_source` looks at everything before any training: every line, every caption, every file. What is
-wrong is reported together. No torch.
+A source is checked as a whole before any training: every line, every caption, every file. All
+problems are reported together. No torch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +15,26 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stagecli.data.audio import AudioInfo, absent, examine, read_mono, too_low
-from stagecli.data.cache import Count, FileIndex, Stamp, content_hash, stamp_of
+from stagecli.data.audio import read_mono
+from stagecli.data.audio_checks import AudioInfo, check_content, file_problem, too_low
+from stagecli.data.cache import Count, FileIndex, Stamp, content_hash, open_index, stamp_of
 from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Data
 
 LISTED = 50  # problems printed one by one
-Fact = tuple[str, Stamp, Any]  # what `FileIndex` remembers
-Found = tuple[AudioInfo | None, str | None]  # what the audio is, why it is unusable
-CHECKS = 1  # version of the checks of `examine`; raise it when they change
+CHECKS = 1  # version of the checks of `check_content`; raise it when they change
+WRITE_EVERY = 256  # results of checks that are stored with one write
+
+Check = tuple[AudioInfo | None, str | None]
+"""Format of a clip's audio, and why it is unusable."""
 
 
 class Source(Protocol):
-    """Clips of one data set. sample_rate: Hz of what `read` gives; skipped: what was left out, and why."""
+    """Clips of one data set.
+
+    sample_rate: Hz of the audio that `read` returns; skipped: entries left out, and why.
+    """
 
     sample_rate: int
     skipped: list[Problem]
@@ -42,21 +48,24 @@ class Source(Protocol):
         ...
 
     def content_hash(self, clip: Clip) -> str:
-        """Hex digest of the audio content; the same when a file is moved or touched."""
+        """Hex digest of the audio content, unchanged when a file is moved or touched."""
         ...
 
 
 class FileSource:
-    """What the sources of recorded audio share. A subclass gives `rows`; `check` makes clips of them."""
+    """Recorded audio: the entries of a manifest or a folder. `check` turns entries into clips.
+
+    name: the data set in messages. A subclass may hold its audio elsewhere (`_audio`, `_identity`).
+    """
 
     workers = min(8, os.cpu_count() or 1)
 
-    def __init__(self, data: Data, name: str, rows: Iterable[Entry]) -> None:
+    def __init__(self, data: Data, name: str, entries: Sequence[Entry]) -> None:
         self.data = data
         self.name = name
         self.sample_rate = data.sample_rate
         self.skipped: list[Problem] = []
-        self._rows = list(rows)
+        self._entries = list(entries)
         self._clips: dict[Split, list[Clip]] = {}
         self._hashes: FileIndex | None = None
 
@@ -73,31 +82,38 @@ class FileSource:
     def check(
         self, splits: Sequence[Split], cache_dir: Path, progress: Count | None = None
     ) -> None:
-        """Look at the audio of `splits`; StageError with everything that is wrong."""
-        self._hashes = FileIndex(cache_dir / "hashes.jsonl")
+        """Check the audio of `splits`, whose clips can be read afterwards.
+
+        cache_dir: where hashes and results of checks are stored. Raises StageError with every
+        problem, unless `data.on_bad_file` is "skip".
+        """
+        self._hashes = open_index(cache_dir / "hashes.jsonl")
         wanted = [
-            row.clip for row in self._rows if row.clip is not None and row.clip.split in splits
+            entry.clip
+            for entry in self._entries
+            if entry.clip is not None and entry.clip.split in splits
         ]
-        examined = self._examine(wanted, cache_dir, progress)
-        found = {clip.key: result for clip, result in zip(wanted, examined, strict=True)}
+        results = self._check_clips(wanted, cache_dir, progress)
+        checks = {clip.key: check for clip, check in zip(wanted, results, strict=True)}
+
         self._clips = {split: [] for split in splits}
         problems = []
-        for row in self._rows:
-            reason = row.problem
-            excerpt = row.excerpt
-            if row.clip is not None and row.clip.key in found:
-                info, reason = found[row.clip.key]
-                reason = reason or too_low(info, self.sample_rate)
-                if reason is None and info is not None:
-                    self._clips[row.clip.split].append(replace(row.clip, seconds=info.seconds))
-                elif not row.where.endswith(row.clip.key):
-                    reason = f"{row.clip.key}: {reason}"
-            if reason:
-                problems.append(Problem(row.where, reason, excerpt))
-        self._rows = []
-        self._settle(problems)
+        for entry in self._entries:
+            problem = entry.problem
+            if entry.clip is not None and entry.clip.key in checks:
+                info, problem = checks[entry.clip.key]
+                problem = problem or too_low(info, self.sample_rate)
+                if problem is None and info is not None:
+                    clip = replace(entry.clip, seconds=info.seconds)
+                    self._clips[clip.split].append(clip)
+                elif not entry.where.endswith(entry.clip.key):
+                    problem = f"{entry.clip.key}: {problem}"
+            if problem:
+                problems.append(Problem(entry.where, problem, entry.excerpt))
+        self._entries = []
+        self._refuse_or_skip(problems)
 
-    def _settle(self, problems: list[Problem]) -> None:
+    def _refuse_or_skip(self, problems: list[Problem]) -> None:
         if problems and self.data.on_bad_file == "error":
             raise StageError(
                 f"{self.name}: {len(problems)} of its entries cannot be used",
@@ -110,66 +126,81 @@ class FileSource:
             raise StageError(
                 f"{self.name}: no usable clips in split {', '.join(empty)}",
                 problems=_listed(problems, self.name),
-                hint="give every split clips, or name them in data.train_split, valid_split and test_split",
+                hint="give every split clips, or name the splits in data.train_split, valid_split "
+                "and test_split",
             )
         self.skipped = problems
 
-    def _examine(self, clips: list[Clip], cache_dir: Path, progress: Count | None) -> list[Found]:
-        """What each clip's audio is: remembered where the file has not changed."""
-        index = FileIndex(cache_dir / "checks.jsonl", CHECKS)
-        results: list[Found | None] = []
-        fresh: list[tuple[int, str, Stamp]] = []
-        for clip in clips:
+    def _check_clips(
+        self, clips: list[Clip], cache_dir: Path, progress: Count | None
+    ) -> list[Check]:
+        """One check per clip, remembered for files that have not changed."""
+        # Look up what is known; a missing file is never remembered.
+        index = open_index(cache_dir / "checks.jsonl", CHECKS)
+        checks: dict[int, Check] = {}
+        pending: list[tuple[int, str, Stamp]] = []
+        for position, clip in enumerate(clips):
             try:
                 name, stamp = self._identity(clip)
-            except OSError as error:  # never remembered: it says nothing about the content
-                results.append((None, absent(error)))
-                continue
-            known = index.get(name, stamp)
-            results.append(
-                (AudioInfo(*known[0]) if known[0] else None, known[1]) if known else None
-            )
-            if not known:
-                fresh.append((len(results) - 1, name, stamp))
-
-        def one(row: tuple[int, str, Stamp]) -> tuple[Fact | None, Found]:
-            try:
-                info, reason = examine(self._audio(clips[row[0]]))
             except OSError as error:
-                return None, (None, absent(error))
-            numbers = [info.sample_rate, info.frames, info.channels] if info else None
-            return (row[1], row[2], [numbers, reason]), (info, reason)
+                checks[position] = (None, file_problem(error))
+                continue
+            stored = index.get(name, stamp)
+            if stored:
+                numbers, problem = stored
+                checks[position] = (AudioInfo(*numbers) if numbers else None, problem)
+            else:
+                pending.append((position, name, stamp))
 
-        done = len(clips) - len(fresh)
-        facts = []
+        # Check the rest in threads; an interrupted check keeps its results.
+        done = len(clips) - len(pending)
+        fresh: list[tuple[str, Stamp, Any]] = []
         if progress:
             progress(done, len(clips))
         try:
             with ThreadPoolExecutor(self.workers) as pool:
-                for (position, *_), (fact, found) in zip(fresh, pool.map(one, fresh), strict=True):
-                    results[position] = found
+                audio = (clips[position] for position, _, _ in pending)
+                results = pool.map(self._check_one, audio)
+                for (position, name, stamp), (check, lasting) in zip(pending, results, strict=True):
+                    checks[position] = check
                     done += 1
-                    if fact:
-                        facts.append(fact)
-                    if len(facts) >= 256:
-                        index.put_all(facts)
-                        facts = []
+                    if lasting:
+                        fresh.append((name, stamp, _as_json(check)))
+                    if len(fresh) >= WRITE_EVERY:
+                        index.put_all(fresh)
+                        fresh = []
                     if progress:
                         progress(done, len(clips))
-        finally:  # an interrupted check keeps what it has found
-            index.put_all(facts)
-        return [found for found in results if found is not None]
+        finally:
+            index.put_all(fresh)
+        return [checks[position] for position in range(len(clips))]
+
+    def _check_one(self, clip: Clip) -> tuple[Check, bool]:
+        """The check of one clip, and whether it depends on the content alone."""
+        try:
+            return check_content(self._audio(clip)), True
+        except OSError as error:
+            return (None, file_problem(error)), False
 
     def _identity(self, clip: Clip) -> tuple[str, Stamp]:
-        """Name and stamp that a check of the clip is remembered by."""
+        """Name and stamp under which a check of the clip is remembered."""
         assert clip.path is not None
         return os.path.abspath(clip.path), stamp_of(clip.path)
 
     def _audio(self, clip: Clip) -> Path | bytes:
+        """The clip's audio: a file or its bytes."""
         assert clip.path is not None
         return clip.path
 
 
+def _as_json(check: Check) -> list[Any]:
+    info, problem = check
+    numbers = [info.sample_rate, info.frames, info.channels] if info else None
+    return [numbers, problem]
+
+
 def _listed(problems: list[Problem], name: str) -> list[Problem]:
     more = len(problems) - LISTED
-    return problems if more <= 0 else [*problems[:LISTED], Problem(name, f"and {more} more")]
+    if more <= 0:
+        return problems
+    return [*problems[:LISTED], Problem(name, f"and {more} more")]

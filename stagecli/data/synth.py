@@ -1,9 +1,10 @@
-"""The built-in source: captioned sound events made from (seed, split, index), with nothing to download.
+"""The built-in source: captioned sound events synthesised from (seed, split, index), no download.
 
-A clip holds one event or two. Its description (kinds, pitch, tempo, loudness, wording) is drawn first and
-without regard to the sample rate; the sound is then rendered from streams of its own. A clip therefore never
-depends on which others were read, in which process, or in what order. Loudness is that of the loudest tenth of
-a second, not of the whole clip: else three drops in a silent clip would have to be louder than any rain.
+A clip holds one or two events. Its description (kinds, pitch, tempo, loudness, wording) is drawn
+first and without regard to the sample rate; the sound is then rendered from streams of its own. A
+clip therefore does not depend on which others were read, in which process, or in what order.
+Loudness is that of the loudest tenth of a second, not of the whole clip: otherwise three drops in a
+silent clip would have to be louder than any rain.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ import numpy.typing as npt
 
 from stagecli import schema
 from stagecli.data.rows import SPLITS, Clip, Split
-from stagecli.data.synth_events import KINDS, LOWEST_RATE, PITCHES, TEMPOS, Array, Params
+from stagecli.data.synth_blocks import Array, Params
+from stagecli.data.synth_events import KINDS, LOWEST_RATE, PITCHES, TEMPOS
 from stagecli.errors import StageError
 
 VERSION = 1  # part of every content hash: raise it when the same clip sounds or reads differently
 TWO_EVENTS = 0.3  # share of clips with two events
-SHORTEST_SEQUENCE = 0.5  # seconds; two events in less sound at once rather than in turn
+SHORTEST_SEQUENCE = 0.5  # seconds; in shorter clips two events always sound together
 PEAK = 0.949
 LEVELS = {"quiet": -30.0, "normal": -20.0, "loud": -12.0}  # dBFS RMS of the loudest 0.1 s
 
-# What a caption says for each label. The middle value may also go unsaid; the others never do.
+# Words of a caption for each label. Only the middle value of a label may be left out.
 PITCH_WORDS = {
     "low": ("low", "deep", "low-pitched"),
     "mid": ("mid-pitched", "medium-pitched"),
@@ -69,7 +71,7 @@ OPENINGS = ("", "", "", "the sound of ", "a recording of ")
 
 
 @dataclass(frozen=True)
-class Event:
+class SoundEvent:
     """One sound of a scene; `start` in seconds, `tempo` empty where it has no meaning."""
 
     kind: str
@@ -81,16 +83,16 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a clip holds, before any sample is made; `relation` is "" (one event), "then" or "with"."""
+    """Description of a clip; `relation` is "" (one event), "then" or "with"."""
 
-    events: tuple[Event, ...]
+    events: tuple[SoundEvent, ...]
     relation: str
     loudness: str
     level_db: float
     caption: str
 
     def labels(self) -> dict[str, Any]:
-        """Every label as a string; those of a second event are empty where there is none."""
+        """Every label as a string; those of a missing second event are empty."""
         first, *others = self.events
         second = others[0] if others else None
         return {
@@ -106,10 +108,11 @@ class Scene:
 
 
 class SynthSource:
-    """Sound events with captions, made on the spot.
+    """Sound events with captions, synthesised when read.
 
-    data: the recipe's table; reads `sample_rate` (Hz), `seconds` and `clips`. seed: another seed is another
-    data set. Raises StageError for a sample rate below 8000 Hz, where some kinds would be silent.
+    data: the recipe's section, of which `sample_rate` (Hz), `seconds` and `clips` are used; seed:
+    another seed is another data set. Raises StageError for a sample rate below 8000 Hz, where some
+    kinds would be silent.
     """
 
     def __init__(self, data: schema.Data, seed: int) -> None:
@@ -121,22 +124,25 @@ class SynthSource:
         self.sample_rate = data.sample_rate
         self.seconds = data.seconds
         self.seed = seed
-        self.skipped: list[Any] = []  # nothing made here can be unreadable
+        self.skipped: list[Any] = []  # synthesised audio is never unreadable
         held_out = max(16, data.clips // 10)
         self._sizes: dict[Split, int] = {"train": data.clips, "valid": held_out, "test": held_out}
 
     def clips(self, split: Split) -> list[Clip]:
-        """Every clip of `split` in order of index, with caption and labels; no audio is made."""
+        """Every clip of `split` in order of index, with caption and labels but no audio."""
         return [self._clip(split, index) for index in range(self._sizes[split])]
 
     def read(self, clip: Clip) -> npt.NDArray[np.float32]:
-        """Mono audio [round(seconds * sample_rate)], |x| <= 0.95; StageError for a clip not from here."""
-        split, index = _located(clip.key)
-        scene = describe(self.seed, split, index, self.seconds)
+        """Mono audio [round(seconds * sample_rate)], |x| <= 0.95.
+
+        Raises StageError for a clip of another source.
+        """
+        split, index = _parse_key(clip.key)
+        scene = draw_scene(self.seed, split, index, self.seconds)
         n = round(self.seconds * self.sample_rate)
         mix = np.zeros(n)
-        for place, event in enumerate(scene.events):
-            rng = _stream(self.seed, split, index, 1 + place)
+        for number, event in enumerate(scene.events, 1):
+            rng = _stream(self.seed, split, index, number)
             start = round(event.start * self.sample_rate)
             length = min(round(event.params.seconds * self.sample_rate), n - start)
             sound = KINDS[event.kind].render(rng, length, self.sample_rate, event.params)
@@ -146,8 +152,11 @@ class SynthSource:
         return (gain * mix).astype(np.float32)
 
     def content_hash(self, clip: Clip) -> str:
-        """SHA-256 (hex) of all that the audio of `clip` depends on; StageError for a clip not from here."""
-        split, index = _located(clip.key)
+        """SHA-256 (hex) of everything that the audio of `clip` depends on.
+
+        Raises StageError for a clip of another source.
+        """
+        split, index = _parse_key(clip.key)
         identity = (
             "synth",
             VERSION,
@@ -160,12 +169,12 @@ class SynthSource:
         return hashlib.sha256(repr(identity).encode()).hexdigest()
 
     def _clip(self, split: Split, index: int) -> Clip:
-        scene = describe(self.seed, split, index, self.seconds)
+        scene = draw_scene(self.seed, split, index, self.seconds)
         return Clip(f"synth/{split}/{index}", scene.caption, split, scene.labels(), self.seconds)
 
 
-def describe(seed: int, split: Split, index: int, seconds: float) -> Scene:
-    """The scene of one clip, a function of its arguments alone; `seconds` only sets its length and timing."""
+def draw_scene(seed: int, split: Split, index: int, seconds: float) -> Scene:
+    """The scene of one clip, a pure function of its arguments; `seconds` only sets the timing."""
     rng = _stream(seed, split, index, 0)
     two = bool(rng.uniform() < TWO_EVENTS)
     sequence = bool(rng.uniform() < 0.6)
@@ -175,43 +184,46 @@ def describe(seed: int, split: Split, index: int, seconds: float) -> Scene:
     names = [_first_kind(seed, split, index)]
     if two:
         names.append(str(rng.choice([name for name in KINDS if name != names[0]])))
-    relation = ("then" if sequence and seconds >= SHORTEST_SEQUENCE else "with") if two else ""
+    relation = ""
+    if two:
+        relation = "then" if sequence and seconds >= SHORTEST_SEQUENCE else "with"
     spans = [(0.0, seconds)] * len(names)
     if relation == "then":
-        middle = round(50 * cut * seconds) / 50  # a whole number of samples at every common rate
+        middle = round(50 * cut * seconds) / 50  # whole samples at every common rate
         spans = [(0.0, middle), (middle, seconds - middle)]
     events = tuple(_event(rng, name, *span) for name, span in zip(names, spans, strict=True))
     return Scene(events, relation, loudness, level_db, _caption(rng, events, relation, loudness))
 
 
-def _event(rng: np.random.Generator, name: str, start: float, seconds: float) -> Event:
+def _event(rng: np.random.Generator, name: str, start: float, seconds: float) -> SoundEvent:
     kind = KINDS[name]
     pitch = str(rng.choice(PITCHES))
     tempo = str(rng.choice(TEMPOS))
     low, high = kind.hz[pitch]
-    hz = float(np.exp(rng.uniform(np.log(low), np.log(high))))  # pitch is heard in ratios
+    hz = float(np.exp(rng.uniform(np.log(low), np.log(high))))  # uniform in octaves
     rate = float(rng.uniform(*kind.rates[tempo])) if kind.rates else 0.0
-    return Event(name, pitch, tempo if kind.rates else "", start, Params(hz, rate, seconds))
+    return SoundEvent(name, pitch, tempo if kind.rates else "", start, Params(hz, rate, seconds))
 
 
 def _first_kind(seed: int, split: Split, index: int) -> str:
-    """Kinds come in shuffled rounds, so that even the smallest split has each of them equally often."""
+    """Kinds come in shuffled rounds, so that even the smallest split has each equally often."""
     names = list(KINDS)
     turn, place = divmod(index, len(names))
     return names[int(_stream(seed, split, turn, 9).permutation(len(names))[place])]
 
 
 def _stream(seed: int, split: Split, index: int, purpose: int) -> np.random.Generator:
-    """An independent stream; purpose: 0 description, 1 and 2 the events' audio, 9 the order of kinds."""
+    """An independent stream; purpose: 0 scene, 1 and 2 audio of the events, 9 order of kinds."""
     address = (SPLITS.index(split), index, purpose)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=address))
 
 
-def _located(key: str) -> tuple[Split, int]:
+def _parse_key(key: str) -> tuple[Split, int]:
     match = re.fullmatch(r"synth/(train|valid|test)/(\d+)", key)
     if match is None:
         raise StageError(
-            f"{key!r} is not a clip of the synth source", hint="use clips of SynthSource.clips"
+            f"{key!r} is not a clip of the synth source",
+            hint="read clips with the source that listed them",
         )
     return cast(Split, match[1]), int(match[2])
 
@@ -220,12 +232,12 @@ def _located(key: str) -> tuple[Split, int]:
 
 
 def _caption(
-    rng: np.random.Generator, events: tuple[Event, ...], relation: str, loudness: str
+    rng: np.random.Generator, events: tuple[SoundEvent, ...], relation: str, loudness: str
 ) -> str:
-    """One line of lower-case English that states every label (the middle ones at times by saying nothing)."""
+    """One line of lower-case English that states every label; middle values may be left out."""
     word = str(rng.choice(LOUDNESS_WORDS[loudness]))
     normal = loudness == "normal"
-    unsaid = bool(rng.uniform() < 0.6)
+    may_omit = bool(rng.uniform() < 0.6)
     if relation:
         form = str(rng.choice(SEQUENCES if relation == "then" else MIXTURES))
         text = form.format(*(_phrase(rng, event, "") for event in events))
@@ -233,18 +245,18 @@ def _caption(
     else:
         text = str(rng.choice(OPENINGS)) + _phrase(rng, events[0], "" if normal else word)
         ending = f" at a {word} volume" if normal else ""
-    return text if normal and unsaid else text + ending
+    return text if normal and may_omit else text + ending
 
 
-def _phrase(rng: np.random.Generator, event: Event, loudness: str) -> str:
-    """A noun phrase such as "a loud, deep bell at a fast pace"; `loudness` is an adjective or empty."""
+def _phrase(rng: np.random.Generator, event: SoundEvent, loudness: str) -> str:
+    """A noun phrase such as "a loud, deep bell at a fast pace"; loudness: an adjective or empty."""
     pitch = str(rng.choice((TIMBRE_WORDS if KINDS[event.kind].noisy else PITCH_WORDS)[event.pitch]))
     tempo = str(rng.choice(TEMPO_WORDS[event.tempo])) if event.tempo else ""
     noun = str(rng.choice(NOUNS[event.kind]))
-    silent_pitch, silent_tempo, trailing = rng.uniform(size=3) < (0.4, 0.4, 0.35)
-    if event.pitch == "mid" and silent_pitch:
+    omit_pitch, omit_tempo, trailing = rng.uniform(size=3) < (0.4, 0.4, 0.35)
+    if event.pitch == "mid" and omit_pitch:
         pitch = ""
-    if event.tempo == "steady" and silent_tempo:
+    if event.tempo == "steady" and omit_tempo:
         tempo = ""
     ending = f" at a {tempo} pace" if tempo and trailing else ""
     adjectives = [word for word in (loudness, "" if ending else tempo, pitch) if word]
@@ -263,12 +275,12 @@ def _loudest(sound: Array, sample_rate: int) -> float:
 
 
 def _finished(sound: Array, sample_rate: int) -> Array:
-    """`sound` [n] faded in (3 ms) and out (15 ms), of mean 0, its loudest tenth of a second at RMS 1."""
+    """`sound` [n] faded in (3 ms) and out (15 ms), with mean 0 and loudest 0.1 s at RMS 1."""
     n = sound.size
     t = (np.arange(n) + 0.5) / sample_rate
     ends = np.minimum(t / 0.003, (n / sample_rate - t) / 0.015)
     fade = np.sin(0.5 * np.pi * np.clip(ends, 0.0, 1.0)) ** 2
     faded = fade * sound
-    # the mean is taken out under the fade: subtracted from the whole it would leave a step at either end
+    # Remove the mean under the fade: subtracted everywhere it would leave a step at either end.
     faded -= fade * (faded.sum() / max(fade.sum(), 1e-9))
     return cast(Array, faded / max(_loudest(faded, sample_rate), 1e-9))

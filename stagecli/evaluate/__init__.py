@@ -1,27 +1,12 @@
-"""`stagecli evaluate`: runs on real clips, or two folders -> scores, each with its convention.
+"""`stagecli evaluate`: scores of runs on real clips, or of one folder of audio against another.
 
-runs      runs and checkpoints: documents kept in the run, differences between them
-sr, t2a   what is made of the clips of a split, and scored
-folders   anyone's audio
-pairs, sets, classifier, clap   scores of clip pairs; of sets; by labels; by prompts
-hear, ledger                    what was computed is remembered
-summary, tables                 means, intervals, limits; what is printed
+command, flags, limits     the command: its options, its output, --fail-if
+runs, job, differences     checkpoints of runs -> documents kept in the run, and differences
+sr                         restored clips of a split, scored pair by pair
+t2a, samples, label_scores samples for the captions of a split, scored as a set
+folders, folder_files, folder_pairs, folder_sets, clip_warnings   audio from anywhere
+pairs, sets, classifier, clap   scores of clip pairs, of sets, by label, against prompts
+embed, ledger              embeddings and scores that are computed once and kept
+averages                   means over clips with their intervals
+titles, figures, tables, pages   what is printed: the terminal; CSV and Markdown
 """
-
-from stagecli.evaluate.folders import FolderOptions, evaluate_folders
-from stagecli.evaluate.runs import Asked, Outcome, evaluate_run, evaluate_runs
-from stagecli.evaluate.sr import SROptions, score_sr
-from stagecli.evaluate.t2a import T2AOptions, score_t2a
-
-__all__ = [
-    "Asked",
-    "FolderOptions",
-    "Outcome",
-    "SROptions",
-    "T2AOptions",
-    "evaluate_folders",
-    "evaluate_run",
-    "evaluate_runs",
-    "score_sr",
-    "score_t2a",
-]

@@ -1,57 +1,60 @@
-"""What an evaluation has finished, clip by clip, so that a killed one continues."""
+"""Scores of single clips, kept on disk so that an interrupted evaluation can continue."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stagecli.data.cache import canonical
-from stagecli.files import finite
+from stagecli.files import append_json_lines, read_json_lines
+
+SystemScores = dict[str, dict[str, float]]
+"""{system: {metric: value}} of one clip."""
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Short hash of everything that decides the scores."""
+    """Short hash of everything that the scores depend on."""
     return hashlib.sha256(canonical(settings).encode()).hexdigest()[:10]
 
 
+@dataclass
 class Ledger:
-    """Scores by (what, clip), in memory and, with a path, as one JSON line each.
+    """Scores by (setting, clip), such as ("2000 Hz", "a.wav"); each is also a line of `path`.
 
-    The file's name must hold the fingerprint of the settings: a line is taken as it stands. A line that a killed
-    process left half written is ignored. NaN and infinity come back as NaN, which is left out of means either way.
+    Scores are reused without a check, so the name of the file must hold the fingerprint of the
+    settings. NaN and infinity are read back as NaN: both are left out of means.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
-        self._scores: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-        text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
-        self._torn = bool(text) and not text.endswith("\n")
-        for line in text.splitlines():
-            try:
-                what, key, scores = json.loads(line)
-            except ValueError:
-                continue
-            self._scores[what, key] = {
+    path: Path | None = None
+    scores: dict[tuple[str, str], SystemScores] = field(default_factory=dict)
+
+    def get(self, setting: str, clip: str) -> SystemScores | None:
+        """The scores of a clip, or None."""
+        return self.scores.get((setting, clip))
+
+    def put(self, setting: str, clip: str, scores: SystemScores) -> None:
+        """Keep the scores of a clip. Raises OSError."""
+        self.scores[setting, clip] = scores
+        if self.path is not None:
+            append_json_lines(self.path, [[setting, clip, scores]])
+
+
+def open_ledger(path: Path) -> Ledger:
+    """The ledger at `path`, which need not exist. Torn and foreign lines are skipped."""
+    ledger = Ledger(path)
+    if not path.exists():
+        return ledger
+    for _, entry in read_json_lines(path):
+        if isinstance(entry, list) and len(entry) == 3:
+            setting, clip, scores = entry
+            ledger.scores[setting, clip] = {
                 system: {
-                    name: float("nan") if value is None else value for name, value in values.items()
+                    name: float("nan") if value is None else value
+                    for name, value in by_metric.items()
                 }
-                for system, values in scores.items()
+                for system, by_metric in scores.items()
             }
-        self.found = len(self._scores)
-
-    def get(self, what: str, key: str) -> dict[str, dict[str, float]] | None:
-        """{system: {metric: value}} of a clip, or None."""
-        return self._scores.get((what, key))
-
-    def put(self, what: str, key: str, scores: dict[str, dict[str, float]]) -> None:
-        """Remember the scores of a clip."""
-        self._scores[what, key] = scores
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n" * self._torn + json.dumps([what, key, finite(scores)]) + "\n")
-        self._torn = False
+    return ledger

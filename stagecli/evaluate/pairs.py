@@ -1,24 +1,33 @@
-"""Scores of one clip against its reference (sr), and which perceptual metrics may be asked."""
+"""Scores of one clip against its reference (sr), and which perceptual metrics suit a cutoff."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stagecli.errors import EXIT_FAILED, Problem, StageError
-from stagecli.metrics import METRICS
+from stagecli.errors import StageError
 from stagecli.metrics.mel import log_mel_distance
 from stagecli.metrics.perceptual import MissingPackageError, band_verdict, pesq, stoi, visqol
+from stagecli.metrics.registry import METRICS
 from stagecli.metrics.spectral import lsd_bands, si_sdr, snr
 from stagecli.metrics.stft import multi_resolution_stft, spectral_convergence
 
-SR_QUICK = ("lsd", "lsd_hf", "lsd_lf", "si_sdr", "snr")
-SR_METRICS = (*SR_QUICK, "mr_stft", "spectral_convergence", "log_mel")
+SR_METRICS = (
+    "lsd",
+    "lsd_hf",
+    "lsd_lf",
+    "si_sdr",
+    "snr",
+    "mr_stft",
+    "spectral_convergence",
+    "log_mel",
+)
 PERCEPTUAL: Mapping[str, Callable[[Tensor, Tensor, int], float]] = {
     "pesq_nb": partial(pesq, mode="nb"),
     "pesq_wb": partial(pesq, mode="wb"),
@@ -28,7 +37,7 @@ PERCEPTUAL: Mapping[str, Callable[[Tensor, Tensor, int], float]] = {
     "visqol_audio": partial(visqol, mode="audio"),
 }
 
-_OTHERS: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+_WAVEFORM_AND_STFT: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "si_sdr": lambda x, y, rate: si_sdr(x, y),
     "snr": lambda x, y, rate: snr(x, y),
     "mr_stft": lambda x, y, rate: multi_resolution_stft(x, y)["mr_stft"],
@@ -37,80 +46,79 @@ _OTHERS: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 }
 
 
-def score_pair(
-    target: np.ndarray,
-    audio: np.ndarray,
-    rate: int,
-    cutoff: float,
-    preset: str,
-    names: Sequence[str] = SR_METRICS,
-) -> dict[str, float]:
-    """Metrics of one clip by name, of `SR_METRICS` and `PERCEPTUAL`; both [N] at `rate` Hz, `cutoff` in Hz.
+@dataclass(frozen=True, kw_only=True)
+class PairSettings:
+    """How a pair is scored. sample_rate, cutoff: Hz; preset: of LSD; names: metrics to compute,
+    of `SR_METRICS` and `PERCEPTUAL`."""
 
-    What has no value for this clip (SI-SDR of silence, PESQ where it hears no utterance) is NaN: to be left out and
-    counted. Raises ValueError where the pair cannot be scored at all: other lengths, NaN, too short.
+    sample_rate: int
+    cutoff: float
+    preset: str
+    names: Sequence[str] = SR_METRICS
+
+
+def score_pair(
+    target: np.ndarray, estimate: np.ndarray, settings: PairSettings
+) -> dict[str, float]:
+    """{metric: value} of one clip [N] against its reference [N].
+
+    A metric that has no value for this clip (SI-SDR of silence, PESQ without an utterance) is NaN.
+    Raises ValueError if the pair cannot be scored at all: different lengths, NaN, too short.
     """
+    rate = settings.sample_rate
     x = torch.from_numpy(np.asarray(target))
-    y = torch.from_numpy(np.asarray(audio, dtype=np.float32))
-    bands = {name: float(value) for name, value in lsd_bands(x, y, rate, cutoff, preset).items()}
+    y = torch.from_numpy(np.asarray(estimate, dtype=np.float32))
+    bands = lsd_bands(x, y, rate, settings.cutoff, settings.preset)
     scores = {}
-    for name in names:
+    for name in settings.names:
         if name in bands:
-            scores[name] = bands[name]
+            scores[name] = float(bands[name])
         elif name in PERCEPTUAL:
             try:
                 scores[name] = PERCEPTUAL[name](x, y, rate)
-            except ValueError:  # silence, or too little of what the metric listens for
+            except ValueError:  # silence, or too little of what the metric needs
                 scores[name] = float("nan")
         else:
-            scores[name] = float(_OTHERS[name](x, y, rate))
+            scores[name] = float(_WAVEFORM_AND_STFT[name](x, y, rate))
     return scores
 
 
-def score_named(where: str, what: str, *arguments: object) -> dict[str, float]:
-    """`score_pair`, with the place in the error: StageError."""
-    try:
-        return score_pair(*arguments)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise StageError(
-            f"cannot score {what}", problems=[Problem(where, str(error))], exit_code=EXIT_FAILED
-        ) from None
+def audible_metrics(
+    cutoffs: Sequence[float], rate: int
+) -> tuple[dict[float, list[str]], list[str]]:
+    """({cutoff: perceptual metrics that see some of the restored band}, warnings).
 
-
-def audible(cutoffs: Sequence[float], rate: int) -> tuple[dict[float, list[str]], list[str]]:
-    """Perceptual metrics to compute per cutoff, and one line for each that sees a part of the restored band, or none.
-
-    Raises StageError where a package of the extra is missing.
+    There is a warning for each metric that sees only a part of the band, or nothing.
+    Raises StageError if a package of the extra is missing.
     """
     for package in ("pesq", "pystoi", "visqol"):
         if importlib.util.find_spec(package) is None:
             missing = MissingPackageError(package)
             raise StageError(str(missing), hint=missing.hint)
     chosen: dict[float, list[str]] = {}
-    notes = []
+    warnings = []
     for cutoff in cutoffs:
-        verdicts = {name: band_verdict(name, cutoff, rate) for name in PERCEPTUAL}
-        chosen[cutoff] = [name for name, said in verdicts.items() if said.verdict != "refused"]
-        for said in verdicts.values():
-            if said.verdict != "seen":
-                fate = (
-                    "not computed"
-                    if said.verdict == "refused"
-                    else "computed, but blind to the rest"
+        chosen[cutoff] = []
+        for name in PERCEPTUAL:
+            band = band_verdict(name, cutoff, rate)
+            if band.verdict == "refused":
+                warnings.append(f"cutoff {cutoff:g} Hz: {band.reason}; not computed")
+                continue
+            chosen[cutoff].append(name)
+            if band.verdict == "warned":
+                warnings.append(
+                    f"cutoff {cutoff:g} Hz: {band.reason}; computed, but blind to the rest"
                 )
-                notes.append(f"cutoff {cutoff:g} Hz: {said.reason}; {fate}")
-    return chosen, notes
+    return chosen, warnings
 
 
-def conventions(preset: str, names: Sequence[str]) -> dict[str, str]:
-    """Convention of each metric by the name it is printed under."""
-    return {name: METRICS[_registered(name, preset)].convention for name in names}
+def pair_conventions(preset: str, names: Sequence[str]) -> dict[str, str]:
+    """The convention of each metric, by the name it is printed under."""
+    return {name: METRICS[_registry_name(name, preset)].convention for name in names}
 
 
-def _registered(name: str, preset: str) -> str:
-    """Name in the registry: presets other than the default have their own entries."""
-    return (
-        name.replace("lsd", f"lsd_{preset}", 1)
-        if name.startswith("lsd") and preset != "nuwave"
-        else name
-    )
+def _registry_name(name: str, preset: str) -> str:
+    """LSD presets other than the default have registry entries of their own."""
+    if name.startswith("lsd") and preset != "nuwave":
+        return name.replace("lsd", f"lsd_{preset}", 1)
+    return name

@@ -1,12 +1,10 @@
-"""Runs and checkpoints -> documents of scores, kept in the run, and differences between them."""
+"""Checkpoints of runs -> documents of scores, kept in the run, and differences between them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from stagecli import __version__
 from stagecli.data.cache import Progress
@@ -15,15 +13,16 @@ from stagecli.data.open import open_source
 from stagecli.data.rows import Clip, Split
 from stagecli.data.source import Source
 from stagecli.errors import Problem, StageError
-from stagecli.evaluate.clap import Clap
-from stagecli.evaluate.ledger import Ledger, fingerprint
-from stagecli.evaluate.sets import set_difference
-from stagecli.evaluate.sr import SROptions, by_label, score_sr
-from stagecli.evaluate.summary import JsonRow, difference, name_of
-from stagecli.evaluate.t2a import T2AOptions, T2AScores, sampling_identity, score_t2a
-from stagecli.files import finite, write_atomic
+from stagecli.evaluate.differences import Outcome, compare_outcomes
+from stagecli.evaluate.flags import Flags, check_run_flags
+from stagecli.evaluate.job import Job, wants_full
+from stagecli.evaluate.ledger import fingerprint
+from stagecli.evaluate.samples import sampling_identity
+from stagecli.evaluate.sr import score_sr
+from stagecli.evaluate.t2a import score_t2a
+from stagecli.files import JsonRow, finite, write_atomic, write_json
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_from_run
 from stagecli.runs import checkpoint
 from stagecli.runs.directory import command_line, environment, read_info
 from stagecli.schema import Recipe
@@ -34,242 +33,164 @@ from stagecli.stage import registry
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a command line asked for; None or empty: what the recipe says.
+def evaluate_runs(
+    flags: Flags, runs: Sequence[Path], *, progress: Progress, warn: Say, note: Say
+) -> tuple[list[JsonRow], list[JsonRow]]:
+    """Documents of every run and checkpoint, in order, and the difference of each from the first.
 
-    task: refuse runs of another; sampling: sampler settings (steps, cfg_scale, sampler) that override the recipe's;
-    quick (t2a): distances only, nothing that needs the whole training split; command: as typed, kept in the document.
+    Raises StageError; what concerns any of the runs is checked before work on the first begins.
     """
-
-    task: str | None = None
-    split: Split = "test"
-    seed: int | None = None
-    samples: int | None = None
-    sampling: Mapping[str, Any] | None = None
-    cutoffs: tuple[float, ...] = ()
-    preset: str | None = None
-    perceptual: bool = False
-    by: str | None = None
-    judge: str | None = None
-    clap: str | None = None
-    labels: tuple[str, ...] = ()
-    quick: bool = False
+    checkpoints = flags.checkpoints or ["latest"]
+    for run in runs:
+        _check_run(run, checkpoints, flags, judged=len(runs) > 1, warn=warn)
+    first, *others = [
+        evaluate_run(run, which, flags, progress=progress, warn=warn, note=note)
+        for run in runs
+        for which in checkpoints
+    ]
+    differences = [finite(compare_outcomes(first, other)) for other in others]
+    return [outcome.document for outcome in (first, *others)], differences
 
 
-@dataclass
-class Outcome:
-    """One run and checkpoint: the document, and what differences are taken of (per_clip of sr by cutoff)."""
-
-    document: JsonRow
-    per_clip: dict[str, dict[str, dict[str, float]]]
-    sets: T2AScores | None = None
-
-
-@dataclass
-class Job:
-    """One evaluation: what is scored, how, and what is known of it. decides: everything that the scores depend on."""
-
-    folder: Path
-    name: str
-    pipeline: Pipeline
-    source: Source
-    clips: list[Clip]
-    seed: int
-    settings: SamplerSettings
-    identity: JsonRow
-    facts: JsonRow
-    decides: JsonRow
-    progress: Progress
-    note: Say
-    say: Say
+def _check_run(
+    run: Path, checkpoints: Sequence[str], flags: Flags, *, judged: bool, warn: Say
+) -> None:
+    """Raise StageError unless run, checkpoints and flags fit; judged: check the judge too."""
+    info = read_info(run)
+    check_run_flags(flags, str(info.get("task")), run)
+    if judged and info.get("task") == "t2a":
+        recipe = load_from_run(run / "recipe.toml")
+        _judge(recipe, flags.judge or recipe.evaluate.judge, warn)
+    for which in checkpoints:
+        if which != "best":
+            checkpoint.resolve(run / "checkpoints", which)
+        elif not info.get("best"):
+            raise StageError(f"{run} has no best checkpoint yet", hint="use --checkpoint latest")
 
 
 def evaluate_run(
-    run_dir: Path,
-    which: str = "latest",
-    asked: Asked | None = None,
-    *,
-    progress: Progress = lambda what, done, total: None,
-    warn: Say = lambda line: None,
-    say: Say = lambda line: None,
+    run_dir: Path, which: str, flags: Flags, *, progress: Progress, warn: Say, note: Say
 ) -> Outcome:
-    """Score one checkpoint of a run on clips of one split; the document is also written to the run's evals/.
+    """Score one checkpoint (latest, best, or a step) of a run; the document is kept in its evals/.
 
-    The same call again takes up what a killed one has finished: samples that were generated, clips that were scored.
+    The same call after an interruption reuses what is finished: samples and scores of clips.
     Raises StageError.
     """
-    asked = asked or Asked()
-    pipeline, path = load_pipeline(run_dir, which)
-    recipe = pipeline.recipe
-    kind = pipeline.recipe.task.kind
-    _suits(run_dir, kind, asked)
-    settings = SamplerSettings.of(recipe.evaluate, **(asked.sampling or {}))
-    judge = _judge(recipe, asked.judge or recipe.evaluate.judge, warn) if kind == "t2a" else None
-    full = kind == "t2a" and not asked.quick and asked.split != "train"
-    if kind == "t2a" and asked.split == "train" and not asked.quick:
-        warn(
-            "split train: distances only; what is compared with the training split would be compared with itself"
-        )
-    if full and asked.split == "valid":
-        warn(
-            "split valid: the L2 of the classifier of prompt accuracy was chosen on the clips that are scored"
-        )
-    source = _source(recipe, asked.split, full, progress)
-    clips = evenly(source.clips(asked.split), asked.samples or recipe.evaluate.samples)
-    seed = recipe.evaluate.seed if asked.seed is None else asked.seed
-    identity = sampling_identity(str(read_info(run_dir).get("id")), path / "ema.safetensors")
-    facts: JsonRow = {
-        "task": kind,
-        "run": str(run_dir),
-        "checkpoint": path.name,
-        "split": asked.split,
-        "clips": len(clips),
-        "sample_rate": pipeline.sample_rate,
-        "seed": seed,
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        "cfg_scale": settings.cfg_scale,
-    }
-    decides: JsonRow = {
-        **{k: v for k, v in facts.items() if k != "run"},
-        **identity,
-        "version": __version__,
-        "cfg_interval": list(settings.cfg_interval),
-        "batch_size": settings.batch_size,
-        "data": recipe.data.model_dump(mode="json"),
-        "clip_keys": fingerprint({"keys": [clip.key for clip in clips]}),
-    }
     notes: list[str] = []
 
-    def note(line: str) -> None:
+    def keep_and_warn(line: str) -> None:
         notes.append(line)
         warn(line)
 
-    folder = run_dir / "evals"
-    name = f"{path.name}_{asked.split}"
-    try:
-        folder.mkdir(exist_ok=True)
-        write_atomic(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        problem = Problem(str(folder), error.strerror or str(error))
-        raise StageError("cannot keep results in the run", problems=[problem]) from error
-    job = Job(
-        folder,
-        name,
+    # Refuse what does not fit before any work.
+    pipeline, checkpoint_dir = load_pipeline(run_dir, which)
+    recipe = pipeline.recipe
+    check_run_flags(flags, recipe.task.kind, run_dir)
+    judge = None
+    if recipe.task.kind == "t2a":
+        judge = _judge(recipe, flags.judge or recipe.evaluate.judge, warn)
+        _warn_about_split(flags, warn)
+
+    job = _job(
+        run_dir,
+        checkpoint_dir,
         pipeline,
-        source,
-        clips,
-        seed,
-        settings,
-        identity,
-        facts,
-        decides,
-        progress,
-        note,
-        say,
+        flags,
+        progress=progress,
+        warn=keep_and_warn,
+        note=note,
     )
-    outcome, rows, conventions = _sr(job, asked) if judge is None else _t2a(job, asked, judge, full)
-    document = {**facts, "conventions": conventions, "rows": rows, "notes": notes}
-    document |= {
-        "settings": decides,
-        "command": " ".join(command_line()),
-        "environment": environment(),
-    }
-    outcome.document = finite(document)
-    file = folder / f"{name}_{fingerprint(decides)}.json"
-    write_atomic(file, json.dumps(outcome.document, indent=1))
-    outcome.document = {**outcome.document, "file": str(file)}
-    return outcome
 
-
-Scored = tuple[Outcome, list[JsonRow], dict[str, str]]
-
-
-def _sr(job: Job, asked: Asked) -> Scored:
-    table = job.pipeline.recipe.evaluate
-    cutoffs = asked.cutoffs or table.cutoffs
-    if asked.by:
-        by_label(job.clips, asked.by)
-    of_clip = {"filter": table.filter, "order": table.order, "preset": asked.preset or table.preset}
-    job.decides |= {**of_clip, "perceptual": asked.perceptual}
-    # Neither the list of cutoffs nor the grouping changes the scores of a clip.
-    ledger = Ledger(job.folder / f"{job.name}_{fingerprint(job.decides)}.clips.jsonl")
-    if ledger.found:
-        job.say(f"{ledger.found} scores with the same settings are there already, in {ledger.path}")
-    job.decides |= {"cutoffs": list(cutoffs), "by": asked.by}
-    options = SROptions(True, asked.preset, asked.perceptual, asked.by, ledger, job.note)
-    rows, conventions = score_sr(
-        job.pipeline, job.source, job.clips, cutoffs, job.seed, job.settings, job.progress, options
-    )
-    outcome = Outcome({}, {})
-    for cutoff in cutoffs:
-        what = f"{cutoff:g} Hz"
-        outcome.per_clip[what] = {
-            clip.key: (ledger.get(what, clip.key) or {})["model"] for clip in job.clips
+    # Score, and keep the document.
+    scores = score_sr(job) if judge is None else score_t2a(job, judge)
+    settings = {**job.settings, **scores.settings}
+    document = finite(
+        {
+            **job.head,
+            **scores.head,
+            "conventions": scores.conventions,
+            "rows": scores.rows,
+            "notes": notes,
+            "settings": settings,
+            "command": " ".join(command_line()),
+            "environment": environment(),
         }
-    return outcome, rows, conventions
-
-
-def _t2a(job: Job, asked: Asked, judge: Encoder, full: bool) -> Scored:
-    clap = Clap(asked.clap, job.pipeline.device) if asked.clap else None
-    samples = job.folder / f"{job.name}_{fingerprint({**job.identity, 'facts': job.facts})}_samples"
-    job.decides |= {
-        "judge": judge.label,
-        "judge_weights": judge.fingerprint(),
-        "full": full,
-        "labels": list(asked.labels),
-        "clap": clap.convention if clap else None,
-    }
-    options = T2AOptions(full, asked.labels, clap, job.identity, job.note)
-    scores = score_t2a(
-        job.pipeline,
-        job.source,
-        job.clips,
-        job.seed,
-        job.settings,
-        samples,
-        judge,
-        job.progress,
-        options,
     )
-    job.facts |= {"judge": judge.label, "samples": str(samples)}
-    if scores.memorisation:
-        job.facts["memorisation"] = scores.memorisation
-    return Outcome({}, {"samples": scores.per_clip}, scores), scores.rows, scores.conventions
+    file = job.evals_dir / f"{job.stem}_{fingerprint(settings)}.json"
+    write_json(file, document)
+    return Outcome(document={**document, "file": str(file)}, scores=scores)
 
 
-def _suits(run_dir: Path, kind: str, asked: Asked) -> None:
-    """Raises StageError where an option is for the other task, instead of passing over it."""
-    if asked.task and asked.task != kind:
-        raise StageError(f"{run_dir} is a {kind} run, not {asked.task}")
-    options_of: dict[str, dict[str, Any]] = {
-        "t2a": {
-            "--cutoff": asked.cutoffs,
-            "--preset": asked.preset,
-            "--perceptual": asked.perceptual,
-            "--by": asked.by,
-        },
-        "sr": {
-            "--judge": asked.judge,
-            "--clap": asked.clap,
-            "--label": asked.labels,
-            "--quick": asked.quick,
-        },
+def _job(
+    run_dir: Path,
+    checkpoint_dir: Path,
+    pipeline: Pipeline,
+    flags: Flags,
+    *,
+    progress: Progress,
+    warn: Say,
+    note: Say,
+) -> Job:
+    """Open the data, and resolve the flags against the recipe."""
+    # The clips, and how they are sampled.
+    recipe = pipeline.recipe
+    source = _source(recipe, flags, progress)
+    clips = evenly(source.clips(cast(Split, flags.split)), flags.samples or recipe.evaluate.samples)
+    seed = recipe.evaluate.seed if flags.seed is None else flags.seed
+    sampling = SamplerSettings.of(
+        recipe.evaluate, steps=flags.steps, cfg_scale=flags.cfg_scale, sampler=flags.sampler
+    )
+
+    # What identifies the evaluation.
+    run_id = str(read_info(run_dir).get("id"))
+    identity = sampling_identity(run_id, checkpoint_dir / "ema.safetensors")
+    head: JsonRow = {
+        "task": recipe.task.kind,
+        "run": str(run_dir),
+        "checkpoint": checkpoint_dir.name,
+        "split": flags.split,
+        "clips": len(clips),
+        "sample_rate": pipeline.sample_rate,
+        "seed": seed,
+        "sampler": sampling.sampler,
+        "steps": sampling.steps,
+        "cfg_scale": sampling.cfg_scale,
     }
-    wrong = [flag for flag, value in options_of[kind].items() if value]
-    if wrong:
-        raise StageError(
-            f"{', '.join(wrong)}: not for {kind}",
-            problems=[Problem(str(run_dir), f"is a {kind} run")],
+    return Job(
+        flags=flags,
+        pipeline=pipeline,
+        source=source,
+        clips=clips,
+        seed=seed,
+        sampling=sampling,
+        evals_dir=_writable(run_dir / "evals"),
+        stem=f"{checkpoint_dir.name}_{flags.split}",
+        identity=identity,
+        head=head,
+        settings=_settings(head, identity, recipe, sampling, clips),
+        progress=progress,
+        warn=warn,
+        note=note,
+    )
+
+
+def _warn_about_split(flags: Flags, warn: Say) -> None:
+    """Warn if clips that are scored have been used by the metrics themselves."""
+    if flags.split == "train" and not flags.quick:
+        warn("split train: distances only; comparing the training split with itself means nothing")
+    if flags.split == "valid" and wants_full(flags):
+        warn(
+            "split valid: the classifier's L2 penalty was chosen on the clips that are scored, "
+            "which favours prompt accuracy"
         )
 
 
-def _source(recipe: Recipe, split: Split, full: bool, progress: Progress) -> Source:
-    splits: list[Split] = [split]
+def _source(recipe: Recipe, flags: Flags, progress: Progress) -> Source:
+    """The recipe's data: the split to score, and for t2a the splits it is compared with."""
+    splits: list[Split] = [cast(Split, flags.split)]
     if recipe.task.kind == "t2a":
-        splits = list(dict.fromkeys(["train", *(["valid"] if full else []), split]))  # type: ignore[list-item]
+        others: list[Split] = ["train", "valid"] if wants_full(flags) else ["train"]
+        splits = list(dict.fromkeys([*others, *splits]))
     return open_source(
         recipe.data,
         need_captions=recipe.condition.text != "none",
@@ -278,6 +199,38 @@ def _source(recipe: Recipe, split: Split, full: bool, progress: Progress) -> Sou
         seed=recipe.train.seed,
         progress=lambda done, total: progress("checking audio", done, total),
     )
+
+
+def _settings(
+    head: JsonRow,
+    identity: JsonRow,
+    recipe: Recipe,
+    sampling: SamplerSettings,
+    clips: Sequence[Clip],
+) -> JsonRow:
+    """Everything that the scores of either task depend on."""
+    return {
+        **{key: value for key, value in head.items() if key != "run"},
+        **identity,
+        "version": __version__,
+        "cfg_interval": list(sampling.cfg_interval),
+        "batch_size": sampling.batch_size,
+        "data": recipe.data.model_dump(mode="json"),
+        "clip_keys": fingerprint({"keys": [clip.key for clip in clips]}),
+    }
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, created if missing. Raises StageError, before any work, if it is not writable."""
+    trial = folder / ".writable"
+    try:
+        folder.mkdir(exist_ok=True)
+        write_atomic(trial, "")
+        trial.unlink()
+    except OSError as error:
+        problem = Problem(str(folder), error.strerror or str(error))
+        raise StageError("cannot keep results in the run", problems=[problem]) from error
+    return folder
 
 
 def _judge(recipe: Recipe, name: str, warn: Say) -> Encoder:
@@ -301,77 +254,3 @@ def _judge(recipe: Recipe, name: str, warn: Say) -> Encoder:
                 hint="choose another encoder with --judge",
             )
     return judge
-
-
-def evaluate_runs(
-    runs: Sequence[Path],
-    checkpoints: Sequence[str],
-    asked: Asked,
-    *,
-    progress: Progress,
-    warn: Say,
-    say: Say,
-) -> tuple[list[JsonRow], list[JsonRow]]:
-    """Documents of every run and checkpoint, in order, and the differences of each from the first."""
-    for run in runs:
-        info = read_info(
-            run
-        )  # before any work: is it a run, do the options suit it, are the checkpoints there?
-        _suits(run, str(info.get("task")), asked)
-        if len(runs) > 1 and info.get("task") == "t2a":
-            recipe = recipes.load_from_run(run / "recipe.toml")
-            _judge(recipe, asked.judge or recipe.evaluate.judge, warn)
-        for which in checkpoints:
-            if which != "best":
-                checkpoint.find(run / "checkpoints", which)
-            elif not info.get("best"):
-                raise StageError(
-                    f"{run} has no best checkpoint yet", hint="use --checkpoint latest"
-                )
-    outcomes = [
-        evaluate_run(run, which, asked, progress=progress, warn=warn, say=say)
-        for run in runs
-        for which in checkpoints
-    ]
-    first, *others = outcomes
-    return [one.document for one in outcomes], [finite(compared(first, other)) for other in others]
-
-
-def compared(a: Outcome, b: Outcome) -> JsonRow:
-    """b - a, paired over the clips that both have scores of; rows as in a document, notes on what is left out."""
-    result: JsonRow = {"a": name_of(a.document), "b": name_of(b.document), "rows": [], "notes": []}
-    tasks = a.document["task"], b.document["task"]
-    if tasks[0] != tasks[1]:
-        result["notes"].append(f"a {tasks[0]} and a {tasks[1]} run have no metric in common")
-        return result
-    rates = a.document["sample_rate"], b.document["sample_rate"]
-    if rates[0] != rates[1]:
-        result["notes"].append(f"figures at {rates[0]} Hz and at {rates[1]} Hz do not compare")
-        return result
-    for what, scores in a.per_clip.items():
-        other = b.per_clip.get(what, {})
-        shared = sum(key in other for key in scores)
-        if shared < len(scores) or shared < len(other):
-            result["notes"].append(
-                f"{what}: {shared} clips are in both, of {len(scores)} and {len(other)}"
-            )
-        if not shared:
-            continue
-        metrics = difference(scores, other, a.document["seed"])
-        row: JsonRow = {"system": "samples" if a.sets else "model", "n": shared, "metrics": metrics}
-        if a.sets and b.sets:
-            if a.document["judge"] != b.document["judge"]:
-                result["notes"].append(
-                    "the runs were judged by different encoders: no difference of distances"
-                )
-            elif list(scores) == list(other):
-                metrics |= set_difference(
-                    a.sets.reference, a.sets.samples, b.sets.samples, a.document["seed"]
-                )
-            result["notes"].append(
-                "no interval is given for differences of the other figures of sets"
-            )
-        else:
-            row["cutoff"] = float(what.partition(" ")[0])
-        result["rows"].append(row)
-    return result

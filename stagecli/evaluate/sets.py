@@ -1,4 +1,4 @@
-"""Distances and shares of whole sets, from what a judge heard in them, and differences of two sets."""
+"""Distances and shares of whole sets of clips by their embeddings, and differences of two sets."""
 
 from __future__ import annotations
 
@@ -6,119 +6,163 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from stagecli.evaluate.hear import Heard
-from stagecli.evaluate.summary import JsonRow
+from torch import Tensor
+
+from stagecli.evaluate.embed import ClipEmbeddings
+from stagecli.files import JsonRow
 from stagecli.metrics.bootstrap import Interval
 from stagecli.metrics.distance import frechet_difference, frechet_distance, frechet_infinity
 from stagecli.metrics.kernel import kernel_difference, kernel_interval
-from stagecli.metrics.neighbours import memorisation, precision_recall
+from stagecli.metrics.neighbours import Memorisation, memorisation, precision_recall
 
 DISTANCES = ("kad", "fd_judge", "fd_log_mel")
 MANIFOLD = ("precision", "recall", "density", "coverage")
-PAIRED = "paired with the reference: lower than other clips would be"
+PAIRED = "paired with the reference: lower than for independent clips"
 
 
-def attempt(metrics: JsonRow, names: Sequence[str], work: Callable[[], Sequence[JsonRow]]) -> None:
-    """Adds what `work` gives under the names; where it says that it cannot, no number but the reason."""
+def add_or_explain(
+    metrics: JsonRow, names: Sequence[str], compute: Callable[[], Sequence[JsonRow]]
+) -> None:
+    """Add a value of `compute` under each name; on ValueError no value, and its message as note."""
     try:
-        metrics.update(zip(names, work(), strict=True))
+        metrics.update(zip(names, compute(), strict=True))
     except ValueError as error:
         metrics.update({name: {"value": None, "note": str(error)} for name in names})
 
 
 def set_metrics(
-    reference: Heard, made: Heard, seed: int, *, full: bool, paired: bool = False
+    reference: ClipEmbeddings,
+    generated: ClipEmbeddings,
+    seed: int,
+    *,
+    full: bool,
+    paired: bool = False,
 ) -> JsonRow:
-    """{metric: {"value", ...}} of a set against the reference.
+    """{metric: {"value", ...}} of a generated set against the reference.
 
-    full: FAD-infinity, precision, recall, density and coverage too; paired: clip i is clip i of the reference, changed:
-    estimates that assume independent sets (KAD, FAD-infinity, neighbours) are left out, and the rest is marked.
+    full: also FAD-infinity, precision, recall, density and coverage. paired: clip i is an altered
+    version of clip i of the reference, so metrics that assume independent sets (KAD, FAD-infinity,
+    neighbours) are left out and the others are marked.
     """
     metrics: JsonRow = {}
 
-    def frechet(name: str) -> list[JsonRow]:
-        found = frechet_distance(getattr(reference, name), getattr(made, name))
-        row: JsonRow = {"value": found.value, "biased": found.biased, "dimensions": found.dim}
-        return [{**row, "note": PAIRED} if paired else row]
-
     def kernel() -> list[JsonRow]:
-        return [_interval(kernel_interval(reference.mean, made.mean, seed))]
+        return [_with_interval(kernel_interval(reference.mean, generated.mean, seed))]
 
     def infinity() -> list[JsonRow]:
-        found = frechet_infinity(reference.mean, made.mean, seed)
-        return [{"value": found.value, "r2": found.r2}]
+        limit = frechet_infinity(reference.mean, generated.mean, seed)
+        return [{"value": limit.value, "r2": limit.r2}]
 
     def manifold() -> list[JsonRow]:
-        found = precision_recall(reference.mean, made.mean)
-        return [{"value": getattr(found, name)} for name in MANIFOLD]
+        shares = asdict(precision_recall(reference.mean, generated.mean))
+        return [{"value": shares[name]} for name in MANIFOLD]
 
     if not paired:
-        attempt(metrics, ["kad"], kernel)
-    attempt(metrics, ["fd_judge"], lambda: frechet("mean"))
-    attempt(metrics, ["fd_log_mel"], lambda: frechet("log_mel"))
+        add_or_explain(metrics, ["kad"], kernel)
+    add_or_explain(
+        metrics, ["fd_judge"], lambda: [_frechet(reference.mean, generated.mean, paired)]
+    )
+    add_or_explain(
+        metrics, ["fd_log_mel"], lambda: [_frechet(reference.log_mel, generated.log_mel, paired)]
+    )
     if full and not paired:
-        attempt(metrics, ["fad_infinity"], infinity)
-        attempt(metrics, MANIFOLD, manifold)
+        add_or_explain(metrics, ["fad_infinity"], infinity)
+        add_or_explain(metrics, MANIFOLD, manifold)
     return metrics
 
 
-def _interval(found: Interval) -> JsonRow:
-    return {"value": found.value, "low": found.low, "high": found.high}
+def _frechet(reference: Tensor, generated: Tensor, paired: bool) -> JsonRow:
+    distance = frechet_distance(reference, generated)
+    metric: JsonRow = {
+        "value": distance.value,
+        "biased": distance.biased,
+        "dimensions": distance.dim,
+    }
+    if paired:
+        metric["note"] = PAIRED
+    return metric
 
 
-def set_difference(reference: Heard, a: Heard, b: Heard, seed: int) -> JsonRow:
-    """b - a of the distances, over the same prompts in the same order; {} where the sets differ in size."""
+def _with_interval(interval: Interval) -> JsonRow:
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def set_differences(
+    reference: ClipEmbeddings, a: ClipEmbeddings, b: ClipEmbeddings, seed: int
+) -> JsonRow:
+    """{distance: b - a, with its interval}; clip i of a and of b have the same prompt.
+
+    {} if a and b differ in size.
+    """
     metrics: JsonRow = {}
     if len(a) != len(b):
         return metrics
 
-    def row(found: Interval) -> list[JsonRow]:
-        return [{**_interval(found), "n": len(a), "decided": found.low > 0 or found.high < 0}]
+    def difference(interval: Interval) -> list[JsonRow]:
+        decided = interval.low > 0 or interval.high < 0
+        return [{**_with_interval(interval), "n": len(a), "decided": decided}]
 
-    attempt(metrics, ["kad"], lambda: row(kernel_difference(reference.mean, a.mean, b.mean, seed)))
-    attempt(
-        metrics, ["fd_judge"], lambda: row(frechet_difference(reference.mean, a.mean, b.mean, seed))
+    add_or_explain(
+        metrics,
+        ["kad"],
+        lambda: difference(kernel_difference(reference.mean, a.mean, b.mean, seed)),
     )
-    attempt(
+    add_or_explain(
+        metrics,
+        ["fd_judge"],
+        lambda: difference(frechet_difference(reference.mean, a.mean, b.mean, seed)),
+    )
+    add_or_explain(
         metrics,
         ["fd_log_mel"],
-        lambda: row(frechet_difference(reference.log_mel, a.log_mel, b.log_mel, seed)),
+        lambda: difference(frechet_difference(reference.log_mel, a.log_mel, b.log_mel, seed)),
     )
     return metrics
 
 
-def memorised(
-    samples: Heard, training: Heard, real: Heard, names: Sequence[str], keys: Sequence[str]
+def memorised_share(
+    samples: ClipEmbeddings,
+    training: ClipEmbeddings,
+    real: ClipEmbeddings,
+    *,
+    sample_names: Sequence[str],
+    training_names: Sequence[str],
 ) -> tuple[JsonRow, JsonRow]:
-    """(the metric, what it is made of): samples against the nearest training clips, and `real` clips likewise.
+    """(the metric, its details): distances of samples and of real clips to the training set.
 
-    names: of the samples; keys: of the training clips; nearest pairs are listed to be listened to.
+    The details list the nearest pairs by name, so that one can listen to them.
     """
-    found = memorisation(samples.mean, training.mean, real.mean)
-    share: JsonRow = asdict(found.nearer) | {"copies": found.copies}
+    result = memorisation(samples.mean, training.mean, real.mean)
+    metric: JsonRow = asdict(result.nearer) | {"copies": result.copies}
     notes = []
-    if found.coarse:
+    if result.coarse:
         notes.append(
             f"{len(real)} real test clips: the threshold is little more than the nearest of them"
         )
-    if found.leaked:
+    if result.leaked:
         notes.append("a real test clip is itself a copy of a training clip")
     if notes:
-        share["note"] = "; ".join(notes)
-    details: dict[str, Any] = {
-        "samples": {f"{q:g}": value for q, value in found.samples.items()},
-        "real": {f"{q:g}": value for q, value in found.real.items()},
-        "threshold": found.threshold,
-        "copies": found.copies,
+        metric["note"] = "; ".join(notes)
+    details = {
+        "samples": {f"{share:g}": value for share, value in result.samples.items()},
+        "real": {f"{share:g}": value for share, value in result.real.items()},
+        "threshold": result.threshold,
+        "copies": result.copies,
         "training_clips": len(training),
-        "pairs": [
-            {
-                "sample": names[p.sample],
-                "training": keys[p.training],
-                "distance": p.distance,
-                "rank": p.rank,
-            }
-            for p in found.pairs
-        ],
+        "pairs": _nearest_pairs(result, sample_names, training_names),
     }
-    return share, details
+    return metric, details
+
+
+def _nearest_pairs(
+    result: Memorisation, sample_names: Sequence[str], training_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "sample": sample_names[pair.sample],
+            "training": training_names[pair.training],
+            "distance": pair.distance,
+            "rank": pair.rank,
+        }
+        for pair in result.pairs
+    ]

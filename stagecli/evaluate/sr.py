@@ -1,167 +1,212 @@
-"""Super-resolution: clips of a split through the low-pass filter, restored, and scored against themselves."""
+"""Super-resolution: clips of a split are low-passed, restored, and scored against themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from stagecli.data import degrade as low_pass_filters
-from stagecli.data.cache import Progress
 from stagecli.data.rows import Clip
-from stagecli.data.source import Source
 from stagecli.errors import EXIT_FAILED, Problem, StageError
-from stagecli.evaluate.ledger import Ledger
-from stagecli.evaluate.pairs import SR_METRICS, SR_QUICK, audible, conventions, score_named
-from stagecli.evaluate.summary import JsonRow, summarise
-from stagecli.generate.pipeline import Pipeline, SamplerSettings
+from stagecli.evaluate.averages import average_scores
+from stagecli.evaluate.job import Job, Scores
+from stagecli.evaluate.ledger import Ledger, fingerprint, open_ledger
+from stagecli.evaluate.pairs import (
+    SR_METRICS,
+    PairSettings,
+    audible_metrics,
+    pair_conventions,
+    score_pair,
+)
+from stagecli.files import JsonRow
 from stagecli.metrics.baselines import copy_up
 
-SYSTEMS = {"unprocessed": "baseline", "copy-up": "baseline", "model": "model"}
+SYSTEMS = {"unprocessed": "baseline", "copy-up": "baseline", "model": "model"}  # name: kind
+
+
+def score_sr(job: Job) -> Scores:
+    """Rows for the unprocessed input, naive copy-up and the model, per cutoff (and label).
+
+    Whole clips are scored, and the scores of each are kept in the run. Raises StageError: no such
+    label column, a package of the extra is missing, a clip that cannot be scored.
+    """
+    options = job.recipe.evaluate
+    flags = job.flags
+    cutoffs = list(flags.cutoffs or options.cutoffs)
+    preset = flags.preset or options.preset
+    groups = clips_by_label(job.clips, flags.by) if flags.by else {}
+
+    # The ledger's name leaves out what does not change the scores of a clip: cutoffs, grouping.
+    settings: JsonRow = {
+        "filter": options.filter,
+        "order": options.order,
+        "preset": preset,
+        "perceptual": flags.perceptual,
+    }
+    key = fingerprint({**job.settings, **settings})
+    ledger = open_ledger(job.evals_dir / f"{job.stem}_{key}.clips.jsonl")
+    if ledger.scores:
+        job.note(f"reusing {len(ledger.scores)} scores with the same settings from {ledger.path}")
+
+    # Perceptual metrics are computed only where they see some of the restored band.
+    perceptual: Mapping[float, list[str]] = {}
+    if flags.perceptual:
+        perceptual, warnings = audible_metrics(cutoffs, job.pipeline.sample_rate)
+        for warning in warnings:
+            job.warn(warning)
+
+    rows: list[JsonRow] = []
+    for cutoff in cutoffs:
+        pair_settings = PairSettings(
+            sample_rate=job.pipeline.sample_rate,
+            cutoff=cutoff,
+            preset=preset,
+            names=[*SR_METRICS, *perceptual.get(cutoff, ())],
+        )
+        _score_clips(job, ledger, pair_settings)
+        rows += _rows(job, ledger, cutoff, groups)
+    names = [*SR_METRICS, *(name for chosen in perceptual.values() for name in chosen)]
+    low_pass = (
+        f"{options.filter} order {options.order}, zero phase, then sinc resampling to 2 x cutoff "
+        "and back"
+    )
+    return Scores(
+        rows=rows,
+        conventions={**pair_conventions(preset, list(dict.fromkeys(names))), "input": low_pass},
+        settings={**settings, "cutoffs": cutoffs, "by": flags.by},
+        by_clip={_at(cutoff): _scores_of(job, ledger, cutoff, "model") for cutoff in cutoffs},
+    )
+
+
+def _at(cutoff: float) -> str:
+    return f"{cutoff:g} Hz"
+
+
+def _scores_of(job: Job, ledger: Ledger, cutoff: float, system: str) -> dict[str, dict[str, float]]:
+    """{clip: {metric: value}} of one system, from the ledger."""
+    return {clip.key: (ledger.get(_at(cutoff), clip.key) or {})[system] for clip in job.clips}
+
+
+def _rows(
+    job: Job, ledger: Ledger, cutoff: float, groups: Mapping[str, Sequence[str]]
+) -> list[JsonRow]:
+    """A row per system, each followed by its rows per group."""
+    rows: list[JsonRow] = []
+    for system, kind in SYSTEMS.items():
+        scores = _scores_of(job, ledger, cutoff, system)
+        head = {"system": system, "kind": kind, "cutoff": cutoff}
+        rows.append({**head, **average_scores(list(scores.values()), job.seed)})
+        for group, keys in groups.items():
+            averages = average_scores([scores[key] for key in keys], job.seed)
+            rows.append({**head, "group": group, **averages})
+    return rows
+
+
+def _score_clips(job: Job, ledger: Ledger, settings: PairSettings) -> None:
+    """Restore and score every clip at one cutoff, except those the ledger has."""
+    label = _at(settings.cutoff)
+    for done, restored in enumerate(_restored_clips(job, ledger, settings.cutoff), 1):
+        if restored.systems:
+            scores = {
+                system: _score_system(restored, system, settings) for system in restored.systems
+            }
+            ledger.put(label, restored.clip.key, scores)
+        job.progress(f"cutoff {label}", done, len(job.clips))
 
 
 @dataclass(frozen=True)
-class SROptions:
-    """full: the STFT and mel distances too, which take most of the time; preset: of LSD (default: the recipe's);
-    perceptual: PESQ, STOI and ViSQOL too; by: label column to split rows by; ledger: what has been scored already;
-    warn: gets a line per thing that a reader should know."""
+class RestoredClip:
+    """systems: audio [N] by system; empty if the clip has been scored already."""
 
-    full: bool = False
-    preset: str | None = None
-    perceptual: bool = False
-    by: str | None = None
-    ledger: Ledger = field(default_factory=Ledger)
-    warn: Callable[[str], None] = lambda line: None
+    clip: Clip
+    target: np.ndarray
+    systems: Mapping[str, np.ndarray]
 
 
-def score_sr(
-    pipeline: Pipeline,
-    source: Source,
-    clips: Sequence[Clip],
-    cutoffs: Sequence[float],
-    seed: int,
-    settings: SamplerSettings,
-    progress: Progress,
-    options: SROptions | None = None,
-) -> tuple[list[JsonRow], dict[str, str]]:
-    """Rows for the unprocessed input, naive copy-up and the model, per cutoff (and label); whole clips.
+def _score_system(restored: RestoredClip, system: str, settings: PairSettings) -> dict[str, float]:
+    try:
+        return score_pair(restored.target, restored.systems[system], settings)
+    except ValueError as error:
+        raise StageError(
+            f"cannot score {system} at {_at(settings.cutoff)}",
+            problems=[Problem(restored.clip.key, str(error))],
+            exit_code=EXIT_FAILED,
+        ) from None
 
-    Gives (rows, conventions); without options the metrics of `SR_QUICK`. Scores of single clips stay in the ledger.
-    Raises StageError: no such label column, a package of the extra is missing, a clip that cannot be scored.
+
+def _restored_clips(job: Job, ledger: Ledger, cutoff: float) -> Iterator[RestoredClip]:
+    """Every clip in order; neighbours of one length are restored together.
+
+    What is restored together does not depend on the ledger, so that a continued evaluation gives
+    the same numbers to the last bit.
     """
-    options = options or SROptions()
-    rate = pipeline.sample_rate
-    table = pipeline.recipe.evaluate
-    preset = options.preset or table.preset
-    groups = by_label(clips, options.by) if options.by else {}
-    heard, notes = audible(cutoffs, rate) if options.perceptual else ({}, [])
-    names = SR_METRICS if options.full else SR_QUICK
-    for note in notes:
-        options.warn(note)
-    rows: list[JsonRow] = []
-    for cutoff in cutoffs:
-        what = f"{cutoff:g} Hz"
-        restored = _restored(pipeline, source, clips, cutoff, seed, settings, options.ledger)
-        for done, (clip, target, made) in enumerate(restored, 1):
-            if made:
-                asked = [*names, *heard.get(cutoff, ())]
-                scores = {
-                    system: score_named(
-                        clip.key, f"{system} at {what}", target, audio, rate, cutoff, preset, asked
-                    )
-                    for system, audio in made.items()
-                }
-                options.ledger.put(what, clip.key, scores)
-            progress(f"cutoff {what}", done, len(clips))
-        for system, kind in SYSTEMS.items():
-            of = {clip.key: (options.ledger.get(what, clip.key) or {})[system] for clip in clips}
-            head = {"system": system, "kind": kind, "cutoff": cutoff}
-            rows.append({**head, **summarise(list(of.values()), seed)})
-            for group, keys in groups.items():
-                rows.append({**head, "group": group, **summarise([of[key] for key in keys], seed)})
-    computed = dict.fromkeys([*names, *(name for of in heard.values() for name in of)])
-    filter_text = f"{table.filter} order {table.order}, zero phase, then sinc resampling to 2 x cutoff and back"
-    return rows, {**conventions(preset, list(computed)), "input": filter_text}
-
-
-def _restored(
-    pipeline: Pipeline,
-    source: Source,
-    clips: Sequence[Clip],
-    cutoff: float,
-    seed: int,
-    settings: SamplerSettings,
-    ledger: Ledger,
-) -> Iterator[tuple[Clip, np.ndarray, dict[str, np.ndarray]]]:
-    """(clip, target, audio of each system) in order; none for what the ledger has.
-
-    Neighbours of one length are restored together. What is restored together does not depend on what the ledger has,
-    so that a continued evaluation gives the same numbers to the last bit.
-    """
-    rate = pipeline.sample_rate
-    low_pass = low_pass_filters.test_low_pass(pipeline.recipe.evaluate, cutoff)
     first = 0
-    while first < len(clips):
-        batch = [clips[first]]
-        targets = [source.read(clips[first])]
-        most = pipeline.restored_at_once(len(targets[0]), settings)
-        for clip in clips[first + 1 : first + most]:
-            target = source.read(clip)
+    while first < len(job.clips):
+        # Clips of one length, as many as fill a batch of windows.
+        batch = [job.clips[first]]
+        targets = [job.source.read(job.clips[first])]
+        most = job.pipeline.restored_at_once(len(targets[0]), job.sampling)
+        for clip in job.clips[first + 1 : first + most]:
+            target = job.source.read(clip)
             if len(target) != len(targets[0]):
                 break
             batch.append(clip)
             targets.append(target)
-        known = [ledger.get(f"{cutoff:g} Hz", clip.key) is not None for clip in batch]
-        made: list[np.ndarray] = []
-        lows = (
-            [low_pass_filters.degrade(target, rate, low_pass) for target in targets]
-            if not all(known)
-            else []
-        )
-        if lows:
-            prompts = [clip.caption for clip in batch]
-            indices = range(first, first + len(batch))
-            made = pipeline.restore_many(
-                lows, cutoff, seed=seed, settings=settings, indices=indices, prompts=prompts
-            )
-        for i, (clip, target) in enumerate(zip(batch, targets, strict=True)):
-            if known[i]:
-                yield clip, target, {}
-                continue
-            yield (
-                clip,
-                target,
-                {
-                    "unprocessed": lows[i],
-                    "copy-up": _naive(clip, lows[i], rate, cutoff),
-                    "model": made[i],
-                },
-            )
+
+        # Restored whole, or not at all if every clip has been scored.
+        scored = [ledger.get(_at(cutoff), clip.key) is not None for clip in batch]
+        if all(scored):
+            systems: list[dict[str, np.ndarray]] = [{} for _ in batch]
+        else:
+            systems = _systems(job, batch, targets, cutoff, first)
+        for clip, target, audio, known in zip(batch, targets, systems, scored, strict=True):
+            yield RestoredClip(clip, target, {} if known else audio)
         first += len(batch)
 
 
-def _naive(clip: Clip, low: np.ndarray, rate: int, cutoff: float) -> np.ndarray:
+def _systems(
+    job: Job, clips: Sequence[Clip], targets: Sequence[np.ndarray], cutoff: float, first: int
+) -> list[dict[str, np.ndarray]]:
+    """Audio of every system for clips of one length; first: index of the first in the job."""
+    rate = job.pipeline.sample_rate
+    low_pass = low_pass_filters.test_low_pass(job.recipe.evaluate, cutoff)
+    lows = [low_pass_filters.degrade(target, rate, low_pass) for target in targets]
+    restored = job.pipeline.restore_many(
+        lows,
+        cutoff,
+        seed=job.seed,
+        settings=job.sampling,
+        indices=range(first, first + len(clips)),
+        prompts=[clip.caption for clip in clips],
+    )
+    return [
+        {"unprocessed": low, "copy-up": _copied_up(clip, low, rate, cutoff), "model": model}
+        for clip, low, model in zip(clips, lows, restored, strict=True)
+    ]
+
+
+def _copied_up(clip: Clip, low: np.ndarray, rate: int, cutoff: float) -> np.ndarray:
     try:
         return copy_up(torch.from_numpy(low), rate, cutoff).numpy()
     except ValueError as error:
         problem = Problem(clip.key, str(error))
         raise StageError(
-            f"no copy-up at {cutoff:g} Hz", problems=[problem], exit_code=EXIT_FAILED
+            f"no copy-up at {_at(cutoff)}", problems=[problem], exit_code=EXIT_FAILED
         ) from None
 
 
-def by_label(clips: Sequence[Clip], column: str) -> dict[str, list[str]]:
-    """Keys of the clips by "column value", sorted. Raises StageError where a clip lacks the column."""
+def clips_by_label(clips: Sequence[Clip], column: str) -> dict[str, list[str]]:
+    """Keys of the clips by "column value", sorted. Raises StageError if a clip lacks the column."""
     groups: dict[str, list[str]] = {}
     for clip in clips:
         if column not in clip.labels:
-            known: Any = sorted({name for clip in clips for name in clip.labels})
+            columns = sorted({name for clip in clips for name in clip.labels})
             raise StageError(
                 f"--by {column}: {clip.key} has no such label",
-                hint=f"labels of this data set: {', '.join(known) or 'none'}",
+                hint=f"labels of this data set: {', '.join(columns) or 'none'}",
             )
         groups.setdefault(f"{column} {clip.labels[column]}", []).append(clip.key)
     return dict(sorted(groups.items()))

@@ -1,22 +1,29 @@
-"""Samplers: free functions from noise at t = 1 to frames at t = 0.
+"""Samplers: free functions that solve dx/dt = v(x, t) from noise at t = 1 to frames at t = 0.
 
-A velocity is a function (x [B, T, C], t in (0, 1]) -> eps - x0, of the same shape. The callback
-gets (step, t, x) after each step.
+A velocity is a function (x [B, T, C], t in (0, 1]) -> the predicted eps - x0, [B, T, C]. Each
+solver walks down a grid of times from `times`; `callback` is called with (step, t, x) after each
+step. `classifier_free`, `keep_band` and `windowed` turn velocities into velocities.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 Velocity = Callable[[Tensor, float], Tensor]
 Callback = Callable[[int, float, Tensor], None]
+WindowVelocity = Callable[[Tensor, float, slice], Tensor]
+"""A velocity of windows, also called with the numbers of the windows."""
 
 
 def times(steps: int, shift: float = 1.0) -> list[float]:
-    """steps + 1 times from 1 down to 0; shift > 1 spends more of them near noise (SD3, eq. 23)."""
+    """steps + 1 times from 1 down to 0: t -> shift t / (1 + (shift - 1) t) of a uniform grid.
+
+    shift > 1 spends more steps near noise (Esser et al., 2024, arXiv 2403.03206, eq. 23).
+    """
     grid = [1 - i / steps for i in range(steps + 1)]
     return [shift * t / (1 + (shift - 1) * t) for t in grid]
 
@@ -24,42 +31,53 @@ def times(steps: int, shift: float = 1.0) -> list[float]:
 def euler(
     velocity: Velocity, x_BTC: Tensor, grid: list[float], callback: Callback | None = None
 ) -> Tensor:
-    """First order, one network call a step."""
-    for i, (t, nxt) in enumerate(zip(grid, grid[1:], strict=False)):
-        x_BTC = x_BTC + (nxt - t) * velocity(x_BTC, t)
+    """Euler's method, x' = x + (t' - t) v(x, t): first order, one network call per step."""
+    for step, (t, next_t) in enumerate(pairwise(grid)):
+        x_BTC = x_BTC + (next_t - t) * velocity(x_BTC, t)
         if callback:
-            callback(i, nxt, x_BTC)
+            callback(step, next_t, x_BTC)
     return x_BTC
 
 
 def heun(
     velocity: Velocity, x_BTC: Tensor, grid: list[float], callback: Callback | None = None
 ) -> Tensor:
-    """Second order, two network calls a step; the last step is Euler's, as v at t = 0 is not trained."""
-    for i, (t, nxt) in enumerate(zip(grid, grid[1:], strict=False)):
+    """Heun's method: an Euler step, then the mean of the velocities at both of its ends.
+
+    Second order, two network calls per step. The last step is Euler's, because the velocity at
+    t = 0 is not trained.
+    """
+    for step, (t, next_t) in enumerate(pairwise(grid)):
         v = velocity(x_BTC, t)
-        guess = x_BTC + (nxt - t) * v
-        x_BTC = guess if nxt == 0 else x_BTC + (nxt - t) * 0.5 * (v + velocity(guess, nxt))
+        euler_BTC = x_BTC + (next_t - t) * v
+        if next_t == 0:
+            x_BTC = euler_BTC
+        else:
+            x_BTC = x_BTC + (next_t - t) * 0.5 * (v + velocity(euler_BTC, next_t))
         if callback:
-            callback(i, nxt, x_BTC)
+            callback(step, next_t, x_BTC)
     return x_BTC
 
 
 def ab2(
     velocity: Velocity, x_BTC: Tensor, grid: list[float], callback: Callback | None = None
 ) -> Tensor:
-    """Second-order Adams-Bashforth with variable steps: one network call a step, multistep."""
-    before: Tensor | None = None
-    last = 0.0
-    for i, (t, nxt) in enumerate(zip(grid, grid[1:], strict=False)):
+    """Two-step Adams-Bashforth: second order at one network call per step.
+
+    With step sizes h = t' - t and h_0 of the step before, x' = x + h (v + h / (2 h_0) (v - v_0)):
+    the velocity extrapolated to the middle of the step. The first step is Euler's.
+    """
+    previous_v: Tensor | None = None
+    previous_h = 0.0
+    for step, (t, next_t) in enumerate(pairwise(grid)):
         v = velocity(x_BTC, t)
-        step = nxt - t
-        slope = v if before is None else v + (step / (2 * last)) * (v - before)
-        x_BTC = x_BTC + step * slope
-        before = v
-        last = step
+        h = next_t - t
+        slope = v if previous_v is None else v + (h / (2 * previous_h)) * (v - previous_v)
+        x_BTC = x_BTC + h * slope
+        previous_v = v
+        previous_h = h
         if callback:
-            callback(i, nxt, x_BTC)
+            callback(step, next_t, x_BTC)
     return x_BTC
 
 
@@ -69,9 +87,10 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {"euler": euler, "heun": heun, "ab2
 def classifier_free(
     conditional: Velocity, unconditional: Velocity, scale: float, interval: tuple[float, float]
 ) -> Velocity:
-    """Classifier-free guidance (Ho and Salimans 2022) inside an interval of t (Kynkaanniemi et al. 2024).
+    """Classifier-free guidance within an interval of t: v_u + scale (v_c - v_u), v_c outside.
 
-    A scale of 1 is off: the unconditional velocity is then not called.
+    A scale of 1 is off: the unconditional velocity is then not called. Sources: Ho and Salimans,
+    2022 (arXiv 2207.12598); the interval: Kynkaanniemi et al., 2024 (arXiv 2404.07724).
     """
     low, high = interval
 
@@ -79,14 +98,14 @@ def classifier_free(
         v = conditional(x_BTC, t)
         if scale == 1.0 or not low <= t <= high:
             return v
-        plain = unconditional(x_BTC, t)
-        return plain + scale * (v - plain)
+        unconditional_v = unconditional(x_BTC, t)
+        return unconditional_v + scale * (v - unconditional_v)
 
     return velocity
 
 
 def keep_band(velocity: Velocity, kept_BTC: Tensor, band_BC: Tensor) -> Velocity:
-    """Drive the channels where `band_BC` is True straight to `kept_BTC`, which they reach exactly at t = 0."""
+    """Velocity (x - kept) / t where `band_BC` is True, which arrives at `kept_BTC` at t = 0."""
     band = band_BC[:, None, :]
 
     def constrained(x_BTC: Tensor, t: float) -> Tensor:
@@ -96,45 +115,48 @@ def keep_band(velocity: Velocity, kept_BTC: Tensor, band_BC: Tensor) -> Velocity
 
 
 def window_starts(frames: int, window: int, hop: int) -> list[int]:
-    """Starts of the windows that cover `frames` frames; the last one ends at the end."""
+    """First frames of the windows that cover `frames` frames; the last window ends at the end."""
     if frames <= window:
         return [0]
     return [*range(0, frames - window, hop), frames - window]
 
 
 def windows(x_BTC: Tensor, starts: list[int], window: int) -> Tensor:
-    """[B, T, C] -> [B * W, min(T, window), C], one row per clip and start, in the order of `windowed`."""
-    return torch.stack([x_BTC[:, s : s + window] for s in starts], dim=1).flatten(0, 1)
+    """[B, T, C] -> [B * W, min(T, window), C], in the order of `windowed`: clip by clip."""
+    pieces = [x_BTC[:, start : start + window] for start in starts]
+    return torch.stack(pieces, dim=1).flatten(0, 1)
 
 
 def windowed(
-    velocity: Callable[[Tensor, float, slice], Tensor],
+    velocity: WindowVelocity,
     frames: int,
     window: int,
     hop: int,
     group: int,
 ) -> Velocity:
-    """One velocity over any length from overlapping windows (MultiDiffusion, arXiv 2302.08113).
+    """One velocity over any length from overlapping windows.
 
-    `velocity(x [G, window, C], t, which)` gets at most `group` windows at once; `which` are their numbers, those of
-    the first clip of x [B, T, C] before those of the second. All windows of a clip share its row of x and are
-    blended by triangles, so no seam arises.
+    velocity: called as velocity(x [G, window, C], t, numbers) with at most `group` windows at once;
+    windows are numbered clip by clip. All windows of a clip read its row of x [B, T, C], and their
+    velocities are averaged with triangular weights, so that no seam arises. Source: MultiDiffusion
+    (Bar-Tal et al., 2023, arXiv 2302.08113).
     """
     starts = window_starts(frames, window, hop)
     size = min(frames, window)
-    ramp = torch.arange(1, size + 1, dtype=torch.float32)
-    ramp = torch.minimum(ramp, ramp.flip(0))[:, None]
+    rising = torch.arange(1, size + 1, dtype=torch.float32)
+    triangle_T1 = torch.minimum(rising, rising.flip(0))[:, None]
 
     def whole(x_BTC: Tensor, t: float) -> Tensor:
-        weight = ramp.to(x_BTC)
+        weight = triangle_T1.to(x_BTC)
         total = torch.zeros_like(x_BTC)
         norm = torch.zeros_like(x_BTC[..., :1])
         places = [(clip, start) for clip in range(len(x_BTC)) for start in starts]
         for first in range(0, len(places), group):
-            which = slice(first, min(first + group, len(places)))
-            cut = torch.stack([x_BTC[clip, start : start + size] for clip, start in places[which]])
-            for (clip, start), part in zip(places[which], velocity(cut, t, which), strict=True):
-                total[clip, start : start + size] += weight * part
+            numbers = slice(first, min(first + group, len(places)))
+            chosen = places[numbers]
+            x_GTC = torch.stack([x_BTC[clip, start : start + size] for clip, start in chosen])
+            for (clip, start), v in zip(chosen, velocity(x_GTC, t, numbers), strict=True):
+                total[clip, start : start + size] += weight * v
                 norm[clip, start : start + size] += weight
         return total / norm
 

@@ -1,0 +1,1 @@
+"""Generation with trained runs: prompts or files -> audio files."""

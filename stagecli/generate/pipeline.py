@@ -1,4 +1,4 @@
-"""A trained network with its codec and encoders: prompts -> audio, low-resolution audio -> full band."""
+"""A trained network with its codec and encoders: prompts -> audio, low resolution -> full band."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from stagecli.errors import StageError
 from stagecli.flow import sampler
 from stagecli.model.dit import Conditioning
 from stagecli.model.network import Network
-from stagecli.recipe import load as recipes
+from stagecli.recipe.load import load_from_run
 from stagecli.runs import checkpoint
 from stagecli.runs.directory import read_info
 from stagecli.schema import Evaluate, Recipe
 
-SAMPLE = 100  # random stream of sampling noise, apart from the training streams
+NOISE_STREAM = 100  # number of the random stream of sampling noise; training uses others
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How to sample; defaults come from the recipe's `[evaluate]` table."""
+    """Sampler options; `of` takes the defaults from the recipe's `[evaluate]` section."""
 
     sampler: str
     steps: int
@@ -43,16 +43,17 @@ class SamplerSettings:
     batch_size: int
 
     @classmethod
-    def of(cls, table: Evaluate, **changes: Any) -> SamplerSettings:
-        given = {name: value for name, value in changes.items() if value is not None}
-        base = {
-            "sampler": table.sampler,
-            "steps": table.steps,
-            "cfg_scale": table.cfg_scale,
-            "cfg_interval": table.cfg_interval,
-            "batch_size": table.batch_size,
+    def of(cls, options: Evaluate, **changes: Any) -> SamplerSettings:
+        """The settings of `options` with `changes` on top; changes that are None are ignored."""
+        defaults = {
+            "sampler": options.sampler,
+            "steps": options.steps,
+            "cfg_scale": options.cfg_scale,
+            "cfg_interval": options.cfg_interval,
+            "batch_size": options.batch_size,
         }
-        return cls(**{**base, **given})
+        given = {name: value for name, value in changes.items() if value is not None}
+        return cls(**{**defaults, **given})
 
 
 class Pipeline:
@@ -60,6 +61,7 @@ class Pipeline:
 
     def __init__(
         self,
+        *,
         recipe: Recipe,
         codec: Codec,
         network: Network,
@@ -74,34 +76,24 @@ class Pipeline:
         self.device = device
         self.autocast = autocast
         self.sample_rate = recipe.data.sample_rate
-        self.samples = round(recipe.data.seconds * recipe.data.sample_rate)
+        self.num_samples = round(recipe.data.seconds * recipe.data.sample_rate)
 
     def conditioning(self, captions: Sequence[str]) -> Conditioning:
-        """Encoded captions, one row each; recipes without text get an empty condition."""
+        """Encoded captions, one row each; an empty condition for recipes without text."""
         if self.recipe.condition.text == "none":
             return Conditioning()
         if self.text is not None:
             text, mask = pad_texts(self.text.embed(captions))
-            return self.network.condition(
+            return self.network.encode_condition(
                 {"text": text.to(self.device), "text_mask": mask.to(self.device)}
             )
         ids = byte_ids(captions, self.recipe.condition.max_length)
-        return self.network.condition({"text_ids": ids.to(self.device)})
+        return self.network.encode_condition({"text_ids": ids.to(self.device)})
 
     def noise(self, shape: tuple[int, int], seed: int, index: int) -> Tensor:
-        """[T, C] from (seed, index) alone: the same sample in any batch."""
-        drawn = stream(seed, SAMPLE, index).standard_normal(shape, dtype=np.float32)
-        return torch.from_numpy(drawn).to(self.device)
-
-    def _solve(
-        self, velocity: sampler.Velocity, x_BTC: Tensor, settings: SamplerSettings
-    ) -> Tensor:
-        return sampler.SAMPLERS[settings.sampler](velocity, x_BTC, sampler.times(settings.steps))
-
-    def _velocity(self, condition: Conditioning, x_BTC: Tensor, t: float) -> Tensor:
-        t_B = torch.full((x_BTC.shape[0],), t, device=x_BTC.device)
-        with self.autocast():
-            return self.network(x_BTC, t_B, condition).velocity_BTC.float()
+        """Noise [T, C] that depends on (seed, index) alone, so that batching has no effect."""
+        values = stream(seed, NOISE_STREAM, index).standard_normal(shape, dtype=np.float32)
+        return torch.from_numpy(values).to(self.device)
 
     @torch.no_grad()
     def generate(
@@ -114,32 +106,32 @@ class Pipeline:
         indices: Sequence[int] | None = None,
         progress: Count | None = None,
     ) -> list[np.ndarray]:
-        """One clip [N] per prompt; sample i depends on (seed, i) and its prompt, not on the batch.
+        """One clip [N] per prompt; clip i depends on (seed, i) and its prompt, not on the batch.
 
-        indices: their i, where these prompts are some of many (default: 0, 1, ...).
+        seconds: length, default: that of training; indices: the i of each prompt, if the prompts
+        are a subset of a longer list (default: 0, 1, ...).
         """
-        samples = self.samples if seconds is None else round(seconds * self.sample_rate)
-        shape = (self.codec.frames(samples), self.codec.channels)
-        done: list[np.ndarray] = []
+        length = self.num_samples if seconds is None else round(seconds * self.sample_rate)
+        shape = (self.codec.frames(length), self.codec.channels)
+        if not indices:
+            indices = range(len(prompts))
+        clips: list[np.ndarray] = []
         self.network.eval()
         for start in range(0, len(prompts), settings.batch_size):
-            texts = prompts[start : start + settings.batch_size]
-            known, empty = self.conditioning(texts), self.conditioning([""] * len(texts))
+            stop = start + settings.batch_size
+            captions = prompts[start:stop]
             velocity = sampler.classifier_free(
-                partial(self._velocity, known),
-                partial(self._velocity, empty),
+                partial(self._velocity, self.conditioning(captions)),
+                partial(self._velocity, self.conditioning([""] * len(captions))),
                 settings.cfg_scale,
                 settings.cfg_interval,
             )
-            places = (
-                indices[start : start + len(texts)] if indices else range(start, start + len(texts))
-            )
-            noise = torch.stack([self.noise(shape, seed, i) for i in places])
-            frames = self._solve(velocity, noise, settings)
-            done += list(self.codec.decode(frames, samples).float().cpu().numpy())
+            noise_BTC = torch.stack([self.noise(shape, seed, i) for i in indices[start:stop]])
+            frames_BTC = self._solve(velocity, noise_BTC, settings)
+            clips += list(self.codec.decode(frames_BTC, length).float().cpu().numpy())
             if progress:
-                progress(len(done), len(prompts))
-        return done
+                progress(len(clips), len(prompts))
+        return clips
 
     def restore(
         self,
@@ -151,24 +143,19 @@ class Pipeline:
         index: int = 0,
         prompt: str = "",
     ) -> np.ndarray:
-        """Audio [N] at the model's rate, empty above `cutoff` Hz -> full band [N], same level and length.
+        """Full-band audio [N] from audio [N] at the model's rate that is empty above `cutoff` Hz.
 
-        Any length: windows of the training length overlap by half and share one state. The band
-        below the cutoff is the input's.
+        The level and the band below the cutoff are those of the input. Inputs of any length:
+        windows of the training length overlap by half and share one diffusion state.
         """
         return self.restore_many(
             [low_N], cutoff, seed=seed, settings=settings, indices=[index], prompts=[prompt]
         )[0]
 
-    def restored_at_once(self, samples: int, settings: SamplerSettings) -> int:
-        """How many clips of `samples` samples fill one batch of windows."""
-        frames, window, hop = self._windows(samples)
+    def restored_at_once(self, length: int, settings: SamplerSettings) -> int:
+        """Number of clips of `length` audio samples whose windows fill one batch."""
+        frames, window, hop = self._window_grid(length)
         return max(1, settings.batch_size // len(sampler.window_starts(frames, window, hop)))
-
-    def _windows(self, samples: int) -> tuple[int, int, int]:
-        """(frames of the audio, of a window, between windows)."""
-        window = self.codec.frames(self.samples)
-        return self.codec.frames(samples), window, max(1, window // 2)
 
     @torch.no_grad()
     def restore_many(
@@ -181,61 +168,98 @@ class Pipeline:
         indices: Sequence[int],
         prompts: Sequence[str],
     ) -> list[np.ndarray]:
-        """`restore` of several clips of one length; clip i has the noise of `indices[i]` and its prompt.
+        """`restore` for several clips of one length, each with its own index and prompt.
 
-        ValueError where the lengths differ.
+        Raises ValueError if the lengths differ.
         """
         if len({len(low) for low in lows}) != 1 or not len(lows) == len(prompts) == len(indices):
             raise ValueError(
-                "clips that are restored together must have one length, and an index and a prompt each"
+                "clips restored together must have one length, and an index and a prompt each"
             )
+        # Encode the inputs at a common level.
         gains = [level_gain(low) for low in lows]
-        scaled = np.stack([low * gain for low, gain in zip(lows, gains, strict=True)]).astype(
-            np.float32
-        )
-        low_BTC = self.codec.encode(torch.from_numpy(scaled).to(self.device))
+        leveled = np.stack([low * gain for low, gain in zip(lows, gains, strict=True)])
+        leveled_BN = torch.from_numpy(leveled.astype(np.float32)).to(self.device)
+        low_BTC = self.codec.encode(leveled_BN)
+
+        # The velocity of overlapping windows; in the kept band it leads to the input.
+        length = leveled_BN.shape[1]
+        frames, window, hop = self._window_grid(length)
         share = 2 * cutoff / self.sample_rate
-        frames, window, hop = self._windows(scaled.shape[1])
-        starts = sampler.window_starts(frames, window, hop)
-        low_WTC = sampler.windows(low_BTC, starts, window)
-        text = self.conditioning(prompts)
-        level_B = torch.tensor([math.log10(gain) for gain in gains], device=self.device)
         assert isinstance(self.codec.channel_hz, Tensor)
-        band = kept_band(
+        band_BC = kept_band(
             self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate
         )
+        level_B = torch.tensor([math.log10(gain) for gain in gains], device=self.device)
+        velocity_of_windows = self._velocity_of_windows(low_BTC, share, band_BC, level_B, prompts)
+        self.network.eval()
+        velocity = sampler.windowed(velocity_of_windows, frames, window, hop, settings.batch_size)
+        velocity = sampler.keep_band(velocity, low_BTC, band_BC)
 
-        def part(x_BTC: Tensor, t: float, which: slice) -> Tensor:
+        # Solve, decode, and return to the level of the input.
+        shape = (frames, self.codec.channels)
+        noise_BTC = torch.stack([self.noise(shape, seed, i) for i in indices])
+        decoded_BN = self.codec.decode(self._solve(velocity, noise_BTC, settings), length)
+        return [
+            splice(low_N, full_N / gain, cutoff, self.sample_rate)
+            for low_N, full_N, gain in zip(
+                lows, decoded_BN.float().cpu().numpy(), gains, strict=True
+            )
+        ]
+
+    def _velocity_of_windows(
+        self,
+        low_BTC: Tensor,
+        share: float,
+        band_BC: Tensor,
+        level_B: Tensor,
+        prompts: Sequence[str],
+    ) -> Callable[[Tensor, float, slice], Tensor]:
+        """The network's velocity for a slice of all windows, as `sampler.windowed` calls it.
+
+        low_BTC: encoded inputs; share: cutoff as a fraction of the Nyquist frequency; band_BC
+        (one row): the kept channels; level_B: log10 of each clip's gain.
+        """
+        _, window, hop = self._window_grid(self.num_samples)
+        starts = sampler.window_starts(low_BTC.shape[1], window, hop)
+        low_WTC = sampler.windows(low_BTC, starts, window)
+        text = self.conditioning(prompts)
+
+        def velocity(x_BTC: Tensor, t: float, which: slice) -> Tensor:
             count = x_BTC.shape[0]
+            # Windows are numbered clip by clip.
             clip_B = torch.arange(which.start, which.stop, device=self.device) // len(starts)
             condition = Conditioning(
                 low_BTC=low_WTC[which],
                 cutoff_B=torch.full((count,), share, device=self.device),
                 level_B=level_B[clip_B],
-                band_BC=band.expand(count, -1),
+                band_BC=band_BC.expand(count, -1),
             )
             if text.text_BLD is not None and text.text_mask_BL is not None:
                 condition.text_BLD = text.text_BLD[clip_B]
                 condition.text_mask_BL = text.text_mask_BL[clip_B]
             return self._velocity(condition, x_BTC, t)
 
-        self.network.eval()
-        velocity = sampler.windowed(part, frames, window, hop, settings.batch_size)
-        velocity = sampler.keep_band(velocity, low_BTC, band)
-        noise = torch.stack([self.noise((frames, self.codec.channels), seed, i) for i in indices])
-        decoded_BN = (
-            self.codec.decode(self._solve(velocity, noise, settings), scaled.shape[1])
-            .float()
-            .cpu()
-            .numpy()
-        )
-        return [
-            splice(low, made / gain, cutoff, self.sample_rate)
-            for low, made, gain in zip(lows, decoded_BN, gains, strict=True)
-        ]
+        return velocity
+
+    def _window_grid(self, length: int) -> tuple[int, int, int]:
+        """(frames of `length` audio samples, frames of a window, frames between windows)."""
+        window = self.codec.frames(self.num_samples)
+        return self.codec.frames(length), window, max(1, window // 2)
+
+    def _velocity(self, condition: Conditioning, x_BTC: Tensor, t: float) -> Tensor:
+        t_B = torch.full((x_BTC.shape[0],), t, device=x_BTC.device)
+        with self.autocast():
+            return self.network(x_BTC, t_B, condition).velocity_BTC.float()
+
+    def _solve(
+        self, velocity: sampler.Velocity, x_BTC: Tensor, settings: SamplerSettings
+    ) -> Tensor:
+        return sampler.SAMPLERS[settings.sampler](velocity, x_BTC, sampler.times(settings.steps))
 
 
 def default_device() -> torch.device:
+    """CUDA, else MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -244,25 +268,27 @@ def default_device() -> torch.device:
 def load_pipeline(
     run_dir: Path, which: str = "latest", *, weights: str = "ema"
 ) -> tuple[Pipeline, Path]:
-    """A run's pipeline from one of its checkpoints (EMA weights by default), and the checkpoint's path.
+    """Build the pipeline of a run from one of its checkpoints; also returns the checkpoint's path.
 
-    `which`: latest, best, or a step. Raises StageError.
+    which: latest, best, or a step; weights: `ema` or `model`. Raises StageError.
     """
     info = read_info(run_dir)
-    recipe = recipes.load_from_run(run_dir / "recipe.toml")
+    recipe = load_from_run(run_dir / "recipe.toml")
     if which == "best":
         if not info.get("best"):
             raise StageError(
                 f"{run_dir} has no best checkpoint yet", hint="use --checkpoint latest"
             )
         which = str(info["best"]["step"])
-    path = checkpoint.find(run_dir / "checkpoints", which)
+    path = checkpoint.resolve(run_dir / "checkpoints", which)
     device = default_device()
     codec = make_codec(recipe).to(device).eval()
     load_codec_state(codec, run_dir / "codec.safetensors")
     text = text_encoder(recipe, device)
-    network = Network(recipe, channels=codec.channels, text_width=text.width if text else None).to(
-        device
-    )
+    network = Network(recipe, channels=codec.channels, text_width=text.width if text else None)
+    network = network.to(device)
     network.load_state_dict(checkpoint.load_weights(path, weights))
-    return Pipeline(recipe, codec, network.eval(), text, device), path
+    pipeline = Pipeline(
+        recipe=recipe, codec=codec, network=network.eval(), text=text, device=device
+    )
+    return pipeline, path

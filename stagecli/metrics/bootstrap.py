@@ -1,4 +1,4 @@
-"""How sure a mean over clips is, how sure a difference of two systems is, and intervals of set metrics."""
+"""Bootstrap intervals: of a mean over clips, of a paired difference, of a metric of sets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Values = Sequence[float] | npt.NDArray[Any]
 
 
 def _checked(values: Values, name: str = "the values") -> npt.NDArray[np.float64]:
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or sample.size < 2:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size < 2:
         raise ValueError(
-            f"a bootstrap interval needs at least two values in a list, got shape {sample.shape}"
+            f"a bootstrap interval needs at least two values in a list, got shape {array.shape}"
         )
-    if not np.isfinite(sample).all():
-        raise ValueError(f"{name} contain NaN or infinity; leave them out and say how many")
-    return sample
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} contain NaN or infinity; leave them out and report how many")
+    return array
 
 
 def bootstrap_interval(
@@ -29,33 +29,28 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of the mean of `values` [n] (Efron, 1979).
 
-    Clips are resampled with replacement `draws` times; the same seed gives the same interval. It speaks of
-    other clips from the same source, not of other seeds or trainings. For n below about 10 it is too narrow.
-    Raises ValueError: fewer than two values (nothing to resample), NaN or infinity, level outside (0, 1).
+    Clips are resampled with replacement `draws` times; the same seed gives the same interval. It
+    covers other clips from the same source, not other seeds or trainings. Below about 10 values it
+    is too narrow.
+    Raises ValueError: fewer than two values, NaN or infinity, level outside (0, 1).
     """
-    sample = _checked(values)
+    array = _checked(values)
     if not 0 < level < 1 or draws < 1:
         raise ValueError(f"level must lie in (0, 1) and draws be positive, got {level} and {draws}")
     rng = np.random.default_rng(seed)
-    block = max(1, _VALUES_PER_BLOCK // sample.size)
-    means = np.concatenate(
-        [
-            sample[rng.integers(sample.size, size=(min(block, draws - first), sample.size))].mean(
-                axis=1
-            )
-            for first in range(0, draws, block)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    block = max(1, _VALUES_PER_BLOCK // array.size)
+    means = []
+    for first in range(0, draws, block):
+        shape = (min(block, draws - first), array.size)
+        means.append(array[rng.integers(array.size, size=shape)].mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """mean: of a - b over the clips, with its interval low..high; n clips; a_higher, b_higher, ties: clips.
-
-    decided: the interval leaves out 0.
-    """
+    """mean: of a - b over n clips, with its interval low..high; a_higher, b_higher, ties: numbers
+    of clips."""
 
     mean: float
     low: float
@@ -67,18 +62,20 @@ class PairedDifference:
 
     @property
     def decided(self) -> bool:
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 def paired_difference(
     a: Values, b: Values, seed: int, level: float = 0.95, draws: int = 2000
 ) -> PairedDifference:
-    """Difference a - b of two systems on the same clips, values [n] in the same order, with its interval.
+    """Difference a - b of two systems on the same clips, values [n] in the same order.
 
-    Differences per clip are resampled, so what both systems find hard cancels: the interval is narrower than
-    that of two separate means wherever the systems agree on which clips are hard. Its sign is that of the
-    metric's own scale: whether more is better is the registry's. Not corrected for many comparisons.
-    Raises ValueError: different lengths, and as `bootstrap_interval` (drop a clip from both lists, and say so).
+    Differences per clip are resampled, so clips that are hard for both systems cancel: the interval
+    is narrower than those of two separate means wherever the systems agree on what is hard. The
+    sign is that of the metric's scale; the registry defines which direction is better. There is no
+    correction for multiple comparisons.
+    Raises ValueError: different lengths, and as `bootstrap_interval`.
     """
     first = _checked(a, "the values of a")
     second = _checked(b, "the values of b")
@@ -88,17 +85,24 @@ def paired_difference(
         )
     difference = first - second
     low, high = bootstrap_interval(difference, seed, level, draws)
-    higher = int((difference > 0).sum())
-    lower = int((difference < 0).sum())
+    a_higher = int((difference > 0).sum())
+    b_higher = int((difference < 0).sum())
     n = difference.size
     return PairedDifference(
-        float(difference.mean()), low, high, n, higher, lower, n - higher - lower
+        mean=float(difference.mean()),
+        low=low,
+        high=high,
+        n=n,
+        a_higher=a_higher,
+        b_higher=b_higher,
+        ties=n - a_higher - b_higher,
     )
 
 
 @dataclass(frozen=True)
 class Interval:
-    """value: of the metric itself; low, high: its interval; bias: mean of the replicates minus the value; draws."""
+    """value: of the metric itself; low, high: its interval; bias: mean of the replicates minus the
+    value; draws: number of replicates."""
 
     value: float
     low: float
@@ -110,18 +114,15 @@ class Interval:
 def shifted_interval(
     value: float, replicates: Values, level: float = 0.95, lowest: float = -np.inf
 ) -> Interval:
-    """Percentile interval of `replicates`, moved so that their mean falls on `value`.
+    """Percentile interval of `replicates`, shifted so that their mean falls on `value`.
 
-    For metrics of sets, where a resample repeats clips and is biased for that alone: the plain percentiles may
-    leave the value itself out. lowest: what the metric cannot go below.
+    For metrics of sets, where a resample repeats clips and is biased for that reason alone: the
+    plain percentiles may exclude the value itself. lowest: lower bound of the metric.
     Raises ValueError: fewer than two replicates, NaN or infinity, level outside (0, 1).
     """
-    sample = _checked(replicates, "the replicates")
+    array = _checked(replicates, "the replicates")
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
-    bias = float(sample.mean()) - value
-    low, high = (
-        float(max(q - bias, lowest))
-        for q in np.quantile(sample, [(1 - level) / 2, (1 + level) / 2])
-    )
-    return Interval(value, low, high, bias, sample.size)
+    bias = float(array.mean()) - value
+    low, high = np.quantile(array, [(1 - level) / 2, (1 + level) / 2]) - bias
+    return Interval(value, float(max(low, lowest)), float(max(high, lowest)), bias, array.size)

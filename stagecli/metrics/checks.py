@@ -1,4 +1,4 @@
-"""What may be wrong with a clip or a pair before it is scored: refusals as ValueError, doubts as text to print."""
+"""Checks of a clip or a pair before it is scored: errors as ValueError, warnings as text."""
 
 from __future__ import annotations
 
@@ -11,24 +11,19 @@ from torch import Tensor
 
 from stagecli.metrics.gain import least_squares_gain
 
-_COMMON_PEAKS = (
-    1.0,
-    0.99,
-    0.95,
-    0.9,
-    0.5,
-)  # what tools normalise to; 10^(-1/20) and 10^(-3/20) are added below
+# Peaks that tools normalise to: full scale, round numbers, -1 dB and -3 dB.
+_COMMON_PEAKS = (1.0, 0.99, 0.95, 0.9, 0.5, 10 ** (-1 / 20), 10 ** (-3 / 20))
 _PEAK_TOLERANCE = 2e-4  # relative; PCM of 16 bit at half scale rounds by 3e-5
-_FLAT_RUN = 3  # samples of one value at the peak
-_FLAT_STEP = (
-    2e-3  # share of the peak by which a clipped top falls off at its edge; a rounded one falls less
-)
+_FLAT_RUN = 3  # equal samples at the peak
+# Share of the peak by which a clipped top falls at its edge; a rounded one falls by less.
+_FLAT_STEP = 2e-3
 _NEAR_SILENCE_DB = -80.0
-_GAIN_DOUBT_DB = 0.5
+_OFFSET = 0.01
+_GAIN_WARNING_DB = 0.5
 
 
 def checked_pair(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
-    """Both signals [N] or [B, N] as float64; ValueError for whatever would give a number that means nothing."""
+    """Both signals [N] or [B, N] as float64; ValueError if a score would be meaningless."""
     if reference.shape != estimate.shape:
         shapes = f"{tuple(reference.shape)} and {tuple(estimate.shape)}"
         raise ValueError(
@@ -48,16 +43,17 @@ def checked_pair(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
     return reference.double(), estimate.double()
 
 
-@dataclass(frozen=True)
-class AudioFacts:
-    """What `audio_facts` found in a clip.
+@dataclass(frozen=True, kw_only=True)
+class ClipStatistics:
+    """Level, clipping and normalisation of a clip.
 
-    samples; non_finite: NaN or infinite samples (the rest is measured without them); peak: largest magnitude;
-    rms_db: level in dB re full scale (-inf for silence); offset: mean; over: samples beyond full scale;
-    clipped: samples in flat tops; normalised_to: the usual target that the peak equals, or None.
+    num_samples; non_finite: NaN or infinite samples, which the other values ignore; peak: largest
+    magnitude; rms_db: level in dB relative to full scale (-inf for silence); offset: mean; over:
+    samples beyond full scale; clipped: samples in flat tops; normalised_to: the common
+    normalisation target that the peak equals, or None.
     """
 
-    samples: int
+    num_samples: int
     non_finite: int
     peak: float
     rms_db: float
@@ -68,98 +64,106 @@ class AudioFacts:
 
     @property
     def silent(self) -> bool:
-        """Every sample is exactly zero."""
+        """Whether every sample is exactly zero."""
         return self.peak == 0
 
-    def doubts(self) -> tuple[str, ...]:
-        """One short phrase per thing that a reader of the score should know, most serious first."""
-        found = [
-            (self.non_finite > 0, f"{self.non_finite} NaN or infinite samples"),
-            (self.silent, "silent: every sample is zero"),
-            (
-                not self.silent and self.rms_db < _NEAR_SILENCE_DB,
-                f"nearly silent, {self.rms_db:.0f} dB",
-            ),
-            (
-                self.over > 0,
-                f"{self.over} samples beyond full scale, largest {self.peak:.3g}: PCM would clip them",
-            ),
-            (self.clipped > 0, f"{self.clipped} samples in flat tops at {self.peak:.3g}: clipped"),
-            (self.normalised_to is not None, f"peak {self.peak:.4g}: perhaps peak-normalised"),
-            (abs(self.offset) > 0.01, f"offset {self.offset:+.3f}"),
-        ]
-        return tuple(text for holds, text in found if holds)
+    def warnings(self) -> tuple[str, ...]:
+        """One phrase for each thing that makes a score doubtful, most serious first."""
+        lines = []
+        if self.non_finite:
+            lines.append(f"{self.non_finite} NaN or infinite samples")
+        if self.silent:
+            lines.append("silent: every sample is zero")
+        elif self.rms_db < _NEAR_SILENCE_DB:
+            lines.append(f"nearly silent, {self.rms_db:.0f} dB")
+        if self.over:
+            lines.append(
+                f"{self.over} samples beyond full scale, largest {self.peak:.3g}: PCM would clip "
+                "them"
+            )
+        if self.clipped:
+            lines.append(f"{self.clipped} samples in flat tops at {self.peak:.3g}: clipped")
+        if self.normalised_to is not None:
+            lines.append(f"peak {self.peak:.4g}: perhaps peak-normalised")
+        if abs(self.offset) > _OFFSET:
+            lines.append(f"offset {self.offset:+.3f}")
+        return tuple(lines)
 
 
 def _flat_tops(audio_N: Tensor, peak: float) -> int:
-    """Samples in runs of three or more of exactly the peak's value (either sign) with a steep edge."""
+    """Samples in runs of at least three of exactly the peak's magnitude, with a steep edge."""
     total = 0
+    outside = torch.zeros(1, dtype=torch.bool)
     for level in (peak, -peak):
-        at_N = torch.cat(
-            [torch.zeros(1, dtype=torch.bool), audio_N == level, torch.zeros(1, dtype=torch.bool)]
-        )
-        edge = at_N[1:].int() - at_N[:-1].int()
+        # Where runs at this level begin and end.
+        at_level = torch.cat([outside, audio_N == level, outside])
+        edge = at_level[1:].int() - at_level[:-1].int()
         starts = (edge == 1).nonzero()[:, 0]
         ends = (edge == -1).nonzero()[:, 0]
-        wide_N = torch.nn.functional.pad(audio_N, (1, 1), value=level)
-        drop = torch.maximum((level - wide_N[starts]).abs(), (level - wide_N[ends + 1]).abs())
+
+        # How far the samples beside a run fall off.
+        padded_N = torch.nn.functional.pad(audio_N, (1, 1), value=level)
+        before = (level - padded_N[starts]).abs()
+        after = (level - padded_N[ends + 1]).abs()
+        drop = torch.maximum(before, after)
         length = ends - starts
         total += int(length[(length >= _FLAT_RUN) & (drop > _FLAT_STEP * peak)].sum())
     return total
 
 
-def audio_facts(audio_N: Tensor) -> AudioFacts:
+def clip_statistics(audio_N: Tensor) -> ClipStatistics:
     """Level, clipping and normalisation of one clip [N], floating point in [-1, 1].
 
-    Clipping: runs of at least 3 equal samples at the largest magnitude that fall off by more than 0.2 % of it
-    on a side, so quantised slow waves are not taken for it; soft clipping and clipping followed by a filter or
-    a lossy codec are not seen. Normalisation: the peak is 1, 0.99, 0.95, 0.9, 0.5, -1 dB or -3 dB within 0.02 %;
-    a hint for one clip, and `shared_peak` says it for a set. NaN does not raise here.
+    Clipping: runs of at least 3 equal samples at the largest magnitude that fall off by more than
+    0.2 % of it on one side, so that quantised slow waves do not count. Soft clipping, and clipping
+    followed by a filter or a lossy codec, is not detected. Normalisation: the peak is within 0.02 %
+    of 1, 0.99, 0.95, 0.9, 0.5, -1 dB or -3 dB. For one clip this is a hint; `shared_peak` looks at
+    a set. NaN does not raise.
     Raises ValueError: not [N], empty, integer samples.
     """
     if audio_N.ndim != 1 or audio_N.numel() == 0 or not audio_N.is_floating_point():
         raise ValueError(
-            f"audio must be floating point [N], not empty, got {audio_N.dtype} {tuple(audio_N.shape)}"
+            "audio must be floating point [N], not empty, got "
+            f"{audio_N.dtype} {tuple(audio_N.shape)}"
         )
     finite = torch.isfinite(audio_N)
     audio_N = audio_N.detach().cpu().double().masked_fill(~finite.cpu(), 0.0)
     peak = float(audio_N.abs().max())
     power = float(audio_N.square().mean())
-    targets = [*_COMMON_PEAKS, 10 ** (-1 / 20), 10 ** (-3 / 20)]
-    return AudioFacts(
-        samples=audio_N.numel(),
+    targets = (t for t in _COMMON_PEAKS if abs(peak / t - 1) < _PEAK_TOLERANCE)
+    return ClipStatistics(
+        num_samples=audio_N.numel(),
         non_finite=int((~finite).sum()),
         peak=peak,
         rms_db=10 * math.log10(power) if power > 0 else -math.inf,
         offset=float(audio_N.mean()),
         over=int((audio_N.abs() > 1).sum()),
         clipped=_flat_tops(audio_N, peak) if peak > 0 else 0,
-        normalised_to=next((t for t in targets if abs(peak / t - 1) < _PEAK_TOLERANCE), None),
+        normalised_to=next(targets, None),
     )
 
 
 def shared_peak(peaks: Sequence[float], tolerance: float = 0.01) -> float | None:
-    """The peak that all clips of a set share, within `tolerance` relative: the sign of peak normalisation.
+    """The peak that all clips of a set share within a relative tolerance: a sign of normalisation.
 
-    peaks: largest magnitudes, one per clip; None where they differ, or for fewer than 3 clips.
+    peaks: largest magnitudes, one per clip. None if they differ, or for fewer than 3 clips.
     """
     if len(peaks) < 3 or min(peaks) <= 0:
         return None
     middle = sorted(peaks)[len(peaks) // 2]
-    return (
-        middle
-        if max(peaks) <= middle * (1 + tolerance) and min(peaks) >= middle * (1 - tolerance)
-        else None
-    )
+    if max(peaks) > middle * (1 + tolerance) or min(peaks) < middle * (1 - tolerance):
+        return None
+    return middle
 
 
 def check_pair(
     reference_N: Tensor, estimate_N: Tensor, sample_rate: int, least_seconds: float = 0.05
 ) -> None:
-    """Raise ValueError, with the reason, unless both clips [N] at `sample_rate` Hz can be scored as a pair.
+    """Raise ValueError, with the reason, unless both clips [N] can be scored as a pair.
 
-    Refused: different lengths (nothing is cut silently), empty, integer or non-finite samples, shorter than
-    `least_seconds`, a silent reference (ratios to it mean nothing), more than one channel.
+    Refused: different lengths (nothing is cut silently), empty, integer or non-finite samples,
+    shorter than `least_seconds` at `sample_rate` Hz, a silent reference (ratios to it mean
+    nothing), more than one channel.
     """
     if sample_rate <= 0:
         raise ValueError(f"sample_rate must be positive, got {sample_rate}")
@@ -182,30 +186,32 @@ def check_pair(
         raise ValueError("the reference is silent: every sample is zero")
 
 
-def pair_doubts(reference_N: Tensor, estimate_N: Tensor) -> tuple[str, ...]:
-    """What to print beside the score of a pair [N] that `check_pair` accepts; empty where nothing is odd.
+def pair_warnings(reference_N: Tensor, estimate_N: Tensor) -> tuple[str, ...]:
+    """Warnings to print beside the score of a pair [N] that `check_pair` accepts.
 
-    The doubts of either clip, and a least-squares gain more than 0.5 dB from 1 with what it alone adds to LSD.
-    A peak at a usual target is told of the estimate only where the reference's peak is another.
+    Those of either clip, and a least-squares gain more than 0.5 dB from 1 with its own contribution
+    to LSD. A common normalisation peak is mentioned for the estimate only, if the reference's peak
+    is a different one.
     """
-    facts = {"reference": audio_facts(reference_N), "estimate": audio_facts(estimate_N)}
-    same_peak = facts["reference"].normalised_to == facts["estimate"].normalised_to
-    found = [
-        f"{name}: {doubt}"
-        for name, fact in facts.items()
-        for doubt in fact.doubts()
-        if "normalised" not in doubt or (name == "estimate" and not same_peak)
+    reference = clip_statistics(reference_N)
+    estimate = clip_statistics(estimate_N)
+    same_peak = reference.normalised_to == estimate.normalised_to
+    lines = [f"reference: {w}" for w in reference.warnings() if "normalised" not in w]
+    lines += [
+        f"estimate: {w}" for w in estimate.warnings() if "normalised" not in w or not same_peak
     ]
-    if not facts["estimate"].silent and not facts["reference"].silent:
-        gain = float(least_squares_gain(reference_N, estimate_N))
-        if gain <= 0:
-            found.append(
-                "the estimate is inverted or unrelated to the reference (least-squares gain not positive)"
-            )
-        elif abs(20 * math.log10(gain)) > _GAIN_DOUBT_DB:
-            decibel = -20 * math.log10(gain)
-            added = 2 * abs(math.log10(gain))
-            found.append(
-                f"level: the estimate is off by about {decibel:+.1f} dB, {added:.2f} of LSD by itself"
-            )
-    return tuple(found)
+    if estimate.silent or reference.silent:
+        return tuple(lines)
+    gain = float(least_squares_gain(reference_N, estimate_N))
+    if gain <= 0:
+        lines.append(
+            "the estimate is inverted or unrelated to the reference (least-squares gain not "
+            "positive)"
+        )
+    elif abs(20 * math.log10(gain)) > _GAIN_WARNING_DB:
+        decibel = -20 * math.log10(gain)
+        added = 2 * abs(math.log10(gain))
+        lines.append(
+            f"level: the estimate is off by about {decibel:+.1f} dB, {added:.2f} of LSD by itself"
+        )
+    return tuple(lines)

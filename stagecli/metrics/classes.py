@@ -1,4 +1,4 @@
-"""Metrics of a classifier's posteriors, of text and audio embeddings, and shares with their interval."""
+"""Metrics of class posteriors, CLAP scores, and shares with their intervals."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from torch import Tensor
 
 from stagecli.metrics.moments import Embeddings, checked_embeddings, checked_sets
 
-_EPSILON = 1e-6  # of AudioLDM-eval, added to the second distribution before its logarithm
+# Added to the second distribution inside the logarithm, as in AudioLDM-eval.
+_EPSILON = 1e-6
 
 
 def posteriors(logits: Embeddings) -> Tensor:
-    """Softmax of logits [N, C] over the classes, float64. Raises ValueError: not [N, C], NaN or infinite.
+    """Softmax of logits [N, C] over the classes, float64.
 
-    For a tagger that was trained with sigmoids (PANNs, PaSST) this is a convention, that of AudioLDM-eval's
-    "KL_softmax" and of PaSST-based KL: the classes are made to compete. Where a clip gives several
-    windows, average its logits first, then take the softmax, as stable-audio-metrics does.
+    For a tagger trained with sigmoids (PANNs, PaSST) this is a convention, that of AudioLDM-eval's
+    "KL_softmax" and of PaSST-based KL: it makes the classes compete. If a clip has several windows,
+    average their logits before the softmax, as stable-audio-metrics does.
+    Raises ValueError: not [N, C], NaN or infinite.
     """
     return checked_embeddings(logits, "the logits", least=1).softmax(1)
 
@@ -45,8 +47,10 @@ def _kl(p_NC: Tensor, q_NC: Tensor, epsilon: float) -> Tensor:
 
 @dataclass(frozen=True)
 class ClassKL:
-    """Divergences in nat. reference_generated: KL(reference || generated), the one to print, mean over pairs;
-    generated_reference: the other way; per_pair [N]: terms of the first; n pairs; epsilon that was added.
+    """Divergences in nat, means over n pairs.
+
+    reference_generated: KL(reference || generated), the one to print; generated_reference: the
+    other direction; per_pair [N]: terms of the first; epsilon: added inside the logarithm.
     """
 
     reference_generated: float
@@ -59,15 +63,15 @@ class ClassKL:
 def class_kl(
     reference_NC: Embeddings, generated_NC: Embeddings, epsilon: float = _EPSILON
 ) -> ClassKL:
-    """Mean over pairs of the Kullback-Leibler divergence of class posteriors; row i of both: one prompt.
+    """Mean Kullback-Leibler divergence of class posteriors; row i of both belongs to one prompt.
 
-    reference_NC, generated_NC: distributions [N, C] (`posteriors`). KL(reference || generated) is what
-    AudioLDM-eval and AudioCraft print; stable-audio-metrics prints the other direction, so both are given.
-    epsilon 1e-6 is added to the second distribution inside the logarithm, as AudioLDM-eval does: it bounds a
-    term at 13.8 p and lets identical pairs come out at -C * 1e-6 at the lowest; 0 for the exact divergence, which
-    may be infinite. AudioLDM-eval's "KL_sigmoid" sums p ln(p / q) over independent classes, which is no
-    divergence (it can be negative), and is not offered.
-    Raises ValueError: different shapes, rows that are no distributions, NaN or infinite values.
+    reference_NC, generated_NC: distributions [N, C] (`posteriors`). AudioLDM-eval and AudioCraft
+    print KL(reference || generated), stable-audio-metrics the other direction; both are returned.
+    epsilon 1e-6 is added to the second distribution inside the logarithm, as in AudioLDM-eval: it
+    bounds a term at 13.8 p, and identical pairs give -C * 1e-6 at the lowest. Use 0 for the exact
+    divergence, which may be infinite. AudioLDM-eval's "KL_sigmoid" sums p ln(p / q) over
+    independent classes; that is not a divergence (it can be negative) and is not offered.
+    Raises ValueError: different shapes, rows that are not distributions, NaN or infinite values.
     """
     p = _checked_posteriors(reference_NC, "the reference")
     q = _checked_posteriors(generated_NC, "the generated set")
@@ -81,10 +85,11 @@ def class_kl(
 def class_kl_of_means(
     reference_NC: Embeddings, generated_MC: Embeddings, epsilon: float = _EPSILON
 ) -> float:
-    """KL(mean of the reference || mean of the generated) in nat: are the classes as frequent? No pairs needed.
+    """KL(mean of the reference || mean of the generated) in nat: compares class frequencies.
 
-    [N, C] and [M, C]; 0 says nothing of single clips: samples that ignore their prompts can have it.
-    Raises ValueError: different C, rows that are no distributions, NaN or infinite values.
+    [N, C] and [M, C], not paired. 0 does not mean that single clips are right: samples that ignore
+    their prompts can have it.
+    Raises ValueError: different C, rows that are not distributions, NaN or infinite values.
     """
     p = _checked_posteriors(reference_NC, "the reference")
     q = _checked_posteriors(generated_MC, "the generated set")
@@ -95,7 +100,7 @@ def class_kl_of_means(
 
 @dataclass(frozen=True)
 class InceptionScore:
-    """value: mean over splits, 1..C; std: their standard deviation (ddof=0); splits; n clips; classes C."""
+    """value: mean over splits, 1..C; std: their standard deviation (ddof=0); n: clips."""
 
     value: float
     std: float
@@ -105,13 +110,14 @@ class InceptionScore:
 
 
 def inception_score(generated_NC: Embeddings, seed: int, splits: int = 10) -> InceptionScore:
-    """exp of the mean KL(p(y|x) || p(y)) over the clips (Salimans et al., 2016), mean over `splits` parts.
+    """exp of the mean KL(p(y|x) || p(y)) (Salimans et al., 2016), averaged over `splits` parts.
 
-    generated_NC: distributions [N, C] (`posteriors`). Clips are shuffled by `seed`, then cut into parts; p(y)
-    is the mean of a part, so a part of n clips cannot pass n: the score rises with clips per part.
-    1 where all posteriors are alike, C where they are certain and classes equally frequent. It never sees the
-    reference: noise that a classifier is sure about scores well.
-    Raises ValueError: rows that are no distributions, fewer clips than splits, NaN or infinite values.
+    generated_NC: distributions [N, C] (`posteriors`). Clips are shuffled by `seed`, then cut into
+    parts; p(y) is the mean of a part, so n clips cannot score above n, and the score rises with the
+    clips per part. 1 if all posteriors are equal, C if they are certain and classes equally
+    frequent. The reference plays no part: noise that a classifier is sure about scores well.
+    Raises ValueError: rows that are not distributions, fewer clips than splits, NaN or infinite
+    values.
     """
     p = _checked_posteriors(generated_NC, "the generated set")
     if not 1 <= splits <= len(p):
@@ -120,14 +126,21 @@ def inception_score(generated_NC: Embeddings, seed: int, splits: int = 10) -> In
     edges = [i * len(p) // splits for i in range(splits + 1)]
     parts = [p[order[low:high]] for low, high in zip(edges[:-1], edges[1:], strict=True)]
     scores = [math.exp(float(_kl(part, part.mean(0, keepdim=True), 0.0).mean())) for part in parts]
-    return InceptionScore(float(np.mean(scores)), float(np.std(scores)), splits, len(p), p.shape[1])
+    return InceptionScore(
+        value=float(np.mean(scores)),
+        std=float(np.std(scores)),
+        splits=splits,
+        n=len(p),
+        classes=p.shape[1],
+    )
 
 
 def clap_scores(audio_ND: Embeddings, text_ND: Embeddings) -> Tensor:
-    """Cosine [N] in -1..1 of the audio and the text embedding of each pair; the CLAP score is its mean.
+    """Cosine [N] in -1..1 of the audio and text embedding of each pair; the CLAP score is its mean.
 
-    audio_ND, text_ND: [N, D] of one CLAP checkpoint, row i of both: one prompt. Not clipped at 0 and not times
-    100, as some tools do. Scores of different checkpoints do not compare: name it with the number.
+    audio_ND, text_ND: [N, D] of one CLAP checkpoint, row i of both for one prompt. Neither clipped
+    at 0 nor multiplied by 100, as in some tools. Scores of different checkpoints are not
+    comparable: print the checkpoint with the number.
     Raises ValueError: different shapes, an embedding of zeros, NaN or infinite values.
     """
     audio, text = checked_sets(audio_ND, text_ND, ("the audio", "the text"), least=1)
@@ -143,7 +156,7 @@ def clap_scores(audio_ND: Embeddings, text_ND: Embeddings) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """value: hits / n; low, high: its interval; n."""
+    """value: hits / n; low, high: its interval."""
 
     value: float
     low: float
@@ -152,12 +165,12 @@ class Share:
 
 
 def wilson_interval(hits: int, n: int, level: float = 0.95) -> Share:
-    """A share with its score interval (Wilson, 1927): never outside 0..1, of use at 0 and n hits too.
+    """A share with its score interval (Wilson, 1927), which stays in 0..1, at 0 and n hits too.
 
     Raises ValueError: n < 1, hits outside 0..n, level outside (0, 1).
     """
     if n < 1 or not 0 <= hits <= n:
-        raise ValueError(f"{hits} of {n} is no share")
+        raise ValueError(f"{hits} of {n} is not a share")
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
     from scipy.special import ndtri
@@ -166,24 +179,25 @@ def wilson_interval(hits: int, n: int, level: float = 0.95) -> Share:
     p = hits / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the exact bound is 0 or 1, and rounding must not leave it out.
+    # At the ends the exact bound is 0 or 1, and rounding must not exclude it.
     low = 0.0 if hits == 0 else max(0.0, centre - half)
     high = 1.0 if hits == n else min(1.0, centre + half)
     return Share(p, low, high, n)
 
 
 def prompt_accuracy(
-    heard: Sequence[Any] | npt.NDArray[Any],
-    asked: Sequence[Any] | npt.NDArray[Any],
+    predicted: Sequence[Any] | npt.NDArray[Any],
+    requested: Sequence[Any] | npt.NDArray[Any],
     level: float = 0.95,
 ) -> Share:
-    """Share of samples in which a classifier hears what the prompt asked for, with its Wilson interval.
+    """Share of samples for which a classifier predicts the prompt's label, with a Wilson interval.
 
-    heard, asked: labels [N] of any comparable kind, in one order. The interval is about other samples, not about
-    the classifier: print its accuracy on real test clips beside it, and never score with the teacher.
+    predicted, requested: labels [N] of any comparable type, in one order. The interval covers other
+    samples, not the classifier: print its accuracy on real test clips beside it, and never score
+    with the teacher.
     Raises ValueError: different lengths, no samples, level outside (0, 1).
     """
-    if len(heard) != len(asked):
-        raise ValueError(f"{len(heard)} samples and {len(asked)} prompts")
-    hits = sum(bool(a == b) for a, b in zip(heard, asked, strict=True))
-    return wilson_interval(hits, len(heard), level)
+    if len(predicted) != len(requested):
+        raise ValueError(f"{len(predicted)} samples and {len(requested)} prompts")
+    hits = sum(bool(a == b) for a, b in zip(predicted, requested, strict=True))
+    return wilson_interval(hits, len(predicted), level)

@@ -1,4 +1,4 @@
-"""Gain matching: what to do, and to say, when a system does not keep the level of its input."""
+"""Gain matching, for systems that do not keep the level of their input."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 def least_squares_gain(reference: Tensor, estimate: Tensor) -> Tensor:
     """The g that minimises sum (x - g y)^2, g = <x, y> / <y, y>; x reference, y estimate.
 
-    [N] or [B, N] -> float64 [] or [B]. 1 for a silent estimate, 0 or below where the two are unrelated or
-    one is inverted. Where the estimate holds content that the reference lacks (or at another phase), g is below
-    the ratio of levels: match on the kept band, or on what both share, if that matters.
+    [N] or [B, N] -> float64 [] or [B]. 1 for a silent estimate; 0 or negative if the two are
+    unrelated or one is inverted. Content of the estimate that the reference lacks, or has at
+    another phase, lowers g below the ratio of levels; match on the shared band if that matters.
     Raises ValueError: shapes differ, empty, not finite.
     """
     if reference.shape != estimate.shape or reference.ndim not in (1, 2) or reference.numel() == 0:
@@ -28,11 +28,12 @@ def least_squares_gain(reference: Tensor, estimate: Tensor) -> Tensor:
 
 
 def match_gain(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
-    """(g * estimate in its dtype, g in float64) with the least-squares gain g, to be printed with every number.
+    """(g * estimate in its dtype, g in float64), g the least-squares gain, one per clip.
 
-    [N] or [B, N]; one gain per clip. A matched score says nothing of level: name it "gain matched". Never
-    replaced by peak normalisation, which follows one sample. Raises ValueError as `least_squares_gain`, and
-    where g is not positive: a score after flipping the sign or muting the clip would mean nothing.
+    [N] or [B, N]. A matched score is blind to level: call it "gain matched" and print g. Peak
+    normalisation is no substitute, because it follows a single sample.
+    Raises ValueError as `least_squares_gain`, and if g is not positive: a score after flipping the
+    sign or muting the clip would mean nothing.
     """
     gain = least_squares_gain(reference, estimate)
     if not bool((gain > 0).all()):

@@ -1,17 +1,19 @@
-"""What a run measures on its valid split while it trains: names of the rows, directions, the best. No torch.
+"""Scores of the valid split during training: names of the rows, directions, the best. No torch.
 
-Rows of metrics.jsonl are named `valid/loss` and `eval/NAME`, NAME being one of the registry of metrics; for sr also
-`eval/NAME_HZ`, at one cutoff, where `eval/NAME` is the mean over the cutoffs.
+Rows of metrics.jsonl are named `valid/loss` and `eval/NAME`, where NAME is in the registry of
+metrics. For sr, `eval/NAME` is the mean over the cutoffs and `eval/NAME_HZ` the value at one.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stagecli.metrics import METRICS, Metric
-from stagecli.schema import Recipe
+from stagecli.metrics.registry import METRICS, Metric
+
+if TYPE_CHECKING:  # the schema needs pydantic, which `--help` must not import
+    from stagecli.schema import Recipe
 
 LOSS = "valid/loss"
 PREFIX = "eval/"
@@ -19,7 +21,7 @@ T2A = ("kad", "fd_judge", "fd_log_mel")
 
 
 def computed(recipe: Recipe) -> tuple[str, ...]:
-    """Names in the registry of what an evaluation in training computes: LSD by `evaluate.preset`."""
+    """Registry names of the metrics computed in training; LSD is that of `evaluate.preset`."""
     if recipe.task.kind == "t2a":
         return T2A
     distances = (
@@ -34,7 +36,7 @@ def at_cutoff(name: str, cutoff: float) -> str:
 
 
 def rows(recipe: Recipe) -> list[str]:
-    """Names of all the numbers that an evaluation in training gives."""
+    """Names of all rows that an evaluation in training writes."""
     names = computed(recipe)
     cutoffs = recipe.evaluate.cutoffs if recipe.task.kind == "sr" else ()
     return [
@@ -44,7 +46,10 @@ def rows(recipe: Recipe) -> list[str]:
 
 
 def described(row: str) -> tuple[Metric, str] | None:
-    """`eval/lsd_4000` -> (its entry in the registry, "4000"); "" for no cutoff; None if it's no such row."""
+    """`eval/lsd_4000` -> (its entry in the registry, "4000").
+
+    "" instead of a cutoff if there is none; None if the row is not a score.
+    """
     if not row.startswith(PREFIX):
         return None
     name = row.removeprefix(PREFIX)
@@ -55,38 +60,41 @@ def described(row: str) -> tuple[Metric, str] | None:
 
 
 def higher_is_better(row: str) -> bool:
-    found = described(row)
-    return found is not None and found[0].better == "higher"
+    """Whether higher values of a row are better; the loss and unknown rows are better lower."""
+    match = described(row)
+    return match is not None and match[0].better == "higher"
 
 
 def refusal(recipe: Recipe) -> str | None:
-    """Why `train.best` cannot choose a checkpoint of this recipe; None where it can."""
+    """Why `train.best` cannot choose a checkpoint of this recipe; None if it can."""
     row = recipe.train.best
-    there = rows(recipe)
+    measured = rows(recipe)
     if row == LOSS:
         return None
-    if row in there:
+    if row in measured:
         return (
             f"{row} is never measured: train.evaluate_every is 0"
             if not recipe.train.evaluate_every
             else None
         )
-    found = described(row)
+    match = described(row)
     task = recipe.task.kind
-    if found is not None and found[0].task not in (task, "both"):
-        return f"{row} is for {found[0].task}, and this recipe is for {task}"
-    if found is not None:
-        return f"{row} is not computed in training with this recipe; there are {LOSS}, {', '.join(there)}"
-    near = difflib.get_close_matches(row, [LOSS, *there], n=1, cutoff=0.4)
+    if match is not None and match[0].task not in (task, "both"):
+        return f"{row} is for {match[0].task}, and this recipe is for {task}"
+    if match is not None:
+        known = ", ".join([LOSS, *measured])
+        return f"{row} is not computed in training with this recipe; there are {known}"
+    near = difflib.get_close_matches(row, [LOSS, *measured], n=1, cutoff=0.4)
     return f"there is no metric {row!r}; " + (
-        f"did you mean `{near[0]}`?" if near else f"such as {LOSS}, {there[0]}"
+        f"did you mean `{near[0]}`?" if near else f"such as {LOSS}, {measured[0]}"
     )
 
 
 def best(before: dict[str, Any] | None, row: str, step: int, value: float) -> dict[str, Any] | None:
-    """The best checkpoint after one at `step` with `value`: {"step", "metric", "value"}; before: the best until then.
+    """The best checkpoint, {"step", "metric", "value"}, after one at `step` with `value`.
 
-    Of equals the newer; a value that is no number is never the best; one by another metric counts no more.
+    before: the best until then. Ties go to the newer checkpoint; a value that is not finite never
+    wins; a best by another metric is discarded.
     """
     if not math.isfinite(value):
         return before

@@ -1,4 +1,4 @@
-"""Kernel audio distance: an unbiased distance of two sets of embeddings that assumes no Gaussians."""
+"""Kernel audio distance: an unbiased distance of two sets that does not assume Gaussians."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _NAMES = ("the reference", "the generated set")
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """value: 100 x squared MMD, may be negative; bandwidth: of the kernel; n, m: reference and generated clips."""
+    """value: 100 x squared MMD, may be negative; bandwidth: of the kernel; n, m: reference and
+    generated clips."""
 
     value: float
     bandwidth: float
@@ -36,13 +37,14 @@ class KernelDistance:
 def _prepared(
     reference: Embeddings, generated: Embeddings, bandwidth: float | None
 ) -> tuple[Tensor, Tensor, float]:
-    """Both sets about the reference's mean, and the bandwidth."""
+    """Both sets centred on the reference's mean, and the bandwidth."""
     x, y = checked_sets(reference, generated, _NAMES)
     if bandwidth is None:
         bandwidth = median_pairwise_distance(x)
         if bandwidth == 0:
             raise ValueError(
-                "half the clips of the reference are copies: the median distance is 0; give a bandwidth"
+                "half the clips of the reference are copies: the median distance is 0; "
+                "pass a bandwidth"
             )
     if not 0 < bandwidth < float("inf"):
         raise ValueError(f"the bandwidth must be positive, got {bandwidth}")
@@ -56,18 +58,20 @@ def kernel_audio_distance(
     bandwidth: float | None = None,
     block: int = VALUES_PER_BLOCK,
 ) -> KernelDistance:
-    """KAD = 100 x the unbiased squared maximum mean discrepancy (Gretton et al., 2012; Chung et al., 2025).
+    """KAD = 100 x unbiased squared maximum mean discrepancy (Gretton et al., 2012; Chung et al.,
+    2025).
 
-    reference [N, D], generated [M, D]; mean of k over pairs i < j within either set, minus twice its mean over
-    pairs across, k(a, b) = exp(-|a - b|^2 / (2 s^2)). Bandwidth s: the exact median distance between clips
-    of the REFERENCE, unless given (then as large as for the other systems of a table). Unbiased: for equal
-    distributions it scatters about 0, negative half the time, whatever the number of clips.
-    float64, `block` distances at a time. Raises ValueError: not [N, D], fewer than two clips, different D,
-    NaN or infinite values, a median distance of 0.
+    reference [N, D], generated [M, D]; the mean of k over pairs i < j within each set, minus twice
+    its mean over pairs across the sets, k(a, b) = exp(-|a - b|^2 / (2 s^2)). Bandwidth s: the exact
+    median distance between clips of the REFERENCE, unless given (use one for all systems of a
+    table). Unbiased: for equal distributions it scatters about 0, negative half the time, whatever
+    the number of clips. float64, `block` distances at a time.
+    Raises ValueError: not [N, D], fewer than two clips, different D, NaN or infinite values, a
+    median distance of 0.
     """
     x, y, bandwidth = _prepared(reference, generated, bandwidth)
     gamma = -0.5 / bandwidth**2
-    (n, dim) = x.shape
+    n, dim = x.shape
     m = y.shape[0]
     within = [
         sum(float(squared.mul_(gamma).exp_().sum()) for _, _, squared in triangle_blocks(z, block))
@@ -81,7 +85,7 @@ def kernel_audio_distance(
 
 
 def _counts(n: int, draws: int, rng: np.random.Generator, resample: bool) -> Tensor:
-    """How often each clip is in each resample, [n, draws] float64; ones without resampling."""
+    """How often each resample holds each clip, [n, draws] float64; ones without resampling."""
     if not resample:
         return torch.ones(n, draws, dtype=torch.float64)
     drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(draws)]
@@ -99,13 +103,14 @@ def kernel_interval(
     draws: int = 200,
     block: int = VALUES_PER_BLOCK,
 ) -> Interval:
-    """Bootstrap interval of `kernel_audio_distance` over clips; the bandwidth stays that of the whole reference.
+    """Bootstrap interval of `kernel_audio_distance`, with the bandwidth of the whole reference.
 
-    A resample holds clips more than once. Counting a clip and its copy as a pair would put k = 1 into the
-    means within a set and raise every replicate by about 200 / n; such pairs are left out, so what remains
-    of the bias (returned) is small, and the quantiles are shifted by it. All draws share one pass over the kernel.
-    resample "generated" takes the reference as given. Near 0 the value's distribution is not normal, and the
-    interval is a rough one there. Raises ValueError as `kernel_audio_distance`; level outside (0, 1).
+    A resample repeats clips. Counting a clip and its copy as a pair would put k = 1 into the means
+    within a set and raise every replicate by about 200 / n. Such pairs are left out; the remaining
+    bias is small, returned, and removed from the quantiles. All draws share one pass over the
+    kernel. resample "generated" keeps the reference fixed. Near 0 the distribution of the value is
+    not normal, and the interval is rough.
+    Raises ValueError as `kernel_audio_distance`; level outside (0, 1).
     """
     x, y, bandwidth = _prepared(reference, generated, bandwidth)
     rng = np.random.default_rng(seed)
@@ -126,10 +131,11 @@ def kernel_difference(
     draws: int = 200,
     block: int = VALUES_PER_BLOCK,
 ) -> Interval:
-    """KAD of b minus KAD of a against one reference, with a bootstrap interval; row i of a and of b: one prompt.
+    """KAD of b minus KAD of a against one reference, with a bootstrap interval.
 
-    A draw takes the same prompts for both and the same clips of the reference, so that what both share (hard prompts,
-    an odd reference) cancels. Raises ValueError as `kernel_interval`, and where a and b have different shapes.
+    Row i of a and of b belongs to one prompt. A draw takes the same prompts for both and the same
+    clips of the reference, so that what they share (hard prompts, an odd reference) cancels.
+    Raises ValueError as `kernel_interval`; a and b of different shapes.
     """
     x, first, bandwidth = _prepared(reference, a, None)
     second = _prepared(reference, b, bandwidth)[1]
@@ -139,19 +145,19 @@ def kernel_difference(
         )
     rng = np.random.default_rng(seed)
     counts = [_counts(len(z), draws, rng, True) for z in (x, first)]
-    values = [
-        after - before
-        for before, after in zip(
-            *(_resampled(x, y, bandwidth, counts, block) for y in (first, second)), strict=True
-        )
-    ]
+    before = _resampled(x, first, bandwidth, counts, block)
+    after = _resampled(x, second, bandwidth, counts, block)
+    values = [b_value - a_value for a_value, b_value in zip(before, after, strict=True)]
     return shifted_interval(values[0], values[1:], level)
 
 
 def _resampled(
     x: Tensor, y: Tensor, bandwidth: float, counts: list[Tensor], block: int
 ) -> list[float]:
-    """KAD of the sets, then of each resample (a column of the counts of x and of y), in one pass over the kernel."""
+    """KAD of the sets, then of each resample, in one pass over the kernel.
+
+    counts: of x and of y, a column per resample.
+    """
     gamma = -0.5 / bandwidth**2
     draws = counts[0].shape[1]
     # Column 0 is the value itself: every clip once.

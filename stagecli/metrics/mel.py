@@ -1,4 +1,4 @@
-"""Mel filters, the embedding that needs no trained model, and the log-mel distance of a clip pair."""
+"""Mel filters, an embedding that needs no trained model, and the log-mel distance of a pair."""
 
 from __future__ import annotations
 
@@ -7,53 +7,45 @@ import math
 import torch
 from torch import Tensor
 
+from stagecli.dsp.mel import mel_filters as shared_mel_filters
 from stagecli.metrics.checks import checked_pair
 from stagecli.metrics.stft import spectra_in_blocks
 
 _WINDOW_SECONDS = 0.04
-# -80 dB: at 1e-10 the digital silence that clips are padded with ruled the distance (a codec round trip of
-# the reference came to 571 on FSDD, against 8.8 here), as no decoder gives exact zeros.
+# -80 dB. No decoder outputs exact zeros, so at 1e-10 the digital silence that pads clips dominates
+# the distance: a codec round trip of the reference is at 571 on FSDD, against 8.8 with this floor.
 _POWER_FLOOR = 1e-8
 _MAGNITUDE_FLOOR = 1e-5
 
 
 def window_size(sample_rate: int) -> int:
-    """Samples of the analysis window: the power of two from 40 ms up."""
+    """Length of the analysis window in samples: the smallest power of two from 40 ms up."""
     return int(2 ** math.ceil(math.log2(max(2.0, _WINDOW_SECONDS * sample_rate))))
 
 
 def mel_filters(sample_rate: int, n_fft: int, bands: int) -> Tensor:
-    """Triangles [F, C], 0 Hz to Nyquist, equally spaced in HTK mel 2595 log10(1 + f / 700), each of sum 1.
+    """Triangles [F, C], 0 Hz to Nyquist, equally spaced in HTK mel, each of sum 1.
 
-    Raises ValueError where a band would hold no frequency bin.
+    HTK mel: 2595 log10(1 + f / 700). Raises ValueError if a band would hold no frequency bin.
     """
-    top_mel = 2595 * math.log10(1 + sample_rate / 2 / 700)
-    edges = 700 * (10 ** (torch.linspace(0, top_mel, bands + 2, dtype=torch.float64) / 2595) - 1)
-    bins_F1 = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
-    low = edges[:-2]
-    centre = edges[1:-1]
-    high = edges[2:]
-    filters_FC = torch.minimum(
-        (bins_F1 - low) / (centre - low), (high - bins_F1) / (high - centre)
-    ).clamp_min(0)
-    total_C = filters_FC.sum(0)
-    if bool((total_C == 0).any()):
-        raise ValueError(
-            f"{bands} mel bands are too many at {sample_rate} Hz: some hold no frequency bin"
-        )
-    return filters_FC / total_C
+    return shared_mel_filters(
+        sample_rate=sample_rate, n_fft=n_fft, bands=bands, scale="htk", norm="sum"
+    )
 
 
 @torch.no_grad()
 def log_mel_statistics(audio_BN: Tensor, sample_rate: int, bands: int = 64) -> Tensor:
-    """Embedding [B, 2 * bands] of audio [B, N] at `sample_rate` Hz: mean and std over time of log-mel bands.
+    """Embedding [B, 2 * bands] of audio [B, N]: mean and std over time of log-mel bands.
 
-    Deterministic and needs no weights: it sees spectral balance and how much it moves, not meaning, so call
-    the distance on it "Frechet distance on log-mel statistics", never FAD. Values are natural logarithms of
-    the mean power per bin in a band (white noise of variance v: about ln v at any rate), floored at 1e-8;
-    window: Hann of the power of two from 40 ms up, hop a quarter of it, reflected ends; std with ddof=0.
-    A silent clip gives ln(1e-8) for every mean and 0 for every std. Compare clips of one sample rate only.
-    Raises ValueError: not [B, N], too short for one window, NaN or infinite, too many bands for the rate.
+    sample_rate: Hz.
+    Deterministic, without weights: it captures spectral balance and how much that moves, not
+    meaning, so call the distance on it "Frechet distance on log-mel statistics", never FAD. Values
+    are natural logarithms of the mean power per bin in a band (white noise of variance v: about
+    ln v at any rate), floored at 1e-8. Hann window of the power of two from 40 ms up, hop a quarter
+    of it, reflected ends; std with ddof=0. A silent clip gives ln(1e-8) for every mean and 0 for
+    every std. Compare clips of one sample rate only.
+    Raises ValueError: not [B, N], too short for one window, NaN or infinite, too many bands for the
+    rate.
     """
     if audio_BN.ndim != 2 or audio_BN.shape[0] == 0 or not audio_BN.is_floating_point():
         raise ValueError(
@@ -68,10 +60,11 @@ def log_mel_statistics(audio_BN: Tensor, sample_rate: int, bands: int = 64) -> T
         )
     if not bool(torch.isfinite(audio_BN).all()):
         raise ValueError("the audio contains NaN or infinite samples")
+
     window = torch.hann_window(n_fft, dtype=torch.float64, device=audio_BN.device)
     filters_FC = mel_filters(sample_rate, n_fft, bands).to(audio_BN.device)
     rows: list[Tensor] = []
-    for audio_N in audio_BN:  # one at a time: the embedding of a clip cannot depend on its batch
+    for audio_N in audio_BN:  # one at a time: the embedding of a clip must not depend on its batch
         spectrum_FT = torch.stft(
             audio_N.double(),
             n_fft,
@@ -92,11 +85,12 @@ def log_mel_distance(
 ) -> Tensor:
     """Mean absolute difference of log-mel magnitudes in nat (times 8.686 for dB), lower is better.
 
-    reference, estimate: [N] or [B, N] at `sample_rate` Hz; gives [] or [B], one value per clip. Mean over
-    frames and bands of |ln max(M_x, 1e-5) - ln max(M_y, 1e-5)|, M the weighted mean magnitude |STFT| of a
-    band of `mel_filters`: the mel loss of HiFi-GAN (Kong et al., 2020; same floor, L1, natural logarithm),
-    but with HTK mel bands of unit sum from 0 Hz to Nyquist. Window as `log_mel_statistics`, not normalised.
-    Gain counts: D(x, g x) = |ln g| above the floor. Two silent clips give 0.
+    reference, estimate: [N] or [B, N] at `sample_rate` Hz; gives [] or [B], one value per clip.
+    Mean over frames and bands of |ln max(M_x, 1e-5) - ln max(M_y, 1e-5)|, M the weighted mean
+    magnitude |STFT| of a band of `mel_filters`: the mel loss of HiFi-GAN (Kong et al., 2020; same
+    floor, L1, natural logarithm), but with HTK mel bands of unit sum from 0 Hz to Nyquist. Window
+    as in `log_mel_statistics`, not normalised. Gain counts: D(x, g x) = |ln g| above the floor. Two
+    silent clips give 0.
     Raises ValueError: shapes differ, empty, not finite, integer samples, too short, too many bands.
     """
     if sample_rate <= 0 or bands < 1:

@@ -1,12 +1,11 @@
-"""Mean and covariance of a set of embeddings, gathered batch by batch in float64.
+"""Mean and covariance of a set of embeddings, accumulated batch by batch in float64.
 
-`Moments` is a value: updating or merging gives a new one. Ten thousand clips are scored from D * D numbers,
-parts computed by several processes are merged, and the state is a plain dict of tensors for a checkpoint.
+`Moments` is immutable: updating or merging returns a new one. Ten thousand clips are scored from
+D * D numbers, and parts computed by several processes can be merged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +17,12 @@ Embeddings = Tensor | npt.NDArray[Any]
 
 
 def checked_embeddings(values: Embeddings, name: str, least: int = 2) -> Tensor:
-    """[N, D] as float64 on the CPU; ValueError unless finite, two-dimensional and of at least `least` rows."""
+    """[N, D] as float64 on the CPU; ValueError unless finite, 2-D and of at least `least` rows."""
     values_ND = torch.as_tensor(values).detach().to("cpu", torch.float64)
     if values_ND.ndim != 2 or values_ND.shape[0] < least or values_ND.shape[1] < 1:
-        word = {1: "one clip", 2: "two clips"}.get(least, f"{least} clips")
+        clips = {1: "one clip", 2: "two clips"}.get(least, f"{least} clips")
         raise ValueError(
-            f"{name} must be [N, D] with at least {word}, got {tuple(values_ND.shape)}"
+            f"{name} must be [N, D] with at least {clips}, got {tuple(values_ND.shape)}"
         )
     if not bool(torch.isfinite(values_ND).all()):
         raise ValueError(f"{name} contains NaN or infinite values")
@@ -33,10 +32,9 @@ def checked_embeddings(values: Embeddings, name: str, least: int = 2) -> Tensor:
 def checked_sets(
     x: Embeddings, y: Embeddings, names: tuple[str, str], least: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """Two sets [N, D] and [M, D] of the same D, as `checked_embeddings`; ValueError also where D differs."""
-    x_ND, y_MD = (
-        checked_embeddings(values, name, least) for values, name in zip((x, y), names, strict=True)
-    )
+    """Two sets [N, D] and [M, D], as `checked_embeddings`; ValueError also if D differs."""
+    x_ND = checked_embeddings(x, names[0], least)
+    y_MD = checked_embeddings(y, names[1], least)
     if x_ND.shape[1] != y_MD.shape[1]:
         dims = f"{x_ND.shape[1]} and {y_MD.shape[1]}"
         raise ValueError(f"{names[0]} and {names[1]} have different dimensions: {dims}")
@@ -45,7 +43,10 @@ def checked_sets(
 
 @dataclass(frozen=True)
 class Moments:
-    """count: clips seen; mean_D: their mean; scatter_DD: sum of (x - mean)(x - mean)^T. float64, on the CPU."""
+    """count: clips seen; mean_D: their mean; scatter_DD: sum of (x - mean)(x - mean)^T.
+
+    float64, on the CPU.
+    """
 
     count: int
     mean_D: Tensor
@@ -53,7 +54,7 @@ class Moments:
 
     @staticmethod
     def empty(dim: int) -> Moments:
-        """Nothing seen yet, D = `dim`."""
+        """Of no clips, with D = `dim`."""
         return Moments(
             0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
         )
@@ -69,13 +70,15 @@ class Moments:
     def merged(self, other: Moments) -> Moments:
         """Of both parts together, by the pairwise update of Chan, Golub and LeVeque (1979).
 
-        Each part is centred on its own mean, so a large common offset costs no digits, which adding up
-        x x^T would. Raises ValueError where the dimensions differ.
+        Each part is centred on its own mean, so a large common offset costs no digits, as summing
+        x x^T would. Raises ValueError if the dimensions differ.
         """
         if self.dim != other.dim:
             raise ValueError(f"parts have different dimensions: {self.dim} and {other.dim}")
-        if not self.count or not other.count:
-            return other if other.count else self
+        if not other.count:
+            return self
+        if not self.count:
+            return other
         count = self.count + other.count
         step_D = other.mean_D - self.mean_D
         between_DD = torch.outer(step_D, step_D) * (self.count * other.count / count)
@@ -95,32 +98,3 @@ class Moments:
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two clips, got {self.count}")
         return self.scatter_DD / (self.count - 1)
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything as tensors: {"count": int64 [], "mean": [D], "scatter": [D, D]}."""
-        return {"count": torch.tensor(self.count), "mean": self.mean_D, "scatter": self.scatter_DD}
-
-    @staticmethod
-    def from_state(state: Mapping[str, Tensor]) -> Moments:
-        """Inverse of `state`, exact. Raises ValueError where keys or shapes are not those of `state`."""
-        if set(state) != {"count", "mean", "scatter"}:
-            raise ValueError(
-                f"a state of moments has count, mean and scatter, got {', '.join(sorted(state))}"
-            )
-        mean_D, scatter_DD = (state[name].to("cpu", torch.float64) for name in ("mean", "scatter"))
-        dim = mean_D.shape[0] if mean_D.ndim == 1 else -1
-        if tuple(scatter_DD.shape) != (dim, dim):
-            raise ValueError(
-                f"shapes do not fit: mean {tuple(mean_D.shape)}, scatter {tuple(scatter_DD.shape)}"
-            )
-        return Moments(int(state["count"]), mean_D, scatter_DD)
-
-
-def gathered(batches: Iterable[Embeddings]) -> Moments:
-    """Of a stream of batches [B, D]; holds one batch at a time. Raises ValueError: no batch, or as `updated`."""
-    total: Moments | None = None
-    for batch in batches:
-        total = Moments.of(batch) if total is None else total.updated(batch)
-    if total is None:
-        raise ValueError("there are no embeddings to gather")
-    return total

@@ -1,4 +1,4 @@
-"""Metrics of nearest neighbours: precision, recall, density, coverage, and whether samples are copies."""
+"""Metrics of nearest neighbours: precision, recall, density, coverage, and memorisation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from stagecli.metrics.pairwise import (
 )
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
+THRESHOLD_QUANTILE = 0.01
 _NAMES = ("the reference", "the generated set")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifold:
-    """precision, recall, coverage in 0..1; density may pass 1. k: which neighbour; n, m: reference, generated."""
+    """precision, recall and coverage in 0..1; density may exceed 1. k: which neighbour sets the
+    radius; n, m: reference and generated clips."""
 
     precision: float
     recall: float
@@ -38,16 +40,20 @@ class Manifold:
 def precision_recall(
     reference: Embeddings, generated: Embeddings, k: int = 5, block: int = VALUES_PER_BLOCK
 ) -> Manifold:
-    """Precision and recall (Kynkaanniemi et al., 2019), density and coverage (Naeem et al., 2020), all by k-NN.
+    """k-NN precision and recall (Kynkaanniemi et al., 2019), density and coverage (Naeem et al.,
+    2020).
 
-    reference [N, D], generated [M, D]. Each clip has a ball that ends at its k-th nearest other clip of its own
-    set. Precision: share of generated clips inside some reference ball; recall: share of reference clips
-    inside some generated ball; density: reference balls that hold a generated clip, mean over generated clips,
-    divided by k; coverage: share of reference balls that hold some generated clip. "Inside" is strict, as in
-    the authors' `prdc`: equal sets then have density 1; where k copies or more make a ball of radius 0,
-    it holds nothing. Depends on N and M and on k (3 and 5 are both in use): compare equal ones only.
-    Recall is fooled by scattered outliers among generated clips, precision by those of the reference.
-    Raises ValueError: not [N, D], k < 1, no more than k clips in a set, different D, NaN or infinite values.
+    reference [N, D], generated [M, D]. Each clip has a ball that reaches to its k-th nearest other
+    clip of its own set. Precision: share of generated clips inside some reference ball. Recall:
+    share of reference clips inside some generated ball. Density: reference balls that hold a
+    generated clip, averaged over generated clips and divided by k. Coverage: share of reference
+    balls that hold some generated clip.
+    "Inside" is strict, as in the authors' `prdc`: equal sets have density 1, and a ball of radius 0
+    (k copies or more) holds nothing. All depend on N, M and k (3 and 5 are both common): compare
+    equal ones only. Outliers of the generated set inflate recall, outliers of the reference inflate
+    precision.
+    Raises ValueError: not [N, D], k < 1, no more than k clips in a set, different D, NaN or
+    infinite values.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -55,7 +61,8 @@ def precision_recall(
     centre_D = x.mean(0)
     x = x - centre_D
     y = y - centre_D
-    radius_x, radius_y = (kth_nearest_distance(z, k, block) for z in (x, y))
+    radius_x = kth_nearest_distance(x, k, block)
+    radius_y = kth_nearest_distance(y, k, block)
     holders_M = torch.zeros(len(y), dtype=torch.int64)
     recalled = 0
     covered = 0
@@ -64,17 +71,21 @@ def precision_recall(
         holders_M += inside_RM.sum(0)
         covered += int(inside_RM.any(1).sum())
         recalled += int((squared < radius_y).any(1).sum())
-    n = len(x)
-    m = len(y)
-    precision = float((holders_M > 0).double().mean())
-    density = float(holders_M.double().mean()) / k
-    return Manifold(precision, recalled / n, density, covered / n, k, n, m)
+    return Manifold(
+        precision=float((holders_M > 0).double().mean()),
+        recall=recalled / len(x),
+        density=float(holders_M.double().mean()) / k,
+        coverage=covered / len(x),
+        k=k,
+        n=len(x),
+        m=len(y),
+    )
 
 
 class NearPair(NamedTuple):
-    """Places of a sample and of its nearest training clip, their distance, and its rank among real test clips.
+    """Indices of a sample and of its nearest training clip, and their distance.
 
-    rank: share of real test clips that lie nearer to the training set than this sample does.
+    rank: share of real test clips that are nearer to the training set than this sample.
     """
 
     sample: int
@@ -83,14 +94,15 @@ class NearPair(NamedTuple):
     rank: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Memorisation:
-    """Distances to the nearest training clip, of samples and of real test clips, against one training set.
+    """Distances to the nearest training clip, of samples and of real test clips.
 
-    samples, real: quantiles {share: distance}; threshold: 1st percentile of the real test clips; nearer: share
-    of samples below it with its Wilson interval (0.01 if samples are like new recordings); copies: samples at
-    distance 0; pairs: nearest first. coarse: fewer than 100 real test clips, so the threshold is
-    little more than the nearest of them. leaked: a real test clip is itself a copy of a training clip.
+    samples, real: quantiles {share: distance}. threshold: 1st percentile of the real test clips;
+    nearer: share of samples below it with its Wilson interval (0.01 if samples are like new
+    recordings). copies: samples at distance 0; pairs: nearest first. coarse: fewer than 100 real
+    test clips, so the threshold is little more than the nearest of them. leaked: a real test clip
+    is itself a copy of a training clip.
     """
 
     samples: dict[float, float]
@@ -112,46 +124,48 @@ def memorisation(
     most_pairs: int = 20,
     block: int = VALUES_PER_BLOCK,
 ) -> Memorisation:
-    """Are samples nearer to training clips than real clips that nobody trained on?
+    """Whether samples are nearer to training clips than real clips that were not trained on.
 
-    samples [N, D], training [T, D], real_test [M, D] in one embedding; both sides search the same training set,
-    as the distance to the nearest neighbour falls with its size (more training clips: nearer, by chance alone).
-    Bring real test clips through the same codec as the samples, or a duller decoder reads as novelty.
-    cosine: distances of vectors scaled to length 1, |a - b| = sqrt(2 - 2 cos). What the embedding cannot
-    tell apart (a copy at another level, shifted, cut) is not found; a sample may copy a part of a clip unseen.
-    Raises ValueError: not [N, D], different D, an empty set, NaN or infinite values, a zero vector with cosine.
+    samples [N, D], training [T, D] and real_test [M, D] in one embedding. Both sides search the
+    same training set, because the distance to the nearest neighbour falls with its size. Send real
+    test clips through the same codec as the samples, or a duller decoder looks like novelty.
+    cosine: distances of vectors scaled to length 1, |a - b| = sqrt(2 - 2 cos). Copies that the
+    embedding cannot recognise (another level, shifted, cut) are not found, nor copies of a part.
+    Raises ValueError: not [N, D], different D, an empty set, NaN or infinite values, a zero vector
+    with cosine.
     """
+    # Check the three sets.
     sets = [
-        checked_embeddings(values, name, least=1)
-        for values, name in (
-            (samples, "the samples"),
-            (training, "the training set"),
-            (real_test, "the test set"),
-        )
+        checked_embeddings(samples, "the samples", least=1),
+        checked_embeddings(training, "the training set", least=1),
+        checked_embeddings(real_test, "the test set", least=1),
     ]
     if len({values.shape[1] for values in sets}) > 1:
-        raise ValueError(
-            f"the sets have different dimensions: {', '.join(str(v.shape[1]) for v in sets)}"
-        )
+        dims = ", ".join(str(values.shape[1]) for values in sets)
+        raise ValueError(f"the sets have different dimensions: {dims}")
     if cosine:
         sets = [_unit(values) for values in sets]
-    made, known, real = sets
-    distance_N, place_N = nearest_neighbours(made, known, block)
-    real_M = nearest_neighbours(real, known, block)[0]
-    threshold = float(np.quantile(real_M.numpy(), 0.01))
+    samples_ND, training_TD, real_MD = sets
+
+    # Nearest training clips, and the distance below which a sample is suspicious.
+    distance_N, index_N = nearest_neighbours(samples_ND, training_TD, block)
+    real_M = nearest_neighbours(real_MD, training_TD, block)[0]
+    threshold = float(np.quantile(real_M.numpy(), THRESHOLD_QUANTILE))
+
+    # The nearest pairs, to be listened to.
     rank_N = torch.searchsorted(real_M.sort().values, distance_N).double() / len(real_M)
     order = distance_N.argsort(stable=True)[:most_pairs].tolist()
     pairs = tuple(
-        NearPair(i, int(place_N[i]), float(distance_N[i]), float(rank_N[i])) for i in order
+        NearPair(i, int(index_N[i]), float(distance_N[i]), float(rank_N[i])) for i in order
     )
     return Memorisation(
         samples=_quantiles(distance_N),
         real=_quantiles(real_M),
         threshold=threshold,
-        nearer=wilson_interval(int((distance_N < threshold).sum()), len(made)),
+        nearer=wilson_interval(int((distance_N < threshold).sum()), len(distance_N)),
         copies=int((distance_N == 0).sum()),
         pairs=pairs,
-        coarse=len(real) < 100,
+        coarse=len(real_M) < 100,
         leaked=bool((real_M == 0).any()),
     )
 

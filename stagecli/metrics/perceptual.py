@@ -1,9 +1,8 @@
-"""Perceptual metrics of clip pairs by their packages (extra `perceptual`), and what their band cannot see."""
+"""Perceptual metrics of clip pairs by their packages (extra `perceptual`), and their bandwidths."""
 
 from __future__ import annotations
 
 import importlib
-import math
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,11 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stagecli.dsp.resample import PRECISE, resample
 from stagecli.metrics.checks import check_pair
 
 Array = npt.NDArray[np.float64]
 Verdict = Literal["seen", "warned", "refused"]
-# The highest frequency, Hz, at which a difference moves the score (docs/metrics.md says how it was measured).
+# The highest frequency, Hz, at which a difference moves the score; docs/metrics.md: how measured.
 TOP_HZ: dict[str, float] = {
     "pesq_nb": 3700.0,  # 8 kHz audio behind a telephone receive filter
     "pesq_wb": 8000.0,  # 16 kHz audio
@@ -27,12 +27,11 @@ TOP_HZ: dict[str, float] = {
     "visqol_speech": 8000.0,  # 21 gammatone bands, 16 kHz audio
     "visqol_audio": 24000.0,  # 32 gammatone bands, 48 kHz audio
 }
-_ZERO_CROSSINGS = 64
 _PACKAGES = {"pesq": "pesq", "pystoi": "pystoi", "visqol": "visqol-python"}
 
 
 class MissingPackageError(ModuleNotFoundError):
-    """A package of an extra is not installed; `hint` says how to install it."""
+    """A package of an extra is not installed; `hint`: how to install it."""
 
     def __init__(self, package: str, extra: str = "perceptual") -> None:
         super().__init__(f"the package {package} is not installed", name=package)
@@ -40,18 +39,19 @@ class MissingPackageError(ModuleNotFoundError):
 
 
 def _package(module: str) -> Any:
-    """Imported here and not at the top: the core works without the extra."""
+    """Imported on use, because the core works without the extra."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != module:
-            raise  # the package is there, and something of its own is missing
+            raise  # the package is installed, and one of its own dependencies is missing
         raise MissingPackageError(_PACKAGES[module]) from error
 
 
 @dataclass(frozen=True)
 class BandVerdict:
-    """verdict: "seen", "warned" (part of the restored band is invisible), "refused" (all of it); reason: why."""
+    """verdict: "seen", "warned" (a part of the restored band is not seen) or "refused" (none of it
+    is seen); reason: why."""
 
     verdict: Verdict
     reason: str
@@ -60,10 +60,11 @@ class BandVerdict:
 def band_verdict(
     name: str, cutoff_hz: float, sample_rate: int, top_hz: float | None = None
 ) -> BandVerdict:
-    """Can a metric see what super-resolution restored, cutoff_hz up to the Nyquist frequency of sample_rate?
+    """Whether a metric sees the band that super-resolution restores, from the cutoff to Nyquist.
 
-    name: in `TOP_HZ`, or any name with `top_hz`, the highest frequency it sees (an encoder's band). A refused
-    metric would score the untouched low band, and a system that restores nothing would look best.
+    name: in `TOP_HZ`, or any name with `top_hz`, the highest frequency it sees (an encoder's band).
+    A refused metric would score the untouched low band, and a system that restores nothing would
+    look best.
     Raises ValueError: unknown name without top_hz, cutoff outside (0, Nyquist).
     """
     nyquist = sample_rate / 2
@@ -86,28 +87,9 @@ def band_verdict(
     return BandVerdict("seen", f"{name} sees the restored band, {cutoff_hz:g} to {nyquist:g} Hz")
 
 
-@lru_cache(maxsize=16)
-def _resampling_filter(up: int, down: int) -> Array:
-    """Low-pass at the lower Nyquist: Kaiser window of 100 dB, 64 zero crossings a side."""
-    from scipy.signal import firwin
-
-    longest = max(up, down)
-    taps = firwin(2 * _ZERO_CROSSINGS * longest + 1, 1 / longest, window=("kaiser", 10.06))
-    return np.asarray(taps, dtype=np.float64)
-
-
 def resampled(audio_N: Array, sample_rate: int, target_rate: int) -> Array:
-    """Audio [N] at `target_rate` Hz: polyphase, linear phase, 100 dB, -6 dB at the lower Nyquist, 10 % wide."""
-    if sample_rate == target_rate:
-        return audio_N
-    from scipy.signal import resample_poly
-
-    common = math.gcd(sample_rate, target_rate)
-    up = target_rate // common
-    down = sample_rate // common
-    return np.asarray(
-        resample_poly(audio_N, up, down, window=_resampling_filter(up, down)), dtype=np.float64
-    )
+    """Audio [N] at `target_rate` Hz: polyphase, linear phase, 100 dB, -6 dB at lower Nyquist."""
+    return resample(audio_N, sample_rate, target_rate, PRECISE)
 
 
 def _arrays(
@@ -123,20 +105,22 @@ def _arrays(
 def pesq(
     reference_N: Tensor, estimate_N: Tensor, sample_rate: int, mode: Literal["nb", "wb"] = "wb"
 ) -> float:
-    """PESQ as MOS-LQO, higher is better: "nb" P.862.1 at 8 kHz (at most 4.55), "wb" P.862.2 at 16 kHz (4.64).
+    """PESQ as MOS-LQO, higher is better, by the package `pesq`.
 
-    reference, estimate: speech [N] at any `sample_rate` Hz, resampled to the mode's rate by `resampled` (a lower
-    rate is accepted: the empty band counts as it is). It aligns level and time by itself: gain is not seen,
-    nor anything above 3.7 or 8 kHz. By the package `pesq`.
-    Raises ValueError: as `check_pair`; silent, under 0.25 s, no utterance found. MissingPackageError.
+    mode "nb": P.862.1 at 8 kHz (at most 4.55); "wb": P.862.2 at 16 kHz (at most 4.64). reference,
+    estimate: speech [N] at any `sample_rate` Hz, resampled to the mode's rate by `resampled`; at a
+    lower rate the empty band counts as it is. PESQ aligns level and time: it is blind to gain, and
+    to everything above 3.7 or 8 kHz.
+    Raises ValueError: as `check_pair`; silent, under 0.25 s, no utterance found;
+    MissingPackageError.
     """
     if mode not in ("nb", "wb"):
         raise ValueError(f'mode must be "nb" or "wb", got {mode!r}')
     package = _package("pesq")
     rate = 8000 if mode == "nb" else 16000
-    x, y = (
-        resampled(z, sample_rate, rate) for z in _arrays(reference_N, estimate_N, sample_rate, 0.25)
-    )
+    reference, estimate = _arrays(reference_N, estimate_N, sample_rate, 0.25)
+    x = resampled(reference, sample_rate, rate)
+    y = resampled(estimate, sample_rate, rate)
     try:
         return float(package.pesq(rate, x, y, mode))
     except package.PesqError as error:
@@ -148,11 +132,12 @@ def pesq(
 def stoi(
     reference_N: Tensor, estimate_N: Tensor, sample_rate: int, extended: bool = False
 ) -> float:
-    """Short-time objective intelligibility (Taal et al., 2011), `extended`: ESTOI (Jensen and Taal, 2016).
+    """Short-time objective intelligibility (Taal et al., 2011) by the package `pystoi`.
 
-    reference, estimate: speech [N] at `sample_rate` Hz; the package `pystoi` resamples to 10 kHz (polyphase, as
-    Octave does) and drops frames 40 dB below the loudest of the reference. A correlation: 1 for a copy, about 0
-    for unrelated audio, higher is better. Gain is not seen, nor anything above 4.3 kHz.
+    extended: ESTOI (Jensen and Taal, 2016). reference, estimate: speech [N] at `sample_rate` Hz,
+    which the package resamples to 10 kHz (polyphase, as Octave does) and from which it drops frames
+    40 dB below the loudest of the reference. A correlation, higher is better: 1 for a copy, about 0
+    for unrelated audio. Blind to gain, and to everything above 4.3 kHz.
     Raises ValueError: as `check_pair`; fewer than 30 frames (0.4 s) of speech. MissingPackageError.
     """
     package = _package("pystoi")
@@ -170,7 +155,7 @@ def stoi(
 @lru_cache(maxsize=2)
 def _visqol_scorer(mode: str) -> Any:
     scorer = _package("visqol").VisqolApi()
-    # Stated, not found out: the package would take another mapping where a TFLite runtime is installed.
+    # Explicit, because the package would use another mapping if a TFLite runtime is installed.
     scorer.create(mode=mode, use_lattice_model=False)
     return scorer
 
@@ -181,22 +166,21 @@ def visqol(
     sample_rate: int,
     mode: Literal["speech", "audio"] = "audio",
 ) -> float:
-    """ViSQOL v3 as MOS-LQO, higher is better (Chinen et al., 2020): "audio" at 48 kHz (at most 4.75), "speech"
-    at 16 kHz (at most 5).
+    """ViSQOL v3 as MOS-LQO, higher is better (Chinen et al., 2020), by `visqol-python`.
 
-    reference, estimate: [N] at any `sample_rate` Hz, resampled to the mode's rate by `resampled`. By the package
-    `visqol-python`; audio by its support vector model, speech by the polynomial mapping (C++ ViSQOL's
-    use_lattice_model=false), which reads 1 to 2 points higher on bad speech than the lattice. It aligns level
-    and time by itself. Seconds of computing per second of audio.
+    mode "audio": 48 kHz (at most 4.75), by the support vector model; "speech": 16 kHz (at most 5),
+    by the polynomial mapping (C++ ViSQOL's use_lattice_model=false), which is 1 to 2 points higher
+    on bad speech than the lattice. reference, estimate: [N] at any `sample_rate` Hz, resampled to
+    the mode's rate by `resampled`. Aligns level and time. Takes seconds per second of audio.
     Raises ValueError: as `check_pair`; silent, under 1 s, no patch to compare. MissingPackageError.
     """
     if mode not in ("speech", "audio"):
         raise ValueError(f'mode must be "speech" or "audio", got {mode!r}')
     scorer = _visqol_scorer(mode)
     rate = 16000 if mode == "speech" else 48000
-    x, y = (
-        resampled(z, sample_rate, rate) for z in _arrays(reference_N, estimate_N, sample_rate, 1.0)
-    )
+    reference, estimate = _arrays(reference_N, estimate_N, sample_rate, 1.0)
+    x = resampled(reference, sample_rate, rate)
+    y = resampled(estimate, sample_rate, rate)
     try:
         return float(scorer.measure_from_arrays(x, y, rate).moslqo)
     except (ValueError, IndexError) as error:

@@ -1,7 +1,7 @@
 """Metrics of one clip against its reference: log-spectral distance, SI-SDR and SNR.
 
-All functions take floating-point audio [N] or [B, N] and return float64 of shape [] or [B], one value
-per clip: means over clips, and what to leave out of them, are the caller's. Sums run in float64.
+All functions take floating-point audio [N] or [B, N] and return float64 of shape [] or [B], one
+value per clip; averaging over clips, and leaving some out, is up to the caller. Sums are float64.
 """
 
 from __future__ import annotations
@@ -11,23 +11,12 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from stagecli.metrics import LSD_PRESETS, LSDPreset
 from stagecli.metrics.checks import checked_pair
-from stagecli.metrics.stft import VALUES_PER_BLOCK, spectra_in_blocks
+from stagecli.metrics.lsd_presets import LSD_PRESETS, LSDPreset
+from stagecli.metrics.stft import spectra_in_blocks
 
-__all__ = [
-    "LSD_PRESETS",
-    "LSDPreset",
-    "lsd",
-    "lsd_bands",
-    "lsd_stream",
-    "si_sdr",
-    "snr",
-    "split_bin",
-]
-
-_VALUES_PER_BLOCK = VALUES_PER_BLOCK
-_SILENCE = 1e-24  # energy left after removing the mean, relative to before: rounding, not signal
+# Energy left after removing the mean, relative to before, that is rounding and not signal.
+_SILENCE = 1e-24
 
 
 def _preset(preset: str | LSDPreset) -> LSDPreset:
@@ -39,7 +28,7 @@ def _preset(preset: str | LSDPreset) -> LSDPreset:
 
 
 def _difference(reference: Tensor, estimate: Tensor, preset: LSDPreset) -> Tensor:
-    """d of the preset, elementwise, from two complex spectra of the same shape."""
+    """The preset's d, elementwise, of two complex spectra of the same shape."""
     if preset.form == "clamp":
         power_x, power_y = (z.real.square() + z.imag.square() for z in (reference, estimate))
         return (power_x.clamp_min_(preset.floor) / power_y.clamp_min_(preset.floor)).log10()
@@ -50,7 +39,7 @@ def _difference(reference: Tensor, estimate: Tensor, preset: LSDPreset) -> Tenso
 def split_bin(n_fft: int, sample_rate: int, split_hz: float) -> int:
     """First bin of the high band: int(bins * split_hz / Nyquist), as in NU-Wave 2's `for_test.py`.
 
-    ValueError where a band would be empty.
+    Raises ValueError if a band would be empty.
     """
     bins = n_fft // 2 + 1
     split = int(bins * 2 * split_hz / sample_rate)
@@ -68,32 +57,33 @@ def _band_distances(
     split_hz: float | None,
     preset: str | LSDPreset,
 ) -> list[Tensor]:
-    """Mean over frames of sqrt(mean over bins of d^2): of all bins, then (with a split) high, then low."""
+    """Mean over frames of sqrt(mean over bins of d^2): all bins, then with a split high and low."""
+    # Check the pair and choose the bins of each band.
     chosen = _preset(preset)
     if sample_rate <= 0:
         raise ValueError(f"sample_rate must be positive, got {sample_rate}")
     pair = checked_pair(reference, estimate)
     n_fft, hop = chosen.sizes(sample_rate)
-    samples = reference.shape[-1]
+    num_samples = reference.shape[-1]
     half = n_fft // 2
-    if samples <= half:
+    if num_samples <= half:
         raise ValueError(
-            f"{samples} samples are too few for LSD {chosen.name}: more than {half} are needed"
+            f"{num_samples} samples are too few for LSD {chosen.name}: more than {half} are needed"
         )
     bands = [slice(None)]
     if split_hz is not None:
         split = split_bin(n_fft, sample_rate, split_hz)
         bands += [slice(split, None), slice(None, split)]
 
+    # Sum over frames, a block at a time.
     window = torch.hann_window(n_fft, dtype=torch.float64, device=reference.device)
     totals = [torch.zeros((), device=reference.device) for _ in bands]
     frames = 0
-    for x_BFT, y_BFT in spectra_in_blocks(
-        *pair, n_fft, hop, window, chosen.pad_mode, _VALUES_PER_BLOCK
-    ):
+    for x_BFT, y_BFT in spectra_in_blocks(*pair, n_fft, hop, window, pad_mode=chosen.pad_mode):
         squared_BFT = _difference(x_BFT, y_BFT, chosen).square()
         totals = [
-            t + squared_BFT[:, b].mean(1).sqrt().sum(1) for t, b in zip(totals, bands, strict=True)
+            total + squared_BFT[:, band].mean(1).sqrt().sum(1)
+            for total, band in zip(totals, bands, strict=True)
         ]
         frames += x_BFT.shape[2]
     return [(total / frames).reshape(reference.shape[:-1]) for total in totals]
@@ -104,10 +94,10 @@ def lsd(
 ) -> Tensor:
     """Log-spectral distance, log10-power units (times 10 for dB), lower is better.
 
-    reference, estimate: [N] or [B, N] at `sample_rate` Hz. Gain counts: LSD(g x, x) = 2 |log10 g| above
-    the floor; match the gain first if that is not wanted.
-    Silence: `nuwave` gives 0 for two silent clips; `ssr_eval`, as published, gives 12 for every frame where
-    the reference is exactly zero, whatever the estimate, so zero-padded clips score high even when perfect.
+    reference, estimate: [N] or [B, N] at `sample_rate` Hz. Gain counts: LSD(g x, x) = 2 |log10 g|
+    above the floor; match the gain first if that is not wanted. Silence: `nuwave` gives 0 for two
+    silent clips; `ssr_eval`, as published, gives 12 for every frame in which the reference is
+    exactly zero, whatever the estimate, so zero-padded clips score high even if perfect.
     Raises ValueError: shapes differ, empty, not finite, integer samples, too short, unknown preset.
     """
     return _band_distances(reference, estimate, sample_rate, None, preset)[0]
@@ -122,8 +112,8 @@ def lsd_bands(
 ) -> dict[str, Tensor]:
     """`lsd`, and the same over the bins from `split_hz` up ("lsd_hf") and below it ("lsd_lf").
 
-    split_hz: the Nyquist frequency of the low-resolution input, Hz. One transform serves the three.
-    Raises ValueError as `lsd`, and where one of the bands would be empty.
+    split_hz: the Nyquist frequency of the low-resolution input, Hz. One transform serves all three.
+    Raises ValueError as `lsd`, and if one of the bands would be empty.
     """
     names = ("lsd", "lsd_hf", "lsd_lf")
     return dict(
@@ -139,16 +129,17 @@ def lsd_stream(
 ) -> Iterator[dict[str, float]]:
     """`lsd` (with `split_hz`: `lsd_bands`) of many clip pairs [N], one dict per pair as it comes.
 
-    pairs: (reference, estimate), clips of any length; give a generator that reads them and one pair is held at a
-    time, with 32 MiB of spectra. Raises ValueError as `lsd_bands`, naming the pair by its place, from 0.
+    pairs: (reference, estimate), clips of any length. With a generator that reads them, one pair is
+    in memory at a time, with 32 MiB of spectra. Raises ValueError as `lsd_bands`, naming the pair
+    by its index.
     """
-    for place, (reference, estimate) in enumerate(pairs):
+    for index, (reference, estimate) in enumerate(pairs):
         try:
             if reference.ndim != 1:
                 raise ValueError(f"a streamed clip must be [N], got {tuple(reference.shape)}")
             values = _band_distances(reference, estimate, sample_rate, split_hz, preset)
         except ValueError as error:
-            raise ValueError(f"pair {place}: {error}") from error
+            raise ValueError(f"pair {index}: {error}") from error
         yield dict(
             zip(("lsd", "lsd_hf", "lsd_lf"), (float(value) for value in values), strict=False)
         )
@@ -162,9 +153,9 @@ def _decibel(signal: Tensor, noise: Tensor, silent: Tensor) -> Tensor:
 def si_sdr(reference: Tensor, estimate: Tensor, zero_mean: bool = False) -> Tensor:
     """Scale-invariant signal-to-distortion ratio in dB, higher is better (Le Roux et al., 2019).
 
-    reference, estimate: [N] or [B, N]; zero_mean: remove each clip's mean first (state it: tools differ).
-    Silence: nan for a silent reference (nothing to measure: the caller leaves it out and says how many);
-    -inf for an estimate that is silent or orthogonal to the reference; +inf for an exact scaled copy.
+    reference, estimate: [N] or [B, N]; zero_mean: remove each clip's mean first (state it, because
+    tools differ). Silence: nan for a silent reference, which the caller leaves out and counts; -inf
+    for an estimate that is silent or orthogonal to the reference; +inf for an exact scaled copy.
     Raises ValueError: shapes differ, empty, not finite, integer samples.
     """
     x, y = checked_pair(reference, estimate)
@@ -182,8 +173,8 @@ def si_sdr(reference: Tensor, estimate: Tensor, zero_mean: bool = False) -> Tens
 def snr(reference: Tensor, estimate: Tensor) -> Tensor:
     """Signal-to-noise ratio 10 log10(sum x^2 / sum (x - y)^2) in dB, higher is better.
 
-    reference, estimate: [N] or [B, N]. nan for a silent reference (the caller leaves it out), 0 for a silent
-    estimate, +inf for an exact copy. Raises ValueError as `si_sdr`.
+    reference, estimate: [N] or [B, N]. nan for a silent reference, which the caller leaves out; 0
+    for a silent estimate; +inf for an exact copy. Raises ValueError as `si_sdr`.
     """
     x, y = checked_pair(reference, estimate)
     energy = x.square().sum(-1)

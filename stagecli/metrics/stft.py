@@ -1,4 +1,4 @@
-"""Short-time spectra of clip pairs in bounded memory, and the multi-resolution STFT distance on them."""
+"""Spectra of clip pairs in bounded memory, and STFT distances of clip pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stagecli.metrics.checks import checked_pair
 
-VALUES_PER_BLOCK = 2**21  # complex128 values of one signal held at a time: 32 MiB
+VALUES_PER_BLOCK = 2**21  # complex128 values of one signal in memory at a time: 32 MiB
 # n_fft, hop, window in samples: the defaults of auraloss, from Parallel WaveGAN.
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
 _POWER_FLOOR = 1e-8
@@ -23,26 +23,28 @@ def spectra_in_blocks(
     n_fft: int,
     hop: int,
     window: Tensor,
+    *,
     pad_mode: Literal["reflect", "constant"] = "reflect",
-    values: int = VALUES_PER_BLOCK,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Complex spectra [B, F, T] of both signals, some frames T at a time; [N] or [B, N], float64.
 
-    Frames are centred on k * hop, ends extended by n_fft // 2 samples; `window` [W], W <= n_fft, lies in the
-    middle of its frame. values: most complex values of one signal at a time, so a clip of any length takes
-    bounded memory beside itself. Raises ValueError where the clip is too short to be reflected.
+    Frames are centred on k * hop, ends extended by n_fft // 2 samples; `window` [W], W <= n_fft, is
+    centred in its frame. A clip of any length takes at most VALUES_PER_BLOCK complex values of each
+    signal at a time. Raises ValueError if the clip is too short to be reflected.
     """
-    samples = reference.shape[-1]
+    num_samples = reference.shape[-1]
     half = n_fft // 2
-    if samples <= half:
+    if num_samples <= half:
         raise ValueError(
-            f"{samples} samples are too few for a window of {n_fft}: more than {half} are needed"
+            f"{num_samples} samples are too few for a window of {n_fft}: more than {half} are "
+            "needed"
         )
     x_BN, y_BN = (
-        F.pad(z.reshape(-1, samples), (half, half), mode=pad_mode) for z in (reference, estimate)
+        F.pad(z.reshape(-1, num_samples), (half, half), mode=pad_mode)
+        for z in (reference, estimate)
     )
     frames = 1 + (x_BN.shape[1] - n_fft) // hop
-    block = max(1, values // ((half + 1) * x_BN.shape[0]))
+    block = max(1, VALUES_PER_BLOCK // ((half + 1) * x_BN.shape[0]))
     for first in range(0, frames, block):
         part = slice(first * hop, (min(first + block, frames) - 1) * hop + n_fft)
         x_BFT, y_BFT = (
@@ -83,12 +85,13 @@ def _rows(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
 def spectral_convergence(
     reference: Tensor, estimate: Tensor, n_fft: int = 2048, hop: int = 512
 ) -> Tensor:
-    """|| |X| - |Y| ||_F / || |X| ||_F of STFT magnitudes, X the reference; a pure number, lower is better.
+    """|| |X| - |Y| ||_F / || |X| ||_F of STFT magnitudes, X the reference; lower is better.
 
-    reference, estimate: [N] or [B, N]; gives [] or [B], one value per clip (auraloss takes the norms over the
-    whole batch, so its value depends on the batch). Arik et al., 2018; Hann window of n_fft, magnitudes
-    sqrt(max(|X|^2, 1e-8)) as auraloss, reflected ends. Loud bins decide: it hardly sees high frequencies.
-    1 for a silent estimate, |1 - g| for g x, nan for a reference of zeros (left out by the caller).
+    reference, estimate: [N] or [B, N]; gives [] or [B], one value per clip (auraloss takes the norm
+    over the whole batch, so its value depends on the batch). Arik et al., 2018; Hann window of
+    n_fft, magnitudes sqrt(max(|X|^2, 1e-8)) as in auraloss, reflected ends. Loud bins dominate, so
+    high frequencies hardly count. 1 for a silent estimate, |1 - g| for g x, nan for a reference of
+    zeros, which the caller leaves out.
     Raises ValueError: shapes differ, empty, not finite, integer samples, too short.
     """
     x_BN, y_BN = _rows(reference, estimate)
@@ -97,13 +100,15 @@ def spectral_convergence(
 
 @torch.no_grad()
 def multi_resolution_stft(reference: Tensor, estimate: Tensor) -> dict[str, Tensor]:
-    """Multi-resolution STFT distance (Yamamoto et al., 2020), as `MultiResolutionSTFTLoss` of auraloss 0.4.
+    """Multi-resolution STFT distance (Yamamoto et al., 2020).
 
-    reference, estimate: [N] or [B, N] at any rate; each value [] or [B], one per clip, in float64:
-    "mr_stft_sc" and "mr_stft_log" are the means over three resolutions (`RESOLUTIONS`, Hann windows, reflected
-    ends) of the spectral convergence and of the mean |ln |X| - ln |Y||, magnitudes sqrt(max(|X|^2, 1e-8));
-    "mr_stft" is their sum. Equal to auraloss for a batch of one. Resolutions are in samples, so values of
-    different sample rates do not compare. nan for a reference of zeros.
+    reference, estimate: [N] or [B, N] at any rate; each value [] or [B], one per clip, in float64.
+    "mr_stft_sc" and "mr_stft_log" are the means over three resolutions (`RESOLUTIONS`, Hann
+    windows, reflected ends) of the spectral convergence and of the mean |ln |X| - ln |Y||,
+    magnitudes sqrt(max(|X|^2, 1e-8)); "mr_stft" is their sum. Equal to `MultiResolutionSTFTLoss` of
+    auraloss 0.4 for a batch of one.
+    Resolutions are in samples, so values at different sample rates are not comparable. nan for a
+    reference of zeros.
     Raises ValueError: shapes differ, empty, not finite, integer samples, 1024 samples or fewer.
     """
     x_BN, y_BN = _rows(reference, estimate)

@@ -1,6 +1,8 @@
-"""A text encoder that is a part of the network and trained with it."""
+"""A text encoder that is part of the network and trained with it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,10 @@ from stagecli.model.dit import Attention, rotary_table
 
 
 class ByteEncoder(nn.Module):
-    """A small bidirectional transformer over bytes."""
+    """A small bidirectional transformer over bytes.
+
+    width, depth, heads: of its blocks; out: width of its tokens.
+    """
 
     def __init__(self, width: int, depth: int, out: int, heads: int = 4) -> None:
         super().__init__()
@@ -32,13 +37,18 @@ class ByteEncoder(nn.Module):
         self.out = nn.Linear(width, out)
         nn.init.normal_(self.embed.weight, std=0.5)
 
+    def undecayed_parameters(self) -> Iterator[nn.Parameter]:
+        """Matrices without weight decay: decay would shrink the embeddings of rare bytes to 0."""
+        yield from self.embed.parameters()
+
     def forward(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """ids [B, L] -> tokens [B, L, out] and mask [B, L], True where there is a byte."""
+        """Ids [B, L] -> tokens [B, L, out] and mask [B, L], False on padding."""
         mask_BL = ids_BL != PAD
-        x = self.embed(ids_BL)
-        table = rotary_table(x.shape[1], x.shape[2] // self.heads, x.device)
+        x_BLD = self.embed(ids_BL)
+        table = rotary_table(x_BLD.shape[1], x_BLD.shape[2] // self.heads, x_BLD.device)
         for layer in self.layers:
             assert isinstance(layer, nn.ModuleDict)
-            x = x + layer["attention"](layer["norm1"](x), mask_BL=mask_BL, table=table)
-            x = x + layer["fc2"](F.gelu(layer["fc1"](layer["norm2"](x))))
-        return self.out(self.norm(x)), mask_BL
+            normed_BLD = layer["norm1"](x_BLD)
+            x_BLD = x_BLD + layer["attention"](normed_BLD, mask_BL=mask_BL, table=table)
+            x_BLD = x_BLD + layer["fc2"](F.gelu(layer["fc1"](layer["norm2"](x_BLD))))
+        return self.out(self.norm(x_BLD)), mask_BL

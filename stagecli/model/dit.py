@@ -16,19 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-MIN_T = (
-    0.3  # the gated output divides by t no smaller than this, or small t would rule the gradient
-)
+# Lower bound of the divisor t in the gated output; small t would dominate the gradient.
+MIN_T = 0.3
 
 
 @dataclass
 class Conditioning:
-    """What the network is told besides x_t and t. Absent parts are None.
+    """The network's inputs besides x_t and t; None where absent.
 
-    text_BLD, text_mask_BL: text tokens, True where there is one; pooled_BD: their mean;
-    low_BTC: frames of the low-resolution input; cutoff_B: its cutoff as a share of the Nyquist
-    frequency; level_B: log10 of the gain that brought it to a common level; band_BC: True where a
-    channel is kept from it; mask_BT: True where a frame is real, False where it is padding.
+    text_BLD, text_mask_BL: text tokens, and False on their padding; low_BTC: frames of the
+    low-resolution input; cutoff_B: its cutoff as a share of the Nyquist frequency; level_B: log10
+    of the gain that scaled it to a common level; band_BC: True for channels kept from it; mask_BT:
+    False on padded frames.
     """
 
     text_BLD: Tensor | None = None
@@ -42,14 +41,14 @@ class Conditioning:
 
 @dataclass
 class Output:
-    """velocity_BTC: the predicted eps - x0; hidden: block number (from 1) -> its output [B, P, D]."""
+    """velocity_BTC: predicted eps - x0; hidden: block number (from 1) -> its output [B, P, D]."""
 
     velocity_BTC: Tensor
     hidden: dict[int, Tensor] = field(default_factory=dict)
 
 
 def sinusoid(value_B: Tensor, width: int, scale: float = 1000.0) -> Tensor:
-    """Numbers in [0, 1] -> [B, width] sines and cosines of geometric frequencies."""
+    """Numbers in [0, 1] -> [B, width], cosines and sines of geometrically spaced frequencies."""
     half = width // 2
     rate = torch.exp(
         -math.log(10_000.0) * torch.arange(half, device=value_B.device, dtype=torch.float32) / half
@@ -66,13 +65,17 @@ def rotary_table(length: int, width: int, device: torch.device) -> tuple[Tensor,
 
 
 def rotate(x_BHPK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn pairs of channels by the angle of their position, in fp32: bf16 angles blur far positions."""
+    """Rotate pairs of channels by the angle of their position, in fp32.
+
+    bf16 angles would blur distant positions.
+    """
     cos, sin = table
     a, b = x_BHPK.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BHPK.dtype)
 
 
 def modulate(x_BPD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
+    """Scale and shift all tokens of a clip alike (adaLN)."""
     return x_BPD * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
@@ -107,13 +110,15 @@ class Attention(nn.Module):
         mask_BL: Tensor | None = None,
         table: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        """Tokens [B, P, D] -> [B, P, D]; table: of `rotary_table`; mask: False is not attended."""
         source = x_BPD if context_BLD is None else context_BLD
 
         def split(y: Tensor) -> Tensor:
             return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        q, k, v = split(self.q(x_BPD)), split(self.k(source)), split(self.v(source))
-        q, k = self.q_norm(q), self.k_norm(k)
+        q = self.q_norm(split(self.q(x_BPD)))
+        k = self.k_norm(split(self.k(source)))
+        v = split(self.v(source))
         if table is not None:
             q = rotate(q, table)
             k = rotate(k, table)
@@ -123,7 +128,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to text, feed-forward; scale, shift and gate from the condition."""
+    """Self-attention, cross-attention to text, feed-forward; modulated by the condition (adaLN)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, text: bool) -> None:
         super().__init__()
@@ -160,29 +165,25 @@ class Block(nn.Module):
         text_BLD: Tensor | None,
         text_mask_BL: Tensor | None,
     ) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c_BD)).chunk(
-            6, dim=-1
-        )
-        h = self.attention(
-            modulate(self.norm1(x_BPD), shift1, scale1), mask_BL=mask_BP, table=table
-        )
-        x_BPD = x_BPD + gate1[:, None] * h
+        modulation = self.modulation(F.silu(c_BD))
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
+        normed_BPD = modulate(self.norm1(x_BPD), shift1, scale1)
+        x_BPD = x_BPD + gate1[:, None] * self.attention(normed_BPD, mask_BL=mask_BP, table=table)
         if self.cross is not None and self.norm_text is not None and text_BLD is not None:
             x_BPD = x_BPD + self.cross(self.norm_text(x_BPD), text_BLD, text_mask_BL)
-        h = self.fc2(
-            F.gelu(self.fc1(modulate(self.norm2(x_BPD), shift2, scale2)), approximate="tanh")
-        )
-        return x_BPD + gate2[:, None] * h
+        normed_BPD = modulate(self.norm2(x_BPD), shift2, scale2)
+        hidden_BPK = F.gelu(self.fc1(normed_BPD), approximate="tanh")
+        return x_BPD + gate2[:, None] * self.fc2(hidden_BPK)
 
 
 class DiT(nn.Module):
     """Predicts the velocity eps - x0 of frames x_t [B, T, C] at time t (1 is noise).
 
-    channels: C; low: True adds the low-resolution frames, their cutoff and level as inputs (sr);
-    text: True adds cross-attention to text tokens of this width.
-    gated: the output is b(h) + a(h) x_t per channel instead of b(h). The velocity holds the noise of
-    every channel, which a narrow trunk cannot carry (C > width); the gate lets it pass around. For
-    independent Gaussian channels the exact velocity has this form with b = 0.
+    channels: C; low: take the low-resolution frames, their cutoff and level as inputs (sr); text:
+    cross-attend to text tokens of this width; gated: the output is b(h) + a(h) x_t per channel
+    instead of b(h). The velocity holds the noise of every channel, which a narrow trunk cannot
+    carry (C > width); the gate lets it bypass the trunk. For independent Gaussian channels the
+    exact velocity has this form with b = 0.
     """
 
     def __init__(
@@ -221,7 +222,7 @@ class DiT(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """adaLN-zero: every block, and the output, starts as the identity (zero)."""
+        """adaLN-zero: every block starts as the identity, and the output as zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -236,7 +237,7 @@ class DiT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def compile_blocks(self) -> None:
-        """Compile what is repeated, once for all blocks: the whole graph would take `depth` times as long."""
+        """Compile one block for all: compiling the whole graph would take `depth` times as long."""
         for block in self.blocks:
             block.compile()
 
@@ -253,23 +254,27 @@ class DiT(nn.Module):
         condition: Conditioning,
         return_hidden: Collection[int] = (),
     ) -> Output:
+        """Velocity of x_t [B, T, C] at t [B]; return_hidden: numbers of blocks, from 1."""
         frames = x_BTC.shape[1]
-        if (
-            condition.mask_BT is not None
-        ):  # a token of several frames may hold padding beside real frames
+        if condition.mask_BT is not None:
+            # A token of several frames may hold padding beside real frames.
             x_BTC = x_BTC * condition.mask_BT[..., None]
+
+        # Global condition: time, cutoff and level, pooled text.
         c_BD = self.time(sinusoid(t_B, 256).to(x_BTC.dtype))
         if self.cutoff is None:
             inputs = [self.tokens(x_BTC)]
         else:
-            inputs = [self.tokens(part) for part in self.known_and_unknown(x_BTC, condition)]
-            c_BD = c_BD + self.cutoff(self.describe_low(condition).to(x_BTC.dtype))
+            unknown_BTC, known_BTC = self.split_bands(x_BTC, condition)
+            inputs = [self.tokens(unknown_BTC), self.tokens(known_BTC)]
+            c_BD = c_BD + self.cutoff(self.embed_low(condition).to(x_BTC.dtype))
         if self.pooled is not None:
             assert condition.text_BLD is not None and condition.text_mask_BL is not None
             weight = condition.text_mask_BL[..., None].to(condition.text_BLD.dtype)
-            c_BD = c_BD + self.pooled(
-                (condition.text_BLD * weight).sum(1) / weight.sum(1).clamp_min(1)
-            )
+            pooled_BD = (condition.text_BLD * weight).sum(1) / weight.sum(1).clamp_min(1)
+            c_BD = c_BD + self.pooled(pooled_BD)
+
+        # Trunk.
         x_BPD = self.input(torch.cat(inputs, dim=-1))
         mask_BP = None
         if condition.mask_BT is not None:
@@ -284,14 +289,16 @@ class DiT(nn.Module):
                 x_BPD = block(*args)
             if number in return_hidden:
                 hidden[number] = x_BPD
+
+        # Output, from tokens back to frames.
         shift, scale = self.modulation(F.silu(c_BD)).chunk(2, dim=-1)
-        out_BPK = self.output(modulate(self.norm(x_BPD), shift, scale))
-        out_BTK = out_BPK.unflatten(-1, (self.patch, -1)).flatten(1, 2)[:, :frames]
-        return Output(self.gate(out_BTK, x_BTC, t_B) if self.gated else out_BTK, hidden)
+        output_BPK = self.output(modulate(self.norm(x_BPD), shift, scale))
+        output_BTK = output_BPK.unflatten(-1, (self.patch, -1)).flatten(1, 2)[:, :frames]
+        return Output(self.gate(output_BTK, x_BTC, t_B) if self.gated else output_BTK, hidden)
 
     @staticmethod
-    def known_and_unknown(x_BTC: Tensor, condition: Conditioning) -> tuple[Tensor, Tensor]:
-        """x_t without the band that is known, and the low-resolution frames within it alone."""
+    def split_bands(x_BTC: Tensor, condition: Conditioning) -> tuple[Tensor, Tensor]:
+        """x_t outside the kept band, and the low-resolution frames inside it; 0 elsewhere."""
         low_BTC = condition.low_BTC
         band_BC = condition.band_BC
         assert low_BTC is not None
@@ -299,8 +306,8 @@ class DiT(nn.Module):
         return x_BTC.masked_fill(band_BC[:, None], 0.0), low_BTC.masked_fill(~band_BC[:, None], 0.0)
 
     @staticmethod
-    def describe_low(condition: Conditioning) -> Tensor:
-        """[B, 512] of the cutoff (in octaves below Nyquist) and the level, both brought to about [0, 1]."""
+    def embed_low(condition: Conditioning) -> Tensor:
+        """Embedding [B, 512] of cutoff (octaves below Nyquist) and level, each in about [0, 1]."""
         assert condition.cutoff_B is not None
         assert condition.level_B is not None
         octaves_B = -torch.log2(condition.cutoff_B.clamp(2**-8, 1.0)) / 8
@@ -309,12 +316,13 @@ class DiT(nn.Module):
         )
 
     @staticmethod
-    def gate(out_BTK: Tensor, x_BTC: Tensor, t_B: Tensor) -> Tensor:
-        """Velocity from (a, b): that of unit-variance Gaussian channels, less (a x_t + b) / t.
+    def gate(output_BTK: Tensor, x_BTC: Tensor, t_B: Tensor) -> Tensor:
+        """Velocity from a and b: that of unit-variance Gaussian channels, less (a x_t + b) / t.
 
-        Dividing by t makes a x_t + b a correction of x0_hat, whose size does not depend on t.
+        E[eps - x0 | x_t] = (2t - 1) / ((1 - t)^2 + t^2) x_t for x0 ~ N(0, 1). The division by t
+        makes a x_t + b a correction of x0_hat, whose size does not depend on t.
         """
         t = t_B.float()[:, None, None]
         prior = (2 * t - 1) / ((1 - t).square() + t.square())
-        gate_BTC, bias_BTC = out_BTK.float().chunk(2, dim=-1)
+        gate_BTC, bias_BTC = output_BTK.float().chunk(2, dim=-1)
         return prior * x_BTC - (gate_BTC * x_BTC + bias_BTC) / t.clamp_min(MIN_T)

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """avg <- d avg + (1 - d) w after each step, d = min(decay, (1 + n) / (10 + n)) so that it starts short."""
+    """avg <- d avg + (1 - d) w after each step, d = min(decay, (1 + n) / (10 + n)).
+
+    n: updates so far; the short average at the start forgets the random initialisation.
+    """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -19,6 +22,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
+        """Include the network's current weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         current = [p.detach().float() for p in network.parameters()]
@@ -26,7 +30,7 @@ class EMA:
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
-        """Inside, the network holds the average; afterwards its own weights, to the bit."""
+        """Context in which the network holds the average; its own weights return to the bit."""
         own = {n: p.detach().clone() for n, p in network.named_parameters()}
         self._copy(network, self.weights)
         try:
@@ -41,6 +45,7 @@ class EMA:
             parameter.copy_(weights[name])
 
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
+        """Continue from stored weights and update count. Raises KeyError if any is missing."""
         self.updates = updates
         for name, value in self.weights.items():
             value.copy_(weights[name])

@@ -1,4 +1,4 @@
-"""Everything that is trained, in one module: the diffusion transformer and its condition encoders."""
+"""Everything that is trained, in one module: the diffusion transformer and its encoders."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from stagecli.schema import Recipe
 
 
 class Network(nn.Module):
-    """x_t, t and a batch of conditions -> velocity.
+    """x_t, t and the conditioning tensors of a batch -> velocity.
 
     A batch holds tensors by name: `text_ids` [B, L] (bytes) or `text` [B, L, D'] with `text_mask`
-    [B, L] (cached embeddings); `low` [B, T, C], `cutoff`, `level` [B] and `band` [B, C] (sr); `mask`
-    [B, T] where padding is masked out.
+    [B, L] (cached embeddings); `low` [B, T, C], `cutoff`, `level` [B] and `band` [B, C] (sr);
+    `mask` [B, T] where padding is masked out.
     """
 
     def __init__(self, recipe: Recipe, *, channels: int, text_width: int | None = None) -> None:
@@ -49,9 +49,9 @@ class Network(nn.Module):
         """The transformer blocks (`dit.Block`) from input to output."""
         return self.dit.blocks
 
-    def condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
-        """Encode the conditions of a batch; once per batch, not once per sampler step."""
-        result = Conditioning(
+    def encode_condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
+        """The encoded condition of a batch, which a sampler encodes once and uses in every step."""
+        condition = Conditioning(
             low_BTC=batch.get("low"),
             cutoff_B=batch.get("cutoff"),
             level_B=batch.get("level"),
@@ -59,13 +59,12 @@ class Network(nn.Module):
             mask_BT=batch.get("mask"),
         )
         if self.bytes is not None:
-            tokens, mask = self.bytes(batch["text_ids"])
-            return replace(result, text_BLD=tokens, text_mask_BL=mask)
+            tokens_BLD, mask_BL = self.bytes(batch["text_ids"])
+            return replace(condition, text_BLD=tokens_BLD, text_mask_BL=mask_BL)
         if self.project is not None:
-            return replace(
-                result, text_BLD=self.project(batch["text"]), text_mask_BL=batch["text_mask"]
-            )
-        return result
+            tokens_BLD = self.project(batch["text"])
+            return replace(condition, text_BLD=tokens_BLD, text_mask_BL=batch["text_mask"])
+        return condition
 
     def forward(
         self,
@@ -74,25 +73,32 @@ class Network(nn.Module):
         batch: Mapping[str, Tensor] | Conditioning,
         return_hidden: Collection[int] = (),
     ) -> Output:
-        condition = batch if isinstance(batch, Conditioning) else self.condition(batch)
+        """Velocity of x_t [B, T, C] at t [B]; return_hidden: block numbers, from 1."""
+        condition = batch if isinstance(batch, Conditioning) else self.encode_condition(batch)
         return self.dit(x_BTC, t_B, condition, return_hidden)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """AdamW groups: matrices decay; biases, norms and embeddings don't."""
-        named = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
-        decay = [p for n, p in named if p.ndim >= 2 and "embed" not in n]
-        rest = [p for n, p in named if p.ndim < 2 or "embed" in n]
+        """AdamW groups: matrices decay; biases, norms and embeddings do not."""
+        undecayed = {id(p) for p in self.bytes.undecayed_parameters()} if self.bytes else set()
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for parameter in self.parameters():
+            if not parameter.requires_grad:
+                continue
+            is_decayed = parameter.ndim >= 2 and id(parameter) not in undecayed
+            (decayed if is_decayed else others).append(parameter)
         return [
-            {"params": decay, "weight_decay": weight_decay},
-            {"params": rest, "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": others, "weight_decay": 0.0},
         ]
 
 
 def count_parameters(module: nn.Module) -> int:
+    """Number of scalars in all parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
 def meta_network(recipe: Recipe, *, channels: int, text_width: int | None = None) -> Network:
-    """The same module without memory, for `--dry-run`."""
+    """A network without memory on the meta device, for `--dry-run`."""
     with torch.device("meta"):
         return Network(recipe, channels=channels, text_width=text_width)

@@ -1,0 +1,1 @@
+"""Recipes: TOML files -> checked `schema.Recipe` objects, and back."""

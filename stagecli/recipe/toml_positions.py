@@ -1,9 +1,12 @@
-"""Where each key of a TOML file stands: `tomllib` parses but keeps no line numbers."""
+"""The line and column of every key of a TOML file, which `tomllib` does not report."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+Key = tuple[str, ...]
+"""A key path: ("train", "lr")."""
 
 _KEY_PART = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
 _HEADER = re.compile(r"""\[\[?((?:"[^"]*"|'[^']*'|[^]"'#])*)\]""")
@@ -11,87 +14,47 @@ _HEADER = re.compile(r"""\[\[?((?:"[^"]*"|'[^']*'|[^]"'#])*)\]""")
 
 @dataclass(frozen=True)
 class Position:
-    line: int  # from 1
-    column: int  # from 1
+    """Where a key is first mentioned; line and column count from 1, `text` is the whole line."""
+
+    line: int
+    column: int
     text: str
 
 
-def split_key(text: str) -> tuple[str, ...]:
-    """`a."b.c".d` -> ("a", "b.c", "d"); raises ValueError for what is no TOML key."""
+def split_key(text: str) -> Key:
+    """`a."b.c".d` -> ("a", "b.c", "d"). Raises ValueError if `text` is not a TOML key."""
     parts: list[str] = []
-    at = 0
+    start = 0
     while True:
-        match = _KEY_PART.match(text, at)
+        match = _KEY_PART.match(text, start)
         if not match:
             raise ValueError(f"not a TOML key: {text!r}")
-        parts.append(next(g for g in match.groups() if g is not None))
-        at = match.end()
-        if at == len(text):
+        parts.append(next(group for group in match.groups() if group is not None))
+        start = match.end()
+        if start == len(text):
             return tuple(parts)
-        if text[at] != ".":
+        if text[start] != ".":
             raise ValueError(f"not a TOML key: {text!r}")
-        at += 1
+        start += 1
 
 
-def _equals_sign(line: str) -> int:
-    """Index of the first `=` outside quotes, or -1."""
-    quote = ""
-    for i, char in enumerate(line):
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "\"'":
-            quote = char
-        elif char == "#":
-            return -1
-        elif char == "=":
-            return i
-    return -1
+def find_positions(source: str) -> dict[Key, Position]:
+    """Key path -> position of its first mention, for tables and keys.
 
-
-def _open_after(text: str, depth: int, fence: str) -> tuple[int, str]:
-    """Bracket depth and open multi-line string fence after `text`."""
-    i = 0
-    while i < len(text):
-        if fence:
-            if text.startswith(fence, i):
-                i += 3
-                while text[i : i + 1] == fence[0]:  # its last characters may be quotes too
-                    i += 1
-                fence = ""
-            else:
-                i += 2 if text[i] == "\\" and fence == '"""' else 1
-            continue
-        if text.startswith(('"""', "'''"), i):
-            fence = text[i : i + 3]
-            i = i + 3
-            continue
-        char = text[i]
-        if char in "\"'":
-            i += 1
-            while i < len(text) and text[i] != char:
-                i += 2 if text[i] == "\\" and char == '"' else 1
-        elif char == "#":
-            break
-        elif char in "[{":
-            depth += 1
-        elif char in "]}":
-            depth -= 1
-        i += 1
-    return depth, fence
-
-
-def positions(source: str) -> dict[tuple[str, ...], Position]:
-    """Key path -> position of its first mention. Tables and keys; inline tables stand at their parent."""
-    found: dict[tuple[str, ...], Position] = {}
-    table: tuple[str, ...] = ()
+    Keys inside inline tables have no entry of their own. `source` must be valid TOML.
+    """
+    positions: dict[Key, Position] = {}
+    table: Key = ()
     depth = 0
     fence = ""
-    for number, line in enumerate(
-        source.replace("\r\n", "\n").split("\n"), 1
-    ):  # no other character ends a line in TOML
+    # TOML ends lines at \n and \r\n only, so `splitlines` would cut at too many characters.
+    for number, line in enumerate(source.replace("\r\n", "\n").split("\n"), 1):
+        # Inside a value that spans lines: look for its end.
         if depth or fence:
             depth, fence = _open_after(line, depth, fence)
             continue
+
+        # A header such as [stage.regime] mentions the table and its parents.
         stripped = line.strip()
         column = len(line) - len(line.lstrip()) + 1
         if stripped.startswith("["):
@@ -101,8 +64,10 @@ def positions(source: str) -> dict[tuple[str, ...], Position]:
             except ValueError:
                 continue
             for length in range(1, len(table) + 1):
-                found.setdefault(table[:length], Position(number, column, line))
+                positions.setdefault(table[:length], Position(number, column, line))
             continue
+
+        # A line `key = value`.
         equals = _equals_sign(line)
         if equals < 0:
             continue
@@ -111,6 +76,59 @@ def positions(source: str) -> dict[tuple[str, ...], Position]:
         except ValueError:
             continue
         for length in range(len(table) + 1, len(key) + 1):
-            found.setdefault(key[:length], Position(number, column, line))
+            positions.setdefault(key[:length], Position(number, column, line))
         depth, fence = _open_after(line[equals + 1 :], 0, "")
-    return found
+    return positions
+
+
+def _equals_sign(line: str) -> int:
+    """Index of the first `=` outside quotes, or -1."""
+    quote = ""
+    for index, char in enumerate(line):
+        if quote:
+            if char == quote:
+                quote = ""
+        elif char in "\"'":
+            quote = char
+        elif char == "#":
+            return -1
+        elif char == "=":
+            return index
+    return -1
+
+
+def _open_after(text: str, depth: int, fence: str) -> tuple[int, str]:
+    """Bracket depth, and fence of the multi-line string that is still open, after `text`."""
+    index = 0
+    while index < len(text):
+        # Inside a multi-line string only its closing fence counts.
+        if fence:
+            if text.startswith(fence, index):
+                index += 3
+                while text[index : index + 1] == fence[0]:  # a string may end in quotes itself
+                    index += 1
+                fence = ""
+            elif text[index] == "\\" and fence == '"""':
+                index += 2
+            else:
+                index += 1
+            continue
+        if text.startswith(('"""', "'''"), index):
+            fence = text[index : index + 3]
+            index += 3
+            continue
+
+        # Skip one-line strings, stop at a comment, count brackets.
+        char = text[index]
+        if char in "\"'":
+            index += 1
+            while index < len(text) and text[index] != char:
+                index += 2 if text[index] == "\\" and char == '"' else 1
+        elif char == "#":
+            break
+        elif char in "[{":
+            depth += 1
+        elif char in "]}":
+            depth -= 1
+        index += 1
+    return depth, fence

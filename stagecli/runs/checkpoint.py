@@ -20,57 +20,39 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stagecli.errors import EXIT_FAILED, Problem, StageError
-from stagecli.files import finite, write_atomic
+from stagecli.files import JsonRow, finite, write_atomic
+
+Tensors = Mapping[str, Tensor]
 
 
 def name_of(step: int) -> str:
+    """Directory name of a checkpoint."""
     return f"step_{step:08d}"
-
-
-def pack(tree: Any, path: str = "", tensors: dict[str, Tensor] | None = None) -> tuple[Any, dict[str, Tensor]]:
-    """Nested dicts and lists -> (JSON with {"$tensor": key} in place of tensors, tensors by key)."""
-    tensors = {} if tensors is None else tensors
-    if isinstance(tree, Tensor):
-        key = path or "tensor"
-        while key in tensors:  # {"a/b": x, "a": {"b": y}} or {1: x, "1": y}
-            key += "'"
-        tensors[key] = tree.detach().cpu().contiguous().clone()
-        return {"$tensor": key}, tensors
-    if isinstance(tree, Mapping):
-        return {"$dict": [[k, pack(v, f"{path}/{k}", tensors)[0]] for k, v in tree.items()]}, tensors
-    if isinstance(tree, (list, tuple)):
-        return [pack(v, f"{path}/{i}", tensors)[0] for i, v in enumerate(tree)], tensors
-    return tree, tensors
-
-
-def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `pack`; tuples come back as lists."""
-    if isinstance(tree, dict):
-        if "$tensor" in tree:
-            return tensors[tree["$tensor"]]
-        return {k: unpack(v, tensors) for k, v in tree["$dict"]}
-    return [unpack(v, tensors) for v in tree] if isinstance(tree, list) else tree
 
 
 def save(
     folder: Path,
     step: int,
     *,
-    model: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor],
+    model: Tensors,
+    ema: Tensors,
     trainer: Any,
     state: Mapping[str, Any],
-    codec: Mapping[str, Tensor] | None = None,
+    codec: Tensors | None = None,
     recipe: str = "",
 ) -> Path:
     """Write checkpoint `step` under `folder` and point `latest` at it.
 
-    codec: its statistics; recipe: TOML text. With these a checkpoint can be used apart from its run.
-    Raises StageError (exit 1) where it cannot be written; what was there before stays as it was.
+    trainer: what a resume needs besides the weights, any tree that `pack` takes; state: numbers for
+    state.json; codec: its statistics; recipe: TOML text. With the last two a checkpoint can be used
+    apart from its run. Raises StageError (exit code 1) where it cannot be written; everything that
+    was there before is then as it was.
     """
     final = folder / name_of(step)
-    partial, stale = (folder / f".{final.name}.{kind}" for kind in ("partial", "stale"))
+    partial = folder / f".{final.name}.partial"
+    stale = folder / f".{final.name}.stale"
     try:
+        # Everything into a directory beside it.
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         tree, tensors = pack(trainer)
@@ -79,11 +61,16 @@ def save(
         save_file(_plain(codec or {}), partial / "codec.safetensors")
         (partial / "recipe.toml").write_text(recipe, encoding="utf-8")
         save_file(tensors or {"empty": torch.zeros(1)}, partial / "trainer.safetensors")
-        write_atomic(partial / "state.json", json.dumps({"step": step, **finite(dict(state)), "trainer": tree}))
+        # The numbers are strict JSON; the trainer's tree keeps NaN, which a resume needs.
+        content = {"step": step, **finite(dict(state)), "trainer": tree}
+        write_atomic(partial / "state.json", json.dumps(content))
         for file in partial.iterdir():
             _sync(file)
+
+        # Into its place. A step trained again after a kill has an old directory there, which stays
+        # available until then.
         shutil.rmtree(stale, ignore_errors=True)
-        if final.exists():  # a step trained again after a kill: moved aside until the new one is in place
+        if final.exists():
             os.replace(final, stale)
         os.replace(partial, final)
         _sync(folder)
@@ -96,14 +83,15 @@ def save(
         raise StageError(
             f"cannot write the checkpoint of step {step}",
             problems=[Problem(str(final), str(error))],
-            hint="the previous checkpoint is intact: free some space and run the same command again",
+            hint="the previous checkpoint is intact: "
+            "free some space and run the same command again",
             exit_code=EXIT_FAILED,
         ) from error
     return final
 
 
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous() for k, v in state.items()}
+def _plain(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _sync(path: Path) -> None:
@@ -120,48 +108,89 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(name[5:]) for name in names if re.fullmatch("step_[0-9]{8,}", name))
 
 
-def find(folder: Path, which: str = "latest") -> Path:
-    """`latest`, a step number or a directory name -> checkpoint. Raises StageError naming those there are."""
-    there = steps(folder)
-    if which == "latest" and there:
+def resolve(folder: Path, which: str = "latest") -> Path:
+    """`latest`, a step number or a directory name -> path of a checkpoint.
+
+    Raises StageError, which names those there are.
+    """
+    saved = steps(folder)
+    if which == "latest" and saved:
         pointer = folder / "latest"
-        named = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
-        path = folder / named
-        return path if named and (path / "state.json").exists() else folder / name_of(there[-1])
+        name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
+        if name and (folder / name / "state.json").exists():
+            return folder / name
+        return folder / name_of(saved[-1])
     digits = which.removeprefix("step_")
-    if digits.isdecimal() and int(digits) in there:
+    if digits.isdecimal() and int(digits) in saved:
         return folder / name_of(int(digits))
-    raise StageError(
-        f"no checkpoint {which!r} under {folder}",
-        hint=f"there are: {', '.join(map(str, there))}" if there else "the run has not saved one yet",
-    )
+    hint = f"there are: {', '.join(map(str, saved))}" if saved else "the run has not saved one yet"
+    raise StageError(f"no checkpoint {which!r} under {folder}", hint=hint)
 
 
 def load_weights(path: Path, which: str = "ema") -> dict[str, Tensor]:
-    """Weights of a checkpoint, `ema` or `model`."""
+    """Tensors of a checkpoint: `ema`, `model` or `codec`. Raises StageError where it is damaged."""
     try:
         return load_file(path / f"{which}.safetensors")
     except Exception as error:
         raise StageError(
-            f"the checkpoint {path} is damaged", problems=[Problem(f"{which}.safetensors", str(error))]
+            f"the checkpoint {path} is damaged",
+            problems=[Problem(f"{which}.safetensors", str(error))],
         ) from error
 
 
-def load_state(path: Path) -> tuple[dict[str, Any], Any]:
-    """(state.json without the trainer part, the trainer part with its tensors)."""
+def load_state(path: Path) -> tuple[JsonRow, Any]:
+    """(state.json without the trainer part, the trainer part with its tensors).
+
+    Raises StageError where it is damaged.
+    """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(path / "trainer.safetensors")
     except Exception as error:
-        raise StageError(f"the checkpoint {path} is damaged", problems=[Problem(str(path), str(error))]) from error
+        raise StageError(
+            f"the checkpoint {path} is damaged", problems=[Problem(str(path), str(error))]
+        ) from error
     return state, unpack(state.pop("trainer"), tensors)
 
 
 def rotate(folder: Path, keep: int, best_step: int | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best one."""
-    there = steps(folder)
-    for step in there[:-keep]:
+    for step in steps(folder)[:-keep]:
         if step != best_step:
             path = folder / name_of(step)
-            (path / "state.json").unlink()  # first: what a kill leaves of it is then no checkpoint
+            (path / "state.json").unlink()  # first, so that a kill leaves no half checkpoint
             shutil.rmtree(path)
+
+
+# -- nested state as JSON and tensors ------------------------------------------------------------
+
+
+def pack(
+    tree: Any, path: str = "", tensors: dict[str, Tensor] | None = None
+) -> tuple[Any, dict[str, Tensor]]:
+    """Nested dicts and lists -> (JSON with {"$tensor": key} for each tensor, tensors by key).
+
+    path, tensors: where in the tree this part is, and what the parts before it hold; for recursion.
+    """
+    tensors = {} if tensors is None else tensors
+    if isinstance(tree, Tensor):
+        key = path or "tensor"
+        while key in tensors:  # {"a/b": x, "a": {"b": y}} or {1: x, "1": y}
+            key += "'"
+        tensors[key] = tree.detach().cpu().contiguous().clone()
+        return {"$tensor": key}, tensors
+    if isinstance(tree, Mapping):
+        pairs = [[k, pack(v, f"{path}/{k}", tensors)[0]] for k, v in tree.items()]
+        return {"$dict": pairs}, tensors
+    if isinstance(tree, (list, tuple)):
+        return [pack(v, f"{path}/{i}", tensors)[0] for i, v in enumerate(tree)], tensors
+    return tree, tensors
+
+
+def unpack(tree: Any, tensors: Tensors) -> Any:
+    """The inverse of `pack`; tuples come back as lists."""
+    if isinstance(tree, dict):
+        if "$tensor" in tree:
+            return tensors[tree["$tensor"]]
+        return {k: unpack(v, tensors) for k, v in tree["$dict"]}
+    return [unpack(v, tensors) for v in tree] if isinstance(tree, list) else tree

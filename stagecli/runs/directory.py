@@ -1,16 +1,15 @@
-"""The run directory: names, atomic writes, JSONL, attempts, resume, environment. No torch.
+"""The run directory: its files, rows, attempts, and how one is opened. No torch.
 
 runs/<name>/  recipe.toml (resolved; runnable)  run.json  environment.json
   metrics.jsonl  bins.jsonl  events.jsonl  probes.jsonl     flat rows: step, time, attempt, ...
   codec.safetensors                                         statistics of the training set
   checkpoints/step_00010000/  latest (text pointer)         see checkpoint.py
-  samples/  evals/  logs/attempt_1/
+  samples/  evals/
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import shutil
@@ -22,42 +21,197 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from stagecli import __version__
-from stagecli.recipe import load as recipes
-from stagecli.errors import EXIT_FAILED, Problem, StageError
-from stagecli.files import finite, write_atomic
+from stagecli.errors import Problem, StageError
+from stagecli.files import JsonRow, append_json_lines, finite, write_atomic, write_json
+from stagecli.recipe.dump import dump_recipe
+from stagecli.recipe.load import load_from_run
+from stagecli.recipe.signature import signature
+from stagecli.runs.resuming import evaluation_changes, refuse_other_recipe, refuse_second_writer
 from stagecli.schema import Recipe
 
 SCHEMA = 1
-STREAMS = ("metrics", "bins", "events", "probes")
-# What scores while training are measured with, besides the weights.
-MEASURED_WITH = (
-    "train.validate_clips",
-    "train.validate_t",
-    "train.evaluate_clips",
-    "train.evaluate_steps",
-    "evaluate.",
+FOLDERS = ("checkpoints", "samples", "evals")
+PACKAGES = (
+    "torch",
+    "torchaudio",
+    "accelerate",
+    "transformers",
+    "safetensors",
+    "soundfile",
+    "numpy",
+    "scipy",
 )
-UNSCORED = ("evaluate.batch_size", "evaluate.samples")  # of `evaluate` alone, or without an effect on a score
 
 
+class Run:
+    """One run directory, open for writing by the main process.
+
+    info: the content of run.json; evaluation_changes: settings of the evaluation that this attempt
+    changes, as "key: before -> now".
+    """
+
+    def __init__(self, path: Path, info: JsonRow, evaluation_changes: Sequence[str] = ()) -> None:
+        self.path = path
+        self.info = info
+        self.evaluation_changes = list(evaluation_changes)
+
+    @property
+    def attempt(self) -> int:
+        """Number of the newest attempt, from 1; 0 before the first."""
+        return len(self.info["attempts"])
+
+    @property
+    def checkpoints(self) -> Path:
+        """Directory that holds the checkpoints."""
+        return self.path / "checkpoints"
+
+    def save_info(self, **changes: object) -> None:
+        """Write run.json with some values changed. Raises OSError."""
+        self.info.update(changes)
+        write_json(self.path / "run.json", self.info)
+
+    def append(self, stream: str, row: Mapping[str, object]) -> JsonRow:
+        """Add one row to a JSONL stream, with time and attempt. Returns the row as written.
+
+        Raises OSError.
+        """
+        written = finite(
+            {
+                "step": row["step"],
+                "time": round(time.time(), 3),
+                "attempt": self.attempt,
+                **row,
+            }
+        )
+        append_json_lines(self.path / f"{stream}.jsonl", [written])
+        return written
+
+    def begin_attempt(self, from_step: int, argv: Sequence[str]) -> None:
+        """Record that this process trains from a step on. Raises OSError."""
+        self.info["attempts"].append(
+            {
+                "attempt": self.attempt + 1,
+                "from_step": from_step,
+                "started": _now(),
+                "ended": None,
+                "status": "running",
+                "argv": list(argv),
+                "pid": os.getpid(),
+            }
+        )
+        self.save_info(status="running", message=None)
+        write_json(self.path / "environment.json", environment())
+
+    def end_attempt(self, status: str, message: str | None = None) -> None:
+        """Record how the newest attempt ended. Raises OSError."""
+        self.info["attempts"][-1].update(ended=_now(), status=status)
+        self.save_info(status=status, message=message)
 
 
-def environment() -> dict[str, Any]:
-    """Python, machine and package versions; the same content as `doctor --json`."""
+def open_run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    argv: Sequence[str],
+    overrides: Sequence[str],
+    restart: bool = False,
+) -> Run:
+    """Create the run directory, or open it to resume.
+
+    restart: rename an existing run and start over.
+    Raises StageError where the directory holds a run of another recipe (with the difference and the
+    ways out), is being written by another process, holds something else, or cannot be written.
+    """
+    if restart and (folder / "run.json").exists():
+        refuse_second_writer(folder, read_info(folder))  # its next checkpoint would end up here
+        move_aside(folder)
+
+    # Resume, refuse, or start. A start that failed before its first step (on bad data, for example)
+    # does not block its name for a corrected recipe.
+    changes: list[str] = []
+    resumes = (folder / "run.json").exists() and not _failed_to_start(read_info(folder))
+    if resumes:
+        info = read_info(folder)
+        refuse_other_recipe(recipe, folder, info)
+        refuse_second_writer(folder, info)
+        info["steps"] = recipe.train.steps
+        if (folder / "recipe.toml").exists():
+            changes = evaluation_changes(load_from_run(folder / "recipe.toml"), recipe)
+    elif not (folder / "run.json").exists() and _holds_files(folder):
+        raise StageError(
+            f"{folder} exists but is not a run directory",
+            hint="choose another directory with --name or --runs-dir; nothing is ever deleted",
+        )
+    else:
+        info = _new_info(recipe, folder, argv, overrides)
+
+    # Write it: run.json first, as it makes the directory a run that a kill cannot block.
+    run = Run(folder, info, changes)
+    try:
+        for name in FOLDERS:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        if not resumes:  # statistics of a failed start
+            (folder / "codec.safetensors").unlink(missing_ok=True)
+        run.save_info()
+        write_atomic(folder / "recipe.toml", dump_recipe(recipe))
+    except OSError as error:
+        raise StageError(
+            f"cannot write the run directory {folder}",
+            problems=[Problem(str(folder), error.strerror or str(error))],
+            hint="choose a writable place with --runs-dir",
+        ) from error
+    return run
+
+
+def read_info(path: Path) -> JsonRow:
+    """run.json of a run directory. Raises StageError where there is none."""
+    try:
+        return json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise StageError(
+            f"not a run directory: {path}",
+            problems=[Problem(str(path / "run.json"), str(error))],
+            hint="give a directory made by `stagecli train`, such as runs/quickstart",
+        ) from error
+
+
+def newest(runs_dir: Path, task: str | None = None, finished: bool = True) -> Path:
+    """The newest (finished) run of a task under `runs_dir`. Raises StageError if there is none."""
+    matches = []
+    for path in runs_dir.glob("*/run.json"):
+        try:
+            info = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue
+        right_task = task is None or info.get("task") == task
+        if right_task and (not finished or info.get("status") == "finished"):
+            matches.append((path.stat().st_mtime, path.parent))
+    if not matches:
+        words = ["finished" if finished else "", task or "", "run"]
+        raise StageError(
+            f"no {' '.join(filter(None, words))} under {runs_dir}/",
+            hint="name a run directory, or train one: `stagecli train quickstart`",
+        )
+    return max(matches)[1]
+
+
+def move_aside(folder: Path) -> None:
+    """Rename a run directory to the first free NAME.old-1, NAME.old-2, ..."""
+    number = 1
+    while (renamed := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    folder.rename(renamed)
+
+
+# -- this machine --------------------------------------------------------------------------------
+
+
+def environment() -> JsonRow:
+    """Python, machine and package versions; None for a package that is not installed."""
     packages: dict[str, str | None] = {}
-    for name in (
-        "torch",
-        "torchaudio",
-        "accelerate",
-        "transformers",
-        "safetensors",
-        "soundfile",
-        "numpy",
-        "scipy",
-    ):
+    for name in PACKAGES:
         try:
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -71,137 +225,22 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _git() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+def command_line() -> list[str]:
+    """The command that runs, its program by name alone."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def free_bytes(path: Path) -> int:
+    """Free space on the disk that holds `path`."""
+    return shutil.disk_usage(path).free
 
 
-class Run:
-    """One run directory, open for writing by the main process."""
-
-    def __init__(self, path: Path, info: dict[str, Any]) -> None:
-        self.path = path
-        self.info = info
-        self.measured_otherwise: list[str] = []  # "key: before -> now", of what scores are measured with
-        self._files: dict[str, Any] = {}
-
-    @property
-    def attempt(self) -> int:
-        return len(self.info["attempts"])
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    def save_info(self, **changes: Any) -> None:
-        self.info.update(changes)
-        write_atomic(self.path / "run.json", json.dumps(finite(self.info), indent=1))
-
-    def append(self, stream: str, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Add one row to a JSONL stream with time and attempt; the row as written comes back."""
-        full = finite({"step": row["step"], "time": round(time.time(), 3), "attempt": self.attempt, **row})
-        file = self._files.get(stream)
-        if file is None:
-            path = self.path / f"{stream}.jsonl"
-            _end_line(path)
-            file = self._files[stream] = path.open("a", encoding="utf-8", buffering=1)
-        file.write(json.dumps(full) + "\n")
-        return full
-
-    def begin_attempt(self, from_step: int, argv: Sequence[str]) -> None:
-        attempt = {"attempt": self.attempt + 1, "from_step": from_step, "started": _now(), "ended": None}
-        self.info["attempts"].append({**attempt, "status": "running", "argv": list(argv), "pid": os.getpid()})
-        self.save_info(status="running", message=None)
-        write_atomic(self.path / "environment.json", json.dumps(environment(), indent=1))
-
-    def end_attempt(self, status: str, message: str | None = None) -> None:
-        self.info["attempts"][-1].update(ended=_now(), status=status)
-        self.save_info(status=status, message=message)
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+# -- a new run -----------------------------------------------------------------------------------
 
 
-def _end_line(path: Path) -> None:
-    """A process that was killed mid-line leaves half a row: end it, so that the next row stands alone."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("rb+") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
-
-
-def read_info(path: Path) -> dict[str, Any]:
-    """run.json of a run directory. Raises StageError where there is none."""
-    try:
-        return json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise StageError(
-            f"not a run directory: {path}",
-            problems=[Problem(str(path / "run.json"), str(error))],
-            hint="give a directory made by `stagecli train`, such as runs/quickstart",
-        ) from error
-
-
-def open_run(
-    recipe: Recipe, folder: Path, *, argv: Sequence[str], overrides: Sequence[str], restart: bool = False
-) -> Run:
-    """Create the run directory, or open it to resume.
-
-    Raises StageError where the directory holds a run of another recipe (with the difference and
-    the ways out), a run that another process is writing, or cannot be written.
-    """
-    info_path = folder / "run.json"
-    if restart and info_path.exists():
-        _nobody_writes(folder, read_info(folder))  # it would write its next checkpoint into the new run
-        aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists())
-        folder.rename(aside)
-    # A start that failed before its first step (bad data, say) is not in the way of a corrected recipe.
-    began = info_path.exists() and not _failed_to_start(read_info(folder))
-    if began:
-        info = read_info(folder)
-        _same_recipe(recipe, folder, info)
-        _nobody_writes(folder, info)
-        info["steps"] = recipe.train.steps
-    elif not info_path.exists() and folder.is_dir() and any(path.is_file() for path in folder.rglob("*")):
-        raise StageError(
-            f"{folder} exists and is no run",
-            hint="choose another directory with --name or --runs-dir; nothing is ever deleted",
-        )
-    else:
-        info = _new_info(recipe, folder, argv, overrides)
-    run = Run(folder, info)
-    if began and (folder / "recipe.toml").exists():
-        run.measured_otherwise = _measured_otherwise(recipes.load_from_run(folder / "recipe.toml"), recipe)
-    try:
-        for name in ("checkpoints", "samples", "evals", "logs"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        if not began:
-            (folder / "codec.safetensors").unlink(missing_ok=True)  # statistics of a start that led nowhere
-        run.save_info()  # first, as it makes the directory a run: a kill in between leaves nothing in the way
-        write_atomic(folder / "recipe.toml", recipes.dump(recipe))
-    except OSError as error:
-        raise StageError(
-            f"cannot write the run directory {folder}",
-            problems=[Problem(str(folder), error.strerror or str(error))],
-            hint="choose a writable place with --runs-dir",
-        ) from error
-    return run
-
-
-def _failed_to_start(info: dict[str, Any]) -> bool:
-    return not info["attempts"] and info["status"] in ("failed", "interrupted")
-
-
-def _new_info(recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+def _new_info(
+    recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequence[str]
+) -> JsonRow:
     return {
         "schema": SCHEMA,
         "id": uuid.uuid4().hex[:12],
@@ -211,10 +250,10 @@ def _new_info(recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequ
         "steps": recipe.train.steps,
         "parameters": None,
         "version": __version__,
-        "signature": recipes.signature(recipe),
+        "signature": signature(recipe),
         "argv": list(argv),
         "set": list(overrides),
-        "git": _git(),
+        "git": _git_version(),
         "created": _now(),
         "attempts": [],
         "best": None,
@@ -222,67 +261,23 @@ def _new_info(recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequ
     }
 
 
-def _same_recipe(recipe: Recipe, folder: Path, info: dict[str, Any]) -> None:
-    if info["signature"] == recipes.signature(recipe):
-        return
-    before = recipes.signed(recipes.load_from_run(folder / "recipe.toml"))
-    after = recipes.signed(recipe)
-    changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
-    if not changed:  # signed by an earlier version, under which a key had another name
-        return
-    raise StageError(
-        f"{folder} holds a run of a different recipe",
-        problems=[Problem(k, f"{before.get(k)!r} in the run, {after.get(k)!r} now") for k in changed],
-        hint="train under another name with --name, or with --restart, which moves the old run aside",
-    )
+def _failed_to_start(info: JsonRow) -> bool:
+    return not info["attempts"] and info["status"] in ("failed", "interrupted")
 
 
-def _measured_otherwise(before: Recipe, now: Recipe) -> list[str]:
-    old = recipes.flat(before)
-    new = recipes.flat(now)
-    keys = [key for key in new if key.startswith(MEASURED_WITH) and key not in UNSCORED]
-    return [f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in keys if old.get(key) != new[key]]
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))
 
 
-def _nobody_writes(folder: Path, info: dict[str, Any]) -> None:
-    attempt = info["attempts"][-1] if info["attempts"] else None
-    if not attempt or attempt["status"] != "running" or attempt["pid"] == os.getpid():
-        return
+def _git_version() -> str | None:
+    """`git describe` of the source, where it is a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        command = Path(f"/proc/{attempt['pid']}/cmdline").read_bytes()
-    except OSError:
-        return  # killed: the resume picks up from its last checkpoint
-    if b"stagecli" in command:
-        raise StageError(
-            f"{folder} is being written by process {attempt['pid']}",
-            hint="wait for it or stop it first; `stagecli inspect-regime` can watch it",
-            exit_code=EXIT_FAILED,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
-def free_bytes(path: Path) -> int:
-    """Free space on the disk that holds `path`."""
-    return shutil.disk_usage(path).free
-
-
-def newest(runs_dir: Path, task: str | None = None, finished: bool = True) -> Path:
-    """The newest (finished) run of a task under `runs_dir`. Raises StageError where there is none."""
-    found = []
-    for path in runs_dir.glob("*/run.json"):
-        try:
-            info = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue
-        if (task is None or info.get("task") == task) and (not finished or info.get("status") == "finished"):
-            found.append((path.stat().st_mtime, path.parent))
-    if not found:
-        kind = f"{'finished ' if finished else ''}{task or ''} run".replace("  ", " ")
-        raise StageError(
-            f"no {kind} under {runs_dir}/",
-            hint="name a run directory, or train one: `stagecli train quickstart`",
-        )
-    return max(found)[1]
-
-
-def command_line() -> list[str]:
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

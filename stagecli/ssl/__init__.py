@@ -1,6 +1,7 @@
-"""SSL encoders: teacher, monitor and judge. No torch until one is made.
+"""SSL encoders in their three roles: teacher, monitor and judge. No torch before one is loaded.
 
-A new kind is one file with `load(model, layer) -> Encoder` and one line in `KINDS`.
+A new kind of encoder is one file with `load_encoder(model, layer) -> Encoder` and one line in
+`KINDS`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from stagecli.errors import StageError
 if TYPE_CHECKING:
     from stagecli.ssl.base import Encoder, Layer
 
-KINDS = {  # kind -> module with `load`
+KINDS = {  # kind -> module with `load_encoder`
     "transformers": "stagecli.ssl.huggingface",
     "torchaudio": "stagecli.ssl.torchaudio_bundles",
     "bundled": "stagecli.ssl.bundled",
@@ -22,38 +23,44 @@ KINDS = {  # kind -> module with `load`
 
 
 def make_encoder(kind: str, model: str, layer: Layer = -1) -> Encoder:
-    """A frozen encoder.
+    """A frozen encoder, loaded.
 
-    kind: a key of `KINDS`; model: hub id, folder or bundle name; layer: 0 (what enters the first block) to the
-    number of blocks, negative from the end, a list to average, or "mean" of all blocks.
-    Raises StageError: no such kind, model or layer, weights missing, hub out of reach.
+    kind: a key of `KINDS`; model: hub id, folder or bundle name; layer: 0 (the input of the first
+    block) to the number of blocks, negative from the end, a list to average, or "mean" of all
+    blocks. Raises StageError: unknown kind, model or layer, weights missing, hub unreachable.
     """
     if kind not in KINDS:
         raise StageError(
-            f"there is no kind {kind!r} of SSL encoder", hint=f"use one of: {', '.join(KINDS)}"
+            f"unknown kind {kind!r} of SSL encoder", hint=f"use one of: {', '.join(KINDS)}"
         )
-    return import_module(KINDS[kind]).load(model, layer)
+    return import_module(KINDS[kind]).load_encoder(model, layer)
 
 
-def open_encoder(name: str, layer: Layer | str = -1) -> Encoder:
-    """A frozen encoder from "kind:model". Raises StageError."""
+def open_encoder(name: str, layer: Layer = -1) -> Encoder:
+    """A frozen encoder from "kind:model", loaded. Raises StageError as `make_encoder`."""
     kind, _, model = name.partition(":")
     if not model:
         raise StageError(
             f"encoder {name!r} is not of the form kind:model",
             hint='such as "bundled:teacher" or "transformers:FOLDER"',
         )
-    return make_encoder(kind, model, list(layer) if isinstance(layer, tuple) else layer)  # type: ignore[arg-type]
+    return make_encoder(kind, model, layer)
 
 
 def same_checkpoint(name: str, other: str) -> bool:
-    """Whether two encoder names (kind:checkpoint) mean the same one; a folder may be spelled in several ways."""
-    (kind, _, one) = name.partition(":")
-    (other_kind, _, two) = other.partition(":")
-    folders = Path(one).expanduser(), Path(two).expanduser()
-    if folders[0].is_dir() and folders[1].is_dir():
-        return kind == other_kind and folders[0].resolve() == folders[1].resolve()
-    return kind == other_kind and one == two
+    """Whether two encoder names (kind:checkpoint) refer to one checkpoint.
+
+    Two spellings of a folder are the same.
+    """
+    kind, _, checkpoint = name.partition(":")
+    other_kind, _, other_checkpoint = other.partition(":")
+    if kind != other_kind:
+        return False
+    folder = Path(checkpoint).expanduser()
+    other_folder = Path(other_checkpoint).expanduser()
+    if folder.is_dir() and other_folder.is_dir():
+        return folder.resolve() == other_folder.resolve()
+    return checkpoint == other_checkpoint
 
 
 def check_monitor(
@@ -68,29 +75,38 @@ def check_monitor(
 ) -> None:
     """Refuse an encoder that cannot measure the discrepancy of a run.
 
-    task: `t2a` or `sr`; sample_rate: Hz, of the run's audio; restored_band: Hz, from where to where the task restores
-    the signal (None: nothing is restored, as in t2a, and any band will do); clip_seconds: length of the
-    clips; judge_name, judge_fingerprint: of the encoder that scores in the evaluation, None where there is none.
-    Raises StageError with the reason and one way out.
+    task: `t2a` or `sr`; sample_rate: of the run's audio, Hz; restored_band: lowest and highest
+    frequency that the task restores, Hz (None: nothing is restored, as in t2a, and any bandwidth
+    will do); clip_seconds: length of the clips; judge_name, judge_fingerprint: the encoder that
+    scores in the evaluation, None without one. Raises StageError with the reason and one way out.
     """
-    who = f"monitor {encoder.name}"
+    # Bandwidth: everything restored must be visible; nothing lies above Nyquist.
     if restored_band is not None:
-        top = min(restored_band[1], sample_rate / 2)  # above Nyquist there is nothing to see
+        bottom = restored_band[0]
+        top = min(restored_band[1], sample_rate / 2)
         if encoder.band < top:
             raise StageError(
-                f"{who} hears up to {encoder.band:g} Hz, but task {task} restores {restored_band[0]:g} to {top:g} Hz",
-                hint=f"use a full-band encoder (band at least {top:g} Hz), or measure what it hears: "
-                "stage.regime.partial_band = true",
+                f"monitor {encoder.name} sees up to {encoder.band:g} Hz, "
+                f"but task {task} restores {bottom:g} to {top:g} Hz",
+                hint=f"use a full-band encoder (band at least {top:g} Hz), or accept a partial "
+                "measurement: stage.regime.partial_band = true",
             )
+
+    # Length: a clip must hold at least one feature.
     needed = encoder.receptive_field / encoder.sample_rate
     if int(clip_seconds * encoder.sample_rate) < encoder.receptive_field:
         raise StageError(
-            f"{who} needs {needed:.3f} s of audio, the clips have {clip_seconds:g} s",
-            hint=f"set data.seconds to at least {needed:.3f}, or use an encoder with a shorter receptive field",
+            f"monitor {encoder.name} needs {needed:.3f} s of audio, "
+            f"the clips have {clip_seconds:g} s",
+            hint=f"set data.seconds to at least {needed:.3f}, "
+            "or use an encoder with a shorter receptive field",
         )
+
+    # Independence: the judge must not be what training was steered by.
     same_name = judge_name is not None and same_checkpoint(encoder.name, judge_name)
     if same_name or judge_fingerprint == encoder.fingerprint():
         raise StageError(
-            f"{who} is also the judge of the evaluation, which would then score what training was steered by",
+            f"monitor {encoder.name} is also the judge of the evaluation, "
+            "which would then score what training was steered by",
             hint="choose another encoder for one of the two",
         )

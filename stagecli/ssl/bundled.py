@@ -1,8 +1,9 @@
-"""The SSL encoders that ship with the package: `teacher` and `judge`, 44.1 kHz, hearing up to 22.05 kHz.
+"""The SSL encoders that ship with the package: `teacher` and `judge`, full band at 44.1 kHz.
 
-Trained by `docs/experiments/train_encoders.py`; what they reach is in docs/encoders.md. `teacher` (a convolutional
-network, bootstrap objective after BYOL-A, arXiv 2103.06695) guides training or measures its discrepancy; `judge` (a
-transformer, masked autoencoder after Audio-MAE, arXiv 2207.06405) scores in the evaluation only.
+Trained by `docs/experiments/train_encoders.py`; docs/encoders.md has their accuracies. `teacher` (a
+convolutional network, bootstrap objective after BYOL-A, arXiv 2103.06695) guides training or
+measures its discrepancy; `judge` (a transformer, masked autoencoder after Audio-MAE, arXiv
+2207.06405) scores in the evaluation only.
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchaudio
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stagecli.dsp.mel import mel_filters
 from stagecli.errors import StageError
-from stagecli.ssl.base import Encoder, Grid, Layer, average, choose_layers, recorded
+from stagecli.ssl.base import Encoder, Grid, Layer, choose_layers, mean_of_layers, recorded
 
 RATE = 44100  # Hz
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 class BandMel(nn.Module):
-    """Log-mel power of whole Hann windows of 1024 samples every 441 (10 ms), 0 Hz to Nyquist; no padding at the edges.
+    """Log-mel power of Hann windows of 1024 samples every 441 (10 ms), 0 Hz to Nyquist, unpadded.
 
-    80 triangles on Slaney's scale, peak 1. A full-scale sine has power 1; `floor` is added before the logarithm,
-    so that silence and empty bands have one value and a finite gradient. (log10 + 4) / 2 is about [-1.8, 2].
+    80 triangles on Slaney's scale, peak 1. A full-scale sine has power 1. `floor` is added before
+    the logarithm, so that silence and empty bands have one value and a finite gradient. The result
+    (log10 + 4) / 2 is in about [-1.8, 2].
     """
 
     filters_FC: Tensor
@@ -42,11 +44,11 @@ class BandMel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        filters_FC = torchaudio.functional.melscale_fbanks(
-            self.length // 2 + 1, 0.0, RATE / 2, self.n_mels, RATE, mel_scale="slaney"
-        )
+        filters_FC = mel_filters(
+            sample_rate=RATE, n_fft=self.length, bands=self.n_mels, norm="peak"
+        ).float()
         window = torch.hann_window(self.length)
-        # Made anew at each start, so not part of the weights.
+        # Constants, rebuilt from the settings: they stay out of the state dict.
         self.register_buffer("filters_FC", filters_FC, persistent=False)
         self.register_buffer("window", window * (2 / window.sum()), persistent=False)
 
@@ -66,7 +68,7 @@ class BandMel(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """ConvNeXt block in time (arXiv 2201.03545): depthwise convolution, norm, two linear layers, residual."""
+    """ConvNeXt block in time (arXiv 2201.03545): depthwise convolution, norm, MLP, residual."""
 
     def __init__(self, width: int, kernel: int = 7, expansion: int = 2) -> None:
         super().__init__()
@@ -82,7 +84,7 @@ class ConvBlock(nn.Module):
 
 
 class TeacherNetwork(nn.Module):
-    """Log-mel [B, T, 80] -> [B, T // 4, D]: three strided 2-D convolutions, then `blocks` of constant width."""
+    """Log-mel [B, T, 80] -> [B, T // 4, D]: three strided convolutions, then ConvNeXt blocks."""
 
     STRIDE = 4  # mel frames per feature
 
@@ -113,7 +115,7 @@ class TeacherNetwork(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Transformer block, norm first."""
+    """Pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int, expansion: int = 4) -> None:
         super().__init__()
@@ -135,24 +137,29 @@ class AttentionBlock(nn.Module):
 
 
 def positions(columns: int, rows: int, width: int) -> Tensor:
-    """Sines and cosines of a patch's place, [columns * rows, width]: half the width is time, half frequency."""
+    """Sinusoidal embedding of patch positions, [columns * rows, width].
 
-    def one(count: int) -> Tensor:
+    Half the width encodes the column (time), half the row (frequency).
+    """
+
+    def along_axis(count: int) -> Tensor:
         rates = torch.exp(-math.log(200.0) * torch.arange(width // 4) / (width // 4))
         angles = torch.arange(count)[:, None] * rates
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-    time = one(columns)[:, None].expand(-1, rows, -1)
-    frequency = one(rows)[None].expand(columns, -1, -1) if rows else time
+    time = along_axis(columns)[:, None].expand(-1, rows, -1)
+    frequency = along_axis(rows)[None].expand(columns, -1, -1)
     return torch.cat([time, frequency], dim=-1).flatten(0, 1)
 
 
 class JudgeNetwork(nn.Module):
-    """Log-mel [B, T, 80] -> tokens [B, P, D], P = 5 * (T // 4): patches of 40 ms by 16 bands, column by column."""
+    """Log-mel [B, T, 80] -> tokens [B, P, D], P = 5 * (T // 4), column by column.
 
-    # mel frames and bands of a patch; most columns of a pass (2 s)
-    STRIDE = 4
-    BANDS = 16
+    A token is a patch of 40 ms by 16 bands. At most `COLUMNS` columns (2 s) in one pass.
+    """
+
+    STRIDE = 4  # mel frames per patch
+    BANDS = 16  # mel bands per patch
     COLUMNS = 50
     ROWS = BandMel.n_mels // BANDS
 
@@ -168,10 +175,10 @@ class JudgeNetwork(nn.Module):
         )
 
     def patches(self, mel_BTC: Tensor) -> Tensor:
-        """Log-mel [B, T, 80] -> patches [B, P, 64]; frames that do not fill a patch are left out."""
+        """Log-mel [B, T, 80] -> patches [B, P, 64]; frames that do not fill a patch are dropped."""
         mel_BTC = mel_BTC[:, : mel_BTC.shape[1] // self.STRIDE * self.STRIDE]
-        parts = mel_BTC.unflatten(1, (-1, self.STRIDE)).unflatten(3, (self.ROWS, self.BANDS))
-        return parts.transpose(2, 3).flatten(3).flatten(1, 2)
+        grid = mel_BTC.unflatten(1, (-1, self.STRIDE)).unflatten(3, (self.ROWS, self.BANDS))
+        return grid.transpose(2, 3).flatten(3).flatten(1, 2)
 
     def forward(self, mel_BTC: Tensor) -> Tensor:
         patches_BPK = self.patches(mel_BTC)
@@ -188,16 +195,23 @@ NETWORKS: dict[str, type[TeacherNetwork | JudgeNetwork]] = {
 
 
 class BundledEncoder(Encoder):
-    """One of the two; a feature every 40 ms. Of the judge, a feature is the mean of the five tokens of a column: side
-    by side they are little better (docs/encoders.md), and a Frechet distance would need five times as many clips."""
+    """`teacher` or `judge`: one feature every 40 ms.
+
+    A feature of the judge is the mean of the five tokens of a column. Concatenated they are hardly
+    better (docs/encoders.md), and a Frechet distance would need five times as many clips.
+    """
 
     def __init__(self, network: Any, model: str, layer: Layer) -> None:
         name = f"bundled:{model}"
         layers = choose_layers(layer, len(network.blocks), name)
         first = BandMel.length + (network.STRIDE - 1) * BandMel.hop
         hop = network.STRIDE * BandMel.hop
-        columns = getattr(network, "COLUMNS", None)
-        rows = getattr(network, "ROWS", 1)
+        grid = Grid(first=first, hop=hop)
+        rows = 1
+        if isinstance(network, JudgeNetwork):
+            columns = network.COLUMNS
+            rows = network.ROWS
+            grid = Grid(first=first, hop=hop, chunk=columns, window=first + (columns - 1) * hop)
         super().__init__(
             network,
             name=name,
@@ -205,7 +219,7 @@ class BundledEncoder(Encoder):
             band=RATE / 2,
             dimension=int(network.norm.normalized_shape[0]),
             layers=layers,
-            grid=Grid(first, hop, columns, columns and first + (columns - 1) * hop),
+            grid=grid,
         )
         self.mel = BandMel()
         self.depth = len(network.blocks)
@@ -215,29 +229,31 @@ class BundledEncoder(Encoder):
     def encode(self, audio_BN: Tensor) -> Tensor:
         network: Any = self.network
         with recorded(network.blocks) as states:
-            out_BPD = network(self.mel(audio_BN))
+            last_BPD = network(self.mel(audio_BN))
         if self.layers[-1] == self.depth:
-            states[self.depth] = out_BPD
-        return average(states, self.layers).unflatten(1, (-1, self.rows)).mean(2)
+            states[self.depth] = last_BPD
+        return mean_of_layers(states, self.layers).unflatten(1, (-1, self.rows)).mean(2)
 
 
-def load(model: str, layer: Layer = -1) -> Encoder:
+def load_encoder(model: str, layer: Layer = -1) -> Encoder:
     """A frozen encoder, `teacher` or `judge`.
 
-    layer: see `choose_layers`. Raises StageError: no such encoder, no such layer, the installed weights are missing.
+    layer: see `choose_layers`. Raises StageError: unknown encoder, no such layer, installed weights
+    missing or damaged.
     """
     if model not in NETWORKS:
         near = difflib.get_close_matches(model.lower(), NETWORKS, 1)
+        suggestion = f"did you mean {near[0]}? " if near else ""
         raise StageError(
             f"there is no bundled encoder {model!r}",
-            hint=(f"did you mean {near[0]}? " if near else "") + f"Bundled: {', '.join(NETWORKS)}",
+            hint=f"{suggestion}Bundled: {', '.join(NETWORKS)}",
         )
     path = WEIGHTS / f"{model}.safetensors"
     network = NETWORKS[model]()
     try:
         weights = load_file(path)
         network.load_state_dict({name: value.float() for name, value in weights.items()})
-    except Exception as error:  # missing, cut short, of another version: all different classes
+    except Exception as error:  # missing, cut short, of another version: a different class each
         raise StageError(
             f"the weights of the bundled encoder {model} cannot be read: {path}",
             hint="install stagecli again; the file is part of the package",

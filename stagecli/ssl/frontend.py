@@ -1,6 +1,6 @@
-"""What an SSL network expects at its input, in torch and differentiable.
+"""Input normalisation of published SSL networks, in torch and differentiable.
 
-`transformers` computes the same in numpy, where no gradient passes; a test compares the two. Definitions:
+`transformers` computes the same in numpy, without gradients; a test compares the two. Definitions:
 wav2vec 2.0 (arXiv 2006.11477), AST (arXiv 2104.01778, Kaldi filter banks), CLAP (arXiv 2211.06687),
 Whisper (arXiv 2212.04356).
 """
@@ -16,8 +16,9 @@ _POWER_FLOOR = 1e-10
 
 
 def standardise(audio_BN: Tensor) -> Tensor:
-    """Audio [B, N] -> each clip with mean 0 and variance 1; silence stays silence, with a finite gradient."""
+    """Audio [B, N] -> each clip with mean 0 and variance 1; silence stays 0."""
     centred_BN = audio_BN - audio_BN.mean(1, keepdim=True)
+    # The offset keeps the gradient of digital silence finite.
     return centred_BN / (centred_BN.square().mean(1, keepdim=True) + 1e-7).sqrt()
 
 
@@ -27,9 +28,9 @@ def _power(spectrum: Tensor) -> Tensor:
 
 
 class KaldiMel(nn.Module):
-    """Kaldi's log filter banks as AST has them: 25 ms Hann windows every 10 ms, no padding at the edges.
+    """Kaldi's log filter banks as AST uses them: 25 ms Hann windows every 10 ms, unpadded.
 
-    The mean of each window is taken out, then pre-emphasis 0.97; 20 Hz to Nyquist.
+    The mean of each window is removed, then pre-emphasis of 0.97 applied; 20 Hz to Nyquist.
     """
 
     filters_FC: Tensor
@@ -45,7 +46,7 @@ class KaldiMel(nn.Module):
         filters_CF, _ = get_mel_banks(
             n_mels, self.n_fft, float(sample_rate), 20.0, 0.0, 100.0, -500.0, 1.0
         )
-        # The bank leaves the Nyquist bin out.
+        # The filter bank has no row for the Nyquist bin.
         self.register_buffer(
             "filters_FC", F.pad(filters_CF, (0, 1)).T.contiguous(), persistent=False
         )
@@ -57,14 +58,14 @@ class KaldiMel(nn.Module):
         """Audio [B, N] -> [B, T, C], T = (N - length) // hop + 1."""
         pieces_BTN = audio_BN.unfold(1, self.length, self.hop)
         pieces_BTN = pieces_BTN - pieces_BTN.mean(-1, keepdim=True)
-        # The first sample of a window stands for the one before it.
+        # The first sample of a window has no predecessor and stands in for it.
         before_BTN = torch.cat([pieces_BTN[..., :1], pieces_BTN[..., :-1]], dim=-1)
         spectrum_BTF = torch.fft.rfft((pieces_BTN - 0.97 * before_BTN) * self.window, n=self.n_fft)
         return (_power(spectrum_BTF) @ self.filters_FC).clamp_min(_KALDI_FLOOR).log()
 
 
 class LogMel(nn.Module):
-    """log10 of mel power, windows centred on multiples of hop, the signal mirrored at its ends (CLAP, Whisper).
+    """log10 of mel power, windows centred on multiples of hop, ends reflected (CLAP, Whisper).
 
     filters_FC: [n_fft // 2 + 1, C]; power is clamped at 1e-10.
     """
@@ -89,19 +90,20 @@ class LogMel(nn.Module):
         )
 
 
-def fill(audio_BN: Tensor, samples: int, how: str) -> Tensor:
-    """Audio [B, N] -> [B, samples], N <= samples, by the names CLAP's feature extractor has.
+def fill(audio_BN: Tensor, length: int, padding: str) -> Tensor:
+    """Audio [B, N] -> [B, length], N <= length.
 
-    "repeatpad": as many whole repeats as fit, then zeros; "repeat": repeats, cut; "pad": zeros.
+    padding, as named by CLAP's feature extractor: "repeatpad", whole repeats and then zeros;
+    "repeat", repeats, the last one cut; "pad", zeros.
     """
-    length = audio_BN.shape[1]
-    if how == "repeat":
-        return audio_BN.repeat(1, -(-samples // length))[:, :samples]
-    if how == "repeatpad":
-        audio_BN = audio_BN.repeat(1, samples // length)
-    return F.pad(audio_BN, (0, samples - audio_BN.shape[1]))
+    present = audio_BN.shape[1]
+    if padding == "repeat":
+        return audio_BN.repeat(1, -(-length // present))[:, :length]
+    if padding == "repeatpad":
+        audio_BN = audio_BN.repeat(1, length // present)
+    return F.pad(audio_BN, (0, length - audio_BN.shape[1]))
 
 
 def whisper_range(log_BTC: Tensor) -> Tensor:
-    """log10 mel power [B, T, C] -> 80 dB below the loudest value of each clip, about [-1, 1]."""
+    """log10 mel power [B, T, C] -> clamped 80 dB below each clip's maximum, about [-1, 1]."""
     return (torch.maximum(log_BTC, log_BTC.amax((1, 2), keepdim=True) - 8) + 4) / 4

@@ -1,7 +1,8 @@
 """SSL encoders from `transformers` checkpoints: hub id or local folder.
 
-wav2vec 2.0, HuBERT, WavLM and data2vec-audio read the waveform; AST, CLAP's audio tower and Whisper's
-encoder read mel frames. Each gets its own input normalisation, from the checkpoint's preprocessor_config.json.
+wav2vec 2.0, HuBERT, WavLM and data2vec-audio read the waveform; AST, CLAP's audio tower and
+Whisper's encoder read mel frames. Each gets its own input normalisation, from the checkpoint's
+preprocessor_config.json.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from stagecli import hub
 from stagecli.errors import StageError
-from stagecli.ssl.base import Encoder, Grid, Layer, average, choose_layers, recorded
+from stagecli.ssl.base import Encoder, Grid, Layer, choose_layers, mean_of_layers, recorded
 from stagecli.ssl.frontend import KaldiMel, LogMel, fill, standardise, whisper_range
 
-# model_type in config.json -> class that reads it, class of its feature extractor.
+# model_type in config.json -> class of the model, class of its feature extractor.
 _WAVE = {
     "wav2vec2": ("Wav2Vec2Model", "Wav2Vec2FeatureExtractor"),
     "hubert": ("HubertModel", "Wav2Vec2FeatureExtractor"),
@@ -35,15 +36,14 @@ _FAMILIES = _WAVE | _MEL
 MODEL_TYPES = tuple(_FAMILIES)
 
 
-def load(model: str, layer: Layer = -1) -> Encoder:
+def load_encoder(model: str, layer: Layer = -1) -> Encoder:
     """A frozen encoder from a hub id or a folder.
 
-    layer: see `choose_layers`. Raises StageError: folder missing, hub out of reach, unsupported model
-    type, no feature extractor, no such layer, weights missing or incomplete.
+    layer: see `choose_layers`. Raises StageError: folder missing, hub unreachable, unsupported
+    model type, no feature extractor, no such layer, weights missing or incomplete.
     """
-    folder = hub.fetch(
-        model, "encoder", pickled=True
-    )  # WavLM and HuBERT are published as .bin only
+    # WavLM and HuBERT are published as .bin only.
+    folder = hub.fetch(model, "encoder", pickled=True)
     plain = hub.read_config(folder, model, "encoder")
     kind = plain.get("model_type")
     if kind not in _FAMILIES:
@@ -56,33 +56,43 @@ def load(model: str, layer: Layer = -1) -> Encoder:
     name = f"transformers:{model}"
     if kind in _WAVE:
         return WaveEncoder(network, extractor, name, layer)
-    makers = {"audio-spectrogram-transformer": ASTEncoder, "whisper": WhisperEncoder}
-    return makers.get(kind, CLAPEncoder)(network, extractor, name, layer)
+    if kind == "audio-spectrogram-transformer":
+        return ASTEncoder(network, extractor, name, layer)
+    if kind == "whisper":
+        return WhisperEncoder(network, extractor, name, layer)
+    return CLAPEncoder(network, extractor, name, layer)
 
 
 def load_extractor(folder: Path, source: str, class_name: str) -> Any:
-    """The numpy feature extractor, read for its settings and filters; StageError where there is none."""
+    """The numpy feature extractor, for its settings and filters.
+
+    Raises StageError when the checkpoint has none.
+    """
     import transformers
 
     extractor_class = getattr(transformers, class_name)
     try:
         plain, _ = extractor_class.get_feature_extractor_dict(str(folder), local_files_only=True)
         return extractor_class.from_dict(plain)
-    except Exception as error:  # a missing file is an OSError, a wrong value anything
+    except Exception as error:  # a missing file is an OSError, a wrong value can be anything
         raise StageError(
-            f"encoder {source}: preprocessor_config.json cannot be read, so its input normalisation is unknown",
-            hint="put the checkpoint's own preprocessor_config.json beside its config.json (it is what "
-            f"{class_name}.save_pretrained writes)",
+            f"encoder {source}: preprocessor_config.json cannot be read, "
+            "so its input normalisation is unknown",
+            hint="put the checkpoint's own preprocessor_config.json beside its config.json "
+            f"({class_name}.save_pretrained writes it)",
         ) from error
 
 
 def _load_network(folder: Path, source: str, kind: str, plain: dict[str, Any]) -> Any:
-    """The part of a checkpoint that reads audio, with its weights; StageError where it cannot be had."""
+    """The part of a checkpoint that encodes audio, with its weights.
+
+    Raises StageError when weights are missing or do not fit the config.
+    """
     import transformers
 
     class_name = _FAMILIES[kind][0]
     if kind == "clap":
-        # A whole CLAP: its audio tower has a config of its own and the same tensor names.
+        # A whole CLAP: the audio tower has a config of its own and the same tensor names.
         plain = {
             **plain.get("audio_config", {}),
             "projection_dim": plain.get("projection_dim", 512),
@@ -92,12 +102,11 @@ def _load_network(folder: Path, source: str, kind: str, plain: dict[str, Any]) -
     model_class = getattr(transformers, class_name)
     config = hub.make_config(model_class, plain, source, "encoder")
     if getattr(config, "add_adapter", False):
-        config.add_adapter = (
-            False  # layers after the last block that shorten its output, for speech translation
-        )
+        # Layers after the last block that shorten its output, for speech translation.
+        config.add_adapter = False
 
     def needed(name: str) -> bool:
-        # The mask token is used in pre-training only; of Whisper we keep the encoder.
+        # The mask token is for pre-training only; of Whisper only the encoder is kept.
         return "masked_spec_embed" not in name and (
             kind != "whisper" or name.startswith("encoder.")
         )
@@ -111,7 +120,7 @@ def _load_network(folder: Path, source: str, kind: str, plain: dict[str, Any]) -
 
 
 def _blocks(network: Any) -> nn.ModuleList:
-    """The transformer blocks, wherever this release of `transformers` keeps them."""
+    """The transformer blocks, wherever the installed release of `transformers` keeps them."""
     if hasattr(network, "audio_encoder"):
         return network.audio_encoder.layers
     owner = network.encoder if hasattr(network, "encoder") else network
@@ -119,34 +128,51 @@ def _blocks(network: Any) -> nn.ModuleList:
 
 
 class _Transformer(Encoder):
-    """An encoder made of equally wide blocks; those above the highest layer read are dropped."""
+    """An encoder of equally wide blocks; those above the highest layer returned are dropped."""
 
-    def __init__(self, network: Any, name: str, layer: Layer, **facts: Any) -> None:
+    def __init__(
+        self,
+        network: Any,
+        *,
+        name: str,
+        layer: Layer,
+        sample_rate: int,
+        band: float,
+        grid: Grid,
+    ) -> None:
         blocks = _blocks(network)
         layers = choose_layers(layer, len(blocks), name)
         super().__init__(
-            network, name=name, layers=layers, dimension=int(network.config.hidden_size), **facts
+            network,
+            name=name,
+            sample_rate=sample_rate,
+            band=band,
+            dimension=int(network.config.hidden_size),
+            layers=layers,
+            grid=grid,
         )
         self.depth = len(blocks)
         del blocks[max(layers[-1], 1) :]
 
     def hidden(self, inputs: Tensor) -> Tensor:
-        """The network's input -> the chosen layer or average [B, L, D]."""
+        """The network's input -> the chosen layer, or the mean of several, [B, L, D]."""
         blocks = _blocks(self.network)
         with recorded(blocks) as states:
-            out_BLD = self.network(inputs).last_hidden_state
+            last_BLD = self.network(inputs).last_hidden_state
         if self.layers[-1] == self.depth:
-            states[self.depth] = out_BLD
-        return average(states, self.layers)
+            states[self.depth] = last_BLD
+        return mean_of_layers(states, self.layers)
 
 
 class WaveEncoder(_Transformer):
-    """wav2vec 2.0, HuBERT, WavLM and data2vec-audio: waveform in, one feature per 20 ms in the published ones."""
+    """wav2vec 2.0, HuBERT, WavLM, data2vec-audio: waveform in, 20 ms per feature as published."""
 
     def __init__(self, network: Any, extractor: Any, name: str, layer: Layer) -> None:
         rate = int(extractor.sampling_rate)
         grid = Grid.of_convolutions(network.config.conv_kernel, network.config.conv_stride)
-        super().__init__(network, name, layer, sample_rate=rate, band=rate / 2, grid=grid)
+        super().__init__(
+            network, name=name, layer=layer, sample_rate=rate, band=rate / 2, grid=grid
+        )
         self.standardised = bool(extractor.do_normalize)
 
     def prepare(self, audio_BN: Tensor) -> Tensor:
@@ -158,9 +184,9 @@ class WaveEncoder(_Transformer):
 
 
 class ASTEncoder(_Transformer):
-    """Audio Spectrogram Transformer: patches of filter banks, averaged over frequency; a window is 10.24 s.
+    """Audio Spectrogram Transformer: patches of filter banks, averaged over frequency.
 
-    One feature per time stride of the patches (100 ms in the published ones).
+    One feature per time stride of the patches (100 ms as published); a window is 10.24 s.
     """
 
     def __init__(self, network: Any, extractor: Any, name: str, layer: Layer) -> None:
@@ -174,7 +200,9 @@ class ASTEncoder(_Transformer):
             chunk=chunk,
             window=mel.length + (config.max_length - 1) * mel.hop,
         )
-        super().__init__(network, name, layer, sample_rate=rate, band=rate / 2, grid=grid)
+        super().__init__(
+            network, name=name, layer=layer, sample_rate=rate, band=rate / 2, grid=grid
+        )
         self.mel = mel
         self.length = int(config.max_length)
         self.times = chunk
@@ -183,7 +211,7 @@ class ASTEncoder(_Transformer):
         self.std = float(extractor.std) if normalised else 0.5
 
     def prepare(self, audio_BN: Tensor) -> Tensor:
-        """Audio [B, N], at most one window -> filter banks [B, T, C], padded to the length of the positions."""
+        """Audio [B, N], at most one window -> filter banks [B, T, C], padded to a whole window."""
         mel_BTC = self.mel(audio_BN)
         # Zeros go in before the normalisation, as in training.
         mel_BTC = F.pad(mel_BTC, (0, 0, 0, self.length - mel_BTC.shape[1]))
@@ -196,7 +224,7 @@ class ASTEncoder(_Transformer):
 
 
 class WhisperEncoder(_Transformer):
-    """Encoder of Whisper: audio is padded to 30 s, the features are cropped to its real length."""
+    """Encoder of Whisper: audio is padded to 30 s, its features cropped to the real length."""
 
     def __init__(self, network: Any, extractor: Any, name: str, layer: Layer) -> None:
         rate = int(extractor.sampling_rate)
@@ -204,22 +232,27 @@ class WhisperEncoder(_Transformer):
         hop = 2 * int(extractor.hop_length)  # the second convolution has stride 2
         if chunk * hop != extractor.n_samples:
             raise StageError(
-                f"encoder {name}: its feature extractor gives {extractor.n_samples} samples, its network reads "
-                f"{chunk * hop}",
+                f"encoder {name}: its feature extractor returns {extractor.n_samples} samples, "
+                f"its network reads {chunk * hop}",
                 hint="use the preprocessor_config.json that belongs to the checkpoint",
             )
         grid = Grid(first=hop, hop=hop, chunk=chunk, window=chunk * hop)
         # Whisper's filters end at 8 kHz whatever the rate.
         super().__init__(
-            network, name, layer, sample_rate=rate, band=min(8000.0, rate / 2), grid=grid
+            network,
+            name=name,
+            layer=layer,
+            sample_rate=rate,
+            band=min(8000.0, rate / 2),
+            grid=grid,
         )
         filters_FC = torch.from_numpy(extractor.mel_filters)
         self.mel = LogMel(filters_FC, n_fft=int(extractor.n_fft), hop=int(extractor.hop_length))
-        self.samples = int(extractor.n_samples)
+        self.length = int(extractor.n_samples)
 
     def prepare(self, audio_BN: Tensor) -> Tensor:
         """Audio [B, N], at most 30 s -> log-mel [B, C, T] of 30 s."""
-        log_BTC = self.mel(F.pad(audio_BN, (0, self.samples - audio_BN.shape[1])))[:, :-1]
+        log_BTC = self.mel(F.pad(audio_BN, (0, self.length - audio_BN.shape[1])))[:, :-1]
         return whisper_range(log_BTC).transpose(1, 2)
 
     def encode(self, audio_BN: Tensor) -> Tensor:
@@ -227,11 +260,12 @@ class WhisperEncoder(_Transformer):
 
 
 class CLAPEncoder(Encoder):
-    """Audio tower of CLAP (HTSAT, a Swin transformer), its features averaged over frequency; a window is 10 s.
+    """Audio tower of CLAP (HTSAT, a Swin transformer), averaged over frequency; a window is 10 s.
 
-    Layer k is the output of stage k before downsampling; each stage has twice the width and half the
-    frame rate of the one before, so layers cannot be averaged. Of a "fused" checkpoint the global branch
-    is used: the feature extractor sends one clip of each batch, chosen by chance, through the other one.
+    Layer k is the output of stage k before downsampling; each stage has twice the width and half
+    the frame rate of the one before, so layers cannot be averaged. A "fused" checkpoint is used
+    through its global branch, because the feature extractor sends one random clip of each batch
+    through the other one.
     """
 
     def __init__(self, network: Any, extractor: Any, name: str, layer: Layer) -> None:
@@ -241,20 +275,22 @@ class CLAPEncoder(Encoder):
         layers = choose_layers(layer, len(blocks), name)
         if len(layers) > 1:
             raise StageError(
-                f"encoder {name}: the layers of CLAP differ in width and frame rate and cannot be averaged",
+                f"encoder {name}: the layers of CLAP differ in width and frame rate "
+                "and cannot be averaged",
                 hint=f"choose one layer from 0 to {len(blocks)}",
             )
         stage = max(layers[0] - 1, 0)
         ratio = int(config.spec_size // config.num_mel_bins)
         side = int(network.audio_encoder.input_resolutions[stage][0])
-        chunk = ratio * side  # the image is `ratio` stretches of time, one below the other
-        samples = int(extractor.nb_max_samples)
-        if samples % chunk:
+        chunk = ratio * side  # the image is `ratio` stretches of time, stacked in frequency
+        length = int(extractor.nb_max_samples)
+        if length % chunk:
             raise StageError(
-                f"encoder {name}: its window of {samples} samples is no multiple of its {chunk} features",
+                f"encoder {name}: its window of {length} samples is not a multiple "
+                f"of its {chunk} features",
                 hint="use the preprocessor_config.json that belongs to the checkpoint",
             )
-        hop = samples // chunk
+        hop = length // chunk
         super().__init__(
             network,
             name=name,
@@ -262,7 +298,7 @@ class CLAPEncoder(Encoder):
             band=min(float(extractor.frequency_max), rate / 2),
             dimension=int(config.patch_embeds_hidden_size * 2**stage),
             layers=layers,
-            grid=Grid(first=hop, hop=hop, chunk=chunk, window=samples),
+            grid=Grid(first=hop, hop=hop, chunk=chunk, window=length),
         )
         self.ratio = ratio
         self.side = side
@@ -273,21 +309,21 @@ class CLAPEncoder(Encoder):
         self.mel = LogMel(
             filters_FC, n_fft=int(extractor.fft_window_size), hop=int(extractor.hop_length)
         )
-        self.samples = samples
+        self.length = length
         self.padding = str(extractor.padding)
         self.copies = 4 if config.enable_fusion else 1
         self.is_last = layers[0] == len(blocks)
 
     def prepare(self, audio_BN: Tensor) -> Tensor:
         """Audio [B, N], at most 10 s -> mel in decibels [B, 1 or 4, T, C] of 10 s."""
-        decibels_BTC = 10 * self.mel(fill(audio_BN, self.samples, self.padding))
+        decibels_BTC = 10 * self.mel(fill(audio_BN, self.length, self.padding))
         return decibels_BTC[:, None].expand(-1, self.copies, -1, -1)
 
     def encode(self, audio_BN: Tensor) -> Tensor:
         mel_BKTC = self.prepare(audio_BN)
         tower: Any = self.network.audio_encoder
         longer_B1 = torch.zeros(len(mel_BKTC), 1, dtype=torch.bool, device=mel_BKTC.device)
-        with recorded(tower.layers, part=1) as states:
+        with recorded(tower.layers, item=1) as states:
             tower(mel_BKTC, is_longer=longer_B1)
         tokens_BPD = states[self.layers[0]]
         if self.is_last:

@@ -1,4 +1,4 @@
-"""SSL encoders from the bundles of `torchaudio.pipelines`, by name (WAV2VEC2_BASE, HUBERT_BASE, WAVLM_BASE, ...)."""
+"""SSL encoders from the bundles of `torchaudio.pipelines`, such as WAV2VEC2_BASE."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from torch import Tensor
 
 from stagecli.errors import StageError
 from stagecli.hub import reason
-from stagecli.ssl.base import Encoder, Grid, Layer, average, choose_layers, recorded
+from stagecli.ssl.base import Encoder, Grid, Layer, choose_layers, mean_of_layers, recorded
 
 
 def bundle_names() -> list[str]:
     """Names of the bundles that are SSL encoders, fine-tuned ones included."""
-    names = torchaudio.pipelines.__all__
+    pipelines = torchaudio.pipelines
     return [
-        n
-        for n in names
-        if isinstance(getattr(torchaudio.pipelines, n), torchaudio.pipelines.Wav2Vec2Bundle)
+        name
+        for name in pipelines.__all__
+        if isinstance(getattr(pipelines, name), pipelines.Wav2Vec2Bundle)
     ]
 
 
-def load(model: str, layer: Layer = -1) -> Encoder:
-    """A frozen encoder by the name of its bundle; its weights are downloaded once and kept by torch.hub.
+def load_encoder(model: str, layer: Layer = -1) -> Encoder:
+    """A frozen encoder by the name of its bundle; torch.hub downloads the weights once.
 
-    layer: see `choose_layers`. Raises StageError: no such bundle, weights out of reach, no such layer.
+    layer: see `choose_layers`. Raises StageError: unknown bundle, weights out of reach, no such
+    layer.
     """
     names = bundle_names()
     if model not in names:
@@ -39,23 +40,22 @@ def load(model: str, layer: Layer = -1) -> Encoder:
     bundle = getattr(torchaudio.pipelines, model)
     try:
         network = bundle.get_model()
-    except (
-        Exception
-    ) as error:  # no network, a proxy, a broken file, a read-only cache: all different classes
+    # No network, a proxy, a broken file, a read-only cache: a different class each.
+    except Exception as error:
         raise StageError(
-            f"the weights of the torchaudio bundle {model} cannot be had ({reason(error)})",
-            hint="copy $TORCH_HOME/hub/checkpoints (by default ~/.cache/torch/hub/checkpoints) from a machine "
-            'with access, or use kind "transformers" with a local folder',
+            f"could not obtain the weights of the torchaudio bundle {model} ({reason(error)})",
+            hint="copy $TORCH_HOME/hub/checkpoints (by default ~/.cache/torch/hub/checkpoints) "
+            'from a machine with access, or use kind "transformers" with a local folder',
         ) from error
     return BundleEncoder(network, int(bundle.sample_rate), f"torchaudio:{model}", layer)
 
 
 class BundleEncoder(Encoder):
-    """A `Wav2Vec2Model` of torchaudio: waveform in, one feature per 20 ms in the published ones."""
+    """A `Wav2Vec2Model` of torchaudio: reads the waveform, one feature per 20 ms as published."""
 
     def __init__(self, network: Any, sample_rate: int, name: str, layer: Layer) -> None:
-        # Large models come wrapped in a layer norm over the whole batch, so that a clip's features would
-        # depend on its neighbours: unwrap, and normalise clip by clip as for a batch of one.
+        # Large models come wrapped in a layer norm over the whole batch, so that a clip's features
+        # would depend on its neighbours: unwrap, and normalise each clip as a batch of one.
         standardised = bool(getattr(network, "normalize_waveform", False))
         network = getattr(network, "model", network)
         blocks = network.encoder.transformer.layers
@@ -82,7 +82,7 @@ class BundleEncoder(Encoder):
         network: Any = self.network
         with recorded(network.encoder.transformer.layers) as states:
             # Without `aux`, the word classifier of fine-tuned models.
-            out_BLD = network.encoder(network.feature_extractor(audio_BN, None)[0])
+            last_BLD = network.encoder(network.feature_extractor(audio_BN, None)[0])
         if self.layers[-1] == self.depth:
-            states[self.depth] = out_BLD
-        return average(states, self.layers)
+            states[self.depth] = last_BLD
+        return mean_of_layers(states, self.layers)

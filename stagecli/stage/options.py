@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from stagecli.schema import Table
+from stagecli.schema import Section
 
 Role = Literal["teacher", "monitor"]
 
@@ -27,7 +27,7 @@ class RegimeNeed:
     alternative: str = ""
 
 
-class MechanismOptions(Table):
+class MechanismOptions(Section):
     """Options of a mechanism. What other packages have to know about it is declared here, not in a
     list of theirs.
 

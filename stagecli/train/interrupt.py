@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: a wish to stop first, the stop itself the second time."""
+"""Ctrl-C and SIGTERM while training: the first requests a stop, the second stops immediately."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Inside `with`, the first of the two signals sets `asked`; the second one acts as it would have without us."""
+    """Inside `with`, the first of the two signals sets `requested`, for a stop after the step.
+
+    The next one has its default effect. The handlers from before are back after the block.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[signal.Signals, Any] = {}
+        self.requested = False
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: Any) -> None:
-        self.asked = True
-        signal.signal(
-            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        )
+        self.requested = True
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)

@@ -1,9 +1,10 @@
-"""Sums of what training saw since the last row of metrics."""
+"""Sums over the training steps since the last row of metrics."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,22 +12,34 @@ from torch import Tensor
 
 
 class LogWindow:
-    """Mean loss, gradient norm and loss by noise bin; in the checkpoint, so that a resume writes the same rows."""
+    """Mean loss, gradient norm, speed and loss per noise bin since the last row of metrics.
+
+    The sums are part of a checkpoint, so that a resumed run writes the same rows.
+    """
 
     def __init__(self, bins: int) -> None:
         self.bins = bins
         self.clear()
 
     def clear(self) -> None:
+        """Start an empty window."""
         self.loss = 0.0
         self.grad_norm = 0.0
         self.steps = 0
         self.bin_loss = torch.zeros(self.bins, dtype=torch.float64)
         self.bin_count = torch.zeros(self.bins, dtype=torch.float64)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Measure the speed from now on."""
         self.began = time.monotonic()
 
     def add(self, t_B: Tensor, loss_B: Tensor, loss: float, grad_norm: float) -> None:
-        """One step: t and unweighted loss of the global batch [B] on the CPU, its mean loss, its gradient norm."""
+        """Add one step.
+
+        t_B, loss_B: t and unweighted loss of the global batch [B], on the CPU; loss: mean training
+        loss of the step; grad_norm: norm of its gradient before clipping.
+        """
         index = (t_B.double() * self.bins).long().clamp(0, self.bins - 1)
         self.bin_loss.index_add_(0, index, loss_B.double())
         self.bin_count.index_add_(0, index, torch.ones_like(loss_B, dtype=torch.float64))
@@ -35,10 +48,18 @@ class LogWindow:
         self.steps = self.steps + 1
 
     def leave_out(self, seconds: float) -> None:
-        """Time spent on something other than steps, which the speed is not to show."""
+        """Exclude time not spent on training steps from the speed."""
         self.began += seconds
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Exclude the time spent inside the block from the speed."""
+        began = time.monotonic()
+        yield
+        self.leave_out(time.monotonic() - began)
+
     def metrics(self, batch_size: int) -> dict[str, float]:
+        """Numbers for a row of metrics. Needs at least one step."""
         elapsed = max(time.monotonic() - self.began, 1e-9)
         return {
             "train/loss": self.loss / self.steps,
@@ -48,7 +69,7 @@ class LogWindow:
         }
 
     def by_bin(self) -> dict[str, Any]:
-        """Edges of the noise bins, number of samples in each, and their mean loss (None where there is none)."""
+        """Edges of the noise bins, examples in each, and their mean loss (None if empty)."""
         pairs = zip(self.bin_loss.tolist(), self.bin_count.tolist(), strict=True)
         return {
             "edges": [i / self.bins for i in range(self.bins + 1)],
@@ -57,10 +78,19 @@ class LogWindow:
         }
 
     def state_dict(self) -> dict[str, Any]:
+        """The sums, for a checkpoint."""
         return {
-            k: getattr(self, k) for k in ("loss", "grad_norm", "steps", "bin_loss", "bin_count")
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "steps": self.steps,
+            "bin_loss": self.bin_loss,
+            "bin_count": self.bin_count,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+        """Continue the window that a checkpoint interrupted."""
+        self.loss = state["loss"]
+        self.grad_norm = state["grad_norm"]
+        self.steps = state["steps"]
+        self.bin_loss = state["bin_loss"]
+        self.bin_count = state["bin_count"]

@@ -1,11 +1,10 @@
-"""Everything that happens once, before the first step: data checked, codec fitted, what is frozen cached."""
+"""Everything that happens once before training: check data, fit the codec, cache what is frozen."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,39 +19,41 @@ from stagecli.data.examples import CROP, Examples, crop, evenly, stream
 from stagecli.data.open import open_source
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
+from stagecli.files import atomic_path
 from stagecli.hub import weights_hash
 from stagecli.schema import Recipe
 from stagecli.stage.base import FeatureSettings
-from stagecli.train.teacher_features import TargetFeatures
+from stagecli.train.teacher_features import TargetFeatures, build_target_features
 
-T = TypeVar("T")
-STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are read from
-SHOWN = 20  # clips that are left out, named on the screen
+STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are computed from
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Prepared:
-    """What the trainer works with: checked clips, a fitted codec, filled caches."""
+    """The trainer's input: checked clips, a fitted codec, filled caches.
+
+    text, frames_cache, text_cache, features: None where the recipe does not need them.
+    """
 
     recipe: Recipe
     source: Source
     train: list[Clip]
     valid: list[Clip]
     codec: Codec
-    text: PretrainedText | None
-    frames_cache: FeatureCache | None
-    text_cache: FeatureCache | None
+    text: PretrainedText | None = None
+    frames_cache: FeatureCache | None = None
+    text_cache: FeatureCache | None = None
     features: TargetFeatures | None = None
 
     @property
-    def samples(self) -> int:
-        """Samples per crop."""
+    def num_samples(self) -> int:
+        """Audio samples per crop."""
         return round(self.recipe.data.seconds * self.recipe.data.sample_rate)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(T, C) of one crop."""
-        return self.codec.frames(self.samples), self.codec.channels
+        return self.codec.frames(self.num_samples), self.codec.channels
 
     @property
     def left_out(self) -> list[str]:
@@ -60,24 +61,18 @@ class Prepared:
         return [f"{problem.where}: {problem.what}" for problem in self.source.skipped]
 
     def examples(self, clips: Sequence[Clip], *, features: bool = False) -> Examples:
-        """features: with those of the target, which a mechanism has asked for."""
+        """Examples of some clips; features: with features of the target, for training clips."""
         return Examples(
             self.recipe,
             self.source,
             clips,
             shape=self.shape,
-            samples=self.samples,
+            crop_samples=self.num_samples,
             hop=self.codec.hop,
             frames_cache=self.frames_cache,
             text_cache=self.text_cache,
             features=self.features if features else None,
         )
-
-
-def shortened(lines: Sequence[str], rest: str) -> list[str]:
-    """The first lines as they are, and how many more there are; rest: where those can be read."""
-    more = [f"and {len(lines) - SHOWN} more, {rest}"] if len(lines) > SHOWN else []
-    return [*lines[:SHOWN], *more]
 
 
 def prepare(
@@ -89,10 +84,11 @@ def prepare(
 ) -> Prepared:
     """Check the data, make and fit the codec, fill the caches.
 
-    run_dir: where the codec's statistics are kept; a resume reads them instead of fitting anew. features: of the
-    training clips, where a mechanism asks for them.
-    Raises StageError listing every problem of the data.
+    run_dir: where the codec's statistics are kept, so that a resume does not fit them again;
+    features: of the training clips, where a mechanism asks for them.
+    Raises StageError with every problem of the data.
     """
+    # The clips, all of them checked.
     source = open_source(
         recipe.data,
         need_captions=recipe.condition.text != "none",
@@ -102,51 +98,60 @@ def prepare(
         progress=lambda done, total: progress("checking audio", done, total),
     )
     train = source.clips("train")
-    valid = source.clips("valid")
     codec = make_codec(recipe).to(device).eval()
     text = text_encoder(recipe, device)
-    prepared = Prepared(recipe, source, train, valid, codec, text, None, None)
+    prepared = Prepared(
+        recipe=recipe,
+        source=source,
+        train=train,
+        valid=source.clips("valid"),
+        codec=codec,
+        text=text,
+    )
+
+    # What frozen networks compute once: frames, caption embeddings, teacher features.
     if codec.is_network:
-        prepared.frames_cache = _cache_frames(prepared, device, progress)
+        prepared.frames_cache = cache_frames(prepared, device, progress)
     if text is not None:
-        prepared.text_cache = _cache_texts(prepared, text, progress)
+        prepared.text_cache = cache_texts(prepared, text, progress)
     if features is not None:
-        prepared.features = TargetFeatures(
-            features.encoder,
-            features.layer,
-            recipe,
-            source,
-            train,
-            device,
-            lambda done, total: progress("teacher features", done, total),
+        prepared.features = build_target_features(
+            features,
+            recipe=recipe,
+            source=source,
+            clips=train,
+            device=device,
+            progress=lambda done, total: progress("teacher features", done, total),
         )
+
+    # The codec's statistics: of this run, or computed now.
     statistics = run_dir / "codec.safetensors" if run_dir else None
-    if statistics and statistics.exists():
+    if statistics is not None and statistics.exists():
         load_codec_state(codec, statistics)
     else:
-        _fit(prepared, device, progress)
-        if statistics:
-            partial = statistics.with_suffix(".partial")
-            save_file({"mean_C": codec.mean_C.cpu(), "std_C": codec.std_C.cpu()}, partial)
-            partial.replace(statistics)
+        fit_codec(prepared, device, progress)
+        if statistics is not None:
+            with atomic_path(statistics) as partial:
+                save_file({"mean_C": codec.mean_C.cpu(), "std_C": codec.std_C.cpu()}, partial)
     return prepared
 
 
-def _fit(prepared: Prepared, device: torch.device, progress: Progress) -> None:
+def fit_codec(prepared: Prepared, device: torch.device, progress: Progress) -> None:
     """Per-channel statistics over crops of evenly spaced training clips."""
     examples = prepared.examples(evenly(prepared.train, STATISTICS_CLIPS))
 
-    def audio() -> Iterable[Tensor]:
+    def inputs() -> Iterable[Tensor]:
         for i in range(len(examples)):
             item = examples.valid_item(i)
             yield (item["raw"] if "raw" in item else item["audio"])[None].to(device)
             progress("codec statistics", i + 1, len(examples))
 
-    prepared.codec.fit(audio(), raw=prepared.frames_cache is not None)
+    prepared.codec.fit(inputs(), raw=prepared.frames_cache is not None)
 
 
-def _cache_frames(prepared: Prepared, device: torch.device, progress: Progress) -> FeatureCache:
-    """Raw frames [crops, T, C] of every training and validation clip through a codec that is a network."""
+def cache_frames(prepared: Prepared, device: torch.device, progress: Progress) -> FeatureCache:
+    """Raw frames [crops, T, C] of every training and validation clip through a network codec."""
+    # The cache: everything that the frames depend on is in its configuration.
     recipe = prepared.recipe
     codec = prepared.codec
     source = prepared.source
@@ -166,9 +171,10 @@ def _cache_frames(prepared: Prepared, device: torch.device, progress: Progress) 
         for key in keys:
             audio = source.read(clips[key])
             streams = [stream(recipe.train.seed, CROP, k) for k in range(recipe.data.crops)]
-            crops = [crop(audio, prepared.samples, rng)[0] for rng in streams]
+            crops = [crop(audio, prepared.num_samples, rng)[0] for rng in streams]
             yield codec.analyse(torch.from_numpy(np.stack(crops)).to(device)).float().cpu().numpy()
 
+    # One clip at a time, so that its frames do not depend on the others.
     cache.fill(
         list(clips),
         compute,
@@ -178,11 +184,12 @@ def _cache_frames(prepared: Prepared, device: torch.device, progress: Progress) 
     return cache
 
 
-def _cache_texts(prepared: Prepared, text: PretrainedText, progress: Progress) -> FeatureCache:
-    """Embeddings [L, D] of every caption, and of the empty one that a dropped caption becomes."""
+def cache_texts(prepared: Prepared, text: PretrainedText, progress: Progress) -> FeatureCache:
+    """Embeddings [L, D] of every caption, and of the empty one, which replaces dropped captions."""
     config = {
         "text": prepared.recipe.condition.model_dump(include={"max_length"}),
         "weights": weights_hash(text.network),
+        "vocabulary": text.vocabulary(),
     }
     cache = FeatureCache(Path(prepared.recipe.data.cache_dir), "text", config)
     captions = sorted({"", *(clip.caption for clip in [*prepared.train, *prepared.valid])})

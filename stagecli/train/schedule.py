@@ -7,18 +7,19 @@ import math
 from stagecli.schema import Train
 
 
-def learning_rate(step: int, train: Train) -> float:
-    """Rate of optimiser step `step` (from 0): linear warm-up, then cosine, constant or WSD.
+def learning_rate(step: int, options: Train) -> float:
+    """Learning rate of optimiser step `step`, counted from 0.
 
-    WSD (warm-up, stable, decay) falls linearly to `lr_end` over the last fifth of the steps.
+    A linear warm-up is followed by a cosine, a constant or WSD (warm-up, stable, decay), which
+    falls linearly to `lr_end` over the last fifth of the steps.
     """
-    if step < train.warmup_steps:
-        return train.lr * (step + 1) / train.warmup_steps
-    end = train.lr * train.lr_end
-    if train.schedule == "cosine":
-        share = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
-        return end + (train.lr - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    if train.schedule == "wsd":
-        left = (train.steps - step) / max(1, train.steps // 5)
-        return end + (train.lr - end) * min(1.0, left)
-    return train.lr
+    if step < options.warmup_steps:
+        return options.lr * (step + 1) / options.warmup_steps
+    end = options.lr * options.lr_end
+    if options.schedule == "cosine":
+        share = (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
+        return end + (options.lr - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    if options.schedule == "wsd":
+        remaining = (options.steps - step) / max(1, options.steps // 5)
+        return end + (options.lr - end) * min(1.0, remaining)
+    return options.lr

@@ -1,12 +1,13 @@
-"""Evaluation while a run trains: fixed clips of the valid split, fixed noise, scores as flat numbers.
+"""Evaluation while a run trains: scores of fixed valid clips with fixed noise, as flat numbers.
 
-The quick relation of `evaluate`: crops of the training length, batched, and no baselines or intervals.
+A cheap relative of `evaluate`: crops of the training length, without baselines or intervals.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,176 +18,266 @@ from stagecli.data.degrade import degrade, test_low_pass
 from stagecli.data.examples import evenly
 from stagecli.errors import Problem, StageError
 from stagecli.generate.pipeline import Pipeline, SamplerSettings
-from stagecli.metrics.distance import frechet_distance, log_mel_statistics
+from stagecli.metrics.distance import frechet_distance
 from stagecli.metrics.in_training import PREFIX, at_cutoff, computed
 from stagecli.metrics.kernel import kernel_audio_distance
+from stagecli.metrics.mel import log_mel_statistics
 from stagecli.metrics.spectral import lsd_bands, si_sdr
+from stagecli.schema import Recipe
 from stagecli.ssl import open_encoder
 from stagecli.train.prepare import Prepared
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from stagecli.ssl.base import Encoder
+
 AT_ONCE = 32  # clips that go through the judge together
 
 
+@dataclass(kw_only=True)
 class Scorer:
-    """Holds the clips and what is computed of them once; `measure` scores the weights that the network holds.
+    """Fixed clips, and what is computed of them once; `measure` scores the network's weights.
 
     The clips are shared out over the processes, and every process gets the same numbers.
+    `build_scorer` makes the one of the recipe's task.
+
+    captions: of all clips, on every process; settings: of the sampler.
     """
 
-    def __init__(
-        self, prepared: Prepared, pipeline: Pipeline, accelerator: Accelerator, progress: Progress
-    ) -> None:
-        """Raises StageError where the clips, the judge or the crop length do not allow the metrics."""
-        self.pipeline = pipeline
-        self.accelerator = accelerator
-        self.recipe = prepared.recipe
-        steps = self.recipe.train.evaluate_steps or None
-        self.settings = SamplerSettings.of(self.recipe.evaluate, steps=steps)
-        self.seed = self.recipe.evaluate.seed
-        self.progress = progress
-        examples = prepared.examples(evenly(prepared.valid, self.recipe.train.evaluate_clips))
-        self.captions = [clip.caption for clip in examples.clips]
-        self.mine = list(range(accelerator.process_index, len(examples), accelerator.num_processes))
-        real = np.stack([examples.valid_audio(i)[0] for i in range(len(examples))])
-        progress("evaluation set", 0, 1)
-        try:
-            if self.recipe.task.kind == "sr":
-                self._keep_pairs(real)
-            else:
-                self._keep_embeddings(real)
-        except ValueError as error:
-            raise StageError(
-                "the clips of the valid split cannot be evaluated while training",
-                problems=[Problem("train.evaluate_every", str(error))],
-                hint="change train.evaluate_clips, data.seconds or evaluate.cutoffs, or set train.evaluate_every = 0",
-            ) from error
-        progress("evaluation set", 1, 1)
+    pipeline: Pipeline
+    accelerator: Accelerator
+    captions: list[str]
+    settings: SamplerSettings
+    progress: Progress
+
+    @property
+    def mine(self) -> list[int]:
+        """Indices of the clips that this process scores."""
+        return own_indices(len(self.captions), self.accelerator)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the metrics."""
+        return computed(self.pipeline.recipe)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the sampling noise."""
+        return self.pipeline.recipe.evaluate.seed
 
     def measure(self) -> dict[str, float]:
-        """Scores by the names of their rows; nan where the network gives audio that is not finite."""
-        scores = self._pairs() if self.recipe.task.kind == "sr" else self._sets()
-        return {PREFIX + name: value for name, value in scores.items()}
+        """Scores by the names of their rows; NaN where the audio generated is not finite."""
+        return {PREFIX + name: value for name, value in self.scores().items()}
 
-    def _shared(self, mine: Tensor) -> Tensor:
-        """Rows [len(self.mine), K] of this process's clips -> those of all clips [clips, K] in float64, on the CPU."""
-        found = torch.zeros(len(self.captions), mine.shape[1], dtype=torch.float64)
-        found[self.mine] = mine.double().cpu()
+    def scores(self) -> dict[str, float]:
+        """Scores by the names of the metrics."""
+        raise NotImplementedError
+
+    def gather(self, own: Tensor) -> Tensor:
+        """Rows [len(self.mine), K] of this process's clips -> all rows [clips, K], fp64, CPU."""
+        rows = torch.zeros(len(self.captions), own.shape[1], dtype=torch.float64)
+        rows[self.mine] = own.double().cpu()
         if self.accelerator.num_processes == 1:
-            return found
-        return self.accelerator.reduce(found.to(self.accelerator.device), "sum").cpu()
+            return rows
+        return self.accelerator.reduce(rows.to(self.accelerator.device), "sum").cpu()
 
-    # -- sr: pairs -----------------------------------------------------------------------------------
 
-    def _keep_pairs(self, real: np.ndarray) -> None:
-        table = self.recipe.evaluate
-        rate = self.pipeline.sample_rate
-        self.target = torch.from_numpy(real[self.mine])
-        self.low = {
-            hz: np.stack(
-                [degrade(audio, rate, test_low_pass(table, hz)) for audio in real[self.mine]]
-            )
-            if self.mine
-            else real[:0]
-            for hz in table.cutoffs
-        }
-        for hz in (
-            table.cutoffs
-        ):  # a crop too short or a cutoff without bins shows now, not after the first steps
-            self._score(torch.from_numpy(real[:1]), torch.from_numpy(real[:1]), hz)
+@dataclass(kw_only=True)
+class PairScorer(Scorer):
+    """Super-resolution: metrics of each restored clip against its target, at each cutoff.
 
-    def _score(self, target_BN: Tensor, made_BN: Tensor, hz: float) -> Tensor:
-        """[B, metrics] in the order of `computed`; nan for a clip that was made with values that are not finite."""
-        defined_B = made_BN.isfinite().all(1)
-        made_BN = made_BN.nan_to_num(0.0, 0.0, 0.0)
-        bands = lsd_bands(
-            target_BN, made_BN, self.pipeline.sample_rate, hz, self.recipe.evaluate.preset
-        )
-        scores = torch.stack([*bands.values(), si_sdr(target_BN, made_BN)], dim=1)
-        return torch.cat([scores, torch.where(defined_B, 1.0, float("nan"))[:, None]], dim=1)
+    target_BN: this process's clips; low: the same clips low-passed, by cutoff in Hz.
+    """
 
-    def _pairs(self) -> dict[str, float]:
-        names = computed(self.recipe)
-        by_cutoff: dict[str, list[float]] = {name: [] for name in names}
+    target_BN: Tensor
+    low: dict[float, np.ndarray]
+
+    def scores(self) -> dict[str, float]:
+        """Means over the clips at each cutoff, and over the cutoffs."""
+        by_cutoff: dict[str, list[float]] = {name: [] for name in self.names}
         scores: dict[str, float] = {}
-        for hz, low_BN in self.low.items():
-            found = torch.zeros(0, len(names) + 1)
+        for cutoff, low_BN in self.low.items():
+            own = torch.zeros(0, len(self.names) + 1)
             if self.mine:
-                found = self._score(self.target, torch.from_numpy(self._restored(low_BN, hz)), hz)
-            table = self._shared(found)
-            for k, name in enumerate(names):
-                value = _mean(table[:, k]) if bool(table[:, -1].isfinite().all()) else float("nan")
+                restored_BN = torch.from_numpy(self.restore(low_BN, cutoff))
+                own = pair_scores(self.target_BN, restored_BN, self.pipeline, cutoff)
+            rows = self.gather(own)
+            defined = bool(rows[:, -1].isfinite().all())
+            for k, name in enumerate(self.names):
+                value = finite_mean(rows[:, k]) if defined else float("nan")
                 by_cutoff[name].append(value)
-                scores[at_cutoff(name, hz)] = value
-        return {**{name: sum(values) / len(values) for name, values in by_cutoff.items()}, **scores}
+                scores[at_cutoff(name, cutoff)] = value
+        means = {name: sum(values) / len(values) for name, values in by_cutoff.items()}
+        return {**means, **scores}
 
-    def _restored(self, low_BN: np.ndarray, hz: float) -> np.ndarray:
-        made: list[np.ndarray] = []
-        for first in range(0, len(low_BN), self.settings.batch_size):
-            part = slice(first, first + self.settings.batch_size)
-            indices = self.mine[part]
-            prompts = [self.captions[i] for i in indices]
-            made += self.pipeline.restore_many(
-                list(low_BN[part]),
-                hz,
+    def restore(self, low_BN: np.ndarray, cutoff: float) -> np.ndarray:
+        """This process's clips [B, N], restored from `low_BN`."""
+        restored: list[np.ndarray] = []
+        size = self.settings.batch_size
+        for first in range(0, len(low_BN), size):
+            indices = self.mine[first : first + size]
+            restored += self.pipeline.restore_many(
+                list(low_BN[first : first + size]),
+                cutoff,
                 seed=self.seed,
                 settings=self.settings,
                 indices=indices,
-                prompts=prompts,
+                prompts=[self.captions[index] for index in indices],
             )
-            self.progress(f"evaluating at {hz:g} Hz", len(made), len(low_BN))
-        return np.stack(made)
+            self.progress(f"evaluating at {cutoff:g} Hz", len(restored), len(low_BN))
+        return np.stack(restored)
 
-    # -- t2a: sets -----------------------------------------------------------------------------------
 
-    def _keep_embeddings(self, real: np.ndarray) -> None:
-        self.judge = open_encoder(self.recipe.evaluate.judge).to(self.pipeline.device)
-        self.real = self._embed(torch.from_numpy(real))
-        self._distances(self.real)
+@dataclass(kw_only=True)
+class SetScorer(Scorer):
+    """Text-to-audio: distances between the set of generated clips and the set of real ones.
 
-    @torch.no_grad()
-    def _embed(self, audio_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """Judge's features, mean over frames, and log-mel statistics of audio [B, N]: [B, D] each, nan if undefined."""
-        rate = self.pipeline.sample_rate
-        parts = []
-        for part_BN in audio_BN.split(AT_ONCE):
-            undefined_B1 = ~part_BN.isfinite().all(1, keepdim=True)
-            part_BN = part_BN.nan_to_num(0.0, 0.0, 0.0)
-            judged = self.judge(part_BN.to(self.pipeline.device), rate).mean(1).cpu()
-            found = (judged, log_mel_statistics(part_BN, rate))
-            parts.append([embedded.masked_fill(undefined_B1, float("nan")) for embedded in found])
-        by_judge, by_log_mel = (torch.cat(column) for column in zip(*parts, strict=True))
-        return by_judge, by_log_mel
+    real: embeddings of all real clips, as `embed` gives them.
+    """
 
-    def _distances(self, made: tuple[Tensor, Tensor]) -> dict[str, float]:
-        values = (
-            kernel_audio_distance(self.real[0], made[0]).value,
-            frechet_distance(self.real[0], made[0]).value,
-            frechet_distance(self.real[1], made[1]).value,
-        )
-        return dict(zip(computed(self.recipe), values, strict=True))
+    judge: Encoder
+    real: tuple[Tensor, Tensor]
 
-    def _sets(self) -> dict[str, float]:
-        found = [embedded[:0] for embedded in self.real]
+    def scores(self) -> dict[str, float]:
+        """Distances between the generated clips of all processes and the real ones."""
+        own = [embedding[:0] for embedding in self.real]
         if self.mine:
-            prompts = [self.captions[i] for i in self.mine]
-            made = self.pipeline.generate(
-                prompts,
+            audio = self.pipeline.generate(
+                [self.captions[index] for index in self.mine],
                 seed=self.seed,
                 settings=self.settings,
                 indices=self.mine,
                 progress=partial(self.progress, "evaluating"),
             )
-            found = list(self._embed(torch.from_numpy(np.stack(made))))
-        by_judge, by_log_mel = (self._shared(embedded) for embedded in found)
+            own = list(embed(torch.from_numpy(np.stack(audio)), self.judge, self.pipeline))
+        by_judge, by_log_mel = (self.gather(embedding) for embedding in own)
         if not bool(by_judge.isfinite().all() and by_log_mel.isfinite().all()):
-            return dict.fromkeys(computed(self.recipe), float("nan"))
-        return self._distances((by_judge, by_log_mel))
+            return dict.fromkeys(self.names, float("nan"))
+        values = set_distances(self.real, (by_judge, by_log_mel))
+        return dict(zip(self.names, values, strict=True))
 
 
-def _mean(values: Tensor) -> float:
-    """Over the clips where the metric is a finite number, as in `evaluate`: a silent target has no SI-SDR."""
+# -- building ------------------------------------------------------------------------------------
+
+
+def build_scorer(
+    prepared: Prepared, pipeline: Pipeline, accelerator: Accelerator, progress: Progress
+) -> Scorer:
+    """Choose the clips, and compute what is computed of them once.
+
+    Raises StageError where the clips, the judge or the length of a crop do not allow the metrics.
+    """
+    # The clips, evenly spaced over the valid split.
+    recipe = prepared.recipe
+    examples = prepared.examples(evenly(prepared.valid, recipe.train.evaluate_clips))
+    real_BN = np.stack([examples.valid_audio(index)[0] for index in range(len(examples))])
+    steps = recipe.train.evaluate_steps or None
+    common: dict[str, Any] = {
+        "pipeline": pipeline,
+        "accelerator": accelerator,
+        "captions": [clip.caption for clip in examples.clips],
+        "settings": SamplerSettings.of(recipe.evaluate, steps=steps),
+        "progress": progress,
+    }
+
+    # Metrics are tried on real audio now, so that they do not fail after the first steps.
+    progress("evaluation set", 0, 1)
+    scorer: Scorer
+    try:
+        if recipe.task.kind == "sr":
+            mine = own_indices(len(examples), accelerator)
+            target_BN = real_BN[mine]
+            scorer = PairScorer(
+                target_BN=torch.from_numpy(target_BN), low=low_passed(target_BN, recipe), **common
+            )
+            try_pairs(torch.from_numpy(real_BN[:1]), pipeline)
+        else:
+            judge = open_encoder(recipe.evaluate.judge).to(pipeline.device)
+            real = embed(torch.from_numpy(real_BN), judge, pipeline)
+            set_distances(real, real)
+            scorer = SetScorer(judge=judge, real=real, **common)
+    except ValueError as error:
+        raise StageError(
+            "the clips of the valid split cannot be evaluated while training",
+            problems=[Problem("train.evaluate_every", str(error))],
+            hint="change train.evaluate_clips, data.seconds or evaluate.cutoffs, "
+            "or set train.evaluate_every = 0",
+        ) from error
+    progress("evaluation set", 1, 1)
+    return scorer
+
+
+def own_indices(clips: int, accelerator: Accelerator) -> list[int]:
+    """Indices of the clips that this process scores."""
+    return list(range(accelerator.process_index, clips, accelerator.num_processes))
+
+
+def low_passed(audio_BN: np.ndarray, recipe: Recipe) -> dict[float, np.ndarray]:
+    """Clips [B, N] through the test filter of each cutoff in Hz."""
+    options = recipe.evaluate
+    rate = recipe.data.sample_rate
+    low: dict[float, np.ndarray] = {}
+    for cutoff in options.cutoffs:
+        low_pass = test_low_pass(options, cutoff)
+        low[cutoff] = np.empty_like(audio_BN)
+        for row, audio_N in enumerate(audio_BN):
+            low[cutoff][row] = degrade(audio_N, rate, low_pass)
+    return low
+
+
+def try_pairs(audio_BN: Tensor, pipeline: Pipeline) -> None:
+    """Raises ValueError for a crop too short for the metrics, or a cutoff without bins."""
+    for cutoff in pipeline.recipe.evaluate.cutoffs:
+        pair_scores(audio_BN, audio_BN, pipeline, cutoff)
+
+
+# -- metrics -------------------------------------------------------------------------------------
+
+
+def pair_scores(
+    target_BN: Tensor, restored_BN: Tensor, pipeline: Pipeline, cutoff: float
+) -> Tensor:
+    """Metrics [B, K + 1] in the order of `computed`; the last is NaN for non-finite audio."""
+    finite_B = restored_BN.isfinite().all(1)
+    restored_BN = restored_BN.nan_to_num(0.0, 0.0, 0.0)
+    preset = pipeline.recipe.evaluate.preset
+    bands = lsd_bands(target_BN, restored_BN, pipeline.sample_rate, cutoff, preset)
+    scores = torch.stack([*bands.values(), si_sdr(target_BN, restored_BN)], dim=1)
+    return torch.cat([scores, torch.where(finite_B, 1.0, float("nan"))[:, None]], dim=1)
+
+
+@torch.no_grad()
+def embed(audio_BN: Tensor, judge: Encoder, pipeline: Pipeline) -> tuple[Tensor, Tensor]:
+    """Audio [B, N] -> the judge's features, averaged over frames, and log-mel statistics.
+
+    Each [B, D] on the CPU; NaN for audio that is not finite.
+    """
+    rate = pipeline.sample_rate
+    by_judge: list[Tensor] = []
+    by_log_mel: list[Tensor] = []
+    for part_BN in audio_BN.split(AT_ONCE):
+        undefined_B1 = ~part_BN.isfinite().all(1, keepdim=True)
+        part_BN = part_BN.nan_to_num(0.0, 0.0, 0.0)
+        judged_BD = judge(part_BN.to(pipeline.device), rate).mean(1).cpu()
+        by_judge.append(judged_BD.masked_fill(undefined_B1, float("nan")))
+        log_mel_BD = log_mel_statistics(part_BN, rate)
+        by_log_mel.append(log_mel_BD.masked_fill(undefined_B1, float("nan")))
+    return torch.cat(by_judge), torch.cat(by_log_mel)
+
+
+def set_distances(
+    real: tuple[Tensor, Tensor], generated: tuple[Tensor, Tensor]
+) -> tuple[float, float, float]:
+    """KAD and Frechet distance by the judge, and Frechet distance by log-mel statistics."""
+    return (
+        kernel_audio_distance(real[0], generated[0]).value,
+        frechet_distance(real[0], generated[0]).value,
+        frechet_distance(real[1], generated[1]).value,
+    )
+
+
+def finite_mean(values: Tensor) -> float:
+    """Mean over the clips with a finite value, as in `evaluate`: silence has no SI-SDR."""
     known = values[values.isfinite()]
     return float(known.mean()) if len(known) else float("nan")

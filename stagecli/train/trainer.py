@@ -1,7 +1,7 @@
-"""The training loop; the only file that knows Accelerate.
+"""The training loop.
 
-It knows no mechanism by name: each step asks the stages for a plan, adds the loss they return, and
-tells them what was seen.
+It names no mechanism: each step asks the stages for a plan, adds the loss they return, and passes
+on what the step showed.
 """
 
 from __future__ import annotations
@@ -9,481 +9,287 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from stagecli.data.examples import MicroBatches, clip_at, loader, stratified
+from stagecli.data.examples import clip_at, stratified
 from stagecli.data.frames import to_device, to_frames
+from stagecli.data.loader import MicroBatches, loader
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
-from stagecli.generate.pipeline import Pipeline
-from stagecli.metrics import in_training
-from stagecli.model.ema import EMA
-from stagecli.model.network import Network, count_parameters
-from stagecli.recipe import load as recipes
-from stagecli.runs import checkpoint
-from stagecli.runs.directory import Run, command_line
-from stagecli.schema import Recipe
 from stagecli.stage.base import Event, Plan, Probe, Signals
 from stagecli.stage.controller import Stages
-from stagecli.terminal.views import View
+from stagecli.train.attempt import begin_attempt
 from stagecli.train.interrupt import Interrupt
-from stagecli.train.log_window import LogWindow
-from stagecli.train.prepare import Prepared, prepare, shortened
-from stagecli.train.probe import ProbeSet
+from stagecli.train.outputs import Outputs
 from stagecli.train.schedule import learning_rate
-from stagecli.train.scorer import Scorer
-from stagecli.train.validation import draw_samples, validate
+from stagecli.train.state import RunContext, TrainingState
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(kw_only=True)
+class MicroStep:
+    """Forward and backward of one micro-batch.
+
+    loss: its share of the step's loss, a scalar; t_B, loss_B: t and unweighted loss per example.
+    """
+
+    batch: Batch
+    loss: Tensor
+    t_B: Tensor
+    loss_B: Tensor
 
 
 class Trainer:
-    """One run from recipe to last checkpoint: `Trainer(...).fit()`."""
+    """Takes a run from the state it is given to its last step; `setup.build_trainer` makes one."""
 
-    def __init__(
-        self, recipe: Recipe, accelerator: Accelerator, run_dir: Path, run: Run | None, view: View
-    ) -> None:
-        """run: the open run directory, None on all but the main process. Raises StageError before any step."""
-        self.recipe = recipe
-        self.run_dir = run_dir
-        self.run = run
-        self.view = view
-        self.table = recipe.train
-        self.accelerator = accelerator
-        self.device = accelerator.device
-        self.stages = Stages.of(recipe)
-        with accelerator.main_process_first():
-            self.prepared: Prepared = prepare(
-                recipe, run_dir, self.device, view.progress, self.stages.features
-            )
-        self.codec = self.prepared.codec
-        torch.manual_seed(self.table.seed)
-        text = self.prepared.text
-        self.network = Network(
-            recipe, channels=self.codec.channels, text_width=text.width if text else None
-        )
-        self.network.to(self.device)
-        if self.table.compile:
-            self.network.dit.compile_blocks()
-        self.ema = EMA(self.network, self.table.ema)
-        optimizer = torch.optim.AdamW(
-            self.network.parameter_groups(self.table.weight_decay),
-            lr=self.table.lr,
-            betas=self.table.betas,
-            fused=self.device.type in ("cuda", "cpu"),
-        )
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.network, optimizer)
-        self.stages.attach(
-            self.network, self.prepared.features.width if self.prepared.features else None
-        )
-        self.probe_set: ProbeSet | None = None
-        if self.stages.probes is not None:
-            self.probe_set = ProbeSet(
-                self.stages.probes, self.prepared, self.network, accelerator, view.progress
-            )
-        self.log_window = LogWindow(self.table.bins)
-        self.step = 0
-        self.seconds = 0.0
-        self.probing = 0.0
-        self.newest_valid: tuple[int, float] | None = None  # step and loss
+    def __init__(self, context: RunContext, state: TrainingState, outputs: Outputs) -> None:
+        self.recipe = context.recipe
+        self.options = context.recipe.train
+        self.accelerator = context.accelerator
+        self.device = context.accelerator.device
+        self.prepared = context.prepared
+        self.wrapped = context.wrapped
+        self.recorder = context.recorder
+        self.state = state
+        self.stages = state.stages
+        self.outputs = outputs
         self.interrupt = Interrupt()
-        autocast = self.accelerator.autocast
-        self.pipeline = Pipeline(recipe, self.codec, self.network, text, self.device, autocast)
-        self.scorer: Scorer | None = None
-        if self.table.evaluate_every:
-            self.scorer = Scorer(self.prepared, self.pipeline, accelerator, view.progress)
-        self.scores: tuple[int, dict[str, float]] = (
-            -1,
-            {},
-        )  # step of the newest evaluation, and what it gave
+        self.with_features = False  # whether batches carry features of the target
 
     def fit(self) -> str:
-        """Train to the last step. Returns "finished" or "interrupted"; raises StageError on a non-finite loss."""
-        self._resume()
-        table = self.table
-        world = self.accelerator.num_processes
-        micro = MicroBatches(
-            table.batch_size,
-            table.accumulate,
-            self.accelerator.process_index,
-            world,
-            self.step,
-            table.steps,
-        )
-        with ExitStack() as stack:
-            stack.enter_context(self.interrupt)
-            data = self._batches(micro)
-            self.log_window.began = time.monotonic()
-            while self.step < table.steps and not self._stop():
+        """Train to the last step, or until a stop is requested.
+
+        Returns "finished" or "interrupted". Raises StageError for a loss or gradient that is not
+        finite, and for files that cannot be written.
+        """
+        options = self.options
+        state = self.state
+        skipped = self.prepared.left_out
+        begin_attempt(self.recipe, state, self.recorder, skipped, str(self.device))
+        order = self.micro_batches()
+        with self.interrupt:
+            batches = self.load(order)
+            state.log_window.restart_clock()
+            while state.step < options.steps and not self.stop_requested():
+                # What this step does: the stages' plan, a stratified u for t, the learning rate.
                 began = time.monotonic()
-                plan = self.stages.plan(self.step)
-                u = stratified(table.seed, self.step, table.batch_size)
-                torch.manual_seed(
-                    hash((table.seed, self.step, self.accelerator.process_index)) % 2**63
-                )
+                plan = self.stages.plan(state.step)
+                u_B = stratified(options.seed, state.step, options.batch_size)
+                lr = learning_rate(state.step, options)
+
+                # Forward and backward, one micro-batch at a time.
                 self.wrapped.train()
-                rate = learning_rate(self.step, table)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                seen_t = []
-                seen_loss = []
-                loss = torch.zeros((), device=self.device)
-                for part in range(table.accumulate):
-                    batch = to_frames(to_device(next(data), self.device), self.codec)
-                    t_B, weight_B = (
-                        x.to(self.device) for x in plan.density.sample(u[micro.rows(part)])
-                    )
-                    last = part == table.accumulate - 1
-                    with ExitStack() as sync:
-                        if not last:
-                            sync.enter_context(self.accelerator.no_sync(self.wrapped))
-                        result = self._loss(plan, batch, t_B)
-                        total = self._total(plan, result, weight_B) / table.accumulate
-                        self.accelerator.backward(total)
-                    loss += total.detach()
-                    seen_t.append(t_B)
-                    seen_loss.append(result.loss_B.detach())
-                mean_loss = float(self.accelerator.reduce(loss, "mean"))
-                if not math.isfinite(mean_loss):
-                    self._fail(batch, "loss")
-                grad_norm = float(
-                    self.accelerator.clip_grad_norm_(self.wrapped.parameters(), table.clip)
-                )
-                if (
-                    not math.isfinite(grad_norm) and self.accelerator.scaler is None
-                ):  # a scaler skips such a step
-                    self._fail(batch, "gradient")
-                scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-                self.stages.step(rate, self._all_reduce_mean, scale)
-                if not self.accelerator.optimizer_step_was_skipped:
-                    self.ema.update(self.network)
-                self.step += 1
-                t_B = self.accelerator.gather(torch.cat(seen_t)).cpu()
-                loss_B = self.accelerator.gather(torch.cat(seen_loss)).cpu()
-                self.log_window.add(t_B, loss_B, mean_loss, grad_norm)
-                self.seconds += time.monotonic() - began
-                probe, spent = self._probe()
-                ema_weights = self.probe_set.ema.weights if self.probe_set and probe else None
-                seen = Signals(
-                    self.step, t_B, loss_B, grad_norm, rate, probe, ema_weights, self.newest_valid
-                )
-                for event in self.stages.observe(seen):
-                    self._event(event)
-                if (
-                    self.fed and self.stages.features is None
-                ):  # from here the loader reads no features any more
-                    data = self._batches(micro.since(self.step))
+                micro_steps = [
+                    self.forward_backward(plan, batches, u_B[order.rows(number)], number)
+                    for number in range(options.accumulate)
+                ]
+
+                # Update the weights, unless the loss or the gradient is not finite.
+                loss = self.mean_loss(micro_steps)
+                grad_norm = self.clip_gradient(micro_steps)
+                self.update(lr)
+                state.step += 1
+
+                # What the step showed, gathered over all processes.
+                t_B = self.gather([micro.t_B for micro in micro_steps])
+                loss_B = self.gather([micro.loss_B for micro in micro_steps])
+                state.log_window.add(t_B, loss_B, loss, grad_norm)
+                state.seconds += time.monotonic() - began
+
+                # Measure what is due, and let the stages react.
+                probe, probe_seconds = self.probe()
+                for event in self.stages.observe(
+                    self.signals(t_B=t_B, loss_B=loss_B, grad_norm=grad_norm, lr=lr, probe=probe)
+                ):
+                    self.recorder.event(state.step, event)
+                if self.with_features and self.stages.features is None:
+                    batches = self.load(order.since(state.step))  # without features from here on
+
+                # Rows, samples and checkpoints.
                 if probe is not None:
-                    cost = {
-                        "seconds": spent,
-                        "seconds_total": self.probing,
-                        "share": self.probing / self.seconds,
-                    }
-                    self._record("probes", {**probe.row(), **self.stages.probe_row(), **cost})
-                self._after_step(rate)
-            return self._finish()
+                    self.record_probe(probe, probe_seconds)
+                self.outputs.after_step(lr)
+            return self.outputs.finish()
 
-    def _batches(self, micro: MicroBatches) -> Iterator[dict[str, Tensor]]:
-        """Micro-batches from a step on, with the features that the stages want at present."""
-        self.fed = self.stages.features is not None
-        self.prepared.features = self.prepared.features if self.fed else None
-        return iter(loader(self.prepared.examples(self.prepared.train, features=self.fed), micro))
+    def micro_batches(self) -> MicroBatches:
+        """This process's share of the examples of every step from the current one on."""
+        return MicroBatches(
+            batch_size=self.options.batch_size,
+            accumulate=self.options.accumulate,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            start=self.state.step,
+            stop=self.options.steps,
+        )
 
-    def _all_reduce_mean(self, tensor: Tensor) -> Tensor:
-        return self.accelerator.reduce(tensor, "mean")
+    def load(self, order: MicroBatches) -> Iterator[Batch]:
+        """Micro-batches in order, with features of the target while a mechanism asks for them."""
+        self.with_features = self.stages.features is not None
+        if not self.with_features:
+            self.prepared.features = None  # frees their memory
+        examples = self.prepared.examples(self.prepared.train, features=self.with_features)
+        return iter(loader(examples, order))
 
-    def _loss(self, plan: Plan, batch: dict[str, Tensor], t_B: Tensor) -> Result:
-        with self.accelerator.autocast():
-            return flow_loss(
-                self.wrapped,
-                batch["x0"],
-                batch["noise"],
-                t_B,
-                batch,
-                weight_BTC=batch.get("weight"),
-                return_hidden=plan.hidden,
-            )
+    def forward_backward(
+        self, plan: Plan, batches: Iterator[Batch], u_B: Tensor, number: int
+    ) -> MicroStep:
+        """Accumulate the gradient of the next micro-batch.
 
-    def _total(self, plan: Plan, result: Result, weight_B: Tensor) -> Tensor:
-        """Weighted mean loss plus what the active mechanisms add."""
-        if plan.loss_weight is not None:
-            weight_B = weight_B * plan.loss_weight(result.t_B)
-        total = weighted_mean(result.loss_B, weight_B)
-        extra = self.stages.loss(plan, result)
-        return total if extra is None else total + extra
+        u_B: uniform numbers that the plan's density turns into t; number: of the micro-batch in its
+        step. Processes exchange gradients in the last one only.
+        """
+        batch = to_frames(to_device(next(batches), self.device), self.prepared.codec)
+        t_B, weight_B = (value.to(self.device) for value in plan.density.sample(u_B))
+        last = number == self.options.accumulate - 1
+        with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with self.accelerator.autocast():
+                result = flow_loss(
+                    self.wrapped,
+                    batch["x0"],
+                    batch["noise"],
+                    t_B,
+                    batch,
+                    weight_BTC=batch.get("weight"),
+                    return_hidden=plan.hidden,
+                )
+            loss = total_loss(self.stages, plan, result, weight_B) / self.options.accumulate
+            self.accelerator.backward(loss)
+        return MicroStep(batch=batch, loss=loss.detach(), t_B=t_B, loss_B=result.loss_B.detach())
 
-    def _probe(self) -> tuple[Probe | None, float]:
-        """The measurement that is due after this step, if any, and the seconds it took."""
-        if self.probe_set is None:
+    def mean_loss(self, micro_steps: list[MicroStep]) -> float:
+        """The step's loss over all processes. Raises StageError where it is not finite."""
+        loss = torch.zeros((), device=self.device)
+        for micro in micro_steps:
+            loss += micro.loss
+        mean = float(self.all_reduce_mean(loss))
+        if not math.isfinite(mean):
+            self.fail("loss", micro_steps[-1].batch)
+        return mean
+
+    def clip_gradient(self, micro_steps: list[MicroStep]) -> float:
+        """Clip the gradient; its norm before. Raises StageError where that is not finite."""
+        parameters = self.wrapped.parameters()
+        norm = float(self.accelerator.clip_grad_norm_(parameters, self.options.clip))
+        if not math.isfinite(norm) and self.state.scaler is None:  # a scaler skips such a step
+            self.fail("gradient", micro_steps[-1].batch)
+        return norm
+
+    def update(self, lr: float) -> None:
+        """One optimiser step of the network, of its EMA and of what the mechanisms train."""
+        state = self.state
+        scale = state.scaler.get_scale() if state.scaler is not None else 1.0
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        self.stages.step(lr, self.all_reduce_mean, scale)
+        if not self.accelerator.optimizer_step_was_skipped:
+            state.ema.update(state.network)
+
+    def probe(self) -> tuple[Probe | None, float]:
+        """The probe that is due after this step, if any, and the seconds it took."""
+        state = self.state
+        if state.probes is None:
             return None, 0.0
         began = time.monotonic()
-        self.probe_set.follow(self.network, self.step)
-        probe = self.probe_set.measure(self.network) if self.probe_set.due(self.step) else None
-        spent = time.monotonic() - began
-        self.probing += spent
-        self.log_window.leave_out(spent)
-        return probe, spent
+        state.probes.follow(state.network, state.step)
+        probe = state.probes.measure(state.network) if state.probes.due(state.step) else None
+        seconds = time.monotonic() - began
+        state.probe_seconds += seconds
+        state.log_window.leave_out(seconds)
+        return probe, seconds
 
-    def _after_step(self, rate: float) -> None:
-        """Rows, validation, samples and checkpoints that are due at this step."""
-        table = self.table
-        step = self.step
-        last = self.step == self.table.steps
-        self.view.step(step)
-        if step % table.log_every == 0 or last:
-            self._log(rate)
-        if (table.validate_every and step % table.validate_every == 0) or last:
-            self._validate()
-        saves = step % table.checkpoint_every == 0 or last
-        chooses = (
-            table.best != in_training.LOSS
-        )  # then a checkpoint without a score could not be compared
-        if table.evaluate_every and (
-            step % table.evaluate_every == 0 or last or (saves and chooses)
-        ):
-            self._evaluate()
-        if saves:
-            self.save()
-        if table.samples and ((table.sample_every and step % table.sample_every == 0) or last):
-            self._sample()
-
-    def _log(self, rate: float) -> None:
-        if self.log_window.steps:
-            numbers = {
-                **self.log_window.metrics(self.table.batch_size),
-                "optim/lr": rate,
-                **self.stages.metrics(),
-            }
-            self._record("metrics", {"samples": self.step * self.table.batch_size, **numbers})
-            self._record("bins", self.log_window.by_bin())
-        self.log_window.clear()
-
-    def _validate(self) -> None:
-        """Loss of the EMA weights on the fixed grid of t; remembered as the figure of this step."""
-        pause = time.monotonic()
-        with self.ema.applied(self.network):
-            losses = validate(self.prepared, self.wrapped, self.codec, self.accelerator)
-        self.newest_valid = (self.step, losses["valid/loss"])
-        self._record("metrics", losses)
-        self.log_window.leave_out(time.monotonic() - pause)
-
-    def _evaluate(self) -> None:
-        """Scores of samples of the EMA weights; the time they take is in their row."""
-        pause = time.monotonic()
-        assert self.scorer is not None
-        with self.ema.applied(self.network):
-            self.scores = (self.step, self.scorer.measure())
-        spent = time.monotonic() - pause
-        self._record(
-            "metrics",
-            {**self.scores[1], "eval/clips": len(self.scorer.captions), "eval/seconds": spent},
+    def signals(
+        self, *, t_B: Tensor, loss_B: Tensor, grad_norm: float, lr: float, probe: Probe | None
+    ) -> Signals:
+        """What the mechanisms get to see of a step."""
+        probes = self.state.probes
+        return Signals(
+            step=self.state.step,
+            t_B=t_B,
+            loss_B=loss_B,
+            grad_norm=grad_norm,
+            lr=lr,
+            probe=probe,
+            ema_weights=probes.ema.weights if probes is not None and probe is not None else None,
+            valid=self.state.newest_valid,
         )
-        self.log_window.leave_out(time.monotonic() - pause)
 
-    def _measured(self) -> float:
-        """The value that `train.best` names, of the weights of this very step; nan where it was not measured."""
-        step, found = self.scores
-        if self.table.best == in_training.LOSS:
-            step, loss = self.newest_valid or (-1, math.nan)
-            found = {in_training.LOSS: loss}
-        return found[self.table.best] if step == self.step else math.nan
-
-    def save(self) -> None:
-        """Write a checkpoint; the one that is best by `train.best` is kept besides the newest."""
-        if (
-            self.prepared.valid
-            and self.table.validate_every
-            and (self.newest_valid or (-1,))[0] != self.step
-        ):
-            self._validate()
-        pause = time.monotonic()
-        if self.run:
-            best = in_training.best(
-                self.run.info["best"], self.table.best, self.step, self._measured()
-            )
-            checkpoint.save(
-                self.run.checkpoints,
-                self.step,
-                model=self.network.state_dict(),
-                ema=self.ema.weights,
-                codec={"mean_C": self.codec.mean_C, "std_C": self.codec.std_C},
-                recipe=recipes.dump(self.recipe),
-                trainer=self._state(),
-                state={"samples": self.step * self.table.batch_size, "best": best},
-            )
-            self.run.save_info(best=best)
-            checkpoint.rotate(self.run.checkpoints, self.table.keep, best["step"] if best else None)
-        self.accelerator.wait_for_everyone()
-        self.log_window.leave_out(time.monotonic() - pause)
-
-    def _state(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "ema_updates": self.ema.updates,
-            "log_window": self.log_window.state_dict(),
-            "stages": self.stages.state_dict(),
-            "probes": self.probe_set.state_dict() if self.probe_set else None,
-            "probing": self.probing,
-            "newest_valid": list(self.newest_valid) if self.newest_valid else None,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "seconds": self.seconds,
+    def record_probe(self, probe: Probe, seconds: float) -> None:
+        """A row of probes: the measurement, the mechanisms' conclusions, and its cost."""
+        cost = {
+            "seconds": seconds,
+            "seconds_total": self.state.probe_seconds,
+            "share": self.state.probe_seconds / self.state.seconds,
         }
+        row = {**probe.row(), **self.stages.probe_row(), **cost}
+        self.recorder.record("probes", self.state.step, row)
 
-    def _resume(self) -> None:
-        """Continue from the newest checkpoint, if there is one, and open a new attempt."""
-        folder = self.run_dir / "checkpoints"
-        if checkpoint.steps(folder):
-            path = checkpoint.find(folder)
-            state, trainer = checkpoint.load_state(path)
-            self.network.load_state_dict(checkpoint.load_weights(path, "model"))
-            self.ema.load(checkpoint.load_weights(path, "ema"), trainer["ema_updates"])
-            self.optimizer.load_state_dict(trainer["optimizer"])
-            self.log_window.load_state_dict(trainer["log_window"])
-            self.stages.load_state_dict(trainer["stages"])
-            if self.accelerator.scaler is not None and trainer["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(trainer["scaler"])
-            if self.probe_set is not None:
-                self.probe_set.load_state_dict(trainer["probes"])
-            self.newest_valid = tuple(trainer["newest_valid"]) if trainer["newest_valid"] else None
-            self.step = state["step"]
-            self.seconds = trainer["seconds"]
-            self.probing = trainer["probing"]
-            if self.run:  # a kill may have come between the checkpoint and run.json
-                self.run.save_info(best=state["best"])
-        if self.run:
-            resumed = bool(self.run.info["attempts"])
-            self.run.begin_attempt(self.step, command_line())
-            self.run.save_info(parameters=count_parameters(self.network))
-            self.view.start(self._facts())
-            self._tell_left_out()
-            if resumed:
-                self._event(
-                    Event("trainer", "stopped", "training", f"resumed from step {self.step}")
-                )
-            if changes := self.run.measured_otherwise:
-                reason = (
-                    f"scores from here on do not compare with those before: {'; '.join(changes)}"
-                )
-                self._event(Event("trainer", "as before", "measured otherwise", reason))
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        """Mean over the processes."""
+        return self.accelerator.reduce(tensor, "mean")
 
-    def _tell_left_out(self) -> None:
-        """Clips that `data.on_bad_file = "skip"` leaves out: named on the screen, all of them in the events."""
-        clips = self.prepared.left_out
-        for text in shortened(clips, f"all in {self.run_dir / 'events.jsonl'}"):
-            self.view.note(f"left out: {text}")
-        if clips:
-            self._event(
-                Event("data", "found", "left out", f"{len(clips)} clips left out", {"clips": clips})
-            )
+    def gather(self, parts: list[Tensor]) -> Tensor:
+        """Values of this step's micro-batches, of all processes, on the CPU."""
+        return self.accelerator.gather(torch.cat(parts)).cpu()
 
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "name": self.run_dir.name,
-            "task": self.recipe.task.kind,
-            "steps": self.table.steps,
-            "step": self.step,
-            "parameters": count_parameters(self.network),
-            "device": str(self.device),
-            "precision": self.table.precision,
-            "batch_size": self.table.batch_size,
-            "run_dir": str(self.run_dir),
-            "best_by": None if self.table.best == in_training.LOSS else self.table.best,
-        }
+    def stop_requested(self) -> bool:
+        """Whether any process got a signal to stop, so that all stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.interrupt.requested
+        flag = torch.tensor([float(self.interrupt.requested)], device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
 
-    def _event(self, event: Event) -> None:
-        self._record("events", event.row(self.step))
+    def fail(self, quantity: str, batch: Batch) -> NoReturn:
+        """Save the state before this step, and raise a StageError that names the batch's clips."""
+        self.outputs.save()
+        step = self.state.step
 
-    def _record(self, stream: str, row: dict[str, Any]) -> None:
-        """A row of one of the run's streams, written and shown by the main process."""
-        if self.run:
-            view = self.view
-            show = {
-                "metrics": view.row,
-                "bins": view.bins,
-                "events": view.event,
-                "probes": view.probe,
-            }[stream]
-            show(self.run.append(stream, {"step": self.step, **row}))
-
-    def _sample(self) -> None:
-        """Audio from the EMA weights, beside its samples.jsonl."""
-        pause = time.monotonic()
-        if self.run:
-            folder = self.run_dir / "samples" / checkpoint.name_of(self.step)
-            with self.ema.applied(self.network):
-                draw_samples(self.pipeline, self.prepared, folder, self.table.samples, self.step)
-        self.accelerator.wait_for_everyone()
-        self.log_window.leave_out(time.monotonic() - pause)
-
-    def _fail(self, batch: dict[str, Tensor], what: str) -> None:
-        """A loss or gradient that is no number: keep the state before it, and say which clips it came from."""
-        self.save()
+        # Which clips, and whether they or the network are the cause.
         train = self.prepared.train
-        seed = self.table.seed
-        keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["sample"].tolist()]
-        finite_input = all(
-            bool(torch.isfinite(v).all()) for v in batch.values() if v.is_floating_point()
+        seed = self.options.seed
+        keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["index"].tolist()]
+        inputs = [value for value in batch.values() if value.is_floating_point()]
+        cause = "the network"
+        if not all(bool(torch.isfinite(value).all()) for value in inputs):
+            cause = "the batch itself, which holds values that are not finite"
+
+        # The event, and the error that ends the run.
+        message = f"the {quantity} is not finite"
+        event = Event(
+            mechanism="trainer",
+            before="training",
+            after="failed",
+            reason=message,
+            evidence={"clips": keys},
         )
-        self._event(
-            Event("trainer", "training", "failed", f"the {what} is not finite", {"clips": keys})
-        )
-        cause = (
-            "the network"
-            if finite_input
-            else "the batch itself, which holds values that are not finite"
-        )
-        shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+        self.recorder.event(step, event)
+        more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
         raise StageError(
-            f"the {what} is not finite at step {self.step + 1}",
-            problems=[Problem("cause", cause), Problem("last batch", shown)],
-            hint=f"the state before it is saved (step {self.step}); lower train.lr or train.clip, or use precision "
-            "fp32, under another --name",
+            f"{message} at step {step + 1}",
+            problems=[
+                Problem("cause", cause),
+                Problem("last batch", ", ".join(keys[:4]) + more),
+            ],
+            hint=f"the state before it is saved (step {step}); lower train.lr or train.clip, "
+            "or use precision fp32, under another --name",
             exit_code=EXIT_FAILED,
         )
 
-    def _finish(self) -> str:
-        if self.step >= self.table.steps:
-            if (
-                self.table.samples
-                and not (self.run_dir / "samples" / checkpoint.name_of(self.step)).is_dir()
-            ):
-                self._sample()  # a kill between the last checkpoint and the last samples
-            return "finished"
-        if not self.run or self.step not in checkpoint.steps(self.run.checkpoints):
-            self.save()
-        return "interrupted"
 
-    def _stop(self) -> bool:
-        """True where any process was asked to stop: all of them then stop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return self.interrupt.asked
-        flag = torch.tensor([float(self.interrupt.asked)], device=self.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+def total_loss(stages: Stages, plan: Plan, result: Result, weight_B: Tensor) -> Tensor:
+    """Mean of the weighted loss per example, plus what the active mechanisms add.
 
-
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Raises StageError where the precision or the batch does not fit the machine."""
-    table = recipe.train
-    precision = "no" if table.precision == "fp32" else table.precision
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise StageError(
-            "fp16 needs a GPU",
-            problems=[Problem("train.precision", "fp16")],
-            hint="use --set train.precision=bf16",
-        )
-    accelerator = Accelerator(mixed_precision=precision)
-    share = accelerator.num_processes * table.accumulate
-    if table.batch_size % share:
-        raise StageError(
-            f"train.batch_size {table.batch_size} does not divide by {accelerator.num_processes} processes x "
-            f"accumulate {table.accumulate}",
-            hint=f"choose a multiple of {share}",
-        )
-    return accelerator
+    weight_B: importance weights of the t drawn, [B]. Raises ValueError for any other shape.
+    """
+    if plan.loss_weight is not None:
+        weight_B = weight_B * plan.loss_weight(result.t_B)
+    loss = weighted_mean(result.loss_B, weight_B)
+    added = stages.loss(plan, result)
+    return loss if added is None else loss + added

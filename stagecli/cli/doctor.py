@@ -1,0 +1,22 @@
+"""`stagecli doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from stagecli.cli.options import AsJson, RunsDir
+from stagecli.errors import EXIT_FAILED
+from stagecli.terminal.console import Console
+
+
+def doctor(runs_dir: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
+    """Check that this machine can train."""
+    from stagecli.doctor import examine_machine, show_examination
+
+    console = Console(as_json)
+    document = examine_machine(runs_dir)
+    console.result(document, lambda: show_examination(document, console))
+    if not document["ok"]:
+        raise typer.Exit(EXIT_FAILED)

@@ -1,0 +1,186 @@
+"""`stagecli evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stagecli.cli.options import AsJson, CfgScale, RunsDir, Sampler, Steps, one_of
+from stagecli.cli.progress import progress_bars
+from stagecli.errors import EXIT_FAILED, StageError
+from stagecli.terminal.console import Console
+
+if TYPE_CHECKING:
+    from stagecli.evaluate.command import Flags
+
+HELP = """Score runs on real clips, or one folder of audio against another.
+
+Repeat the command to continue an evaluation that was killed. Several runs or checkpoints are
+reported with their differences from the first.
+"""
+EXAMPLES = (
+    "Examples:  stagecli evaluate runs/quickstart   |   "
+    "stagecli evaluate runs/a runs/b --markdown   |   "
+    "stagecli evaluate --reference DIR --generated DIR --task t2a   |   ... --fail-if 'lsd > 1.2'"
+)
+
+# The option types, in the order in which --help lists them.
+Runs = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Run directories; default: the newest finished run of --task."),
+]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", help="t2a or sr.", callback=one_of("--task", "t2a", "sr")),
+]
+Split = Annotated[
+    str,
+    typer.Option(
+        "--split",
+        help="train, valid or test.",
+        callback=one_of("--split", "train", "valid", "test"),
+    ),
+]
+Checkpoints = Annotated[
+    list[str] | None, typer.Option("--checkpoint", help="latest, best, or a step (repeatable).")
+]
+Clips = Annotated[
+    int | None, typer.Option("--samples", min=2, help="Maximum number of clips to score.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of the sampling noise; default: the recipe's.")
+]
+Cutoffs = Annotated[
+    list[float] | None, typer.Option("--cutoff", help="sr: test cutoff in Hz (repeatable).")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="sr: LSD convention, nuwave or ssr_eval.",
+        callback=one_of("--preset", "nuwave", "ssr_eval"),
+    ),
+]
+By = Annotated[
+    str | None,
+    typer.Option("--by", metavar="LABEL", help="sr: add rows for each value of this label."),
+]
+Perceptual = Annotated[
+    bool,
+    typer.Option("--perceptual", help="sr: add PESQ, STOI and ViSQOL (extra `perceptual`; slow)."),
+]
+Judge = Annotated[
+    str | None, typer.Option("--judge", help="t2a: SSL encoder that scores, as kind:model.")
+]
+Clap = Annotated[
+    str | None,
+    typer.Option(
+        "--clap", metavar="MODEL", help="t2a: add the CLAP score of a model: hub id or folder."
+    ),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        help="t2a: label for prompt accuracy (repeatable); default: all that captions determine.",
+    ),
+]
+Quick = Annotated[
+    bool,
+    typer.Option("--quick", help="t2a: distances only, nothing that needs the training split."),
+]
+Reference = Annotated[Path | None, typer.Option("--reference", help="Folder of real audio.")]
+Generated = Annotated[Path | None, typer.Option("--generated", help="Folder of audio to score.")]
+Training = Annotated[
+    Path | None,
+    typer.Option(
+        "--training", help="t2a folders: folder of training clips, to detect copies of them."
+    ),
+]
+MatchGain = Annotated[
+    bool,
+    typer.Option("--match-gain", help="sr folders: scale each clip to the level of its reference."),
+]
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-if", metavar="TEST", help="Exit 1 if 'METRIC > NUMBER' holds (repeatable)."
+    ),
+]
+Csv = Annotated[
+    Path | None, typer.Option("--csv", help="Write every figure to FILE, or - for stdout.")
+]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables with footnotes.")]
+
+
+def evaluate(
+    runs: Runs = None,
+    task: Task = None,
+    split: Split = "test",
+    checkpoints: Checkpoints = None,
+    samples: Clips = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    cfg_scale: CfgScale = None,
+    sampler: Sampler = None,
+    cutoffs: Cutoffs = None,
+    preset: Preset = None,
+    by: By = None,
+    perceptual: Perceptual = False,
+    judge: Judge = None,
+    clap: Clap = None,
+    labels: Labels = None,
+    quick: Quick = False,
+    reference: Reference = None,
+    generated: Generated = None,
+    training: Training = None,
+    match_gain: MatchGain = False,
+    fail_if: FailIf = None,
+    csv: Csv = None,
+    markdown: Markdown = False,
+    runs_dir: RunsDir = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    from stagecli.evaluate.command import Flags
+
+    flags = Flags(
+        runs=runs or [],
+        task=task,
+        split=split,
+        checkpoints=checkpoints or [],
+        samples=samples,
+        seed=seed,
+        steps=steps,
+        cfg_scale=cfg_scale,
+        sampler=sampler,
+        cutoffs=cutoffs or [],
+        preset=preset,
+        by=by,
+        perceptual=perceptual,
+        judge=judge,
+        clap=clap,
+        labels=labels or [],
+        quick=quick,
+        reference=reference,
+        generated=generated,
+        training=training,
+        match_gain=match_gain,
+        fail_if=fail_if or [],
+        csv=csv,
+        markdown=markdown,
+        runs_dir=runs_dir,
+    )
+    _run(flags, Console(as_json))
+
+
+def _run(flags: Flags, console: Console) -> None:
+    from stagecli.evaluate.command import work
+
+    if (flags.reference or flags.generated) and flags.task is None:
+        raise StageError("two folders need --task", hint="one of: t2a, sr")
+    with progress_bars() as report:
+        show = work(flags, report, console)
+    if not show():
+        raise typer.Exit(EXIT_FAILED)

@@ -1,0 +1,83 @@
+"""`stagecli inspect-regime`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stagecli.cli.options import AsJson
+from stagecli.errors import EXIT_INTERRUPTED
+from stagecli.terminal.console import Console
+
+EXAMPLES = "Examples:  stagecli inspect-regime runs/quickstart   |   ... --html report.html"
+
+
+def inspect_regime(
+    runs: Annotated[list[Path], typer.Argument(help="One or more run directories.")],
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the curves to FILE.png or FILE.svg.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a self-contained HTML page.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print updates while a run trains.")
+    ] = False,
+    every: Annotated[
+        float, typer.Option("--every", min=0.1, help="Seconds between updates, with --follow.")
+    ] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show where training stands: regime, loss by noise bin, speed, events and what they mean."""
+    console = Console(as_json)
+    if follow:
+        from stagecli.terminal.follow import follow as follow_runs
+
+        try:
+            follow_runs(runs, lambda: _summarise(runs, plot, html, None), console, every)
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        return
+    from stagecli.terminal.inspect import inspect
+
+    summaries = _summarise(runs, plot, html, console)
+    document = summaries if len(summaries) > 1 else summaries[0]
+    console.result(document, lambda: inspect(summaries, console))
+
+
+def _summarise(
+    runs: list[Path], plot: Path | None, html: Path | None, console: Console | None
+) -> list[dict[str, Any]]:
+    """Write the pictures asked for and return the summaries of the runs.
+
+    console: reports damaged rows and written files; None: silent.
+    """
+    from stagecli import report
+    from stagecli.report.summary import summary
+
+    reports = [report.read_run(run) for run in runs]
+    if console:
+        for run_report in reports:
+            for damage in run_report.damage:
+                console.warn(damage)
+    for path in _write_pictures(reports, plot, html):
+        if console:
+            console.note(f"wrote {path}")
+    return [summary(run_report) for run_report in reports]
+
+
+def _write_pictures(reports: list[Any], plot: Path | None, html: Path | None) -> list[Path]:
+    """Paths of the pictures that were written."""
+    written: list[Path] = []
+    if plot or html:
+        from stagecli.files import write_atomic
+        from stagecli.report import html as report_html
+
+        if plot:
+            written.append(report_html.plot(reports, plot))
+        if html:
+            write_atomic(html, report_html.html(reports))
+            written.append(html)
+    return written

@@ -1,0 +1,117 @@
+"""`stagecli sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stagecli.cli.options import AsJson, CfgScale, Sampler, Steps
+from stagecli.cli.progress import progress_bars
+from stagecli.errors import StageError
+from stagecli.terminal.console import Console
+
+EXAMPLES = (
+    'Examples:  stagecli sample runs/quickstart -p "a loud bell"   |   '
+    "stagecli sample runs/sr --input a.wav"
+)
+
+
+def sample(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Text prompt (t2a; repeatable).")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompts", help="File of prompts, text or JSONL (t2a).")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", "-i", help="Audio file or folder to restore (sr).")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder, or FILE.wav for a single result.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=0.05, help="Length of each clip (t2a).")
+    ] = None,
+    cutoff: Annotated[
+        float | None,
+        typer.Option("--cutoff", min=1, help="Regenerate the band above this frequency, Hz (sr)."),
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", help="latest, best, or a step.")
+    ] = "latest",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.")] = 0,
+    steps: Steps = None,
+    cfg_scale: CfgScale = None,
+    sampler: Sampler = None,
+    as_json: AsJson = False,
+) -> None:
+    """Generate audio from prompts, or restore the high band of files."""
+    console = Console(as_json)
+    if bool(prompts or prompt_file) == bool(source):
+        raise StageError(
+            "give either prompts or --input",
+            hint='--prompt "TEXT", --prompts FILE, or --input FILE_OR_DIR',
+        )
+    shared: dict[str, Any] = {
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "steps": steps,
+        "cfg_scale": cfg_scale,
+        "sampler": sampler,
+    }
+    if source:
+        rows = _restore(run, source, output, cutoff, console, shared)
+        columns = ["file", "input", "cutoff"]
+    else:
+        rows = _generate(run, prompts or [], prompt_file, output, seconds, shared)
+        columns = ["file", "prompt"]
+    cells = [[row[column] for column in columns] for row in rows]
+    console.result(rows, lambda: console.table("", columns, cells))
+
+
+def _restore(
+    run: Path,
+    source: Path,
+    output: Path | None,
+    cutoff: float | None,
+    console: Console,
+    shared: dict[str, Any],
+) -> list[dict[str, Any]]:
+    from stagecli.generate.restore import restore_files
+
+    with progress_bars() as report:
+        return restore_files(
+            run,
+            source,
+            output,
+            cutoff=cutoff,
+            warn=console.warn,
+            progress=lambda done, total: report("files", done, total),
+            **shared,
+        )
+
+
+def _generate(
+    run: Path,
+    prompts: list[str],
+    prompt_file: Path | None,
+    output: Path | None,
+    seconds: float | None,
+    shared: dict[str, Any],
+) -> list[dict[str, Any]]:
+    from stagecli.generate.prompts import generate_files, read_prompts
+
+    if prompt_file:
+        prompts = [*prompts, *read_prompts(prompt_file)]
+    with progress_bars() as report:
+        return generate_files(
+            run,
+            prompts,
+            output,
+            seconds=seconds,
+            progress=lambda done, total: report("clips", done, total),
+            **shared,
+        )

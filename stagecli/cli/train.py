@@ -1,0 +1,97 @@
+"""`stagecli train`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stagecli.cli.options import Overrides, RunsDir
+from stagecli.errors import EXIT_INTERRUPTED
+from stagecli.terminal.console import Console, make_view
+
+if TYPE_CHECKING:
+    from stagecli.schema import Recipe
+    from stagecli.terminal.views import View
+
+EXAMPLES = (
+    "Examples:  stagecli train quickstart   |   "
+    "stagecli train my.toml --set train.lr=1e-4 --name low-lr"
+)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run; default: the recipe's.")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Validate everything and print the plan without writing anything."
+        ),
+    ] = False,
+    prepare_only: Annotated[
+        bool,
+        typer.Option("--prepare-only", help="Check the data and fill the caches, then stop."),
+    ] = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Start over; the existing run is renamed, not deleted."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")] = False,
+) -> None:
+    """Train a recipe; the same command again resumes it."""
+    from stagecli.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        _dry_run(loaded)
+        return
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    view = make_view(quiet or not is_main_process)
+    if prepare_only:
+        _prepare(loaded, view)
+        return
+    from stagecli.train.launch import train as launch
+
+    folder = runs_dir / (name or loaded.about.name or Path(recipe).stem)
+    status = launch(
+        loaded, folder, view, argv=sys.argv[1:], overrides=overrides or [], restart=restart
+    )
+    console = Console()
+    if status == "interrupted":
+        if is_main_process:
+            arguments = [word for word in sys.argv[1:] if word != "--restart"]
+            console.note(f"interrupted; resume with:  stagecli {' '.join(arguments)}")
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not quiet and is_main_process:
+        console.note(f"run: {folder}   samples: {folder / 'samples'}")
+        console.note(f"next:  stagecli evaluate {folder}   |   stagecli inspect-regime {folder}")
+
+
+def _dry_run(recipe: Recipe) -> None:
+    from stagecli.train import dry_run
+
+    dry_run.dry_run(recipe, Console())
+
+
+def _prepare(recipe: Recipe, view: View) -> None:
+    from stagecli.train import launch
+
+    prepared = launch.prepare_only(recipe, view.progress)
+    view.close(
+        "prepared",
+        f"{len(prepared.train)} training and {len(prepared.valid)} validation clips are ready",
+    )
+    skipped = prepared.source.skipped
+    if skipped:
+        console = Console()
+        console.warn(f"{len(skipped)} clips skipped:")
+        for problem in skipped:
+            console.note(f"  {problem.where}  {problem.what}")

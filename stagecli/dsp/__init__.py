@@ -1,0 +1,1 @@
+"""Signal processing that several rooms share: one mel filter bank, one resampler."""

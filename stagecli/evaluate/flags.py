@@ -1,0 +1,124 @@
+"""The options of `stagecli evaluate`, and the checks that they fit what is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagecli.errors import Problem, StageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The command line as typed; the help texts in cli/evaluate.py explain each flag.
+
+    None or empty: take the recipe's value, or leave the step out.
+    """
+
+    runs: Sequence[Path] = ()
+    task: str | None = None
+    split: str = "test"
+    checkpoints: Sequence[str] = ()
+    samples: int | None = None
+    seed: int | None = None
+    steps: int | None = None
+    cfg_scale: float | None = None
+    sampler: str | None = None
+    cutoffs: Sequence[float] = ()
+    preset: str | None = None
+    by: str | None = None
+    perceptual: bool = False
+    judge: str | None = None
+    clap: str | None = None
+    labels: Sequence[str] = ()
+    quick: bool = False
+    reference: Path | None = None
+    generated: Path | None = None
+    training: Path | None = None
+    match_gain: bool = False
+    fail_if: Sequence[str] = ()
+    csv: Path | None = None
+    markdown: bool = False
+    runs_dir: Path = Path("runs")
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where results for folders are kept; runs use the cache directory of their recipe."""
+        return self.runs_dir / ".cache"
+
+
+def check_run_flags(flags: Flags, task: str, run_dir: Path) -> None:
+    """Raise StageError if a flag does not apply to a run of `task`."""
+    kind = {"sr": "an sr run"}.get(task, f"a {task} run")
+    if flags.task and flags.task != task:
+        raise StageError(f"{run_dir} is {kind}, not {flags.task}")
+    _reject(_folder_flags(flags), "runs")
+    problem = Problem(str(run_dir), f"is {kind}")
+    _reject(_flags_of_other_task(flags, task), f"{task} runs", [problem])
+
+
+def check_folder_flags(flags: Flags) -> None:
+    """Raise StageError unless the flags name two folders, and all of them apply to folders."""
+    if not (flags.reference and flags.generated):
+        raise StageError("--reference and --generated must be given together")
+    _reject(_run_flags(flags), "folders")
+    if len(flags.cutoffs) > 1:
+        raise StageError("folders can be scored at one --cutoff only")
+    if flags.task == "sr" and not flags.cutoffs:
+        raise StageError(
+            "--cutoff HZ is needed to score sr folders",
+            hint="it separates LSD-LF from LSD-HF",
+        )
+    _reject(_flags_of_other_task(flags, str(flags.task)), f"{flags.task} folders")
+
+
+def _run_flags(flags: Flags) -> dict[str, object]:
+    return {
+        "a run": flags.runs,
+        "--checkpoint": flags.checkpoints,
+        "--samples": flags.samples,
+        "--seed": flags.seed,
+        "--steps": flags.steps,
+        "--cfg-scale": flags.cfg_scale,
+        "--sampler": flags.sampler,
+        "--by": flags.by,
+        "--label": flags.labels,
+        "--quick": flags.quick,
+    }
+
+
+def _folder_flags(flags: Flags) -> dict[str, object]:
+    return {"--training": flags.training, "--match-gain": flags.match_gain}
+
+
+def _flags_of_other_task(flags: Flags, task: str) -> dict[str, object]:
+    if task == "sr":
+        return {
+            "--judge": flags.judge,
+            "--training": flags.training,
+            "--clap": flags.clap,
+            "--label": flags.labels,
+            "--quick": flags.quick,
+        }
+    return {
+        "--match-gain": flags.match_gain,
+        "--cutoff": flags.cutoffs,
+        "--preset": flags.preset,
+        "--perceptual": flags.perceptual,
+        "--by": flags.by,
+    }
+
+
+def _reject(flags: Mapping[str, object], context: str, problems: Sequence[Problem] = ()) -> None:
+    """Raise StageError naming those of the flags that were given; 0 is a value, False is not."""
+    given = [
+        name
+        for name, value in flags.items()
+        if value is not None and value is not False and value not in ([], ())
+    ]
+    if given:
+        raise StageError(
+            f"{', '.join(given)}: not applicable to {context}",
+            problems=problems,
+        )

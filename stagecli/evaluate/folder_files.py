@@ -1,0 +1,167 @@
+"""The audio files of folders: their headers, and the pairs and prompts they form."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagecli.data.audio import find_audio, read_header
+from stagecli.data.audio_checks import AudioInfo
+from stagecli.data.cache import Progress
+from stagecli.errors import Problem, StageError
+from stagecli.files import JsonRow, read_json_lines
+
+MAX_LISTED = 20  # problems of one kind that are named
+
+Headers = Mapping[Path, AudioInfo]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderScores:
+    """The part of the document that depends on the task; facts: go to its head and settings."""
+
+    facts: JsonRow
+    conventions: Mapping[str, str]
+    row: JsonRow
+
+
+def read_headers(folder: Path, progress: Progress) -> dict[Path, AudioInfo]:
+    """The header of every audio file in a folder. Raises StageError naming unusable files."""
+    files = find_audio(folder, lambda done, total: progress(f"checking {folder.name}", done, total))
+    return {file: read_header(file) for file in files}
+
+
+def common_sample_rate(headers: Headers) -> int:
+    """The sample rate of all files in Hz. Raises StageError naming those that differ."""
+    rates = Counter(info.sample_rate for info in headers.values())
+    if len(rates) > 1:
+        usual = rates.most_common(1)[0][0]
+        odd = [
+            Problem(str(path), f"{info.sample_rate} Hz")
+            for path, info in headers.items()
+            if info.sample_rate != usual
+        ]
+        raise StageError(
+            f"sample rates differ: most files have {usual} Hz",
+            problems=odd[:MAX_LISTED],
+            hint="resample all files to one rate first",
+        )
+    return next(iter(rates))
+
+
+@dataclass(frozen=True)
+class FilePair:
+    """A reference file and the generated file of the same name."""
+
+    reference: Path
+    generated: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderPairs:
+    """The paired files of two folders; sample_rate: Hz; channels: the most of any file."""
+
+    pairs: Sequence[FilePair]
+    sample_rate: int
+    channels: int
+
+
+def pair_folders(reference: Path, generated: Path, progress: Progress) -> FolderPairs:
+    """Pair files by name, without the suffix.
+
+    Raises StageError listing files without a partner, and pairs of different rates, lengths or
+    channels.
+    """
+    reference_headers = read_headers(reference, progress)
+    generated_headers = read_headers(generated, progress)
+    headers = {**reference_headers, **generated_headers}
+    pairs = _match_names(
+        _by_name(reference, reference_headers), _by_name(generated, generated_headers)
+    )
+    rate = common_sample_rate(headers)
+    _check_shapes(pairs, headers)
+    return FolderPairs(
+        pairs=pairs,
+        sample_rate=rate,
+        channels=max(info.channels for info in headers.values()),
+    )
+
+
+def _by_name(folder: Path, headers: Headers) -> dict[Path, Path]:
+    """Files by their path in the folder without the suffix."""
+    if not folder.is_dir():
+        return {Path(file.stem): file for file in headers}
+    by_name = {file.relative_to(folder).with_suffix(""): file for file in headers}
+    if len(by_name) < len(headers):
+        raise StageError(
+            f"{folder} holds two files of the same name",
+            hint="suffixes do not distinguish clips: keep one format of each",
+        )
+    return by_name
+
+
+def _match_names(reference: Mapping[Path, Path], generated: Mapping[Path, Path]) -> list[FilePair]:
+    files = {**reference, **generated}
+    alone = [
+        Problem(str(files[name]), "has no partner in the other folder")
+        for name in sorted(reference.keys() ^ generated.keys())
+    ]
+    if alone:
+        raise StageError(
+            f"the folders do not hold the same files ({len(reference)} and {len(generated)} files)",
+            problems=alone[:MAX_LISTED],
+            hint="clips are paired by name, without the suffix",
+        )
+    return [FilePair(reference[name], generated[name]) for name in sorted(reference)]
+
+
+def _check_shapes(pairs: Sequence[FilePair], headers: Headers) -> None:
+    problems = []
+    for pair in pairs:
+        original = headers[pair.reference]
+        generated = headers[pair.generated]
+        where = str(pair.generated)
+        if original.frames != generated.frames:
+            difference = f"{generated.frames} samples, its reference has {original.frames}"
+            problems.append(Problem(where, difference))
+        elif original.channels != generated.channels:
+            difference = f"{generated.channels} channels, its reference has {original.channels}"
+            problems.append(Problem(where, difference))
+    if problems:
+        raise StageError(
+            f"{len(problems)} of {len(pairs)} pairs differ in length or channels",
+            problems=problems[:MAX_LISTED],
+            hint="trim and downmix both sides in the same way; nothing is cut silently",
+        )
+
+
+def read_prompts(folder: Path, files: Sequence[Path]) -> list[str]:
+    """The prompt of each file, from samples.jsonl in the folder.
+
+    Raises StageError: no such list, a line without path and prompt, files without a prompt.
+    """
+    listing = folder / "samples.jsonl"
+    if not listing.is_file():
+        raise StageError(
+            "--clap needs the prompts",
+            problems=[Problem(str(listing), "is missing")],
+            hint='one JSON object per line: {"path": "a.wav", "prompt": "..."}; `sample` writes it',
+        )
+    prompts: dict[str, str] = {}
+    for number, row in read_json_lines(listing):
+        try:
+            prompts[row["path"]] = row["prompt"]
+        except (KeyError, TypeError):
+            problem = Problem(f"{listing}:{number}", "needs `path` and `prompt`", str(row))
+            raise StageError("bad line in the list of prompts", problems=[problem]) from None
+    names = [file.relative_to(folder).as_posix() for file in files]
+    missing = [
+        Problem(name, "has no prompt in samples.jsonl") for name in names if name not in prompts
+    ]
+    if missing:
+        raise StageError(
+            f"{len(missing)} generated clips have no prompt", problems=missing[:MAX_LISTED]
+        )
+    return [prompts[name] for name in names]

@@ -1,0 +1,196 @@
+"""Super-resolution folders: every file against the file of the same name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stagecli import __version__
+from stagecli.data.audio import read_mono
+from stagecli.data.cache import Progress, stamp_of
+from stagecli.errors import Problem, StageError
+from stagecli.evaluate.averages import average_scores
+from stagecli.evaluate.clip_warnings import ClipWarnings
+from stagecli.evaluate.flags import Flags
+from stagecli.evaluate.folder_files import (
+    MAX_LISTED,
+    FilePair,
+    FolderScores,
+    pair_folders,
+)
+from stagecli.evaluate.ledger import Ledger, SystemScores, fingerprint, open_ledger
+from stagecli.evaluate.pairs import (
+    SR_METRICS,
+    PairSettings,
+    audible_metrics,
+    pair_conventions,
+    score_pair,
+)
+from stagecli.files import JsonRow
+from stagecli.metrics.checks import check_pair, pair_warnings
+from stagecli.metrics.gain import match_gain
+from stagecli.schema import Evaluate
+
+SETTING = "pair"  # the ledger's
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairResult:
+    """The scores of one pair; gain: applied to the generated clip; peak, reference_peak: largest
+    magnitudes before it."""
+
+    scores: Mapping[str, float]
+    warnings: Sequence[str]
+    gain: float
+    peak: float
+    reference_peak: float
+
+    def to_ledger(self) -> SystemScores:
+        """As an entry of the ledger, which holds numbers only: the warnings become names."""
+        facts = {"gain": self.gain, "peak": self.peak, "reference_peak": self.reference_peak}
+        return {
+            "scores": dict(self.scores),
+            "doubts": dict.fromkeys(self.warnings, 1.0),
+            "facts": facts,
+        }
+
+    @classmethod
+    def from_ledger(cls, entry: SystemScores) -> PairResult:
+        return cls(scores=entry["scores"], warnings=list(entry["doubts"]), **entry["facts"])
+
+
+def score_folder_pairs(
+    flags: Flags,
+    reference: Path,
+    generated: Path,
+    progress: Progress,
+    warn: Callable[[str], None],
+) -> FolderScores:
+    """Mean scores over the pairs; those of every pair are kept in the cache.
+
+    Raises StageError: files that do not pair up, a cutoff above the Nyquist frequency, pairs that
+    cannot be scored.
+    """
+    # Pair the files, and choose the metrics.
+    folders = pair_folders(reference, generated, progress)
+    settings = _pair_settings(flags, folders.sample_rate, warn)
+    facts: JsonRow = {
+        "sample_rate": folders.sample_rate,
+        "cutoff": settings.cutoff,
+        "preset": settings.preset,
+        "perceptual": [name for name in settings.names if name not in SR_METRICS],
+        "gain_matched": flags.match_gain,
+    }
+
+    # Score the pairs.
+    key = fingerprint({**facts, "version": __version__})
+    ledger = open_ledger(flags.cache_dir / "pairs" / f"{key}.clips.jsonl")
+    results = _score_all(folders.pairs, settings, flags.match_gain, ledger, progress)
+
+    # Say what makes the numbers doubtful.
+    clip_warnings = ClipWarnings(str(generated), len(folders.pairs))
+    for pair, result in zip(folders.pairs, results, strict=True):
+        clip_warnings.add(pair.generated, result.warnings, result.peak, result.reference_peak)
+    if folders.channels > 1:
+        warn(f"{folders.channels} channels: the mean of the channels is scored on both sides")
+    for line in clip_warnings.lines():
+        warn(line)
+    if clip_warnings.has_level():
+        warn("levels differ: --match-gain scales each clip onto its reference first")
+
+    conventions = pair_conventions(settings.preset, settings.names)
+    if flags.match_gain:
+        warn(_gain_summary([result.gain for result in results]))
+        conventions = {
+            name: text.replace("gain not matched", "gain matched")
+            for name, text in conventions.items()
+        }
+    averages = average_scores([result.scores for result in results], 0)
+    return FolderScores(
+        facts=facts, conventions=conventions, row={"cutoff": settings.cutoff, **averages}
+    )
+
+
+def _pair_settings(flags: Flags, rate: int, warn: Callable[[str], None]) -> PairSettings:
+    cutoff = flags.cutoffs[0]
+    if cutoff >= rate / 2:
+        raise StageError(
+            f"--cutoff {cutoff:g} Hz is not below half the sample rate, {rate / 2:g} Hz"
+        )
+    names = [*SR_METRICS]
+    if flags.perceptual:
+        chosen, warnings = audible_metrics([cutoff], rate)
+        names += chosen[cutoff]
+        for line in warnings:
+            warn(line)
+    return PairSettings(
+        sample_rate=rate,
+        cutoff=cutoff,
+        preset=flags.preset or Evaluate().preset,
+        names=names,
+    )
+
+
+def _score_all(
+    pairs: Sequence[FilePair],
+    settings: PairSettings,
+    matched: bool,
+    ledger: Ledger,
+    progress: Progress,
+) -> list[PairResult]:
+    """One result per pair. Raises StageError naming those that cannot be scored."""
+    results = []
+    problems = []
+    for done, pair in enumerate(pairs, 1):
+        files = (pair.reference, pair.generated)
+        key = json.dumps([[str(file.resolve()), *stamp_of(file)] for file in files])
+        entry = ledger.get(SETTING, key)
+        try:
+            if entry is None:
+                entry = _score_files(pair, settings, matched).to_ledger()
+                ledger.put(SETTING, key, entry)
+            results.append(PairResult.from_ledger(entry))
+        except ValueError as error:
+            problems.append(Problem(str(pair.generated), str(error)))
+        progress("scoring pairs", done, len(pairs))
+    if problems:
+        raise StageError(
+            f"{len(problems)} of {len(pairs)} pairs cannot be scored",
+            problems=problems[:MAX_LISTED],
+        )
+    return results
+
+
+def _score_files(pair: FilePair, settings: PairSettings, matched: bool) -> PairResult:
+    """Raises ValueError if the pair cannot be scored."""
+    rate = settings.sample_rate
+    target = torch.from_numpy(read_mono(pair.reference, rate))
+    audio = torch.from_numpy(read_mono(pair.generated, rate))
+    check_pair(target, audio, rate)
+    warnings = pair_warnings(target, audio)
+    peak = float(audio.abs().max())
+    gain = 1.0
+    if matched:
+        audio, factor = match_gain(target, audio)
+        gain = float(factor)
+        warnings = tuple(line for line in warnings if not line.startswith("level:"))
+    return PairResult(
+        scores=score_pair(target.numpy(), audio.numpy(), settings),
+        warnings=warnings,
+        gain=gain,
+        peak=peak,
+        reference_peak=float(target.abs().max()),
+    )
+
+
+def _gain_summary(gains: Sequence[float]) -> str:
+    decibel = 20 * np.log10(gains)
+    return (
+        "gain matched: each generated clip was scaled onto its reference by least squares "
+        f"(median {np.median(decibel):+.2f} dB, {decibel.min():+.2f} to {decibel.max():+.2f} dB)"
+    )

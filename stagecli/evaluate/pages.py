@@ -1,0 +1,192 @@
+"""Documents of scores as CSV and as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stagecli.evaluate.figures import (
+    NoteMarks,
+    base_metric,
+    figure_of_row,
+    head_text,
+    legend,
+    memorisation_lines,
+    metric_names,
+    signed_interval,
+    verdict,
+)
+from stagecli.evaluate.titles import document_title
+from stagecli.files import JsonRow
+
+COLUMNS = (
+    "run",
+    "checkpoint",
+    "task",
+    "split",
+    "system",
+    "cutoff",
+    "group",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "left_out",
+    "biased",
+    "note",
+    "unit",
+    "better",
+)
+
+
+def csv_text(documents: Sequence[JsonRow], differences: Sequence[JsonRow]) -> str:
+    """One line per figure; a difference has "SYSTEM, B - A" as system and both titles as run."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n", restval="")
+    writer.writeheader()
+    for document in documents:
+        head = {"run": document.get("generated", "")}
+        for key in ("run", "checkpoint", "task", "split"):
+            if key in document:
+                head[key] = document[key]
+        for row in document["rows"]:
+            writer.writerows(_csv_rows(head, row))
+    for difference in differences:
+        head = {"run": f"{difference['b']} - {difference['a']}"}
+        for row in difference["rows"]:
+            writer.writerows(_csv_rows(head, {**row, "system": f"{row['system']}, B - A"}))
+    return stream.getvalue()
+
+
+def _csv_rows(head: JsonRow, row: JsonRow) -> list[dict[str, Any]]:
+    """A CSV row per metric of a row."""
+    lines = []
+    for name, metric in row["metrics"].items():
+        entry = base_metric(name)
+        line = {
+            **head,
+            **row,
+            **metric,
+            "unit": entry.unit,
+            "better": entry.better,
+            "metric": name,
+        }
+        lines.append({key: "" if value is None else value for key, value in line.items()})
+    return lines
+
+
+@dataclass
+class Footnotes:
+    """Footnotes of a page by key; equal texts under one name share one."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def reference(self, name: str, text: str) -> str:
+        """`[^name]`, numbered if the name stands for another text already."""
+        base = name.replace(":", "-")
+        key = base
+        number = 1
+        while self.texts.setdefault(key, text) != text:
+            number += 1
+            key = f"{base}-{number}"
+        return f"[^{key}]"
+
+    def lines(self) -> list[str]:
+        return [f"[^{key}]: {text}" for key, text in self.texts.items()]
+
+
+def markdown(documents: Sequence[JsonRow], differences: Sequence[JsonRow]) -> str:
+    """Tables to paste into a page; conventions are footnotes, shared where they are the same."""
+    footnotes = Footnotes()
+    lines: list[str] = []
+    for document in documents:
+        lines += _document_lines(document, footnotes)
+    for difference in differences:
+        lines += _difference_lines(difference)
+    return "\n".join([*lines, *footnotes.lines()]) + "\n"
+
+
+def _document_lines(document: JsonRow, footnotes: Footnotes) -> list[str]:
+    names = metric_names(document)
+    conventions = document["conventions"]
+    titles = {name: f"{name} {footnotes.reference(name, conventions[name])}" for name in names}
+    # Conventions that belong to no metric, such as that of the input, follow the title.
+    others = "".join(
+        f" {key}{footnotes.reference(key, text)}."
+        for key, text in conventions.items()
+        if key not in names
+    )
+    marks = NoteMarks()
+    if any("cutoff" in row for row in document["rows"]):
+        table = _table_by_cutoff(document, titles, marks)
+    else:
+        table = _table_by_metric(document, titles, marks)
+    explanations = [*legend(document, marks), *memorisation_lines(document)]
+    return [
+        f"`{document_title(document)}` ({head_text(document)}).{others}",
+        "",
+        *table,
+        "",
+        *(f"{line}  " for line in explanations),
+        "",
+    ]
+
+
+def _table_by_cutoff(document: JsonRow, titles: dict[str, str], marks: NoteMarks) -> list[str]:
+    """A row per cutoff, group and system."""
+    rows = document["rows"]
+    grouped = any("group" in row for row in rows)
+    heads = ["cutoff Hz", *(["clips of"] if grouped else []), "system", "n", *titles.values()]
+    body = []
+    for row in rows:
+        cells = [f"{row['cutoff']:g}"]
+        if grouped:
+            cells.append(row.get("group", "all"))
+        cells += [row["system"], str(row["n"])]
+        cells += [figure_of_row(name, row, marks) for name in titles]
+        body.append(cells)
+    return _markdown_table(heads, body)
+
+
+def _table_by_metric(document: JsonRow, titles: dict[str, str], marks: NoteMarks) -> list[str]:
+    """A row per metric: without cutoffs there are many metrics and few systems."""
+    rows = document["rows"]
+    heads = ["metric", *(f"{row['system']} (n {row['n']})" for row in rows)]
+    body = [
+        [title, *(figure_of_row(name, row, marks) for row in rows)]
+        for name, title in titles.items()
+    ]
+    return _markdown_table(heads, body)
+
+
+def _difference_lines(difference: JsonRow) -> list[str]:
+    body = []
+    for row in difference["rows"]:
+        system = f"{row['cutoff']:g} Hz" if "cutoff" in row else row["system"]
+        for name, metric in row["metrics"].items():
+            if metric["value"] is not None:
+                value = f"{metric['value']:+.4g}"
+                interval = signed_interval(metric)
+                n = str(metric["n"])
+                body.append([system, name, n, value, interval, verdict(name, metric)])
+    return [
+        f"B - A: A is `{difference['a']}`, B is `{difference['b']}`; paired bootstrap 95 % "
+        "intervals.",
+        "",
+        *_markdown_table(["", "metric", "n", "B - A", "95 % interval", ""], body),
+        "",
+        *(f"{note}  " for note in difference["notes"]),
+        "",
+    ]
+
+
+def _markdown_table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    lines = [
+        "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+        for cells in [heads, *body]
+    ]
+    return [lines[0], "|" + "---|" * len(heads), *lines[1:]]

@@ -1,0 +1,94 @@
+"""Checks across keys: what no single field of the schema can see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from stagecli.metrics.in_training import refusal
+from stagecli.recipe.messages import explain
+from stagecli.recipe.toml_positions import Key
+from stagecli.schema import Recipe
+
+
+def find_contradictions(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    """(key, what is wrong) for every value that does not fit the others, and for `[stage.*]`."""
+    if recipe.task.kind == "sr":
+        yield from _super_resolution(recipe)
+    else:
+        yield from _text_to_audio(recipe)
+    yield from _data_and_codec(recipe)
+    yield from _training(recipe)
+    yield from _stages(recipe)
+
+
+def _super_resolution(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    condition = recipe.condition
+    codec = recipe.codec
+    nyquist = recipe.data.sample_rate / 2
+    below = f"below half the sample rate ({nyquist:g} Hz)"
+    if condition.cutoff is None:
+        yield ("condition", "cutoff"), "required for sr: the range of low-pass cutoffs in Hz"
+    elif not condition.cutoff[0] <= condition.cutoff[1] < nyquist:
+        yield ("condition", "cutoff"), f"must be in rising order and stay {below}"
+    if codec.kind not in ("mdct", "stft"):
+        yield ("codec", "kind"), f"sr needs a lossless codec (mdct or stft), got {codec.kind!r}"
+    for cutoff in recipe.evaluate.cutoffs:
+        if cutoff >= nyquist:
+            yield ("evaluate", "cutoffs"), f"{cutoff:g} Hz is not {below}"
+    if condition.orders[0] > condition.orders[1]:
+        yield ("condition", "orders"), "must be in rising order"
+
+
+def _text_to_audio(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    if recipe.condition.text == "none":
+        yield ("condition", "text"), "t2a needs a text encoder: `bytes` or `transformers`"
+    if recipe.condition.cutoff is not None:
+        yield ("condition", "cutoff"), "applies to sr only"
+
+
+def _data_and_codec(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    data = recipe.data
+    codec = recipe.codec
+    condition = recipe.condition
+    nyquist = data.sample_rate / 2
+    if condition.text == "transformers" and not condition.model:
+        yield ("condition", "model"), "required: hub id or folder of the text encoder"
+    if codec.kind in ("dac", "encodec") and not codec.model:
+        yield ("codec", "model"), f"required for {codec.kind}: hub id or folder"
+    if data.source != "synth" and not data.path:
+        yield ("data", "path"), f"required for source {data.source!r}"
+    if codec.f_max is not None and codec.f_max > nyquist:
+        yield ("codec", "f_max"), f"is above half the sample rate ({nyquist:g} Hz)"
+    if codec.kind in ("mel", "stft") and codec.n_fft < codec.hop:
+        yield ("codec", "n_fft"), f"must be at least the hop ({codec.hop})"
+
+
+def _training(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    train = recipe.train
+    if train.batch_size % train.accumulate:
+        yield ("train", "batch_size"), f"must be a multiple of accumulate ({train.accumulate})"
+    problem = refusal(recipe)
+    if problem:
+        yield ("train", "best"), problem
+    low, high = recipe.evaluate.cfg_interval
+    if low > high:
+        yield ("evaluate", "cfg_interval"), "must be in rising order"
+
+
+def _stages(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    """The options of each mechanism, validated by its own model."""
+    from stagecli.stage import registry
+
+    for name, options in recipe.stage.items():
+        problem = registry.unknown(name)
+        if problem is not None:
+            yield ("stage", name), problem
+            continue
+        try:
+            registry.options(name, options)
+        except ValidationError as error:
+            known_keys = list(registry.load(name).Options.model_fields)
+            for key, message in explain(error, known_keys):
+                yield ("stage", name, *key), message

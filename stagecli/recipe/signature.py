@@ -1,0 +1,62 @@
+"""The signature of a recipe: two recipes with the same signature train the same model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from stagecli.schema import Recipe
+
+UNSIGNED: dict[str, set[str] | None] = {
+    "about": None,
+    "evaluate": None,
+    "data": {"workers", "memory_mb", "cache_dir"},
+    "train": {
+        "steps",
+        "log_every",
+        "checkpoint_every",
+        "keep",
+        "sample_every",
+        "samples",
+        "validate_every",
+        "validate_clips",
+        "validate_t",
+        "evaluate_every",
+        "evaluate_clips",
+        "evaluate_steps",
+        "best",
+    },
+}
+"""Keys that decide how a run is watched or stored, not what is trained; None: the whole section."""
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """{"train.lr": 5e-4, ...}"""
+    return dict(_walk("", recipe.model_dump(mode="json")))
+
+
+def _walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from _walk(f"{prefix}.{key}" if prefix else key, value)
+
+
+def signed_keys(recipe: Recipe) -> dict[str, Any]:
+    """The flattened keys that decide what is trained."""
+    signed = {}
+    for key, value in flatten(recipe).items():
+        section, _, name = key.partition(".")
+        unsigned = UNSIGNED.get(section, set())
+        if unsigned is not None and name not in unsigned:
+            signed[key] = value
+    return signed
+
+
+def signature(recipe: Recipe) -> str:
+    """16 hex digits of a SHA-256 over `signed_keys`."""
+    text = json.dumps(signed_keys(recipe), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,195 @@
+"""A recipe as written: the TOML tree, where each key comes from, and the problems met so far.
+
+A recipe may start with `extends = "RECIPE"`, the name of a shipped recipe or a path relative to
+the file. Its keys are then added to that recipe's, section by section; `[about]` is not inherited.
+The extended recipe must be complete: it cannot extend a third one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stagecli.errors import Problem, StageError
+from stagecli.recipe.toml_positions import Key, Position, find_positions, split_key
+
+EXTENDS = "extends"
+
+
+@dataclass(kw_only=True)
+class RecipeSource:
+    """A parsed recipe that is not checked yet.
+
+    places: key -> the file that sets it and the position in that file; flags: key -> the `--set`
+    argument that sets it; problems: everything found wrong so far, in no order.
+    """
+
+    path: Path
+    tree: dict[str, Any]
+    places: dict[Key, tuple[Path, Position]]
+    flags: dict[Key, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def report(self, key: Key, message: str) -> None:
+        """Add a problem with `key`, placed where the key is set or would belong."""
+        where, excerpt = self._locate(key)
+        self.problems.append(Problem(where, f"{'.'.join(key)}: {message}", excerpt))
+
+    def _locate(self, key: Key) -> tuple[str, str | None]:
+        """(place, source line) of a key, or of the innermost table around it that has one."""
+        for length in range(len(key), 0, -1):
+            prefix = key[:length]
+            if prefix in self.flags:
+                return f"--set {self.flags[prefix]}", None
+            if prefix in self.places:
+                path, position = self.places[prefix]
+                return f"{path}:{position.line}:{position.column}", position.text
+            for flag, text in self.flags.items():
+                if flag[:length] == prefix:  # only a flag mentions this table
+                    return f"--set {text}", None
+        return f"{self.path}:1:1", None
+
+    def override(self, overrides: Sequence[str]) -> None:
+        """Apply `--set` arguments in order; the last one wins. Malformed ones become problems."""
+        for text in overrides:
+            try:
+                key, value = _parse_override(text)
+                self.flags[key] = text
+                _assign(self.tree, key, value)
+            except ValueError as error:
+                self.problems.append(Problem(f"--set {text}", str(error)))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> path of every recipe that ships with the package."""
+    in_wheel = Path(__file__).parents[1] / "_recipes"
+    folder = in_wheel if in_wheel.is_dir() else Path(__file__).parents[2] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find_recipe(reference: str, folder: Path = Path()) -> Path:
+    """Path of a recipe given by its path, relative to `folder`, or by its shipped name.
+
+    Raises StageError that suggests the nearest shipped name.
+    """
+    path = folder / reference
+    if path.is_file():
+        return path
+    names = shipped_recipes()
+    if reference in names:
+        return names[reference]
+    if path.suffix == ".toml":
+        problem = "no such recipe file"
+    else:
+        problem = "no such file and no shipped recipe of that name"
+    matches = difflib.get_close_matches(path.stem, names, n=1)
+    hint = "`stagecli recipes list` shows the shipped recipes"
+    if matches:
+        hint = f"did you mean `{matches[0]}`?"
+    raise StageError(
+        f"recipe not found: {reference}", problems=[Problem(reference, problem)], hint=hint
+    )
+
+
+def read_recipe(path: Path) -> RecipeSource:
+    """Parse a recipe file and the one it extends. Raises StageError if either cannot be parsed."""
+    source = _read_file(path)
+    if EXTENDS not in source.tree:
+        return source
+    parent = _read_parent(source, source.tree.pop(EXTENDS))
+    parent.tree.pop("about", None)
+    inherited = {key: place for key, place in parent.places.items() if key[0] != "about"}
+    source.tree = _merge(parent.tree, source.tree)
+    source.places = {**inherited, **source.places}
+    return source
+
+
+def _read_file(path: Path) -> RecipeSource:
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StageError(
+            f"cannot read recipe {path}", problems=[Problem(str(path), str(error))]
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        problem = _syntax_problem(path, str(error))
+        raise StageError(f"{path} is not valid TOML", problems=[problem]) from error
+    places = {key: (path, position) for key, position in find_positions(text).items()}
+    return RecipeSource(path=path, tree=tree, places=places)
+
+
+def _syntax_problem(path: Path, message: str) -> Problem:
+    match = re.search(r"^(.*) \(at line (\d+), column (\d+)\)$", message)
+    if not match:
+        return Problem(str(path), message)
+    return Problem(f"{path}:{match[2]}:{match[3]}", match[1])
+
+
+def _read_parent(source: RecipeSource, reference: object) -> RecipeSource:
+    """The recipe that `source` extends. Raises StageError placed at the `extends` line."""
+
+    def refuse(message: str, hint: str | None) -> StageError:
+        source.report((EXTENDS,), message)
+        return StageError(f"{source.path} has 1 problem", problems=source.problems, hint=hint)
+
+    if not isinstance(reference, str):
+        raise refuse(
+            f"must be a string, got {reference!r}",
+            "name a shipped recipe, or give a path relative to this file",
+        )
+    try:
+        path = find_recipe(reference, source.path.parent)
+    except StageError as error:
+        raise refuse(f"{error.problems[0].what}, got {reference!r}", error.hint) from None
+    parent = _read_file(path)
+    if EXTENDS in parent.tree:
+        raise refuse(
+            f"{reference!r} extends another recipe itself",
+            "extend a recipe that is complete; `stagecli recipes copy` makes a complete copy",
+        )
+    return parent
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` on top, table by table."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parse_override(text: str) -> tuple[Key, Any]:
+    """`train.lr=1e-4` -> (("train", "lr"), 1e-4); a value that is not TOML is taken as a string.
+
+    Raises ValueError.
+    """
+    key_text, equals, value_text = text.partition("=")
+    if not equals:
+        raise ValueError("needs the form key=VALUE")
+    key = split_key(key_text.strip())
+    if key[0] == EXTENDS:
+        raise ValueError(f"`{EXTENDS}` can be set in a recipe file only")
+    try:
+        return key, tomllib.loads(f"value = {value_text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value_text.strip()
+
+
+def _assign(tree: dict[str, Any], key: Key, value: Any) -> None:
+    """Set `key` in a nested dictionary. Raises ValueError if it runs through a plain value."""
+    node = tree
+    for name in key[:-1]:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"`{name}` is not a section")
+    node[key[-1]] = value

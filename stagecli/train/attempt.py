@@ -1,0 +1,99 @@
+"""The start of an attempt: what the run directory records and the terminal shows before a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stagecli.files import JsonRow
+from stagecli.metrics import in_training
+from stagecli.model.network import count_parameters
+from stagecli.runs.directory import Run, command_line
+from stagecli.schema import Recipe
+from stagecli.stage.base import Event
+from stagecli.train.recorder import Recorder
+from stagecli.train.state import TrainingState
+
+SHOWN_CLIPS = 20  # skipped clips that the screen lists by name
+
+
+def begin_attempt(
+    recipe: Recipe, state: TrainingState, recorder: Recorder, skipped: Sequence[str], device: str
+) -> None:
+    """Open a new attempt on the main process and report what is special about it.
+
+    skipped: clips that `data.on_bad_file = "skip"` leaves out, each with its reason.
+    Raises OSError.
+    """
+    run = recorder.run
+    if run is None:
+        return
+    step = state.step
+    parameters = count_parameters(state.network)
+
+    # The attempt itself.
+    resumed = bool(run.info["attempts"])
+    run.begin_attempt(step, command_line())
+    run.save_info(parameters=parameters)
+    recorder.view.start(view_header(recipe, run, step, parameters, device))
+
+    # Clips left out: the first ones on the screen, all of them in the events.
+    for text in first_lines(skipped, f"all in {run.path / 'events.jsonl'}"):
+        recorder.view.note(f"left out: {text}")
+    if skipped:
+        recorder.event(
+            step,
+            Event(
+                mechanism="data",
+                before="found",
+                after="left out",
+                reason=f"{len(skipped)} clips left out",
+                evidence={"clips": list(skipped)},
+            ),
+        )
+
+    # What this attempt continues, and whether its scores compare with those before.
+    if resumed:
+        recorder.event(
+            step,
+            Event(
+                mechanism="trainer",
+                before="stopped",
+                after="training",
+                reason=f"resumed from step {step}",
+            ),
+        )
+    if changes := run.evaluation_changes:
+        recorder.event(
+            step,
+            Event(
+                mechanism="trainer",
+                before="unchanged",
+                after="evaluation settings changed",
+                reason="scores from here on are not comparable with earlier ones: "
+                + "; ".join(changes),
+            ),
+        )
+
+
+def view_header(recipe: Recipe, run: Run, step: int, parameters: int, device: str) -> JsonRow:
+    """What the view shows about the run: its name, size, device, and where it stands."""
+    options = recipe.train
+    return {
+        "name": run.path.name,
+        "task": recipe.task.kind,
+        "steps": options.steps,
+        "step": step,
+        "parameters": parameters,
+        "device": device,
+        "precision": options.precision,
+        "batch_size": options.batch_size,
+        "run_dir": str(run.path),
+        "best_by": None if options.best == in_training.LOSS else options.best,
+    }
+
+
+def first_lines(lines: Sequence[str], rest: str) -> list[str]:
+    """The first `SHOWN_CLIPS` lines, and how many more there are; rest: where to read those."""
+    if len(lines) <= SHOWN_CLIPS:
+        return list(lines)
+    return [*lines[:SHOWN_CLIPS], f"and {len(lines) - SHOWN_CLIPS} more, {rest}"]

@@ -1,0 +1,176 @@
+"""What a run produces between steps: rows, validation, evaluation, samples and checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from stagecli.generate.pipeline import Pipeline
+from stagecli.metrics import in_training
+from stagecli.recipe.dump import dump_recipe
+from stagecli.runs import checkpoint
+from stagecli.train.scorer import Scorer
+from stagecli.train.state import RunContext, TrainingState
+from stagecli.train.validation import draw_samples, validate
+
+
+class Outputs:
+    """Writes what is due after a step; the time this takes is not part of the training speed.
+
+    Everything is measured on the EMA weights. Only the main process writes.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        state: TrainingState,
+        pipeline: Pipeline,
+        scorer: Scorer | None,
+    ) -> None:
+        """pipeline: generates with the network that is trained; scorer: None without evaluation."""
+        self.recipe = context.recipe
+        self.options = context.recipe.train
+        self.run_dir = context.run_dir
+        self.accelerator = context.accelerator
+        self.prepared = context.prepared
+        self.wrapped = context.wrapped
+        self.recorder = context.recorder
+        self.state = state
+        self.pipeline = pipeline
+        self.scorer = scorer
+        self.scores: dict[str, float] = {}  # of the newest evaluation
+        self.scored_step = -1
+
+    def after_step(self, lr: float) -> None:
+        """Write everything that is due after this step; lr: the step's learning rate."""
+        options = self.options
+        step = self.state.step
+        last = step == options.steps
+        self.recorder.view.step(step)
+
+        # Numbers of the training steps and of the validation loss.
+        if last or due(step, options.log_every):
+            self.log(lr)
+        if last or due(step, options.validate_every):
+            self.validate()
+
+        # Scores. A checkpoint without one could not be compared with the best, so it gets one too.
+        saves = last or due(step, options.checkpoint_every)
+        needs_score = saves and options.best != in_training.LOSS
+        if options.evaluate_every and (last or needs_score or due(step, options.evaluate_every)):
+            self.evaluate()
+
+        # Files.
+        if saves:
+            self.save()
+        if options.samples and (last or due(step, options.sample_every)):
+            self.draw_samples()
+
+    def log(self, lr: float) -> None:
+        """A row of metrics and one of noise bins over the steps since the last ones."""
+        window = self.state.log_window
+        step = self.state.step
+        if window.steps:
+            row = {
+                "samples": step * self.options.batch_size,
+                **window.metrics(self.options.batch_size),
+                "optim/lr": lr,
+                **self.state.stages.metrics(),
+            }
+            self.recorder.record("metrics", step, row)
+            self.recorder.record("bins", step, window.by_bin())
+        window.clear()
+
+    def validate(self) -> None:
+        """Loss on the fixed grid of t; remembered as the validation loss of this step."""
+        state = self.state
+        with state.log_window.paused():
+            with state.ema.applied(state.network):
+                losses = validate(self.prepared, self.wrapped, self.accelerator)
+            state.newest_valid = (state.step, losses["valid/loss"])
+            self.recorder.record("metrics", state.step, losses)
+
+    def evaluate(self) -> None:
+        """Scores of generated audio, in a row that says how long they took."""
+        assert self.scorer is not None
+        state = self.state
+        with state.log_window.paused():
+            began = time.monotonic()
+            with state.ema.applied(state.network):
+                self.scores = self.scorer.measure()
+            self.scored_step = state.step
+            cost = {
+                "eval/clips": len(self.scorer.captions),
+                "eval/seconds": time.monotonic() - began,
+            }
+            self.recorder.record("metrics", state.step, {**self.scores, **cost})
+
+    def draw_samples(self) -> None:
+        """A few audio files, beside their samples.jsonl."""
+        state = self.state
+        run = self.recorder.run
+        with state.log_window.paused():
+            if run is not None:
+                folder = run.path / "samples" / checkpoint.name_of(state.step)
+                with state.ema.applied(state.network):
+                    draw_samples(
+                        self.pipeline, self.prepared, folder, self.options.samples, state.step
+                    )
+            self.accelerator.wait_for_everyone()
+
+    def save(self) -> None:
+        """Write a checkpoint; keep the newest ones and the best one by `train.best`.
+
+        Raises StageError where it cannot be written.
+        """
+        state = self.state
+        run = self.recorder.run
+        validated = state.newest_valid is not None and state.newest_valid[0] == state.step
+        if self.prepared.valid and self.options.validate_every and not validated:
+            self.validate()
+        with state.log_window.paused():
+            if run is not None:
+                metric = self.options.best
+                best = in_training.best(run.info["best"], metric, state.step, self.value_of(metric))
+                codec = self.prepared.codec
+                checkpoint.save(
+                    run.checkpoints,
+                    state.step,
+                    model=state.network.state_dict(),
+                    ema=state.ema.weights,
+                    codec={"mean_C": codec.mean_C, "std_C": codec.std_C},
+                    recipe=dump_recipe(self.recipe),
+                    trainer=state.state_dict(),
+                    state={"samples": state.step * self.options.batch_size, "best": best},
+                )
+                run.save_info(best=best)
+                best_step = best["step"] if best else None
+                checkpoint.rotate(run.checkpoints, self.options.keep, best_step)
+            self.accelerator.wait_for_everyone()
+
+    def value_of(self, metric: str) -> float:
+        """The metric for the weights of this very step; NaN where it was not measured."""
+        if metric == in_training.LOSS:
+            step, value = self.state.newest_valid or (-1, math.nan)
+        else:
+            step = self.scored_step
+            value = self.scores.get(metric, math.nan)
+        return value if step == self.state.step else math.nan
+
+    def finish(self) -> str:
+        """Write what the end of training still lacks. Returns "finished" or "interrupted"."""
+        # Every process looks at the directory, so that all take the same branch.
+        step = self.state.step
+        if step >= self.options.steps:
+            drawn = (self.run_dir / "samples" / checkpoint.name_of(step)).is_dir()
+            if self.options.samples and not drawn:  # a kill came before the last samples
+                self.draw_samples()
+            return "finished"
+        if step not in checkpoint.steps(self.run_dir / "checkpoints"):
+            self.save()
+        return "interrupted"
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every `every` steps (0: never) is due after this step."""
+    return every > 0 and step % every == 0

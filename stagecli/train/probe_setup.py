@@ -1,0 +1,243 @@
+"""Builds the probe set: its monitor, its clips, their targets, and the scale of its distances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stagecli.codec.base import Codec
+from stagecli.data.cache import Progress
+from stagecli.data.examples import Collate, Examples, evenly
+from stagecli.data.frames import to_device, to_frames
+from stagecli.errors import Problem, StageError
+from stagecli.model.ema import EMA
+from stagecli.model.network import Network
+from stagecli.schema import Recipe
+from stagecli.ssl import check_monitor, open_encoder
+from stagecli.stage.base import ProbeSettings
+from stagecli.train.prepare import Prepared
+from stagecli.train.probe import AT_ONCE, FeatureDistance, ProbeSet, Targets, feature_count
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from stagecli.ssl.base import Encoder
+
+CENTRE_CLIPS = 128  # training clips whose mean feature is the centre
+CANDIDATES = 4  # candidates per clip of the probe set (sr)
+LEAST_GAP = 0.02  # between ceiling and reference; a smaller gap cannot be normalised by
+UPDATES = 10  # of the followed EMA per probe interval, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeClips:
+    """Some clips with all that a probe needs of them.
+
+    indices: into the examples they come from; items: their validation examples; audio_BN: the true
+    audio; targets: its features.
+    """
+
+    indices: list[int]
+    items: list[dict[str, Any]]
+    audio_BN: Tensor
+    targets: Targets
+
+
+def build_probes(
+    settings: ProbeSettings,
+    prepared: Prepared,
+    network: Network,
+    accelerator: Accelerator,
+    progress: Progress = lambda what, done, total: None,
+) -> ProbeSet:
+    """Choose the clips of the valid split, and compute their targets and the scale once.
+
+    Raises StageError where the monitor does not fit the recipe, or cannot tell the reference from
+    the codec's round trip.
+    """
+    recipe = prepared.recipe
+    device = accelerator.device
+    codec = prepared.codec
+    sample_rate = recipe.data.sample_rate
+
+    # The distance: features of the monitor, centred on their mean over the training set.
+    monitor = open_monitor(recipe, settings).to(device)
+    centre_D = mean_feature(monitor, prepared, device, progress)
+    distance = FeatureDistance(monitor, centre_D, sample_rate)
+
+    # The clips, and d of what holds no information beyond the condition.
+    progress("probe set", 0, 1)
+    if recipe.task.kind == "sr":
+        examples = prepared.examples(evenly(prepared.valid, settings.clips * CANDIDATES))
+        clips = load_clips(examples, restorable(examples, distance, settings.clips), distance)
+        reference = float(input_distance(clips, distance).mean())
+    else:
+        examples = prepared.examples(evenly(prepared.valid, settings.clips))
+        clips = load_clips(examples, range(len(examples)), distance)
+        reference = mismatch_distance(clips.targets, [clip.caption for clip in examples.clips])
+
+    # The scale starts at what the codec itself loses.
+    batch = Collate(recipe.condition.max_length)(clips.items)
+    frames = to_frames(to_device(batch, device), codec)
+    decoded_BN = round_trip(codec, clips.audio_BN, device)
+    ceiling = float(distance.to_targets(decoded_BN, clips.targets).mean())
+    progress("probe set", 1, 1)
+    check_scale(monitor.label, ceiling, reference)
+
+    hold = max(1, settings.every // UPDATES)
+    return ProbeSet(
+        settings=settings,
+        clips=clips.indices,
+        frames=frames,
+        targets=clips.targets,
+        distance=distance,
+        codec=codec,
+        num_samples=prepared.num_samples,
+        ceiling=ceiling,
+        reference=reference,
+        ema=EMA(network, 0.5 ** (hold / (settings.every / 2))),
+        hold=hold,
+        accelerator=accelerator,
+    )
+
+
+def open_monitor(recipe: Recipe, settings: ProbeSettings) -> Encoder:
+    """The monitor, checked against the recipe. Raises StageError where it does not fit."""
+    monitor = open_encoder(settings.monitor, settings.layer)
+    cutoff = recipe.condition.cutoff
+    restored_band = None
+    if recipe.task.kind == "sr" and cutoff:
+        top = recipe.data.sample_rate / 2
+        if settings.partial_band and monitor.band > cutoff[0]:
+            top = min(top, monitor.band)
+        restored_band = (cutoff[0], top)
+    check_monitor(
+        monitor,
+        task=recipe.task.kind,
+        sample_rate=recipe.data.sample_rate,
+        restored_band=restored_band,
+        clip_seconds=recipe.data.seconds,
+        judge_name=recipe.evaluate.judge,
+    )
+    return monitor
+
+
+def check_scale(monitor: str, ceiling: float, reference: float) -> None:
+    """Raises StageError where ceiling and reference are too close; monitor: a label."""
+    if reference - ceiling >= LEAST_GAP:
+        return
+    raise StageError(
+        f"monitor {monitor} cannot measure this run: what holds no information beyond the "
+        f"condition (d = {reference:.4f}) is hardly further away than the codec's own round trip "
+        f"(d = {ceiling:.4f})",
+        problems=[Problem("stage.regime.monitor", f"needs a gap of at least {LEAST_GAP}")],
+        hint="use another monitor or layer, or a codec that keeps more",
+    )
+
+
+# -- the clips -----------------------------------------------------------------------------------
+
+
+def true_audio(examples: Examples, index: int, item: dict[str, Any]) -> tuple[np.ndarray, int]:
+    """The audio [N] that the network learns to produce for an example, and its length in samples.
+
+    item: the validation example itself. In sr its audio is at the level of the network's input;
+    frames from the cache come without audio. What follows after the length is padding.
+    """
+    audio_N, length = examples.valid_audio(index)
+    if "audio" in item:
+        audio_N = item["audio"].numpy()
+    return audio_N, length
+
+
+def load_clips(examples: Examples, indices: Sequence[int], distance: FeatureDistance) -> ProbeClips:
+    """Examples by index, with their true audio and its features."""
+    items = [examples.valid_item(index) for index in indices]
+    pairs = [true_audio(examples, index, item) for index, item in zip(indices, items, strict=True)]
+    audio_BN = torch.from_numpy(np.stack([audio_N for audio_N, _ in pairs]))
+    return ProbeClips(
+        indices=list(indices),
+        items=items,
+        audio_BN=audio_BN,
+        targets=distance.targets(audio_BN, [length for _, length in pairs]),
+    )
+
+
+def restorable(examples: Examples, distance: FeatureDistance, count: int) -> list[int]:
+    """At most `count` examples whose missing band changes the monitor's features (sr).
+
+    The others cost as much and measure nothing. All count where there is no such example.
+    """
+    gaps: list[float] = []
+    for first in range(0, len(examples), AT_ONCE):
+        rows = range(first, min(first + AT_ONCE, len(examples)))
+        gaps += input_distance(load_clips(examples, rows, distance), distance).tolist()
+    audible = [index for index, gap in enumerate(gaps) if gap >= LEAST_GAP]
+    return evenly(audible or list(range(len(gaps))), count)
+
+
+# -- the scale -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def mean_feature(
+    monitor: Encoder, prepared: Prepared, device: torch.device, progress: Progress
+) -> Tensor:
+    """Mean feature [D] over the training set, without padding."""
+    sample_rate = prepared.recipe.data.sample_rate
+    examples = prepared.examples(evenly(prepared.train, CENTRE_CLIPS))
+    total_D = torch.zeros(monitor.dimension, dtype=torch.float64, device=device)
+    count = 0
+    for index in range(len(examples)):
+        audio_N, length = true_audio(examples, index, examples.valid_item(index))
+        features_BLD = monitor(torch.from_numpy(audio_N)[None].to(device), sample_rate)
+        features_LD = features_BLD[0, : feature_count(monitor, length, sample_rate)]
+        total_D += features_LD.double().sum(0)
+        count += features_LD.shape[0]
+        progress("features of the training set", index + 1, len(examples))
+    return (total_D / count).float()
+
+
+@torch.no_grad()
+def round_trip(codec: Codec, audio_BN: Tensor, device: torch.device) -> Tensor:
+    """Audio [B, N] through the codec and back."""
+    parts = [part_BN.to(device) for part_BN in audio_BN.split(AT_ONCE)]
+    return torch.cat(
+        [codec.decode(codec.encode(part_BN), part_BN.shape[1], draft=True) for part_BN in parts]
+    )
+
+
+def input_distance(clips: ProbeClips, distance: FeatureDistance) -> Tensor:
+    """d [B] of the upsampled low-resolution input: what the condition alone holds (sr)."""
+    low_BN = torch.stack([item["low"] for item in clips.items])
+    return distance.to_targets(low_BN, clips.targets)
+
+
+def mismatch_distance(targets: Targets, captions: Sequence[str]) -> float:
+    """Mean d between clips of different captions, of any two where all captions agree (t2a).
+
+    Such a pair sounds equally real and means something else. Raises StageError for a single clip.
+    """
+    # The mean cosine of every pair, over the shorter clip's features.
+    features_BLD = targets.features_BLD * targets.inside_BL[..., None]
+    lengths_B = targets.lengths_B
+    cosine_BB = torch.einsum("ild,jld->ij", features_BLD, features_BLD)
+    cosine_BB = cosine_BB / torch.minimum(lengths_B[:, None], lengths_B)
+
+    # The pairs that differ.
+    differ_BB = torch.tensor([[a != b for b in captions] for a in captions])
+    if not bool(differ_BB.any()):
+        differ_BB = ~torch.eye(len(captions), dtype=torch.bool)
+    distances = 1 - cosine_BB[differ_BB.to(cosine_BB.device)]
+    if not len(distances):
+        raise StageError(
+            "the probe set has a single clip and nothing to compare it with",
+            problems=[Problem("stage.regime.clips", str(len(captions)))],
+            hint="give the valid split at least two clips",
+        )
+    return float(distances.mean())
