@@ -10,11 +10,13 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stagecli.errors import Problem, StageError
-from stagecli.stage.options import MechanismOptions, Role
 from stagecli.stage.probe_columns import ProbeColumns
+
+if TYPE_CHECKING:  # reading a run needs the names below, but not pydantic
+    from stagecli.stage.options import MechanismOptions, Role
 
 # Name -> "module:class", in the order in which plans are folded.
 MECHANISMS: dict[str, str] = {

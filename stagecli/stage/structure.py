@@ -1,7 +1,7 @@
 """`[stage.structure]`: pulls the blocks of a group together, once the grouping of the blocks has
 converged.
 
-At every probe the averaged weights show which blocks' second moments change alike
+At every probe the EMA weights show which blocks' second moments change alike
 (`structure_groups`). When the groups have settled and stand out of a null without groups, a term
 pulls the blocks of each group towards their common second moments (`structure_term`). Every second
 step takes one type of matrix, in turn, at twice its weight: the same gradient over twelve steps at

@@ -48,7 +48,7 @@ class StructureOptions(MechanismOptions):
         return self
 
     def regime_need(self) -> RegimeNeed:
-        return RegimeNeed("its probes provide the averaged weights, and the term waits for r")
+        return RegimeNeed("its probes provide the EMA weights, and the term waits for r")
 
 
 def check_structure(options: StructureOptions, recipe: Recipe) -> None:
