@@ -40,7 +40,8 @@ LIGHT_ROOMS = ("recipe", "runs", "report", "terminal", "files", "errors", "schem
 HEAVY = ("torch", "torchaudio", "transformers", "safetensors", "accelerate", "scipy", "datasets")
 WITHOUT_TORCH = [
     *(m for m in SOURCES if m.partition(".")[0] in LIGHT_ROOMS and m != "runs.checkpoint"),
-    *(f"stage.{name}" for name in ("base", "registry", "regime", "regime_variable")),
+    *(f"stage.{name}" for name in ("base", "options", "registry", "regime", "regime_variable")),
+    *(f"stage.{name}" for name in ("probe_columns", "structure_columns")),
 ]
 
 

@@ -379,7 +379,7 @@ def test_speed_weights() -> None:
 
 
 def test_trainer_multiplies_weights_per_sample() -> None:
-    """`total_loss` on plans of this mechanism: weights [B], and t of another shape is refused there."""
+    """`total_loss` on plans of this mechanism: weights [B]; t of another shape is refused."""
     fake: Any = SimpleNamespace(loss=lambda plan, result: None)
     mechanism = made(kind="speed", weighting="min-snr")
     plan = mechanism.plan(0, Plan())

@@ -17,7 +17,8 @@ from typing import Any
 
 from stagecli.report.probe_rows import noise_levels
 from stagecli.report.run_report import RunReport, read_run
-from stagecli.stage.regime_variable import OFFSET, fit_line
+from stagecli.stage.regime_progress import OFFSET
+from stagecli.stage.regime_slope import fit_line
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 

@@ -1,4 +1,4 @@
-"""What the mechanisms of a run report, whichever there are.
+"""Reports of the mechanisms of a run, whichever there are.
 
 Figures of the metrics are columns `stage/NAME/FIGURE`. The mechanism that measures the regime is
 left out of those: it has sections of its own, from the probes. Other columns of the probes are read

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Sequence
 
 from stagecli.files import JsonRow, number
-from stagecli.stage.regime_variable import LEAST_FALL, OFFSET, REFINEMENT
+from stagecli.stage.regime_progress import LEAST_FALL, OFFSET
+from stagecli.stage.regime_variable import REFINEMENT
 
 EARLY = 0.25  # of the steps seen: a curve that did 90 % of its fall by then saturated early
 NEAR_REFERENCE = 0.9  # Dn from here on is hardly closer than the reference

@@ -30,7 +30,7 @@ def _uniform() -> TimeDensity:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the next step does. The defaults are plain training.
+    """Instructions for the next step. The defaults are plain training.
 
     density: density that t is drawn from; loss_weight: maps t [B] to weights of the loss [B]; r:
     regime variable, 0 where no mechanism measures it; hidden: blocks, counted from 1, whose output

@@ -173,15 +173,15 @@ def adjusted_rand(a: Sequence[int] | Labels, b: Sequence[int] | Labels) -> float
     second = np.unique(np.asarray(b), return_inverse=True)[1]
     if len(first) != len(second):
         raise ValueError(f"partitions of {len(first)} and of {len(second)} blocks")
-    table = np.zeros((first.max() + 1, second.max() + 1))
-    np.add.at(table, (first, second), 1)
+    contingency = np.zeros((first.max() + 1, second.max() + 1))
+    np.add.at(contingency, (first, second), 1)
 
     def pairs(n: Array) -> float:
         return float((n * (n - 1) / 2).sum())
 
-    both = pairs(table)
-    one = pairs(table.sum(1))
-    other = pairs(table.sum(0))
+    both = pairs(contingency)
+    one = pairs(contingency.sum(1))
+    other = pairs(contingency.sum(0))
     every = len(first) * (len(first) - 1) / 2
     expected = one * other / every if every else 0.0
     most = (one + other) / 2

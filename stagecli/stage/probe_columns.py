@@ -1,4 +1,4 @@
-"""What a mechanism adds to probes.jsonl, read back in a form that a report can draw. No torch."""
+"""Reading a mechanism's own columns of probes.jsonl in a form that a report can draw. No torch."""
 
 from __future__ import annotations
 

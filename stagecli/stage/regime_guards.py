@@ -1,6 +1,4 @@
-"""What overrules the measured regime variable: an alarm that holds it and a fail-safe that lifts
-it.
-"""
+"""Overrides of the measured regime variable: an alarm that holds it, a fail-safe that lifts it."""
 
 from __future__ import annotations
 

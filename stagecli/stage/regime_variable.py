@@ -16,15 +16,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stagecli.stage.regime_guards import Alarm, Failsafe
+from stagecli.stage.regime_progress import ENDS, ProbeHistory, Progress, measure_progress
 from stagecli.stage.regime_settings import RegimeSettings
-from stagecli.stage.regime_slope import fit_line
 
 SOURCES = ("measured", "replay", "linear")
-OFFSET = 0.01  # in L = ln(Dn + OFFSET): keeps the logarithm finite at the codec's ceiling
-LEAST_FALL = 0.02  # of L since the start; under 2 % there is no average rate to compare with
-ENDS = 5  # probes whose median is "L at the start" and "L now"; also the median over targets
 MIN_POINTS = 12  # for a slope, counted from the clock's start
-STEADY = 0.9  # r's target is 1 where progress is at 1 - STEADY of its average
 REFINEMENT = 0.5  # r from which the stage is refinement
 
 
@@ -36,39 +32,6 @@ class Transition:
     after: str
     reason: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class ProbeHistory:
-    """The probes with a finite Dn so far: step, optimiser time, Dn, and L = ln(Dn + OFFSET)."""
-
-    steps: list[int] = field(default_factory=list)
-    taus: list[float] = field(default_factory=list)
-    discrepancies: list[float] = field(default_factory=list)
-    logs: list[float] = field(default_factory=list)
-
-    def add(self, step: int, tau: float, Dn: float) -> None:
-        self.steps.append(step)
-        self.taus.append(tau)
-        self.discrepancies.append(Dn)
-        self.logs.append(math.log(max(Dn, 0.0) + OFFSET))
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Pace of the progress at the newest probe; None until there are enough probes for a slope.
-
-    beta: slope of L per unit of tau; q: present rate over the average rate since the clock's start;
-    beta_se, q_se: their standard errors; target: value that r moves towards; p_rise: one-sided p of
-    "not rising".
-    """
-
-    beta: float | None = None
-    beta_se: float | None = None
-    q: float | None = None
-    q_se: float | None = None
-    target: float | None = None
-    p_rise: float | None = None
 
 
 class Regime:
@@ -181,39 +144,23 @@ class Regime:
         reason = (
             f"Dn is under {s.level:g} for {s.needed} probes in a row: progress is counted from here"
         )
-        earliest = math.ceil(s.start * s.steps)
-        evidence = {"Dn": Dn, "tau": self.history.taus[-1], "earliest": earliest}
+        evidence = {
+            "Dn": Dn,
+            "tau": self.history.taus[-1],
+            "earliest": math.ceil(s.start * s.steps),
+        }
         return [Transition(before, self.stage, reason, evidence)]
 
     def _measure(self) -> None:
         """Update `progress`, once the clock has run long enough."""
-        taus = self.history.taus
-        logs = self.history.logs
-        if self.clock is None or len(logs) - self.clock < MIN_POINTS:
+        if self.clock is None or len(self.history.logs) - self.clock < MIN_POINTS:
             return
-
-        # The slope. A single window cannot pin down phi, and where it underestimates phi, noise
-        # looks like a rise.
-        first = max(self.clock, len(logs) - self.settings.window)
+        # A single window cannot pin down phi; where it underestimates phi, noise looks like a rise.
         known_phi = statistics.median(self.phis) if self.phis else 0.0
-        line = fit_line(taus[first:], logs[first:], known_phi)
-        self.phis.append(line.phi)
-
-        # The average rate. Medians of both ends: one stray probe at the start would shift every
-        # later average.
-        head = slice(self.clock, self.clock + ENDS)
-        elapsed = statistics.median(taus[-ENDS:]) - statistics.median(taus[head])
-        fall = statistics.median(logs[head]) - statistics.median(logs[-ENDS:])
-        scale = elapsed / max(fall, LEAST_FALL)
-        q = -line.slope * scale
-        q_se = line.se * scale if scale > 0 else math.inf
-
-        # The margin: without it, noise around a steady line turns into targets, and the latch keeps
-        # every one.
-        sure = q + self.settings.margin * q_se
-        target = min(1.0, max(0.0, (1 - sure) / STEADY))
-        self.progress = Progress(line.slope, line.se, q, q_se, target, line.p_rise)
-        self.targets = [*self.targets, target][-ENDS:]
+        self.progress, phi = measure_progress(self.history, self.clock, self.settings, known_phi)
+        self.phis.append(phi)
+        assert self.progress.target is not None
+        self.targets = [*self.targets, self.progress.target][-ENDS:]
 
     def _update_alarm(self) -> list[Transition]:
         s = self.settings

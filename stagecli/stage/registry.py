@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stagecli.errors import Problem, StageError
 from stagecli.stage.probe_columns import ProbeColumns
 
-if TYPE_CHECKING:  # reading a run needs the names of the mechanisms alone, and no pydantic
+if TYPE_CHECKING:  # reading a run needs the names below, but not pydantic
     from stagecli.stage.options import MechanismOptions, Role
 
 # Name -> "module:class", in the order in which plans are folded.

@@ -1,7 +1,7 @@
 """`[stage.structure]`: pulls the blocks of a group together, once the grouping of the blocks has
 converged.
 
-At every probe the averaged weights show which blocks' second moments change alike
+At every probe the EMA weights show which blocks' second moments change alike
 (`structure_groups`). When the groups have settled and stand out of a null without groups, a term
 pulls the blocks of each group towards their common second moments (`structure_term`). Every second
 step takes one type of matrix, in turn, at twice its weight: the same gradient over twelve steps at
@@ -14,20 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from stagecli.errors import Problem, StageError
 from stagecli.flow.objective import Result
-from stagecli.schema import Fraction, Natural, PositiveReal, Recipe
+from stagecli.schema import Recipe
 from stagecli.stage import grouping
 from stagecli.stage.base import Event, Mechanism, Plan, Signals
-from stagecli.stage.options import MechanismOptions, RegimeNeed
 from stagecli.stage.structure_groups import GroupMonitor, seed_of
+from stagecli.stage.structure_options import SURE, StructureOptions, check_structure
 from stagecli.stage.structure_size import RISE, TermSize, ValidationWatch
 from stagecli.stage.structure_term import TYPES, GroupTerm, block_matrices
 
@@ -36,44 +34,6 @@ SAME = 0.9  # adjusted Rand index from which two partitions count as the same
 EVERY = 2  # steps from one turn of the term to the next
 TURNS = EVERY * len(TYPES)  # steps until every type has had its turn
 CHECK = 10 * TURNS  # steps between measurements of the whole term's gradient
-LEAST_DEPTH = 4  # two groups of two
-SURE = 12  # depth from which every partition can reach z = 4
-
-
-class StructureOptions(MechanismOptions):
-    groups: Literal["measured", "shuffled", "random", "thirds"] = "measured"
-    """`measured`; controls: those `shuffled` over blocks, a `random` partition, or `thirds`."""
-    when: Literal["converged", "always", "step"] = "converged"
-    """Begin when groups have converged, as soon as there are groups (`always`), or at a `step`."""
-    at: Fraction = 0.5
-    """Share of the budget at which the term begins (when = "step")."""
-    similarity: Literal["moments", "updates"] = "moments"
-    """Compare changes of W^T W or W W^T, or of W itself (blind to permuted units)."""
-    z: PositiveReal = 4.0
-    """Least distance from the Toeplitz null, in its standard deviations (when = "converged")."""
-    change: PositiveReal = 0.15
-    """Largest relative change of the similarities between probes (when = "converged")."""
-    r: Fraction = 0.5
-    """Least regime variable (when = "converged")."""
-    share: PositiveReal = 0.03
-    """Norm of the term's gradient (mean of 12 steps) over the whole gradient's, after the ramp."""
-    cap: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Upper bound on that ratio."""
-    ramp: Fraction = 0.05
-    """Share of the budget over which the term comes in, by a half cosine."""
-    seed: Natural = 0
-    """Seed for the sketches, the null model and the control groupings."""
-
-    @model_validator(mode="after")
-    def consistent(self) -> Self:
-        if self.share > self.cap:
-            raise ValueError("share must not exceed cap")
-        if self.when != "step" and "at" in self.model_fields_set and self.at != 0.5:
-            raise ValueError('at requires when = "step"')
-        return self
-
-    def regime_need(self) -> RegimeNeed:
-        return RegimeNeed("its probes provide the averaged weights, and the term waits for r")
 
 
 @dataclass
@@ -112,7 +72,7 @@ class StructureMechanism(Mechanism):
         """Raises StageError without validation, or for a depth at which the term could never
         act.
         """
-        _check_recipe(options, recipe)
+        check_structure(options, recipe)
         return cls(options, recipe)
 
     def attach(self, network: nn.Module, feature_width: int | None) -> None:
@@ -309,38 +269,3 @@ class StructureMechanism(Mechanism):
             "groups": list(self.term.labels) or None,
         }
         return {f"{self.name}_{column}": value for column, value in row.items()}
-
-
-def _check_recipe(options: StructureOptions, recipe: Recipe) -> None:
-    """Raises StageError, see `StructureMechanism.build`."""
-    if not recipe.train.validate_every:
-        raise StageError(
-            "[stage.structure] watches the validation loss, but the recipe never measures it",
-            problems=[Problem("train.validate_every", "0: never")],
-            hint="set train.validate_every, for example to a 20th of train.steps",
-        )
-    depth = recipe.model.resolved()[1]
-    least = 6 if options.groups == "thirds" else LEAST_DEPTH
-    if depth < least:
-        raise StageError(
-            f"groups of at least {grouping.LEAST} blocks need {least} blocks, "
-            f"the model has {depth}",
-            problems=[Problem("stage.structure.groups", options.groups)],
-            hint=f"set model.depth to {least} or more, or leave [stage.structure] out",
-        )
-    if options.when != "converged" or depth >= SURE:
-        return
-    count, every, most = grouping.reachable(depth, options.z)
-    if not count:
-        raise StageError(
-            f"{depth} blocks are too few to tell groups from chance: none of their {every} "
-            f"partitions scores above z = {most:.1f} against the Toeplitz null, and "
-            f"stage.structure.z is {options.z:g}, so the term would never act",
-            problems=[
-                Problem(
-                    "model.depth",
-                    f"{depth}; from 8 on some partitions reach z = 4, from 12 on all of them",
-                )
-            ],
-            hint='use a deeper model, or when = "step" or "always", which do not test the groups',
-        )

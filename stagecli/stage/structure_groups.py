@@ -28,7 +28,7 @@ class GroupMonitor:
     """Similarities S of the blocks' updates between probes, and the groups found in them.
 
     similarity, seed: as in `StructureOptions`; matrices: from `structure_term.block_matrices`;
-    network: that holds them, for the names that averaged weights go by.
+    network: that holds them, for the names that EMA weights go by.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class GroupMonitor:
         self.measurements = 0
 
     def measure(self, ema_weights: Mapping[str, Tensor]) -> bool:
-        """Take in the averaged weights of a probe; False at the first one, which has nothing to
+        """Take in the EMA weights of a probe; False at the first one, which has nothing to
         compare with.
         """
         current_MLp = np.stack([self._sketched(kind, ema_weights) for kind in TYPES])

@@ -19,6 +19,7 @@ from stagecli.model.ema import EMA
 from stagecli.model.network import Network
 from stagecli.schema import Recipe
 from stagecli.ssl import check_monitor, open_encoder
+from stagecli.stage import registry
 from stagecli.stage.base import ProbeSettings
 from stagecli.train.prepare import Prepared
 from stagecli.train.probe import AT_ONCE, FeatureDistance, ProbeSet, Targets, feature_count
@@ -135,7 +136,9 @@ def check_scale(monitor: str, ceiling: float, reference: float) -> None:
         f"monitor {monitor} cannot measure this run: what holds no information beyond the "
         f"condition (d = {reference:.4f}) is hardly further away than the codec's own round trip "
         f"(d = {ceiling:.4f})",
-        problems=[Problem("stage.regime.monitor", f"needs a gap of at least {LEAST_GAP}")],
+        problems=[
+            Problem(f"stage.{registry.REGIME}.monitor", f"needs a gap of at least {LEAST_GAP}")
+        ],
         hint="use another monitor or layer, or a codec that keeps more",
     )
 
@@ -237,7 +240,7 @@ def mismatch_distance(targets: Targets, captions: Sequence[str]) -> float:
     if not len(distances):
         raise StageError(
             "the probe set has a single clip and nothing to compare it with",
-            problems=[Problem("stage.regime.clips", str(len(captions)))],
+            problems=[Problem(f"stage.{registry.REGIME}.clips", str(len(captions)))],
             hint="give the valid split at least two clips",
         )
     return float(distances.mean())
