@@ -1,4 +1,7 @@
-"""Files that a killed process cannot spoil: whole files by rename, JSON lines that repair a torn end. No torch."""
+"""Files that a killed process cannot spoil: whole by rename, or JSON lines that end a torn one.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ JsonRow = dict[str, Any]
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it replaces `path` when the block ends without an exception.
+    """A temporary file beside `path` to write to; it replaces `path` when the block succeeds.
 
-    The data is on the disk before the name changes. Raises OSError, and then leaves `path` as it was.
+    The data is on the disk before the name changes. On an exception `path` stays as it was. Raises
+    OSError.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -67,7 +71,7 @@ def append_json_lines(path: Path, values: Iterable[Any]) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value) of every line that holds JSON; torn and foreign lines are left out.
+    """(line number from 1, value) of every line that holds JSON; other lines are skipped.
 
     Lines end at "\\n" only: U+2028 inside a string is no line break. Raises OSError.
     """
@@ -91,7 +95,7 @@ def number(value: object) -> float | None:
 
 
 def finite(value: Any) -> Any:
-    """`value` with NaN and infinity, which JSON cannot hold, replaced by None in lists and mappings too."""
+    """`value` with NaN and infinity, which JSON cannot hold, replaced by None at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

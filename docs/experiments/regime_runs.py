@@ -1,6 +1,8 @@
-"""Trajectories of D, Dn by noise level and r of several runs of one recipe, as Markdown: mean and spread over seeds.
+"""D, Dn by noise level and r of several runs of one recipe, as Markdown: mean and spread.
 
-    for s in 0 1 2; do stagecli train fsdd-t2a --name digits-$s --set train.seed=$s --set stage.regime.clips=16; done
+    for s in 0 1 2; do
+      stagecli train fsdd-t2a --name digits-$s --set train.seed=$s --set stage.regime.clips=16
+    done
     python docs/experiments/regime_runs.py runs/digits-*
 
 Reads the run directories only. The runs must have the same steps between probes.
@@ -46,7 +48,7 @@ def first_step(report: RunReport, level: float) -> int | None:
 
 
 def noise(report: RunReport, window: int = 20) -> tuple[float, float]:
-    """Median over windows of the deviation of ln(Dn + 0.01) around its line, and of its lag-1 correlation."""
+    """Deviation of ln(Dn + 0.01) from its line, and lag-1 correlation: medians over windows."""
     good = [row for row in report.probes if row["Dn"] is not None]
     logs = [math.log(max(row["Dn"], 0) + OFFSET) for row in good]
     taus = [row["tau"] for row in good]
@@ -107,9 +109,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument(
-        "--plot", type=Path, help="also draw to FILE.svg or FILE.png (needs matplotlib)"
-    )
+    parser.add_argument("--plot", type=Path, help="also draw to FILE.svg or FILE.png")
     options = parser.parse_args()
     reports = [read_run(path) for path in options.runs]
     if options.plot:
@@ -127,7 +127,8 @@ def main() -> None:
         )
     print()
     print(
-        "| run | ceiling | reference | clock | r >= 0.5 at | by the fail-safe from | noise of ln Dn | lag-1 | cost |"
+        "| run | ceiling | reference | clock | r >= 0.5 at | by the fail-safe from "
+        "| noise of ln Dn | lag-1 | cost |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for report in reports:
@@ -135,8 +136,9 @@ def main() -> None:
         lifted = next((row["step"] for row in report.probes if row["failsafe"]), None)
         deviation, phi = noise(report)
         print(
-            f"| {report.name} | {last['d_ceiling']:.4f} | {last['d_ref']:.4f} | {last['clock_step'] or '-'} "
-            f"| {first_step(report, 0.5) or '-'} | {lifted or '-'} | {100 * deviation:.1f} % | {phi:.2f} "
+            f"| {report.name} | {last['d_ceiling']:.4f} | {last['d_ref']:.4f} "
+            f"| {last['clock_step'] or '-'} | {first_step(report, 0.5) or '-'} "
+            f"| {lifted or '-'} | {100 * deviation:.1f} % | {phi:.2f} "
             f"| {100 * last['share']:.1f} % |"
         )
 

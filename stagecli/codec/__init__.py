@@ -19,6 +19,7 @@ def make_codec(recipe: Recipe) -> Codec:
     """
     options = recipe.codec
     sample_rate = recipe.data.sample_rate
+    # Log-mel frames, inverted by Griffin-Lim or a vocoder.
     if options.kind == "mel":
         from stagecli.codec.mel import MelCodec
         from stagecli.codec.vocoder import load_vocoder
@@ -34,6 +35,7 @@ def make_codec(recipe: Recipe) -> Codec:
             iterations=options.iterations,
             vocoder=load_vocoder(options.vocoder) if options.vocoder else None,
         )
+    # Lossless spectra.
     if options.kind == "mdct":
         from stagecli.codec.spectral import MDCTCodec
 

@@ -59,6 +59,7 @@ class MelCodec(Codec):
         vocoder: nn.Module | None = None,
     ) -> None:
         super().__init__(sample_rate=sample_rate, hop=hop, channels=n_mels, is_network=False)
+        # Settings, each within its range.
         nyquist = sample_rate / 2
         top = nyquist if f_max is None else f_max
         _refuse_wrong(
@@ -92,6 +93,7 @@ class MelCodec(Codec):
         self.register_buffer("pinv_CF", pinv_CF, persistent=False)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
+        # The way back: a vocoder, or Griffin-Lim without one.
         if vocoder is not None:
             check_vocoder(vocoder, sample_rate=sample_rate, n_mels=n_mels, hop=hop)
         self.vocoder = vocoder

@@ -79,5 +79,6 @@ def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> D
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # seeds workers, which never draw; the global one stays untouched
+        # Seeds the workers, which never draw; without it the global generator would be advanced.
+        generator=torch.Generator(),
     )

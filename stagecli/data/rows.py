@@ -94,6 +94,7 @@ def manifest_entries(data: Data, path: Path, need_captions: bool) -> Iterator[En
     any split is split by `hash_split` of its paths. The same file on two lines is a problem. Raises
     StageError when the manifest itself cannot be read.
     """
+    # Lines, and whether any of them names a split.
     if path.is_dir():
         raise StageError(
             f"{path} is a folder", hint='name the manifest file, or set data.source = "folder"'

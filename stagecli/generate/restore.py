@@ -41,6 +41,7 @@ def restore_files(
     loudness of the input. cutoff: in Hz, default: measured in each file. output, changes: as in
     `generate_files`. Raises StageError.
     """
+    # Everything that can be wrong, before any file is restored.
     files = find_audio(source)
     pipeline, checkpoint_path = load_pipeline(run_dir, checkpoint)
     if pipeline.recipe.task.kind != "sr":
@@ -53,6 +54,7 @@ def restore_files(
     folder = make_folder(output, run_dir, checkpoint_path, "restored")
     cutoffs = _choose_cutoffs(files, cutoff, pipeline.recipe, warn)
 
+    # File by file.
     common = provenance(settings, seed, run_dir, checkpoint_path)
     rows = []
     for number, (file, file_cutoff) in enumerate(zip(files, cutoffs, strict=True), 1):

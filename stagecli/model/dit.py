@@ -143,7 +143,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
 
     def matrices(self) -> dict[str, Tensor]:
-        """Weights [out, in] of self-attention (q, k, v, o) and of the feed-forward layers (fc1, fc2).
+        """Weights [out, in] of self-attention (q, k, v, o) and of the feed-forward part (fc1, fc2).
 
         q, k, v and fc1 read the residual stream (in = width); o and fc2 write to it (out = width).
         """

@@ -23,7 +23,7 @@ from stagecli.stage import registry
 
 
 def probe_panels(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
-    """The newest matrix that a mechanism added to a run's probes, and the curves that belong to it."""
+    """The newest matrix that a mechanism added to a run's probes, and the curves with it."""
     panels: list[Panel | HeatMap] = []
     for mechanism, columns in registry.probe_columns().items():
         for index, report in enumerate(reports):

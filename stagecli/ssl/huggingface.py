@@ -269,6 +269,7 @@ class CLAPEncoder(Encoder):
     """
 
     def __init__(self, network: Any, extractor: Any, name: str, layer: Layer) -> None:
+        # One layer: those of a Swin transformer differ in shape.
         config = network.config
         rate = int(extractor.sampling_rate)
         blocks = _blocks(network)
@@ -279,6 +280,8 @@ class CLAPEncoder(Encoder):
                 "and cannot be averaged",
                 hint=f"choose one layer from 0 to {len(blocks)}",
             )
+
+        # Time of one feature at that layer.
         stage = max(layers[0] - 1, 0)
         ratio = int(config.spec_size // config.num_mel_bins)
         side = int(network.audio_encoder.input_resolutions[stage][0])
@@ -300,6 +303,8 @@ class CLAPEncoder(Encoder):
             layers=layers,
             grid=Grid(first=hop, hop=hop, chunk=chunk, window=length),
         )
+
+        # The extractor's front end, rebuilt for batches on any device.
         self.ratio = ratio
         self.side = side
         fused = extractor.truncation == "fusion"

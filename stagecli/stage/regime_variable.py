@@ -210,9 +210,7 @@ class Regime:
         return [Transition("measured", "fail-safe", reason, evidence)]
 
     def row(self) -> dict[str, Any]:
-        """The last probe as flat columns of probes.jsonl, which `report/regime_sentences.py` reads; None
-        where not known yet.
-        """
+        """The last probe as flat columns of probes.jsonl; None where not known yet."""
         history = self.history
         has_number = bool(history.steps) and history.steps[-1] == self.last_step
         progress = self.progress

@@ -75,14 +75,7 @@ def build_trainer(
     probes = None
     if stages.probes is not None:
         probes = build_probes(stages.probes, prepared, network, accelerator, view.progress)
-    pipeline = Pipeline(
-        recipe=recipe,
-        codec=prepared.codec,
-        network=network,
-        text=prepared.text,
-        device=device,
-        autocast=accelerator.autocast,
-    )
+    pipeline = build_pipeline(prepared, network, accelerator)
     scorer = None
     if options.evaluate_every:
         scorer = build_scorer(prepared, pipeline, accelerator, view.progress)
@@ -109,6 +102,18 @@ def build_trainer(
         recorder=Recorder(run, view),
     )
     return Trainer(context, state, Outputs(context, state, pipeline, scorer))
+
+
+def build_pipeline(prepared: Prepared, network: Network, accelerator: Accelerator) -> Pipeline:
+    """Generation with the network that is trained, for samples and scores."""
+    return Pipeline(
+        recipe=prepared.recipe,
+        codec=prepared.codec,
+        network=network,
+        text=prepared.text,
+        device=accelerator.device,
+        autocast=accelerator.autocast,
+    )
 
 
 def build_network(recipe: Recipe, prepared: Prepared, device: torch.device) -> Network:
