@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import resource
 import subprocess
 import sys
@@ -134,6 +135,14 @@ def test_no_import_goes_up_or_across_a_floor() -> None:
 def test_no_circle_of_files() -> None:
     graph = {module: arrows(module) for module in SOURCES}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if room(m) in ("report", "terminal")])
+def test_one_file_writes_to_the_terminal(module: str) -> None:
+    """Views, tables and reports go through the console, which knows what a terminal can show."""
+    text = SOURCES[module].read_text(encoding="utf-8")
+    writes = re.findall(r"\bprint\(|sys\.std(?:out|err)|\\x1b\[[HJ]", text)
+    assert module == "terminal.console" or writes == []
 
 
 def test_few_files_lie_loose() -> None:

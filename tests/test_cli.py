@@ -79,12 +79,12 @@ def test_exit_code(
 def test_ctrl_c_in_a_reading_command_is_130(
     cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stagecli import report
+    from stagecli.report import run_report
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "read_run", interrupted)
+    monkeypatch.setattr(run_report, "read_run", interrupted)
     result = cli("inspect-regime", runs / "t2a")
     assert (result.code, result.stdout) == (130, "")
     assert "Traceback" not in result.stderr

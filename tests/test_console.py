@@ -14,13 +14,18 @@ import pytest
 from helpers.run_directories import make_run
 
 from stagecli.errors import Problem, StageError
-from stagecli.report import read_run
-from stagecli.report.curves import Curve, bar
-from stagecli.report.summary import summary
+from stagecli.report.curves import GrowingCurve
+from stagecli.report.formats import bar
+from stagecli.report.run_report import read_run
+from stagecli.report.summary import summarize_run
 from stagecli.terminal import console
-from stagecli.terminal import inspect as report_text
-from stagecli.terminal.console import Console, LiveView, PlainView, QuietView
-from stagecli.terminal.views import Board
+from stagecli.terminal.board import Board
+from stagecli.terminal.board_lines import board_lines
+from stagecli.terminal.console import Console
+from stagecli.terminal.inspect import inspect
+from stagecli.terminal.live import LiveView, make_view
+from stagecli.terminal.regime_board import regime_key
+from stagecli.terminal.views import PlainView, QuietView
 
 INFO = {
     "name": "demo",
@@ -150,7 +155,7 @@ def test_json_is_alone_on_stdout(capsys: pytest.CaptureFixture[str], tmp_path: P
     out.warn("careful")
     out.text("not data")
     out.table("nothing", ["a"], [[1]])
-    report_text.inspect([summary(read_run(make_run(tmp_path / "demo")))], out)
+    inspect([summarize_run(read_run(make_run(tmp_path / "demo")))], out)
     stdout, stderr = capsys.readouterr()
     assert json.loads(stdout)["name"] == "demo"
     assert stderr == "working\nwarning: careful\n"
@@ -179,7 +184,7 @@ def test_inspect_reads_without_colour(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, several: bool
 ) -> None:
     names = ["one", "two"] if several else ["one"]
-    report_text.inspect([summary(read_run(make_run(tmp_path / name))) for name in names], Console())
+    inspect([summarize_run(read_run(make_run(tmp_path / name))) for name in names], Console())
     out, err = capsys.readouterr()
     assert err == ""
     assert "\x1b[3" not in out
@@ -189,7 +194,7 @@ def test_inspect_reads_without_colour(
         "1,000 of 1,000",
         "0.25-0.50",
         "valid loss",
-        "- -> running",
+        "running",
         "Reading",
     ):
         assert expected in out
@@ -202,25 +207,33 @@ def test_dumb_terminal_is_ascii(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    report_text.inspect([summary(read_run(make_run(tmp_path / "demo")))], Console())
+    inspect([summarize_run(read_run(make_run(tmp_path / "demo")))], Console())
     out = capsys.readouterr().out
     assert out.isascii()
     assert "\x1b" not in out
-    board = Board(info=INFO, at=10)
+    board = Board(info=INFO, step=10)
     board.add_row({**ROW, "valid/loss": 0.4})
     board.add_bins(bins_row(10))
-    assert all(text.isascii() for line in board.lines(76, 21, plain=True) for text, _ in line)
+    assert all(
+        text.isascii() for line in board_lines(board, 76, 21, plain=True) for text, _ in line
+    )
 
 
 def test_latin_stdout_does_not_fail() -> None:
-    code = "from stagecli.terminal.console import Console as C; C().text('\\u00e9 \\u2588'); C().table('', ['a'], [['\\u4e2d']])"
+    code = (
+        "from stagecli.terminal.console import Console;"
+        " Console().text('\\u00e9 \\u2588'); Console().table('', ['a'], [['\\u4e2d']])"
+    )
     env = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": "."}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=env)
     assert done.stdout.isascii()
 
 
 def test_import_is_light() -> None:
-    code = "import stagecli.terminal.console, stagecli.terminal.follow, stagecli.report.html, sys; print(sorted(sys.modules))"
+    code = (
+        "import stagecli.terminal.live, stagecli.terminal.follow, stagecli.report.html,"
+        " stagecli.report.plot, sys; print(sorted(sys.modules))"
+    )
     modules = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=True, text=True
     ).stdout
@@ -250,7 +263,7 @@ def test_plain_view_one_line_per_interval(capsys: pytest.CaptureFixture[str]) ->
     assert lines[3].startswith("step 10/100  loss 0.5  lr 0.0001  grad 1.25  samples/s 80")
     assert "loss not finite" in lines[7]
     assert "valid 0.25" in lines[13]
-    assert lines[14] == "event at step 10: trainer - -> running: begun [bold]"
+    assert lines[14] == "event at step 10: trainer running: begun [bold]"
     assert lines[15] == "finished: next: inspect"
 
 
@@ -267,10 +280,11 @@ def test_plain_view_carries_the_newest_probe(capsys: pytest.CaptureFixture[str])
     view.probe({**PROBE, "step": 35})
     view.close("finished", "")
     lines = capsys.readouterr().err.splitlines()[1:]
+    assert lines.pop(0) == regime_key("t2a")  # once, before the first probe
     assert len(lines) == 5
     assert "  Dn 0.412  r 0.120" in lines[0]
     assert "Dn" not in lines[1]
-    assert "  Dn has no number (step 25)  r 0.120" in lines[2]
+    assert "  Dn without a value (step 25)  r 0.120" in lines[2]
     assert lines[3:] == ["step 35  Dn 0.412  r 0.120", "finished"]
 
 
@@ -286,16 +300,16 @@ def test_quiet_view_only_says_how_it_failed(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_make_view_picks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(console.make_view(), PlainView)
+    assert isinstance(make_view(), PlainView)
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert isinstance(console.make_view(), LiveView)
-    assert isinstance(console.make_view(verbose=True), PlainView)
-    assert isinstance(console.make_view(quiet=True), QuietView)
+    assert isinstance(make_view(), LiveView)
+    assert isinstance(make_view(verbose=True), PlainView)
+    assert isinstance(make_view(quiet=True), QuietView)
     monkeypatch.setenv("STAGECLI_NO_PROGRESS", "1")
-    assert isinstance(console.make_view(), PlainView)
+    assert isinstance(make_view(), PlainView)
     monkeypatch.delenv("STAGECLI_NO_PROGRESS")
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(console.make_view(), PlainView)
+    assert isinstance(make_view(), PlainView)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -336,14 +350,14 @@ def test_live_view_leaves_a_final_panel(monkeypatch: pytest.MonkeyPatch, encodin
 def test_board_fits(width: int, height: int) -> None:
     board = Board(info={**INFO, "run_dir": "runs/" + "x" * 30})
     for done in (1, 5):
-        board.add_progress("filling cache", done, 9)
-    assert len(board.lines(width, height, False)) <= height
+        board.work.update("filling cache", done, 9)
+    assert len(board_lines(board, width, height, False)) <= height
     for step in range(10, 100, 10):
-        board.at = step
+        board.step = step
         board.add_row({**ROW, "step": step, "valid/loss": 1 / step})
         board.add_bins(bins_row(step, size=20))
-    board.event = EVENT
-    lines = board.lines(width, height, False)
+    board.add_event(EVENT)
+    lines = board_lines(board, width, height, False)
     assert len(lines) <= height
     if width >= 76:
         assert all(sum(len(text) for text, _ in line) <= width for line in lines)
@@ -355,7 +369,7 @@ def test_board_fits(width: int, height: int) -> None:
 def test_board_shows_the_regime_from_the_first_probe_on(
     width: int, height: int, plain: bool
 ) -> None:
-    board = Board(info=INFO, at=10)
+    board = Board(info=INFO, step=10)
     board.add_row({**ROW, "valid/loss": 0.4})
     board.add_bins(bins_row(10))
     regime = {
@@ -391,7 +405,7 @@ def test_board_shows_the_regime_from_the_first_probe_on(
             "0.334",
             "##" if plain else "██",
             "per 10 steps",
-            "q 0.40",
+            f"progress rate 40 % {'+-' if plain else '±'} 10 of its average",
             "Dn is under 0.9",
             "3m 10s, 2.1 % of training",
             "last event  step 10  trainer",
@@ -401,13 +415,19 @@ def test_board_shows_the_regime_from_the_first_probe_on(
         {**PROBE, "step": 30, "Dn": None, "D": None, "r": None, "frozen": True, "source": "replay"}
     )
     text = shown(board, 116, 42, plain)
-    for part in ("0.034", "gave no number", "r not known", "frozen: D is rising", "r is replayed"):
+    for part in (
+        "0.034",
+        "gave no value",
+        "r unknown",
+        "r is frozen because D is rising",
+        "r is replayed",
+    ):
         assert part in text
 
 
 def shown(board: Board, width: int, height: int, plain: bool) -> str:
     return "\n".join(
-        "".join(text for text, _ in line) for line in board.lines(width, height, plain)
+        "".join(text for text, _ in line) for line in board_lines(board, width, height, plain)
     )
 
 
@@ -415,7 +435,7 @@ def test_board_parts() -> None:
     assert bar(0.5, 4, True) == "##.."
     assert bar(0.55, 4, False, track=False) == "██▎ "
     assert bar(9.0, 4, False) == "████"
-    curve = Curve()
+    curve = GrowingCurve()
     for k in range(5000):
         curve.add(float(k))
     assert 200 < len(curve.values) <= 513

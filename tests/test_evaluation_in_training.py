@@ -17,10 +17,13 @@ from stagecli.errors import StageError
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
 from stagecli.metrics import in_training
 from stagecli.recipe.load import load_recipe
-from stagecli.report import evaluation, read_run
-from stagecli.report.panels import panels
-from stagecli.report.summary import summary
-from stagecli.terminal.views import Board, PlainView
+from stagecli.report import evaluation
+from stagecli.report.panels import run_panels
+from stagecli.report.run_report import read_run
+from stagecli.report.summary import summarize_run
+from stagecli.terminal.board import Board
+from stagecli.terminal.board_lines import board_lines
+from stagecli.terminal.views import PlainView
 
 LAST = "step_00000010"
 
@@ -351,14 +354,14 @@ def test_the_advice_follows_the_learning_rate_and_the_direction() -> None:
             {"step": s, "eval/si_sdr": v, "eval/seconds": 1.0}
             for s, v in zip(steps, values, strict=True)
         ]
-        return evaluation.sentences(
-            evaluation.summary(rows, columns.__getitem__, "eval/si_sdr"), rate
+        return evaluation.evaluation_sentences(
+            evaluation.summarize_evaluations(rows, columns.__getitem__, "eval/si_sdr"), rate
         )[-1]
 
     assert "eval/si_sdr has not improved by more than" in advice(values, [1e-3, 1e-3])
     assert "lower it before adding steps" in advice(values, [1e-3, 1e-3])
-    assert "at 5 % of its highest" in advice(values, [1e-3, 5e-5])
-    assert "worse now than at its best" in advice(
+    assert "at 5 % of its peak" in advice(values, [1e-3, 5e-5])
+    assert "now worse than at its best" in advice(
         [*values[:14], 11, 10.8, 10.5, 10, 9.5, 9], [1e-3]
     )
 
@@ -368,36 +371,36 @@ def test_the_advice_follows_the_learning_rate_and_the_direction() -> None:
 
 def test_inspect_shows_curves_and_their_metrics(trained: Path) -> None:
     report = read_run(trained / "sr")
-    document = summary(report)
-    json.dumps(document, allow_nan=False)
-    assert document["evaluation"]["chosen"] == "eval/si_sdr"
-    assert any(
-        line.startswith("best eval/si_sdr (higher is better)") for line in document["reading"]
-    )
-    assert {"eval/lsd", "eval/si_sdr_4000"} <= document["series"].keys()
-    drawn = {panel.title: panel for panel in panels([report])}
+    said = summarize_run(report)
+    json.dumps(said, allow_nan=False)
+    assert said["evaluation"]["chosen"] == "eval/si_sdr"
+    assert any(line.startswith("best eval/si_sdr (higher is better)") for line in said["reading"])
+    assert {"eval/lsd", "eval/si_sdr_4000"} <= said["series"].keys()
+    drawn = {panel.title: panel for panel in run_panels([report])}
     panel = drawn["si_sdr on valid, dB (higher is better)"]
-    assert [line.label for line in panel.lines] == [
+    assert [line.label for line in panel.traces] == [
         "mean over cutoffs",
         "si_sdr, 2000 Hz",
         "si_sdr, 4000 Hz",
     ]
-    assert len(drawn["lsd on valid, log10 power (lower is better)"].lines) == 3
+    assert len(drawn["lsd on valid, log10 power (lower is better)"].traces) == 3
     both = [
-        panel for panel in panels([report, report]) if panel.title.startswith("si_sdr on valid")
+        panel for panel in run_panels([report, report]) if panel.title.startswith("si_sdr on valid")
     ]
-    assert len(both) == 1 and len(both[0].lines) == 2
+    assert len(both) == 1 and len(both[0].traces) == 2
 
 
 def test_the_live_view_and_the_plain_one_show_the_newest_evaluation(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    board = Board(info={"steps": 10, "best_by": "eval/si_sdr"}, at=10)
+    board = Board(info={"steps": 10, "best_by": "eval/si_sdr"}, step=10)
     view = PlainView()
     for row in read_rows(trained / "sr"):
         board.add_row(row)
         view.row(row)
-    text = "\n".join("".join(piece for piece, _ in line) for line in board.lines(100, 40, True))
+    text = "\n".join(
+        "".join(piece for piece, _ in line) for line in board_lines(board, 100, 40, True)
+    )
     rows = evaluations(trained / "sr")
     top = max(rows, key=lambda row: row["eval/si_sdr"])
     assert (

@@ -1,10 +1,9 @@
-"""Metrics of clip pairs against auraloss, torchmetrics and torchaudio; checks, gain, streaming."""
+"""Metrics of clip pairs against auraloss, torchmetrics and torchaudio; checks and gain."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from stagecli.metrics import stft
 from stagecli.metrics.checks import check_pair, clip_statistics, pair_warnings, shared_peak
 from stagecli.metrics.gain import least_squares_gain, match_gain
 from stagecli.metrics.mel import log_mel_distance, mel_filters, window_size
-from stagecli.metrics.spectral import lsd, lsd_bands, lsd_stream, si_sdr, snr
+from stagecli.metrics.spectral import lsd, si_sdr, snr
 from stagecli.metrics.stft import multi_resolution_stft, spectral_convergence
 
 RATE = 16000
@@ -252,29 +251,6 @@ def test_gain_of_batches_and_of_nonsense() -> None:
     for estimate, message in ((-x, "not positive"), (x[:, :5], "one shape"), (x / 0, "NaN")):
         with pytest.raises(ValueError, match=message):
             match_gain(x, estimate)
-
-
-# Streaming
-
-
-def test_a_stream_reads_one_pair_at_a_time() -> None:
-    alive: list[int] = []
-
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for i in range(6):
-            alive.append(i)
-            yield noise(3000 + 100 * i, seed=i), noise(3000 + 100 * i, seed=i + 50)
-
-    for i, values in enumerate(lsd_stream(pairs(), RATE, 4000)):
-        assert alive == list(range(i + 1))  # the next pair is not read before this one is scored
-        x = noise(3000 + 100 * i, seed=i)
-        y = noise(3000 + 100 * i, seed=i + 50)
-        assert values == {name: float(value) for name, value in lsd_bands(x, y, RATE, 4000).items()}
-    assert [set(v) for v in lsd_stream([(x, y)], RATE)] == [{"lsd"}]
-    with pytest.raises(ValueError, match="pair 1: the estimate contains NaN"):
-        list(lsd_stream([(x, y), (x, y / 0)], RATE))
-    with pytest.raises(ValueError, match="pair 0: a streamed clip"):
-        list(lsd_stream([(x[None], y[None])], RATE))
 
 
 # Checks

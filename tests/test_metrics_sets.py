@@ -18,7 +18,6 @@ from stagecli.metrics.distance import (
     frechet_difference,
     frechet_distance,
     frechet_infinity,
-    frechet_interval,
     frechet_of_moments,
 )
 from stagecli.metrics.kernel import kernel_audio_distance, kernel_interval
@@ -138,18 +137,6 @@ def test_infinity_removes_the_bias() -> None:
     assert frechet_infinity(x[:130], y, 0, over="both").sizes[0] == 197  # 64 clips of x
     with pytest.raises(ValueError, match="3 points"):
         frechet_infinity(x, y, 0, points=2)
-
-
-def test_frechet_interval_is_centred_and_names_its_bias() -> None:
-    x, y = vectors()
-    result = frechet_interval(x, y, 0, draws=60)
-    assert result == frechet_interval(x, y, 0, draws=60)
-    assert result.low < result.value < result.high and result.value == pytest.approx(6.0759942272)
-    assert result.bias == pytest.approx(
-        6.076 - 5.44, abs=0.3
-    )  # about what 1/n has put into the value
-    fixed = frechet_interval(x, y, 0, resample="y", draws=60)
-    assert fixed.bias < result.bias
 
 
 # Kernel audio distance

@@ -21,7 +21,7 @@ from scipy.stats import kendalltau, theilslopes
 
 from stagecli.errors import StageError
 from stagecli.metrics.theil_sen import kendall_z, theil_sen
-from stagecli.report.reading import horizon, reading
+from stagecli.report.regime_sentences import horizon, regime_sentences
 from stagecli.stage.regime_controls import linear, replay
 from stagecli.stage.regime_slope import fit_line
 from stagecli.stage.regime_variable import Regime, RegimeSettings
@@ -439,7 +439,7 @@ def rows_of(curve: str, until: int = PROBES, regime: Regime | None = None) -> li
 
 def test_reading_of_a_run_in_refinement() -> None:
     rows = rows_of("decay", 150)
-    sentences = reading(rows, steps=PROBES * EVERY)
+    sentences = regime_sentences(rows, steps=PROBES * EVERY)
     begun = next(row["step"] for row in rows if row["stage"] == "refinement")
     assert sentences[0].startswith(f"semantic progress is at {100 * rows[-1]['q']:.0f} % (± ")
     assert f"of its average since step {rows[-1]['clock_step']:,}" in sentences[0]
@@ -450,7 +450,7 @@ def test_reading_of_a_run_in_refinement() -> None:
 def test_reading_extends_the_slope() -> None:
     """L falls by 1 in 20,000 steps without noise, so 1,000 more take 4.9 % of Dn + 0.01."""
     rows = follow(0.9 * np.exp(-SHARE) - 0.01)[2][:100]
-    sentences = reading(rows)
+    sentences = regime_sentences(rows)
     gain = (rows[-3]["Dn"] + 0.01) * -math.expm1(-0.05)
     assert f"at this slope 1,000 more steps buy about {gain:.2g} of Dn" in sentences[2]
     assert "semantic progress is at 100 % (± 0)" in sentences[0]
@@ -460,53 +460,54 @@ def test_reading_extends_the_slope() -> None:
 
 def test_reading_does_not_sell_noise_as_progress() -> None:
     rows = follow(noisy("knee", 2, 0.02, 0.5))[2]
-    gain = next(line for line in reading(rows) if "more steps buy" in line)
-    assert "cannot be told from 0" in gain
+    gain = next(line for line in regime_sentences(rows) if "more steps buy" in line)
+    assert "cannot be told apart from 0" in gain
 
 
 def test_reading_of_what_went_wrong() -> None:
-    assert reading([]) == ["no probe has a number yet"]
-    assert reading([{"step": 10, "Dn": None}]) == ["none of the 1 probes has a number"]
-    waiting = reading(follow(np.full(30, 1.4))[2])
+    assert regime_sentences([]) == ["no probe has given a value yet"]
+    assert regime_sentences([{"step": 10, "Dn": None}]) == ["the only probe gave no value"]
+    waiting = regime_sentences(follow(np.full(30, 1.4))[2])
     assert "Dn is 1.400" in waiting[0] and "the clock has not started" in waiting[0]
     rows = rows_of("rise", 110)
-    sentences = reading(rows)
+    sentences = regime_sentences(rows)
     since = next(row["step"] for row in rows if row["frozen"])
     assert "negative" in sentences[0] and any(
-        line.startswith(f"r is frozen since step {since:,}: D is rising") for line in sentences
+        line.startswith(f"r has been frozen since step {since:,}: D is rising")
+        for line in sentences
     )
-    lifted = reading(rows_of("steady", regime=Regime(RegimeSettings(steps=20_000))))
+    lifted = regime_sentences(rows_of("steady", regime=Regime(RegimeSettings(steps=20_000))))
     assert any("r was lifted by the fail-safe" in line for line in lifted)
     assert any(
         line.startswith("refinement since step 15,200") and "not by measurement" in line
         for line in lifted
     )
-    gaps = reading(
+    gaps = regime_sentences(
         [{**row, "Dn": None} if i == 50 else row for i, row in enumerate(rows_of("steady"))]
     )
-    assert gaps[-1] == "1 of 200 probes gave no number; r did not move there"
+    assert gaps[-1] == "1 of 200 probes gave no value; r did not move there"
     control = rows_of(
         "steady",
         regime=Regime(RegimeSettings(steps=20_000), source="linear", schedule=linear(20_000)),
     )
-    assert "not measured here" in " ".join(reading(control))
+    assert "not measured here" in " ".join(regime_sentences(control))
 
 
 def test_reading_says_that_super_resolution_saturates_early() -> None:
-    sentences = reading(follow(0.4 + 0.45 * np.exp(-SHARE / 0.03))[2])
+    sentences = regime_sentences(follow(0.4 + 0.45 * np.exp(-SHARE / 0.03))[2])
     assert any(line.startswith("D saturated early: 90 % of its fall") for line in sentences)
-    assert not any("saturated" in line for line in reading(rows_of("steady")))
+    assert not any("saturated" in line for line in regime_sentences(rows_of("steady")))
 
 
 def test_reading_takes_rows_of_another_version() -> None:
     """A row with nothing but step and Dn still gives what it can."""
     rows = [{"step": i, "Dn": 0.5} for i in range(1, 40)]
-    assert len(reading(rows, steps=100)) == 1
+    assert len(regime_sentences(rows, steps=100)) == 1
 
 
 def test_reading_is_light() -> None:
     code = (
-        "import sys, stagecli.report.reading; "
+        "import sys, stagecli.report.regime_sentences; "
         "sys.exit(bool({'torch', 'scipy', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,26 +1,25 @@
-"""Reading run directories: whole, in training, damaged, foreign; and what is said and drawn of them."""
+"""Run directories as read: whole, in training, damaged, foreign; their numbers and sentences."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import re
-import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.run_directories import T0, Page, make_run, metrics_row, write_rows
+from helpers.run_directories import T0, make_run, metrics_row, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagecli.errors import StageError
+from stagecli.files import number
 from stagecli.metrics.theil_sen import theil_sen
-from stagecli.report import html as report_html
-from stagecli.report import read_run
-from stagecli.report.curves import duration, level_change, number, sparkline, thin, trend
-from stagecli.report.summary import summary
+from stagecli.report.curves import level_change, thin, trend
+from stagecli.report.formats import duration, significant, sparkline, step_of
+from stagecli.report.html import html_page
+from stagecli.report.run_report import read_run
+from stagecli.report.summary import summarize_run
 
 
 def test_whole_run(tmp_path: Path) -> None:
@@ -34,40 +33,41 @@ def test_whole_run(tmp_path: Path) -> None:
     (run / "evals").mkdir()
     (run / "evals" / "one.json").write_text('{"fad": NaN}')
     report = read_run(run)
-    said = summary(report)
+    summary = summarize_run(report)
     assert report.damage == []
     assert report.checkpoints == [{"name": "step_00001000", "step": 1000, "latest": True}]
     assert report.samples == [{"path": "samples/step_00001000", "count": 2}]
-    assert said["evals"] == [{"file": "evals/one.json", "document": {"fad": None}}]
-    assert (said["name"], said["status"], said["step"], said["steps"]) == (
+    assert summary["evals"] == [{"file": "evals/one.json", "document": {"fad": None}}]
+    assert (summary["name"], summary["status"], summary["step"], summary["steps"]) == (
         "demo",
         "finished",
         1000,
         1000,
     )
-    assert said["validation"]["best_step"] == 1000
-    assert said["validation"]["by_t"]["0.30"]["last"] == pytest.approx(
-        said["validation"]["last"] / 2
+    assert summary["validation"]["best_step"] == 1000
+    assert summary["validation"]["by_t"]["0.30"]["last"] == pytest.approx(
+        summary["validation"]["last"] / 2
     )
-    assert said["speed"]["samples_per_s"] == 64.0
-    assert said["time"]["spent_s"] == pytest.approx(500, abs=1)
-    assert said["loss"]["first"] == pytest.approx(metrics_row(10)["train/loss"])
-    shares = [b["share"] for b in said["bins"]]
+    assert summary["speed"]["samples_per_s"] == 64.0
+    assert summary["time"]["spent_s"] == pytest.approx(500, abs=1)
+    assert summary["loss"]["first"] == pytest.approx(metrics_row(10)["train/loss"])
+    shares = [b["share"] for b in summary["bins"]]
     assert sum(shares) == pytest.approx(1)
     assert shares[3] == 0
-    assert said["bins"][3]["last"] is None
-    assert said["bins"][0]["change"] < -0.8
+    assert summary["bins"][3]["last"] is None
+    assert summary["bins"][0]["change"] < -0.8
 
 
 def test_summary_is_json_without_nan(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo")
     with (run / "events.jsonl").open("a") as file:
         file.write(
-            '{"step": 5, "attempt": 1, "mechanism": "x", "from": "a", "to": "b", "evidence": {"v": 1e999}}\n'
+            '{"step": 5, "attempt": 1, "mechanism": "x", "from": "a", "to": "b",'
+            ' "evidence": {"v": 1e999}}\n'
         )
-    said = summary(read_run(run))
-    assert json.loads(json.dumps(said, allow_nan=False)) == said
-    assert said["events"][1]["evidence"] == {"v": None}
+    summary = summarize_run(read_run(run))
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["events"][1]["evidence"] == {"v": None}
 
 
 @pytest.mark.parametrize("with_info", [True, False])
@@ -86,7 +86,7 @@ def test_superseded_rows_are_dropped(tmp_path: Path, with_info: bool) -> None:
     assert report.superseded == 20
     assert all(row["step"] <= 300 for row in report.bins)
     assert report.last_seen[1] == T0 + 250
-    assert any("trained again" in sentence for sentence in summary(report)["reading"])
+    assert any("trained again" in sentence for sentence in summarize_run(report)["reading"])
 
 
 def test_a_resume_that_wrote_nothing_still_supersedes(tmp_path: Path) -> None:
@@ -121,8 +121,10 @@ def test_damage_in_the_middle_names_lines_and_goes_on(tmp_path: Path) -> None:
 
 def test_other_schema_reads_what_it_can(tmp_path: Path) -> None:
     report = read_run(make_run(tmp_path / "demo", schema=7))
-    assert report.damage == ["run.json: schema 7, this version reads 1; showing what it can"]
-    assert summary(report)["step"] == 1000
+    assert report.damage == [
+        "run.json: has schema 7, this version reads schema 1; showing what is understood"
+    ]
+    assert summarize_run(report)["step"] == 1000
 
 
 def test_files_missing_or_broken(tmp_path: Path) -> None:
@@ -132,10 +134,10 @@ def test_files_missing_or_broken(tmp_path: Path) -> None:
     report = read_run(run)
     assert any(line.startswith("run.json:2: not readable") for line in report.damage)
     assert "metrics.jsonl: missing" in report.damage
-    said = summary(report)
-    assert (said["name"], said["status"], said["step"]) == ("demo", "unknown", 0)
-    assert json.dumps(said, allow_nan=False)
-    assert report_html.html([report])
+    summary = summarize_run(report)
+    assert (summary["name"], summary["status"], summary["step"]) == ("demo", "unknown", 0)
+    assert json.dumps(summary, allow_nan=False)
+    assert html_page([report])
 
 
 def test_not_a_run_directory(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_not_a_run_directory(tmp_path: Path) -> None:
 
 def reading(run: Path, rows: list[dict[str, Any]], **options: Any) -> str:
     write_rows(run / "metrics.jsonl", rows)
-    return "\n".join(summary(read_run(run), **options)["reading"])
+    return "\n".join(summarize_run(read_run(run), **options)["reading"])
 
 
 def test_reading_follows_the_numbers(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_reading_follows_the_numbers(tmp_path: Path) -> None:
     ]
     text = reading(run, rows)
     assert (
-        "best validation loss 0.4 at step 600; not improved for 400 steps, now 50 % above it"
+        "best validation loss 0.4 at step 600; no improvement for 400 steps, now 50 % above it"
         in text
     )
     assert "validation loss rose" in text
@@ -189,52 +191,6 @@ def test_running_tells_time_left_or_death(tmp_path: Path) -> None:
     assert "may have been killed" in reading(run, rows, now=T0 + 9000)
 
 
-def test_html_is_one_sound_page_that_loads_nothing(tmp_path: Path) -> None:
-    reports = [read_run(make_run(tmp_path / name, name=f"{name} <&>")) for name in ("one", "two")]
-    page = report_html.html(reports)
-    parser = Page()
-    parser.feed(page)
-    assert parser.open == []
-    assert not {name for name, _ in parser.attributes} & {
-        "src",
-        "href",
-        "xlink:href",
-        "srcset",
-        "onclick",
-    }
-    assert "http" not in page
-    assert "url(" not in page
-    assert "<script" not in page
-    assert "<b>here" not in page
-    assert "one &lt;&amp;&gt;" in page
-    assert page.count("<polyline") == 2 * 4 + 2 * 3
-    assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S).lower().replace(
-        "mechanism", ""
-    )
-
-
-def test_plot_writes_svg_without_matplotlib(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    report = read_run(make_run(tmp_path / "demo"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    root = xml.etree.ElementTree.parse(
-        report_html.plot([report], tmp_path / "out" / "curves.svg")
-    ).getroot()
-    assert root.tag.endswith("svg")
-    with pytest.raises(StageError) as caught:
-        report_html.plot([report], tmp_path / "curves.png")
-    assert "pip install 'stagecli[plot]'" in (caught.value.hint or "")
-    with pytest.raises(StageError, match="cannot plot"):
-        report_html.plot([report], tmp_path / "curves.bmp")
-
-
-def test_plot_png(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    report = read_run(make_run(tmp_path / "demo"))
-    assert report_html.plot([report], tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_sparkline() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8, ascii_only=True) == "_.-~=+*#"
@@ -250,14 +206,6 @@ def test_sparkline_fits_and_never_fails(values: list[float | None], width: int, 
     drawn = sparkline(values, width, ascii_only=True, log=log)
     assert len(drawn) <= width
     assert drawn.isascii()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.floats(1e-9, 1e9), st.floats(1.001, 1e6), st.booleans())
-def test_ticks_lie_inside(low: float, factor: float, log: bool) -> None:
-    found = report_html.ticks(low, low * factor, log)
-    assert 1 <= len(found) <= 16
-    assert all(low * (1 - 1e-6) <= t <= low * factor * (1 + 1e-6) for t in found)
 
 
 def test_trends_resist_outliers_and_ask_for_evidence() -> None:
@@ -280,6 +228,14 @@ def test_trends_resist_outliers_and_ask_for_evidence() -> None:
         "held": 1,
     }
     assert level_change(steps, [100.0 + s % 7 for s in steps]) is None
+
+
+def test_numbers_as_text() -> None:
+    values = (None, 0.123456, 11025.0, 123456.7, 1e-5, -2500.0)
+    assert [significant(v) for v in values] == ["-", "0.1235", "11025", "123457", "1e-05", "-2500"]
+    assert step_of(80, 100) == "80 of 100"
+    assert step_of(1200, None) == "1,200"
+    assert step_of(80, 70) == "80, past the budget of 70"
 
 
 def test_small_helpers() -> None:

@@ -7,10 +7,13 @@ from typing import Any
 
 from conftest import run_cli
 
-from stagecli.report import mechanisms, read_run
-from stagecli.report.panels import Panel, panels
+from stagecli.report import mechanisms
+from stagecli.report.panel import Panel
+from stagecli.report.panels import run_panels
+from stagecli.report.run_report import read_run
 from stagecli.runs.directory import open_run
-from stagecli.terminal.views import Board
+from stagecli.terminal.board import Board
+from stagecli.terminal.board_lines import board_lines
 
 ROWS = [
     {
@@ -72,22 +75,22 @@ def test_inspect_regime_shows_every_figure(tmp_path: Path) -> None:
 def test_figures_are_drawn_one_panel_a_kind(tmp_path: Path) -> None:
     drawn = {
         panel.title: panel
-        for panel in panels([read_run(run_with_figures(tmp_path))])
+        for panel in run_panels([read_run(run_with_figures(tmp_path))])
         if isinstance(panel, Panel)
     }
-    assert [line.label for line in drawn["guidance: cosine"].lines] == [
+    assert [line.label for line in drawn["guidance: cosine"].traces] == [
         "cosine_block1",
         "cosine_block12",
     ]
-    assert drawn["new: thing"].lines[0].points[-1][1] == 8.0
+    assert drawn["new: thing"].traces[0].points[-1].mean == 8.0
 
 
 def test_the_live_board_has_a_line_for_each_mechanism() -> None:
     board = Board()
-    board.at = 80
+    board.step = 80
     row: dict[str, Any] = {"step": 80, **ROWS[-1]}
     board.add_row(row)
-    text = ["".join(part for part, _ in line) for line in board.lines(100, 30, plain=True)]
+    text = ["".join(part for part, _ in line) for line in board_lines(board, 100, 30, plain=True)]
     assert any(
         line.startswith("guidance") and "lambda 0.42" in line and "cosine_block12 0.16" in line
         for line in text

@@ -1,29 +1,27 @@
-"""Draw the live view of a run as it was at one step.
-
-python docs/experiments/live_picture.py RUN STEP OUT.svg
-"""
+"""Draw the live view of a run as of one step: `live_picture.py RUN STEP OUT.svg`."""
 
 from __future__ import annotations
 
-import argparse
 import io
+import sys
 import time
 from pathlib import Path
 
 from rich.console import Console as RichConsole
 
 from stagecli.recipe.load import load_from_run
-from stagecli.report import read_run
-from stagecli.terminal.console import LiveView
+from stagecli.report.run_report import RunReport, read_run
+from stagecli.terminal.live import LiveView
+
+WIDTH = 100
+HEIGHT = 30
 
 
-def draw(run: Path, step: int, path: Path) -> None:
-    report = read_run(run)
-    recipe = load_from_run(run / "recipe.toml")
+def view_at(report: RunReport, step: int) -> LiveView:
+    """The live view after the rows up to `step`, with the clock of the run."""
+    recipe = load_from_run(report.path / "recipe.toml")
     view = LiveView()
-    view._plain = False
-    view._console = RichConsole(record=True, width=100, height=30, file=io.StringIO())
-    board = view._board
+    board = view.board
     board.info = {
         "name": report.name,
         "task": recipe.task.kind,
@@ -33,16 +31,19 @@ def draw(run: Path, step: int, path: Path) -> None:
         "device": "cpu",
         "precision": recipe.train.precision,
         "batch_size": recipe.train.batch_size,
-        "run_dir": f"runs/{report.name}",  # hides the path on this machine
+        "run_dir": f"runs/{report.name}",  # wherever the run is now
     }
     rows = [row for row in report.metrics if row["step"] <= step]
-    now = time.monotonic()
     for row in rows:
         view.step(row["step"])
         view.row(row)
-    # The picture shows the run's own clock.
-    board.began = now - (rows[-1]["time"] - rows[0]["time"])
-    board.marks = [(now - (rows[-1]["time"] - row["time"]), row["step"]) for row in rows[-20:]]
+
+    # Times as if the last row had come just now.
+    now = time.monotonic()
+    end = rows[-1]["time"]
+    board.clock.started = now - (end - rows[0]["time"])
+    board.clock.recent = [(now - (end - row["time"]), row["step"]) for row in rows[-20:]]
+
     for row in report.bins:
         if row["step"] <= step:
             view.bins(row)
@@ -52,22 +53,17 @@ def draw(run: Path, step: int, path: Path) -> None:
     for event in report.events:
         if event["step"] <= step:
             view.event(event)
-    view._console.print(view._frame())
-    path.write_text(
-        view._console.export_svg(title="stagecli train " + report.name), encoding="utf-8"
-    )
+    return view
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("step", type=int)
-    parser.add_argument("out", type=Path, help="FILE.svg")
-    args = parser.parse_args()
-    draw(args.run, args.step, args.out)
+def main(run: str, step: int, path: str) -> None:
+    report = read_run(run)
+    view = view_at(report, step)
+    console = RichConsole(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO())
+    console.print(view.panel.render(WIDTH, HEIGHT, plain=False))
+    svg = console.export_svg(title=f"stagecli train {report.name}")
+    Path(path).write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

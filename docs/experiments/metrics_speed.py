@@ -26,7 +26,7 @@ from stagecli.metrics.kernel import kernel_audio_distance
 from stagecli.metrics.lsd_presets import LSD_PRESETS, LSDPreset
 from stagecli.metrics.moments import Moments
 from stagecli.metrics.pairwise import median_pairwise_distance
-from stagecli.metrics.spectral import lsd_bands, lsd_stream
+from stagecli.metrics.spectral import lsd, lsd_bands
 
 RATE = 48000
 UNIVERSR = LSDPreset(
@@ -212,10 +212,11 @@ def compare_lsd(files: int, turns: int) -> None:
     pairs = [(clip, 0.9 * clip + 0.01 * clip.flip(0)) for clip in clips]
 
     def bands() -> float:
-        return float(np.mean([list(v.values()) for v in lsd_stream(pairs, RATE, 4000)]))
+        scores = [lsd_bands(x, y, RATE, 4000) for x, y in pairs]
+        return float(np.mean([[float(v) for v in by_band.values()] for by_band in scores]))
 
     def whole() -> float:
-        return float(np.mean([v["lsd"] for v in lsd_stream(pairs, RATE)]))
+        return float(np.mean([float(lsd(x, y, RATE)) for x, y in pairs]))
 
     one_by_one = "LSD, HF and LF: a loop that transforms for each"
     compare(one_by_one, bands, lambda: plain_lsd(pairs), turns)

@@ -54,10 +54,10 @@ def _summarise(
 
     console: reports damaged rows and written files; None: silent.
     """
-    from stagecli import report
-    from stagecli.report.summary import summary
+    from stagecli.report.run_report import read_run
+    from stagecli.report.summary import summarize_run
 
-    reports = [report.read_run(run) for run in runs]
+    reports = [read_run(run) for run in runs]
     if console:
         for run_report in reports:
             for damage in run_report.damage:
@@ -65,7 +65,7 @@ def _summarise(
     for path in _write_pictures(reports, plot, html):
         if console:
             console.note(f"wrote {path}")
-    return [summary(run_report) for run_report in reports]
+    return [summarize_run(run_report) for run_report in reports]
 
 
 def _write_pictures(reports: list[Any], plot: Path | None, html: Path | None) -> list[Path]:
@@ -73,11 +73,12 @@ def _write_pictures(reports: list[Any], plot: Path | None, html: Path | None) ->
     written: list[Path] = []
     if plot or html:
         from stagecli.files import write_atomic
-        from stagecli.report import html as report_html
+        from stagecli.report.html import html_page
+        from stagecli.report.plot import write_plot
 
         if plot:
-            written.append(report_html.plot(reports, plot))
+            written.append(write_plot(reports, plot))
         if html:
-            write_atomic(html, report_html.html(reports))
+            write_atomic(html, html_page(reports))
             written.append(html)
     return written

@@ -11,7 +11,8 @@ import typer
 
 from stagecli.cli.options import Overrides, RunsDir
 from stagecli.errors import EXIT_INTERRUPTED
-from stagecli.terminal.console import Console, make_view
+from stagecli.terminal.console import Console
+from stagecli.terminal.live import make_view
 
 if TYPE_CHECKING:
     from stagecli.schema import Recipe

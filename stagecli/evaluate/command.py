@@ -36,26 +36,26 @@ class Evaluation:
     differences: Sequence[JsonRow] = ()
 
 
-def work(flags: Flags, progress: Progress, out: Console) -> Callable[[], bool]:
+def work(flags: Flags, progress: Progress, console: Console) -> Callable[[], bool]:
     """Evaluate, and return the function that prints the result.
 
     That function returns True unless a condition of --fail-if holds. Raises StageError, before any
     work if the flags do not fit together.
     """
-    _check_output_flags(flags, out)
+    _check_output_flags(flags, console)
     try:
         if flags.reference or flags.generated:
-            evaluation = _evaluate_folders(flags, progress, out)
+            evaluation = _evaluate_folders(flags, progress, console)
         else:
-            evaluation = _evaluate_runs(flags, progress, out)
+            evaluation = _evaluate_runs(flags, progress, console)
     except KeyboardInterrupt:
-        out.note("interrupted; run the same command again to continue")
+        console.note("interrupted; run the same command again to continue")
         raise
-    return partial(_print_result, flags, evaluation, out)
+    return partial(_print_result, flags, evaluation, console)
 
 
-def _check_output_flags(flags: Flags, out: Console) -> None:
-    if out.as_json + flags.markdown + (str(flags.csv) == "-") > 1:
+def _check_output_flags(flags: Flags, console: Console) -> None:
+    if console.as_json + flags.markdown + (str(flags.csv) == "-") > 1:
         raise StageError(
             "--json, --markdown and --csv - all write to stdout: give only one of them"
         )
@@ -66,21 +66,21 @@ def _check_output_flags(flags: Flags, out: Console) -> None:
         )
 
 
-def _evaluate_folders(flags: Flags, progress: Progress, out: Console) -> Evaluation:
+def _evaluate_folders(flags: Flags, progress: Progress, console: Console) -> Evaluation:
     check_folder_flags(flags)
     sets = [*DISTANCES, "fad_infinity", *MANIFOLD]
     if flags.training:
         sets.append("memorised_share")
     limits = parse_limits(flags.fail_if, _computed(str(flags.task), flags, sets))
-    document = evaluate_folders(flags, progress=progress, warn=out.warn)
+    document = evaluate_folders(flags, progress=progress, warn=console.warn)
     return Evaluation(limits=limits, documents=[document])
 
 
-def _evaluate_runs(flags: Flags, progress: Progress, out: Console) -> Evaluation:
+def _evaluate_runs(flags: Flags, progress: Progress, console: Console) -> Evaluation:
     runs = flags.runs
     if not runs:
         runs = [newest(flags.runs_dir, flags.task)]
-        out.note(f"scoring {runs[0]}")
+        console.note(f"scoring {runs[0]}")
     tasks = {str(read_info(run).get("task")) for run in runs}
     sets = [*DISTANCES]
     if not flags.quick:
@@ -88,7 +88,7 @@ def _evaluate_runs(flags: Flags, progress: Progress, out: Console) -> Evaluation
     computed = [name for task in sorted(tasks) for name in _computed(task, flags, sets)]
     limits = parse_limits(flags.fail_if, list(dict.fromkeys(computed)))
     documents, differences = evaluate_runs(
-        flags, runs, progress=progress, warn=out.warn, note=out.note
+        flags, runs, progress=progress, warn=console.warn, note=console.note
     )
     return Evaluation(limits=limits, documents=documents, differences=differences)
 
@@ -100,7 +100,7 @@ def _computed(task: str, flags: Flags, sets: Sequence[str]) -> list[str]:
     return [*sets, *(["clap_score"] if flags.clap else [])]
 
 
-def _print_result(flags: Flags, evaluation: Evaluation, out: Console) -> bool:
+def _print_result(flags: Flags, evaluation: Evaluation, console: Console) -> bool:
     """Print and write the tables; False if a condition of --fail-if holds."""
     documents = evaluation.documents
     differences = evaluation.differences
@@ -111,18 +111,18 @@ def _print_result(flags: Flags, evaluation: Evaluation, out: Console) -> bool:
             print(text, end="")
         else:
             write_atomic(flags.csv, text)
-            out.note(f"wrote {flags.csv}")
+            console.note(f"wrote {flags.csv}")
     if flags.markdown:
         print(pages.markdown(documents, differences), end="")
     elif not csv_to_stdout:
         result: Any = {"runs": documents, "differences": differences}
         if len(documents) == 1:
             result = documents[0]
-        out.result(result, lambda: tables.show(documents, differences, out))
+        console.result(result, lambda: tables.show(documents, differences, console))
     for document in documents:
         if "file" in document:
-            out.note(f"wrote {document['file']}")
+            console.note(f"wrote {document['file']}")
     broken = broken_limits(evaluation.limits, documents)
     for line in broken:
-        out.warn(f"--fail-if {line}")
+        console.warn(f"--fail-if {line}")
     return not broken

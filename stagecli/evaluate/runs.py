@@ -234,7 +234,7 @@ def _writable(folder: Path) -> Path:
 
 
 def _judge(recipe: Recipe, name: str, warn: Say) -> Encoder:
-    """The judge. Raises StageError where it taught the run or steered it, under whatever name."""
+    """The judge. Raises StageError if it taught or steered the run, under whatever name."""
     judge = open_encoder(name)
     for use in registry.encoders(recipe.stage):
         same = same_checkpoint(name, use.encoder)

@@ -22,29 +22,29 @@ from stagecli.terminal.console import Console
 SIGNS = {"lower": "<", "higher": ">"}
 
 
-def show(documents: Sequence[JsonRow], differences: Sequence[JsonRow], out: Console) -> None:
+def show(documents: Sequence[JsonRow], differences: Sequence[JsonRow], console: Console) -> None:
     """Tables with a row per metric and a column per system, then conventions, then differences."""
     for document, following in zip(documents, [*documents[1:], None], strict=True):
-        _show_document(document, out)
+        _show_document(document, console)
         # Documents with the same conventions share one list of them.
         if following is None or following["conventions"] != document["conventions"]:
-            out.text()
+            console.text()
             for name, convention in document["conventions"].items():
-                out.text(f"{name}: {convention}")
-        out.text()
+                console.text(f"{name}: {convention}")
+        console.text()
     for difference in differences:
-        _show_difference(difference, out)
+        _show_difference(difference, console)
 
 
-def _show_document(document: JsonRow, out: Console) -> None:
+def _show_document(document: JsonRow, console: Console) -> None:
     title = document_title(document)
-    out.text(f"{title}  ({document['task']}, {head_text(document)})", style="bold")
+    console.text(f"{title}  ({document['task']}, {head_text(document)})", style="bold")
     marks = NoteMarks()
     names = metric_names(document)
     by_label = {name: name.partition(":")[2] for name in names if ":" in name}
     plain = {name: name for name in names if name not in by_label}
     for title, rows in _rows_by_table(document).items():
-        _table(rows, plain, title=title, first_column="metric", marks=marks, out=out)
+        _table(rows, plain, title=title, first_column="metric", marks=marks, console=console)
     if by_label:
         # A table of its own: each label has its own classifier, and not every system is scored.
         _table(
@@ -53,11 +53,11 @@ def _show_document(document: JsonRow, out: Console) -> None:
             title="prompt accuracy, by classifiers of real clips",
             first_column="label",
             marks=marks,
-            out=out,
+            console=console,
         )
-    out.text("<: lower is better; >: higher is better")
+    console.text("<: lower is better; >: higher is better")
     for line in [*legend(document, marks), *memorisation_lines(document)]:
-        out.text(line)
+        console.text(line)
 
 
 def _rows_by_table(document: JsonRow) -> dict[str, list[JsonRow]]:
@@ -80,7 +80,7 @@ def _table(
     title: str,
     first_column: str,
     marks: NoteMarks,
-    out: Console,
+    console: Console,
 ) -> None:
     """A row per metric of `shown` ({name: how it is printed}), a column per system that has one."""
     rows = [row for row in rows if any(name in row["metrics"] for name in shown)]
@@ -93,27 +93,27 @@ def _table(
         for name, printed in shown.items()
         if any(name in row["metrics"] for row in rows)
     ]
-    out.table(title, [first_column, "", *(row["system"] for row in rows)], body)
-    out.text()
+    console.table(title, [first_column, "", *(row["system"] for row in rows)], body)
+    console.text()
 
 
-def _show_difference(difference: JsonRow, out: Console) -> None:
-    out.text("B - A", style="bold")
-    out.text(f"A: {difference['a']}")
-    out.text(f"B: {difference['b']}")
+def _show_difference(difference: JsonRow, console: Console) -> None:
+    console.text("B - A", style="bold")
+    console.text(f"A: {difference['a']}")
+    console.text(f"B: {difference['b']}")
     for row in difference["rows"]:
-        _show_difference_row(row, out)
+        _show_difference_row(row, console)
     if difference["rows"]:
-        out.text(
+        console.text(
             "intervals: paired bootstrap over the clips; not corrected for the number of "
             "comparisons"
         )
     for note in difference["notes"]:
-        out.text(note)
-    out.text()
+        console.text(note)
+    console.text()
 
 
-def _show_difference_row(row: JsonRow, out: Console) -> None:
+def _show_difference_row(row: JsonRow, console: Console) -> None:
     marks = NoteMarks()
     body = []
     for name, metric in row["metrics"].items():
@@ -125,7 +125,7 @@ def _show_difference_row(row: JsonRow, out: Console) -> None:
     title = f"{row['system']}, {row['n']} clips"
     if "cutoff" in row:
         title += f", cutoff {row['cutoff']:g} Hz"
-    out.table(title, ["metric", "better", "B - A", "95 % interval", ""], body)
+    console.table(title, ["metric", "better", "B - A", "95 % interval", ""], body)
     for line in marks.lines():
-        out.text(line)
-    out.text()
+        console.text(line)
+    console.text()

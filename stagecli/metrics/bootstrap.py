@@ -111,13 +111,11 @@ class Interval:
     draws: int
 
 
-def shifted_interval(
-    value: float, replicates: Values, level: float = 0.95, lowest: float = -np.inf
-) -> Interval:
+def shifted_interval(value: float, replicates: Values, level: float = 0.95) -> Interval:
     """Percentile interval of `replicates`, shifted so that their mean falls on `value`.
 
     For metrics of sets, where a resample repeats clips and is biased for that reason alone: the
-    plain percentiles may exclude the value itself. lowest: lower bound of the metric.
+    plain percentiles may exclude the value itself.
     Raises ValueError: fewer than two replicates, NaN or infinity, level outside (0, 1).
     """
     array = _checked(replicates, "the replicates")
@@ -125,4 +123,4 @@ def shifted_interval(
         raise ValueError(f"level must lie in (0, 1), got {level}")
     bias = float(array.mean()) - value
     low, high = np.quantile(array, [(1 - level) / 2, (1 + level) / 2]) - bias
-    return Interval(value, float(max(low, lowest)), float(max(high, lowest)), bias, array.size)
+    return Interval(value, float(low), float(high), bias, array.size)

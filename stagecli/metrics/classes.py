@@ -82,22 +82,6 @@ def class_kl(
     return ClassKL(float(forward_N.mean()), float(backward_N.mean()), forward_N, len(p), epsilon)
 
 
-def class_kl_of_means(
-    reference_NC: Embeddings, generated_MC: Embeddings, epsilon: float = _EPSILON
-) -> float:
-    """KL(mean of the reference || mean of the generated) in nat: compares class frequencies.
-
-    [N, C] and [M, C], not paired. 0 does not mean that single clips are right: samples that ignore
-    their prompts can have it.
-    Raises ValueError: different C, rows that are not distributions, NaN or infinite values.
-    """
-    p = _checked_posteriors(reference_NC, "the reference")
-    q = _checked_posteriors(generated_MC, "the generated set")
-    if p.shape[1] != q.shape[1]:
-        raise ValueError(f"the sets have different classes: {p.shape[1]} and {q.shape[1]}")
-    return float(_kl(p.mean(0, keepdim=True), q.mean(0, keepdim=True), epsilon))
-
-
 @dataclass(frozen=True)
 class InceptionScore:
     """value: mean over splits, 1..C; std: their standard deviation (ddof=0); n: clips."""

@@ -108,37 +108,6 @@ def frechet_distance(x_ND: Embeddings, y_MD: Embeddings) -> FrechetDistance:
     return frechet_of_moments(Moments.of(x), Moments.of(y))
 
 
-def frechet_interval(
-    x_ND: Embeddings,
-    y_MD: Embeddings,
-    seed: int,
-    *,
-    resample: Literal["y", "both"] = "both",
-    level: float = 0.95,
-    draws: int = 100,
-) -> Interval:
-    """Bootstrap interval of `frechet_distance`: how far other clips, as many, would move it.
-
-    x: reference [N, D], y: generated [M, D]; resample "y" keeps the reference fixed. A draw repeats
-    clips, so its distance is too large by about the bias that the value itself has at this n; the
-    quantiles are shifted back by that amount, returned as `bias`. The interval is therefore one of
-    this number at this n, not of the distance between the populations. A draw costs one distance.
-    Raises ValueError as `frechet_distance`; level outside (0, 1).
-    """
-    x, y = checked_sets(x_ND, y_MD, _NAMES)
-    rng = np.random.default_rng(seed)
-    whole = _Gaussian.of(Moments.of(x))
-    value = _distance(whole, Moments.of(y))
-    replicates = []
-    for _ in range(draws):
-        reference = whole
-        if resample == "both":
-            reference = _Gaussian.of(Moments.of(x[rng.integers(len(x), size=len(x))]))
-        generated = Moments.of(y[rng.integers(len(y), size=len(y))])
-        replicates.append(_distance(reference, generated))
-    return shifted_interval(value, replicates, level, lowest=0.0)
-
-
 def frechet_difference(
     x_ND: Embeddings,
     a_MD: Embeddings,

@@ -258,15 +258,6 @@ _METRICS = (
         needs=("pair", "classifier"),
     ),
     _t2a(
-        "kl_of_means",
-        "lower",
-        "nat",
-        "KL(reference || generated) of the mean class posteriors (softmax), 1e-6 added to the "
-        "generated",
-        "classes",
-        needs=("sets", "classifier"),
-    ),
-    _t2a(
         "inception_score",
         "higher",
         "",

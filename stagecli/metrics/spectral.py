@@ -6,8 +6,6 @@ value per clip; averaging over clips, and leaving some out, is up to the caller.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import torch
 from torch import Tensor
 
@@ -119,30 +117,6 @@ def lsd_bands(
     return dict(
         zip(names, _band_distances(reference, estimate, sample_rate, split_hz, preset), strict=True)
     )
-
-
-def lsd_stream(
-    pairs: Iterable[tuple[Tensor, Tensor]],
-    sample_rate: int,
-    split_hz: float | None = None,
-    preset: str | LSDPreset = "nuwave",
-) -> Iterator[dict[str, float]]:
-    """`lsd` (with `split_hz`: `lsd_bands`) of many clip pairs [N], one dict per pair as it comes.
-
-    pairs: (reference, estimate), clips of any length. With a generator that reads them, one pair is
-    in memory at a time, with 32 MiB of spectra. Raises ValueError as `lsd_bands`, naming the pair
-    by its index.
-    """
-    for index, (reference, estimate) in enumerate(pairs):
-        try:
-            if reference.ndim != 1:
-                raise ValueError(f"a streamed clip must be [N], got {tuple(reference.shape)}")
-            values = _band_distances(reference, estimate, sample_rate, split_hz, preset)
-        except ValueError as error:
-            raise ValueError(f"pair {index}: {error}") from error
-        yield dict(
-            zip(("lsd", "lsd_hf", "lsd_lf"), (float(value) for value in values), strict=False)
-        )
 
 
 def _decibel(signal: Tensor, noise: Tensor, silent: Tensor) -> Tensor:

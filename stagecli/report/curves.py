@@ -1,4 +1,4 @@
-"""Small numerics of training curves: thinning, robust trends, sparklines, bars, durations. No dependencies."""
+"""Small numerics of training curves: numbers out of rows, thinning, robust trends."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from stagecli.files import LARGEST, JsonRow, number
+from stagecli.files import LARGEST, JsonRow
 from stagecli.metrics.theil_sen import kendall_z, theil_sen
 
 HISTORY = 512  # points kept per growing curve; older ones are merged in pairs
+LEVEL_CHANGE_POINTS = (
+    60  # a curve is thinned to so many before it is searched for a change of level
+)
+LEVEL_CHANGE_ENDS = 5  # points that each side of a change needs at least
+SEPARATED = 0.75  # share of the points that must lie on their own side of a change
 
 
 def series(rows: Iterable[JsonRow], key: str) -> tuple[list[int], list[float]]:
@@ -20,75 +26,53 @@ def series(rows: Iterable[JsonRow], key: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in pairs], [float(v) for _, v in pairs]
 
 
-def thin(
-    steps: Sequence[int], values: Sequence[float], points: int
-) -> list[tuple[float, float, float, float]]:
-    """At most `points` of (step, mean, lowest, highest), each over an equal share of the rows."""
+class Point(NamedTuple):
+    """A thinned stretch of a curve: the mean of its steps, and the mean and range of its values."""
+
+    step: float
+    mean: float
+    low: float
+    high: float
+
+
+def thin(steps: Sequence[int], values: Sequence[float], points: int) -> list[Point]:
+    """At most `points` points, each over an equal share of the values."""
     count = len(values)
-    size = min(points, len(values))
+    size = min(points, count)
     cuts = [round(i * count / size) for i in range(size + 1)] if size else []
-    out = []
-    for a, b in zip(cuts, cuts[1:], strict=False):
-        part = values[a:b]
-        out.append((sum(steps[a:b]) / (b - a), sum(part) / (b - a), min(part), max(part)))
-    return out
+    thinned = []
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        stretch = values[start:end]
+        length = end - start
+        thinned.append(
+            Point(sum(steps[start:end]) / length, sum(stretch) / length, min(stretch), max(stretch))
+        )
+    return thinned
 
 
-def sparkline(
-    values: Sequence[float | None],
-    width: int,
-    *,
-    ascii_only: bool = False,
-    log: bool = False,
-    bounds: tuple[float, float] | None = None,
-) -> str:
-    """`values` as one line of at most `width` characters, higher is taller; a gap is a space.
-
-    log: draw the logarithm (losses fall steeply at first); ignored if any value is not above 0.
-    bounds: values of the lowest and the highest character instead of the smallest and the largest of the means.
-    """
-    levels = "_.-~=+*#" if ascii_only else "▁▂▃▄▅▆▇█"
-    clean = [number(v) for v in values]
-    known = [v for v in clean if v is not None]
-    if not known or width < 1:
-        return ""
-    if log and min(known) > 0:
-        clean = [None if v is None else math.log(v) for v in clean]
-    size = min(width, len(clean))
-    cuts = [round(i * len(clean) / size) for i in range(size + 1)]
-    parts = [[v for v in clean[a:b] if v is not None] for a, b in zip(cuts, cuts[1:], strict=False)]
-    means = [sum(part) / len(part) if part else None for part in parts]
-    known = [v for v in means if v is not None]
-    low, span = (
-        (bounds[0], bounds[1] - bounds[0]) if bounds else (min(known), max(known) - min(known))
-    )
-    if span <= 1e-9 * max(abs(low), 1e-300):
-        return "".join(" " if v is None else levels[3] for v in means)
-    return "".join(
-        " " if v is None else levels[max(0, min(7, int(8 * (v - low) / span)))] for v in means
-    )
-
-
-def bar(share: float, width: int, ascii_only: bool, track: bool = True) -> str:
-    """A bar filled to `share` (0 to 1) of `width` characters; track: show the unfilled rest."""
-    share = min(1.0, max(0.0, share))
-    if ascii_only:
-        return ("#" * round(share * width)).ljust(width, "." if track else " ")
-    eighths = round(share * width * 8)
-    part = " ▏▎▍▌▋▊▉"[eighths % 8]
-    filled = "█" * (eighths // 8) + (part if eighths % 8 and not track else "")
-    return filled.ljust(width, "░" if track else " ")
+def curve_summary(steps: Sequence[int], values: Sequence[float], points: int) -> JsonRow:
+    """A curve for JSON: "first", "lowest", "highest", "last", and thinned "step" and "value"."""
+    thinned = thin(steps, values, points)
+    return {
+        "first": values[0],
+        "lowest": min(values),
+        "highest": max(values),
+        "last": values[-1],
+        "step": [round(point.step) for point in thinned],
+        "value": [point.mean for point in thinned],
+    }
 
 
 @dataclass
-class Curve:
-    """A growing curve in bounded memory."""
+class GrowingCurve:
+    """A curve that grows by one value at a time, in bounded memory."""
 
     values: list[float] = field(default_factory=list)
     _every: int = 1
     _pending: list[float] = field(default_factory=list)
 
     def add(self, value: float) -> None:
+        """Append a value; neighbours are averaged once there are more than `HISTORY`."""
         self._pending.append(value)
         if len(self._pending) < self._every:
             return
@@ -101,26 +85,29 @@ class Curve:
 
 
 def trend(steps: Sequence[int], values: Sequence[float], share: float) -> JsonRow | None:
-    """How a positive curve moved over its last `share` of steps; None with fewer than 8 points there.
+    """How a positive curve moved over its last `share` of steps; None with under 8 points there.
 
-    change: relative, over the whole span, from the Theil-Sen slope of the logarithm; direction: falling
-    or rising only if Kendall's |z| > 2, else flat.
+    change: relative, over the whole span, from the Theil-Sen slope of the logarithm; direction:
+    falling or rising only if Kendall's |z| > 2, else flat.
     """
     if not steps:
         return None
     start = steps[-1] - share * (steps[-1] - steps[0])
-    part = [(s, v) for s, v in zip(steps, values, strict=True) if s >= start and v > 0]
-    if len(part) < 8:
+    tail = [(s, v) for s, v in zip(steps, values, strict=True) if s >= start and v > 0]
+    if len(tail) < 8:
         return None
-    points = thin([s for s, _ in part], [math.log(v) for _, v in part], 120)
-    logs = [p[1] for p in points]
-    slope = theil_sen([p[0] for p in points], logs)
+    points = thin([s for s, _ in tail], [math.log(v) for _, v in tail], 120)
+    logs = [p.mean for p in points]
+    slope = theil_sen([p.step for p in points], logs)
     z = kendall_z(logs)
-    direction = "flat" if abs(z) <= 2 else ("falling" if slope < 0 else "rising")
-    span = part[-1][0] - part[0][0]
+    if abs(z) <= 2:
+        direction = "flat"
+    else:
+        direction = "falling" if slope < 0 else "rising"
+    span = tail[-1][0] - tail[0][0]
     return {
-        "from_step": part[0][0],
-        "to_step": part[-1][0],
+        "from_step": tail[0][0],
+        "to_step": tail[-1][0],
         "ln_slope_per_1000_steps": 1000 * slope,
         "change": math.expm1(slope * span),
         "z": z,
@@ -128,41 +115,30 @@ def trend(steps: Sequence[int], values: Sequence[float], share: float) -> JsonRo
     }
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them: `41s`, `3m 20s`, `2h 05m`, `4d 03h`; `-` for None."""
-    if seconds is None:
-        return "-"
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
-
-
 def level_change(
     steps: Sequence[int], values: Sequence[float], ratio: float = 0.75
 ) -> JsonRow | None:
-    """Where a positive curve changed level for good: {"step", "before", "after"}, medians of each side.
+    """Where a positive curve changed level for good: {"step", "before", "after", "held"}.
 
-    None unless the level fell below `ratio` of what it was (or rose as much) and the two sides hardly
-    overlap: 3 in 4 of the points after lie beyond the middle of the two medians, and likewise before.
+    before, after: medians of the two sides; held: the share of points on their own side of the
+    middle between the medians. None unless the level fell below `ratio` of what it was (or rose as
+    much) and `held` is at least `SEPARATED`.
     """
-    points = [p for p in thin(steps, values, 60) if p[1] > 0]
+    points = [p for p in thin(steps, values, LEVEL_CHANGE_POINTS) if p.mean > 0]
     best: JsonRow | None = None
-    for cut in range(5, len(points) - 4):
-        before = [p[1] for p in points[:cut]]
-        after = [p[1] for p in points[cut:]]
+    for cut in range(LEVEL_CHANGE_ENDS, len(points) - LEVEL_CHANGE_ENDS + 1):
+        before = [p.mean for p in points[:cut]]
+        after = [p.mean for p in points[cut:]]
         left = statistics.median(before)
         right = statistics.median(after)
         if ratio < right / left < 1 / ratio:
             continue
         middle = (left + right) / 2
         sign = 1 if right > left else -1
-        held = sum(sign * (middle - v) > 0 for v in before) / len(before)
-        held = min(held, sum(sign * (v - middle) > 0 for v in after) / len(after))
-        if held >= 0.75 and (best is None or held > best["held"]):
-            best = {"step": round(points[cut][0]), "before": left, "after": right, "held": held}
+        held = min(
+            sum(sign * (middle - v) > 0 for v in before) / len(before),
+            sum(sign * (v - middle) > 0 for v in after) / len(after),
+        )
+        if held >= SEPARATED and (best is None or held > best["held"]):
+            best = {"step": round(points[cut].step), "before": left, "after": right, "held": held}
     return best

@@ -210,8 +210,9 @@ class Regime:
         return [Transition("measured", "fail-safe", reason, evidence)]
 
     def row(self) -> dict[str, Any]:
-        """The last probe as flat columns of probes.jsonl, which `report.reading` reads; None
-        where not known yet.
+        """The last probe as flat columns of probes.jsonl; None where a value is not known yet.
+
+        `report/regime_sentences.py` reads them.
         """
         history = self.history
         has_number = bool(history.steps) and history.steps[-1] == self.last_step

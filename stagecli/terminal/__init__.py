@@ -1,0 +1,1 @@
+"""What people see in a terminal: tables, errors, and views of runs, live and as text."""

@@ -1,0 +1,1 @@
+"""Draws panels with matplotlib, which is imported inside functions only."""

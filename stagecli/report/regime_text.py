@@ -1,0 +1,186 @@
+"""The regime of a run as short texts for tables: facts, the slope of Dn, and its events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stagecli.files import JsonRow, number
+from stagecli.report.formats import ascii_text, bar, duration, significant
+
+FACTS = (
+    "stage",
+    "r",
+    "target of r",
+    "Dn",
+    "D",
+    "scale of D",
+    "slope of Dn",
+    "progress rate",
+    "clock",
+    "source of r",
+    "monitor",
+    "probes",
+    "probe time",
+)
+BAR_WIDTH = 12
+
+
+def legend(reference: str) -> tuple[str, str]:
+    """What r and Dn mean, one line each; reference: what Dn = 1 stands for."""
+    return (
+        "r: 0 while the model acquires meaning, 1 when it only refines",
+        f"Dn: distance to the targets (0: the codec's own error, 1: {reference})",
+    )
+
+
+def regime_facts(regime: JsonRow | None, ascii_only: bool = False) -> dict[str, str]:
+    """The regime as label -> text; every label is there, with `-` for what is not known."""
+    if regime is None:
+        return dict.fromkeys(FACTS, "-")
+    level = regime["r"]
+    target = regime["target"]
+    values = (
+        _stage(regime),
+        "-" if level is None else f"{level:.3f} {bar(level, BAR_WIDTH, ascii_only)}",
+        "-" if target is None else f"{target:.2f}",
+        _distance(regime),
+        "-" if regime["D"] is None else f"{regime['D']:.3f}",
+        _scale(regime),
+        rate_text(regime["rate"]),
+        progress_text(regime["q"], regime["q_se"]),
+        "not started" if regime["clock_step"] is None else f"since step {regime['clock_step']:,}",
+        regime["source"] or "-",
+        regime["monitor"] or "-",
+        _probes(regime),
+        cost_text(regime["seconds"], regime["share"]),
+    )
+    return {
+        label: ascii_text(value, ascii_only) for label, value in zip(FACTS, values, strict=True)
+    }
+
+
+def _stage(regime: JsonRow) -> str:
+    text = regime["stage"] or "unknown"
+    if len(regime["stages"]) > 1:
+        text += f" since step {regime['stages'][-1]['from_step']:,}"
+    return ", ".join([text, *state_flags(regime)])
+
+
+def state_flags(row: Mapping[str, Any]) -> list[str]:
+    """What keeps r from following the measurement, of a probe's row or a regime document."""
+    flags = []
+    if row.get("frozen") is True:
+        flags.append("r is frozen because D is rising")
+    if row.get("failsafe") is True:
+        flags.append("r is set by the fail-safe")
+    return flags
+
+
+def _distance(regime: JsonRow) -> str:
+    if regime["Dn"] is None:
+        return "-"
+    text = f"{regime['Dn']:.3f}"
+    if regime["last_step_with_number"] < regime["last_step"]:
+        text += f" at step {regime['last_step_with_number']:,}; later probes have no value"
+    return text
+
+
+def _scale(regime: JsonRow) -> str:
+    """D where Dn is 0 and where it is 1."""
+    ends = []
+    if regime["d_ceiling"] is not None:
+        ends.append(f"codec {regime['d_ceiling']:.3g}")
+    if regime["d_ref"] is not None:
+        ends.append(f"{regime['reference']} {regime['d_ref']:.3g}")
+    return ", ".join(ends) or "-"
+
+
+def _probes(regime: JsonRow) -> str:
+    text = f"{regime['probes']:,}"
+    if regime["every"] is not None:
+        text += f", every {regime['every']:,.0f} steps"
+    if regime["without_number"]:
+        text += f", {regime['without_number']} without a value"
+    return text
+
+
+def rate_text(rate: JsonRow | None) -> str:
+    """`-2.1 % ± 0.4 per 1,000 steps`, from `regime.dn_rate`; `-` for None."""
+    if rate is None:
+        return "-"
+    change = f"{100 * rate['change']:+.2g} %"
+    error = rate["error"]
+    if error is not None:
+        change += f" ± {100 * error:.2g}" if error < 1 else " ± over 100"
+    return f"{change} per {rate['per_steps']:,} steps"
+
+
+def progress_text(q: float | None, standard_error: float | None) -> str:
+    """`13 % ± 12 of its average`: the present rate of progress; `-` if unknown."""
+    if q is None:
+        return "-"
+    error = "" if standard_error is None else f" ± {200 * standard_error:.0f}"
+    return f"{100 * q:.0f} %{error} of its average"
+
+
+def cost_text(seconds: float | None, share: float | None) -> str:
+    """`3m 10s, 2.1 % of training`."""
+    if share is None:
+        return duration(seconds)
+    return f"{duration(seconds)}, {100 * share:.2g} % of training"
+
+
+def regime_timeline(events: Sequence[JsonRow]) -> list[JsonRow]:
+    """Events as {"step", "change", "reason", "evidence"}; repeats without a change are merged."""
+    entries: list[JsonRow] = []
+    previous: tuple[Any, Any] | None = None
+    for event in events:
+        before = event.get("from")
+        after = event.get("to")
+        unchanged = before == after
+        if unchanged and entries and previous == (before, after):
+            entries[-1]["times"] += 1
+            entries[-1]["to_step"] = event["step"]
+            continue
+        previous = (before, after)
+        entries.append(
+            {
+                "step": event["step"],
+                "to_step": event["step"],
+                "times": 1,
+                "change": change_text(event),
+                "reason": str(event.get("reason") or ""),
+                "evidence": evidence_text(event.get("evidence")),
+            }
+        )
+    for entry in entries:
+        if entry["times"] > 1:
+            entry["change"] += f" ({entry['times']} times, the last at step {entry['to_step']:,})"
+    return entries
+
+
+def change_text(event: Mapping[str, Any]) -> str:
+    """`acquisition -> refinement`, `still waiting`, or the state alone if there was none before."""
+    before = event.get("from")
+    after = event.get("to") or "-"
+    if before == after:
+        return f"still {after}"
+    return f"{before} -> {after}" if before else str(after)
+
+
+def evidence_text(evidence: Any) -> str:
+    """The numbers behind an event: `Dn 0.412, q 0.08 ± 0.03`; anything else is omitted."""
+    if not isinstance(evidence, Mapping):
+        return ""
+    texts = []
+    for key, raw in evidence.items():
+        value = number(raw)
+        if value is None or str(key).endswith("_se"):
+            continue
+        text = f"{raw:,}" if type(raw) is int else significant(value, 3)
+        error = number(evidence.get(f"{key}_se"))
+        if error is not None:
+            text += f" ± {2 * error:.2g}"
+        texts.append(f"{key} {text}")
+    return ", ".join(texts)

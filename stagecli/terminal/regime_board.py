@@ -1,0 +1,169 @@
+"""The regime while a run trains: its part of the live board, and its words in a plain line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stagecli.files import JsonRow, number
+from stagecli.report.curves import GrowingCurve
+from stagecli.report.formats import ascii_text, bar, sparkline
+from stagecli.report.probe_rows import noise_levels
+from stagecli.report.regime import RECENT, dn_rate, reference_name, slope_unit
+from stagecli.report.regime_text import (
+    change_text,
+    cost_text,
+    progress_text,
+    rate_text,
+    state_flags,
+)
+from stagecli.terminal.console import StyledLine
+
+__all__ = ["RegimeBoard", "probe_text", "regime_key"]
+
+COLUMN = 9  # characters per noise level in the table of D
+LABEL = 8
+HEADING = "regime"
+LONGEST_BAR = 40
+SHORTEST_BAR = 8
+SOURCES = {"replay": "r is replayed", "linear": "r is linear in the step"}
+
+
+@dataclass
+class RegimeBoard:
+    """State of the regime as a view receives it; another thread may call `lines` at any time."""
+
+    last: JsonRow | None = None  # None until the first probe: nothing is shown
+    recent: list[JsonRow] = field(default_factory=list)  # the last probes with a value
+    event: JsonRow | None = None
+    curve: GrowingCurve = field(default_factory=GrowingCurve)  # Dn
+
+    def add(self, row: JsonRow) -> None:
+        """A row of probes.jsonl."""
+        value = number(row.get("Dn"))
+        if value is not None:
+            self.curve.add(value)
+            self.recent = [*self.recent, row][-RECENT:]
+        self.last = row
+
+    def lines(
+        self, width: int, room: int, plain: bool, info: Mapping[str, Any] | None = None
+    ) -> list[StyledLine]:
+        """The regime in `width` columns and at most `room` lines, the most important kept.
+
+        plain: ASCII only; info: of the run, for its task and its steps.
+        """
+        row = self.last
+        if row is None or room < 1:
+            return []
+        info = info or {}
+        heading, means, distances = self._table(width, plain)
+        # (rank, line): where room is short, the lines of highest rank are left out.
+        ranked = [
+            (0, _state_line(row, width, plain)),
+            (2, heading),
+            (1, means),
+            (6, distances),
+            (3, self._slope_line(row, info.get("steps"))),
+            (5, _cost_line(row)),
+        ]
+        if self.event:
+            ranked.append((4, _event_line(self.event)))
+        key = regime_key(info.get("task"))
+        if len(key) <= width:
+            ranked.append((7, [(key, "dim")]))
+        kept = sorted(rank for rank, _ in ranked)[:room]
+        return [
+            [(ascii_text(text, plain), style) for text, style in line]
+            for rank, line in ranked
+            if rank in kept
+        ]
+
+    def _table(self, width: int, plain: bool) -> list[StyledLine]:
+        """Heading, Dn and D: the mean and each noise level, of the newest probe with a value."""
+        newest = self.recent[-1] if self.recent else self.last or {}
+        levels = noise_levels([newest])[: max(0, (width - 20) // COLUMN - 1)]
+        heading = "".join(f"{name:<{COLUMN}}" for name in ("mean", *(f"t {t}" for t in levels)))
+
+        # The curve of Dn, where there is room for one beside the columns.
+        room = width - LABEL - len(heading)
+        curve = ""
+        if room >= SHORTEST_BAR:
+            size = min(LONGEST_BAR, room)
+            curve = sparkline(self.curve.values, size, ascii_only=plain, log=True)
+        if curve and room >= 12:
+            heading += "Dn over time"
+
+        lines: list[StyledLine] = [[(" " * LABEL + heading, "dim")]]
+        for name in ("Dn", "D"):
+            values = [number(newest.get(key)) for key in (name, *(f"{name}_t{t}" for t in levels))]
+            text = "".join(f"{'-' if v is None else f'{v:.3f}':<{COLUMN}}" for v in values)
+            lines.append(
+                [(f"{name:<{LABEL}}", "dim"), (text[:COLUMN], "bold"), (text[COLUMN:], "")]
+            )
+        if curve:
+            lines[1].append((curve, "cyan"))
+        return lines
+
+    def _slope_line(self, row: JsonRow, steps: int | None) -> StyledLine:
+        rate = dn_rate(self.recent, slope_unit(steps, row["step"]))
+        text = "too few probes yet" if rate is None else f"Dn {rate_text(rate)}"
+        line = [(f"{'slope':<{LABEL}}", "dim"), (text, "")]
+        q = number(row.get("q"))
+        if q is not None:
+            line.append(("   progress rate ", "dim"))
+            line.append((progress_text(q, number(row.get("q_se"))), ""))
+        return line
+
+
+def _state_line(row: JsonRow, width: int, plain: bool) -> StyledLine:
+    """The stage, what is unusual about r, and r with a bar."""
+    stage = str(row.get("stage") or "unknown stage")
+    words = ["waiting for the clock" if stage == "waiting" else stage, *state_flags(row)]
+    source = row.get("source")
+    if source not in (None, "measured"):
+        words.append(SOURCES.get(str(source), f"r is {source}"))
+    state = ", ".join(words)
+    r = number(row.get("r"))
+    value = "unknown" if r is None else f"{r:<6.3f}"
+    line = [(f"{HEADING}  ", "dim"), (state, "bold"), ("   r ", "dim"), (value, "bold")]
+    room = min(LONGEST_BAR, width - sum(len(text) for text, _ in line))
+    if r is not None and room >= SHORTEST_BAR:
+        line.append((bar(r, room, plain), "cyan"))
+    return line
+
+
+def _cost_line(row: JsonRow) -> StyledLine:
+    text = f"step {row['step']:,}"
+    if number(row.get("Dn")) is None:
+        text += " gave no value"
+    seconds = number(row.get("seconds"))
+    total = number(row.get("seconds_total"))
+    if seconds is not None:
+        text += f", {seconds:.2g} s"
+    if total is not None:
+        text += f"; all probes {cost_text(total, number(row.get('share')))}"
+    return [(f"{'probe':<{LABEL}}", "dim"), (text, "")]
+
+
+def _event_line(event: JsonRow) -> StyledLine:
+    text = f"step {event['step']:,}  {change_text(event)}"
+    if event.get("reason"):
+        text += f": {event['reason']}"
+    return [(f"{'event':<{LABEL}}", "dim"), (text, "")]
+
+
+def regime_key(task: Any) -> str:
+    """What r and Dn mean, in one line."""
+    return f"r: 0 acquiring meaning, 1 refining   Dn: 0 codec's own error, 1 {reference_name(task)}"
+
+
+def probe_text(row: JsonRow, step: int) -> str:
+    """`Dn 0.412  r 0.120`, in the line of `step`; the probe's step is named if it is another."""
+    value = number(row.get("Dn"))
+    text = "Dn without a value" if value is None else f"Dn {value:.4g}"
+    if row["step"] != step:
+        text += f" (step {row['step']})"
+    r = number(row.get("r"))
+    return text if r is None else f"{text}  r {r:.3f}"
