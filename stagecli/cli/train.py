@@ -90,9 +90,11 @@ def _prepare(recipe: Recipe, view: View) -> None:
         "prepared",
         f"{len(prepared.train)} training and {len(prepared.valid)} validation clips are ready",
     )
+    console = Console()
+    for text in prepared.source.passed_over:
+        console.warn(f"{recipe.data.path}: {text}")
     skipped = prepared.source.skipped
     if skipped:
-        console = Console()
         console.warn(f"{len(skipped)} clips skipped:")
         for problem in skipped:
             console.note(f"  {problem.where}  {problem.what}")

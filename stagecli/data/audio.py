@@ -1,39 +1,16 @@
-"""Audio files in and out: headers, decoding, writing, and lists of input files. No torch."""
+"""Audio files in and out: reading and writing. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import soundfile
 
-from stagecli.data.audio_checks import (
-    AudioInfo,
-    check_content,
-    decoding_problem,
-    file_problem,
-    is_silent,
-    open_audio,
-)
+from stagecli.data.decoding import UndecodableError, file_problem, open_audio
 from stagecli.dsp.resample import resample
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.files import atomic_path
-
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf"})
-
-
-def read_header(path: Path) -> AudioInfo:
-    """Rate, length and channels from the header of `path`, without decoding.
-
-    Raises StageError when the file is missing or not audio.
-    """
-    try:
-        info = soundfile.info(str(path))
-    except (OSError, soundfile.SoundFileError) as error:
-        raise _unreadable(path, error) from error
-    return AudioInfo(int(info.samplerate), int(info.frames), int(info.channels))
 
 
 def read_mono(audio: Path | bytes, sample_rate: int, name: str = "") -> np.ndarray:
@@ -52,10 +29,13 @@ def read_channels(audio: Path | bytes, name: str = "") -> tuple[np.ndarray, int]
     Raises StageError as `read_mono`.
     """
     try:
-        with open_audio(audio) as file:
-            return file.read(dtype="float32", always_2d=True), int(file.samplerate)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise _unreadable(name or (audio if isinstance(audio, Path) else "audio"), error) from error
+        with open_audio(audio) as stream:
+            empty_NC = np.zeros((0, stream.channels), np.float32)
+            return np.concatenate([empty_NC, *stream.blocks()]), stream.sample_rate
+    except (OSError, UndecodableError) as error:
+        where = name or (str(audio) if isinstance(audio, Path) else "audio")
+        problem = file_problem(error) if isinstance(error, OSError) else str(error)
+        raise StageError("cannot read audio", problems=[Problem(where, problem)]) from error
 
 
 def write_wav(
@@ -88,42 +68,3 @@ def write_wav(
         values = np.minimum(np.rint(values * 32768.0), 32767).astype(np.int16)
     with atomic_path(path) as partial, partial.open("wb") as file:
         wavfile.write(file, sample_rate, values)
-
-
-def find_audio(source: Path, progress: Callable[[int, int], None] | None = None) -> list[Path]:
-    """`source` if it is a file, or every audio file under a folder, sorted.
-
-    Each file is decoded once, block by block; silent files are allowed. progress: (files checked,
-    files). Raises StageError listing every file that cannot be used.
-    """
-    if source.is_dir():
-        files = sorted(p for p in source.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
-        if not files:
-            raise StageError(f"no audio files under {source}")
-    else:
-        files = [source]
-    problems = []
-    for done, path in enumerate(files, 1):
-        if progress:
-            progress(done, len(files))
-        try:
-            _, problem = check_content(path)
-        except OSError as error:
-            problem = file_problem(error)
-        if problem is not None and not is_silent(problem):
-            problems.append(Problem(str(path), problem))
-    if problems:
-        raise StageError(
-            f"{len(problems)} of {len(files)} input files cannot be used", problems=problems
-        )
-    return files
-
-
-def _unreadable(path: Path | str, error: Exception) -> StageError:
-    if isinstance(path, Path) and not path.exists():
-        problem = "file is missing"
-    elif isinstance(error, OSError):
-        problem = file_problem(error)
-    else:
-        problem = f"cannot be decoded: {decoding_problem(error)}"
-    return StageError("cannot read audio", problems=[Problem(str(path), problem)])

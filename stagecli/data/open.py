@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stagecli.data.cache import Count
-from stagecli.data.rows import SPLITS, Split, folder_entries, manifest_entries, split_names
+from stagecli.data.folder import folder_entries
+from stagecli.data.manifest import manifest_entries
+from stagecli.data.rows import SPLITS, Split, split_names
 from stagecli.data.source import FileSource, Source
 from stagecli.errors import StageError
 from stagecli.schema import Data
@@ -42,9 +44,10 @@ def open_source(
     path = base / Path(data.path).expanduser()
     source: FileSource
     if data.source == "manifest":
-        source = FileSource(data, str(path), list(manifest_entries(data, path, need_captions)))
+        source = FileSource(data, str(path), manifest_entries(data, path, need_captions))
     elif data.source == "folder":
-        source = FileSource(data, str(path), list(folder_entries(data, path, need_captions)))
+        entries, passed_over = folder_entries(data, path, need_captions)
+        source = FileSource(data, str(path), entries, passed_over)
     else:
         from stagecli.data.huggingface import read_dataset
 

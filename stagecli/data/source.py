@@ -16,14 +16,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from stagecli.data.audio import read_mono
-from stagecli.data.audio_checks import AudioInfo, check_content, file_problem, too_low
+from stagecli.data.audio_checks import check_content, too_low
 from stagecli.data.cache import Count, FileIndex, Stamp, content_hash, open_index, stamp_of
+from stagecli.data.decoding import AudioInfo, file_problem
 from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Data
 
 LISTED = 50  # problems printed one by one
-CHECKS = 1  # version of the checks of `check_content`; raise it when they change
+CHECKS = 2  # version of the checks of `check_content`; raise it when they change
 WRITE_EVERY = 256  # results of checks that are stored with one write
 
 Check = tuple[AudioInfo | None, str | None]
@@ -33,11 +34,13 @@ Check = tuple[AudioInfo | None, str | None]
 class Source(Protocol):
     """Clips of one data set.
 
-    sample_rate: Hz of the audio that `read` returns; skipped: entries left out, and why.
+    sample_rate: Hz of the audio that `read` returns; skipped: entries left out, and why;
+    passed_over: files that look like audio and are no entries, in sentences with counts.
     """
 
     sample_rate: int
     skipped: list[Problem]
+    passed_over: list[str]
 
     def clips(self, split: Split) -> list[Clip]:
         """The clips of a split, in an order that does not change."""
@@ -60,11 +63,14 @@ class FileSource:
 
     workers = min(8, os.cpu_count() or 1)
 
-    def __init__(self, data: Data, name: str, entries: Sequence[Entry]) -> None:
+    def __init__(
+        self, data: Data, name: str, entries: Sequence[Entry], passed_over: Sequence[str] = ()
+    ) -> None:
         self.data = data
         self.name = name
         self.sample_rate = data.sample_rate
         self.skipped: list[Problem] = []
+        self.passed_over = list(passed_over)
         self._entries = list(entries)
         self._clips: dict[Split, list[Clip]] = {}
         self._hashes: FileIndex | None = None

@@ -77,7 +77,7 @@ def score_folder_pairs(
     cannot be scored.
     """
     # Pair the files, and choose the metrics.
-    folders = pair_folders(reference, generated, progress)
+    folders = pair_folders(reference, generated, progress, warn)
     settings = _pair_settings(flags, folders.sample_rate, warn)
     facts: JsonRow = {
         "sample_rate": folders.sample_rate,

@@ -46,7 +46,7 @@ def score_folder_sets(
     folders = {"reference": reference, "generated": generated}
     if flags.training:
         folders["training"] = flags.training
-    headers = {name: read_headers(folder, progress) for name, folder in folders.items()}
+    headers = {name: read_headers(folder, progress, warn) for name, folder in folders.items()}
     rate = common_sample_rate(
         {file: info for infos in headers.values() for file, info in infos.items()}
     )

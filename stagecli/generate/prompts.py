@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stagecli.data.audio import write_wav
 from stagecli.data.cache import Count
+from stagecli.data.text_files import JsonLine, json_lines, require_text, text_problem
 from stagecli.errors import Problem, StageError
 from stagecli.files import JsonRow
 from stagecli.generate.output import is_single_file, make_folder, provenance, write_rows
@@ -17,32 +17,47 @@ from stagecli.generate.pipeline import SamplerSettings, load_pipeline
 
 def read_prompts(path: Path) -> list[str]:
     """One prompt per line, or JSONL with `prompt` or `caption`. Raises StageError with the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StageError(
-            "cannot read the prompts", problems=[Problem(str(path), str(error))]
-        ) from error
-    prompts = []
-    problems = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            prompts.append(line.strip())
-            continue
-        try:
-            row = json.loads(line)
-            prompts.append(str(row.get("prompt") or row["caption"]))
-        except (ValueError, KeyError, AttributeError):
-            problems.append(
-                Problem(f"{path}:{number}", "needs a JSON object with `prompt` or `caption`")
-            )
+    text = require_text(path, "cannot read the prompts")
+    if path.suffix.lower() == ".jsonl":
+        lines = [(row.number, *_prompt_of(row)) for row in json_lines(text)]
+    else:
+        lines = [
+            (number, line.strip(), text_problem(line))
+            for number, line in enumerate(text.split("\n"), 1)
+            if line.strip()
+        ]
+    problems = [Problem(f"{path}:{number}", problem) for number, _, problem in lines if problem]
     if problems:
         raise StageError(f"bad lines in {path}", problems=problems)
-    if not prompts:
+    if not lines:
         raise StageError(f"{path} contains no prompts")
-    return prompts
+    return [prompt for _, prompt, _ in lines]
+
+
+def _prompt_of(row: JsonLine) -> tuple[str, str | None]:
+    """The prompt of a line of JSONL, and why it is none."""
+    if row.problem:
+        return "", row.problem
+    values = row.value if isinstance(row.value, dict) else {}
+    prompt = values.get("prompt")
+    if prompt is None:
+        prompt = values.get("caption")
+    if not isinstance(prompt, str) or not prompt.strip():
+        return "", "needs a JSON object with a text as `prompt` or `caption`"
+    return prompt.strip(), text_problem(prompt)
+
+
+def _require_prompts(prompts: Sequence[str]) -> None:
+    """Raise StageError for no prompts, or for some that are not text."""
+    if not prompts:
+        raise StageError("no prompts", hint='give --prompt "TEXT" or --prompts FILE')
+    problems = [
+        Problem(f"prompt {number}", reason)
+        for number, prompt in enumerate(prompts, 1)
+        if (reason := text_problem(prompt))
+    ]
+    if problems:
+        raise StageError("prompts that are not text", problems=problems)
 
 
 def generate_files(
@@ -61,8 +76,7 @@ def generate_files(
     output: a folder, or a WAV file for a single prompt; default: a folder in the run's samples/.
     changes: fields of `SamplerSettings`; None keeps the recipe's. Raises StageError.
     """
-    if not prompts:
-        raise StageError("no prompts", hint='give --prompt "TEXT" or --prompts FILE')
+    _require_prompts(prompts)
     pipeline, checkpoint_path = load_pipeline(run_dir, checkpoint)
     if pipeline.recipe.task.kind != "t2a":
         raise StageError(

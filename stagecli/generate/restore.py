@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from stagecli.data.audio import find_audio, read_channels, write_wav
+from stagecli.data.audio import read_channels, write_wav
 from stagecli.data.cache import Count
+from stagecli.data.finding import find_audio
 from stagecli.dsp.resample import resample
 from stagecli.errors import Problem, StageError
 from stagecli.files import JsonRow
@@ -42,7 +43,7 @@ def restore_files(
     `generate_files`. Raises StageError.
     """
     # Everything that can be wrong, before any file is restored.
-    files = find_audio(source)
+    files = list(find_audio(source, warn))
     pipeline, checkpoint_path = load_pipeline(run_dir, checkpoint)
     if pipeline.recipe.task.kind != "sr":
         raise StageError(

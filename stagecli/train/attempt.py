@@ -10,6 +10,7 @@ from stagecli.model.network import count_parameters
 from stagecli.runs.directory import Run, command_line
 from stagecli.schema import Recipe
 from stagecli.stage.base import Event
+from stagecli.train.prepare import Prepared
 from stagecli.train.recorder import Recorder
 from stagecli.train.state import TrainingState
 
@@ -17,11 +18,10 @@ SHOWN_CLIPS = 20  # skipped clips that the screen lists by name
 
 
 def begin_attempt(
-    recipe: Recipe, state: TrainingState, recorder: Recorder, skipped: Sequence[str], device: str
+    recipe: Recipe, state: TrainingState, recorder: Recorder, prepared: Prepared, device: str
 ) -> None:
     """Open a new attempt on the main process and report what is special about it.
 
-    skipped: clips that `data.on_bad_file = "skip"` leaves out, each with its reason.
     Raises OSError.
     """
     run = recorder.run
@@ -36,20 +36,7 @@ def begin_attempt(
     run.save_info(parameters=parameters)
     recorder.view.start(view_header(recipe, run, step, parameters, device))
 
-    # Clips left out: the first ones on the screen, all of them in the events.
-    for text in first_lines(skipped, f"all in {run.path / 'events.jsonl'}"):
-        recorder.view.note(f"left out: {text}")
-    if skipped:
-        recorder.event(
-            step,
-            Event(
-                mechanism="data",
-                before="found",
-                after="left out",
-                reason=f"{len(skipped)} clips left out",
-                evidence={"clips": list(skipped)},
-            ),
-        )
+    report_left_out(recorder, prepared, step, f"all in {run.path / 'events.jsonl'}")
 
     # What this attempt continues, and whether its scores compare with those before.
     if resumed:
@@ -73,6 +60,32 @@ def begin_attempt(
                 + "; ".join(changes),
             ),
         )
+
+
+def report_left_out(recorder: Recorder, prepared: Prepared, step: int, rest: str) -> None:
+    """Files passed over, and clips left out: the first on the screen, all in the events.
+
+    rest: where those that are not shown can be read. Raises OSError.
+    """
+    passed_over = prepared.source.passed_over
+    skipped = prepared.left_out
+    for text in passed_over:
+        recorder.view.note(f"{prepared.recipe.data.path}: {text}")
+    for text in first_lines(skipped, rest):
+        recorder.view.note(f"left out: {text}")
+    reasons = {"passed over": passed_over, "left out": [f"{len(skipped)} clips left out"]}
+    for outcome, files in (("passed over", passed_over), ("left out", skipped)):
+        if files:
+            recorder.event(
+                step,
+                Event(
+                    mechanism="data",
+                    before="found",
+                    after=outcome,
+                    reason="; ".join(reasons[outcome]),
+                    evidence={"clips": list(skipped)} if files is skipped else {},
+                ),
+            )
 
 
 def view_header(recipe: Recipe, run: Run, step: int, parameters: int, device: str) -> JsonRow:

@@ -60,6 +60,7 @@ def plan_rows(recipe: Recipe) -> JsonRow:
         "training clips": len(train),
         "validation clips": len(source.clips("valid")),
         "left out": len(source.skipped),
+        "passed over": "; ".join(source.passed_over) or "nothing",
         "hours of training audio": round(sum(clip.seconds for clip in train) / 3600, 3),
         "frames x channels": f"{codec.frames(num_samples)} x {codec.channels}",
         "model": f"width {width}, depth {depth}, heads {heads}",

@@ -192,7 +192,8 @@ def cache_texts(prepared: Prepared, text: PretrainedText, progress: Progress) ->
         "vocabulary": text.vocabulary(),
     }
     cache = FeatureCache(Path(prepared.recipe.data.cache_dir), "text", config)
-    captions = sorted({"", *(clip.caption for clip in [*prepared.train, *prepared.valid])})
+    clips = [*prepared.train, *prepared.valid]
+    captions = sorted({"", *(caption for clip in clips for caption in clip.captions)})
     cache.fill(
         captions,
         lambda keys: [embedding.numpy() for embedding in text.embed(keys)],
