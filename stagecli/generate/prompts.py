@@ -10,16 +10,18 @@ from typing import Any
 from stagecli.data.audio import write_wav
 from stagecli.data.cache import Count
 from stagecli.errors import Problem, StageError
-from stagecli.files import JsonRow
+from stagecli.files import JsonRow, read_user_text
 from stagecli.generate.output import is_single_file, make_folder, provenance, write_rows
 from stagecli.generate.pipeline import SamplerSettings, load_pipeline
+
+MAX_BYTES = 10_000_000  # of a file of prompts
 
 
 def read_prompts(path: Path) -> list[str]:
     """One prompt per line, or JSONL with `prompt` or `caption`. Raises StageError with the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_user_text(path, MAX_BYTES).splitlines()
+    except ValueError as error:
         raise StageError(
             "cannot read the prompts", problems=[Problem(str(path), str(error))]
         ) from error
@@ -33,8 +35,8 @@ def read_prompts(path: Path) -> list[str]:
             continue
         try:
             row = json.loads(line)
-            prompts.append(str(row.get("prompt") or row["caption"]))
-        except (ValueError, KeyError, AttributeError):
+            prompts.append((row.get("prompt") or row["caption"]).strip())
+        except (ValueError, KeyError, AttributeError, RecursionError):
             problems.append(
                 Problem(f"{path}:{number}", "needs a JSON object with `prompt` or `caption`")
             )
