@@ -14,10 +14,12 @@ from stagecli.files import JsonRow
 from stagecli.generate.output import is_single_file, make_folder, provenance, write_rows
 from stagecli.generate.pipeline import SamplerSettings, load_pipeline
 
+MAX_BYTES = 10_000_000  # of a file of prompts
+
 
 def read_prompts(path: Path) -> list[str]:
     """One prompt per line, or JSONL with `prompt` or `caption`. Raises StageError with the line."""
-    text = require_text(path, "cannot read the prompts")
+    text = require_text(path, "cannot read the prompts", largest=MAX_BYTES)
     if path.suffix.lower() == ".jsonl":
         lines = [(row.number, *_prompt_of(row)) for row in json_lines(text)]
     else:

@@ -19,6 +19,7 @@ SHOWN_CHARACTERS = 100
 SHOWN_ITEMS = 5
 OUR_WORDS = {
     "string_type": "must be text",
+    "string_unicode": "must be UTF-8 text",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "model_type": "must be a section",

@@ -16,16 +16,7 @@ from pydantic import model_validator
 
 from stagecli.bounds import Range
 from stagecli.errors import StageError
-from stagecli.schema import (
-    Bins,
-    Fraction,
-    FractionBelowOne,
-    NoiseLevel,
-    PositiveFraction,
-    PositiveReal,
-    Real,
-    Recipe,
-)
+from stagecli.schema import Bins, Fraction, NoiseLevel, PositiveFraction, PositiveReal, Real, Recipe
 from stagecli.stage.base import Event, Mechanism, Plan, Signals
 from stagecli.stage.densities import (
     LogitLogistic,
@@ -80,7 +71,7 @@ class TimestepsOptions(MechanismOptions):
     """Mean of logit t (logit-normal, truncated-logit-normal, curriculum)."""
     std: Width = 1.0
     """Standard deviation of logit t (logit-normal, truncated-logit-normal, curriculum)."""
-    low: FractionBelowOne = 0.0
+    low: Annotated[float, Range(0, 1, open_high=True)] = 0.0
     """Lower end of the truncation; the rest is stretched to (0, 1) (truncated-logit-normal)."""
     high: PositiveFraction = 0.925
     """Upper end of the truncation (truncated-logit-normal)."""

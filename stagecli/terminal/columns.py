@@ -1,15 +1,15 @@
-"""How many columns a stream has."""
+"""How many columns a stream has, whatever the environment says."""
 
 from __future__ import annotations
 
 import os
 from typing import TextIO
 
-__all__ = ["columns_of"]
+__all__ = ["columns_of", "usable_environment"]
 
 PLAIN_WIDTH = 100  # columns of a stream that is no terminal
 FALLBACK_WIDTH = 80  # columns where COLUMNS is no number that anything fits in
-USABLE = range(20, 10_000)
+USABLE = range(20, 10_000)  # columns, and lines
 
 
 def columns_of(stream: TextIO) -> int | None:
@@ -17,6 +17,17 @@ def columns_of(stream: TextIO) -> int | None:
     columns = os.environ.get("COLUMNS", "")
     if not columns:
         return None if stream.isatty() else PLAIN_WIDTH
-    if columns.isascii() and columns.isdigit() and len(columns) < 6 and int(columns) in USABLE:
-        return int(columns)
-    return FALLBACK_WIDTH
+    return int(columns) if _is_usable(columns) else FALLBACK_WIDTH
+
+
+def usable_environment() -> dict[str, str]:
+    """The environment without sizes of the terminal that Rich could not use."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("COLUMNS", "LINES") or _is_usable(value)
+    }
+
+
+def _is_usable(size: str) -> bool:
+    return size.isascii() and size.isdigit() and len(size) < 6 and int(size) in USABLE

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from stagecli.errors import StageError
 from stagecli.report.formats import significant
-from stagecli.terminal.columns import columns_of
+from stagecli.terminal.columns import columns_of, usable_environment
 from stagecli.terminal.error_lines import problem_lines
 
 if TYPE_CHECKING:
@@ -79,7 +79,12 @@ def _rich(stream: TextIO) -> RichConsole:
     if ascii_only(stream) and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")  # characters that the terminal cannot encode
     return RichConsole(
-        file=stream, highlight=False, markup=False, emoji=False, width=columns_of(stream)
+        file=stream,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=columns_of(stream),
+        _environ=usable_environment(),
     )
 
 
