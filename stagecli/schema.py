@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from stagecli.files import name_problem
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -43,6 +45,15 @@ class About(Section):
     """One-line summary shown by `stagecli recipes list`."""
     needs: str = ""
     """Requirements: machine, data and training time."""
+
+    @field_validator("name")
+    @classmethod
+    def check_name(cls, name: str) -> str:
+        """It becomes the name of a folder."""
+        problem = name_problem(name) if name else None
+        if problem:
+            raise ValueError(f"the name of a run {problem}")
+        return name
 
 
 class Task(Section):
