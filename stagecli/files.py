@@ -8,13 +8,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 LARGEST = 1e100  # sums of larger numbers overflow
+NAME_BYTES = 200  # file systems allow 255, and a renamed run is longer than its name
+LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # a name of `atomic_path`, left by a killed process
+DEEPEST = 100  # levels of JSON; what is nested further is damage, and few functions can walk it
+_DECODE = json.JSONDecoder(parse_constant=lambda _: None).decode
 JsonRow = dict[str, Any]
 """One line of a JSONL file, or one JSON object."""
 
@@ -71,6 +77,43 @@ def append_json_lines(path: Path, values: Iterable[Any]) -> None:
         os.close(descriptor)
 
 
+def parse_json(text: str | bytes, *, keep_nan: bool = False) -> Any:
+    """The value of a JSON text (bytes: UTF-8); NaN and infinity become None unless they are kept.
+
+    Raises ValueError for anything else, deep nesting and numbers of thousands of digits included.
+    """
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(text) if keep_nan else _DECODE(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if text.count("[") + text.count("{") > DEEPEST and _deeper_than(value, DEEPEST):
+        raise ValueError("nested too deeply")
+    return value
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested in more than so many levels; without recursion."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file. Raises OSError, and ValueError as `parse_json` does."""
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a regular file")
+    return parse_json(path.read_bytes())
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value) of every line that holds JSON; other lines are skipped.
 
@@ -80,8 +123,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError):
+            yield number, parse_json(line)
+        except ValueError:
             continue
 
 
@@ -142,6 +185,19 @@ def number(value: object) -> float | None:
     """
     if type(value) is int or type(value) is float:
         return float(value) if abs(value) < LARGEST else None
+    return None
+
+
+def name_problem(name: str) -> str | None:
+    """Why `name` cannot name something directly inside a folder; None if it can."""
+    if not name or name.startswith("."):
+        return "must not be empty or begin with a dot"
+    if "/" in name or "\\" in name:
+        return "must be a name, not a path"
+    if any(unicodedata.category(character).startswith("C") for character in name):
+        return "must not contain control characters"
+    if len(name.encode("utf-8", "surrogatepass")) > NAME_BYTES:
+        return f"must not be longer than {NAME_BYTES} bytes"
     return None
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from stagecli import bounds
 from stagecli.bounds import Length, Range, is_plain_text
+from stagecli.files import name_problem
 
 # Every number of a recipe has one of these types, or a range of its own: finite, and no larger than
 # anybody can mean.
@@ -76,6 +77,15 @@ class About(Section):
     """One-line summary shown by `stagecli recipes list`."""
     needs: str = ""
     """Requirements: machine, data and training time."""
+
+    @field_validator("name")
+    @classmethod
+    def check_name(cls, name: str) -> str:
+        """It becomes the name of a folder."""
+        problem = name_problem(name) if name else None
+        if problem:
+            raise ValueError(f"the name of a run {problem}")
+        return name
 
 
 class Task(Section):

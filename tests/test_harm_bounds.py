@@ -268,7 +268,7 @@ PROMPTS = {
     "null.jsonl": (b'{"caption": null}', "null.jsonl:1"),
     "number.jsonl": (b'{"prompt": 3}', "number.jsonl:1"),
     "large.txt": (b"a" * 10_000_001, "is larger than 10,000,000 bytes"),
-    "latin-1.txt": (b"bell\ncaf\xe9", "is not UTF-8 in line 2"),
+    "latin-1.txt": (b"bell\ncaf\xe9", "latin-1.txt:2  is not UTF-8"),
 }
 
 

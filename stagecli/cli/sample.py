@@ -72,7 +72,7 @@ def sample(
         rows = _restore(run, source, output, cutoff, console, shared)
         columns = ["file", "input", "cutoff"]
     else:
-        rows = _generate(run, prompts or [], prompt_file, output, seconds, shared)
+        rows = _generate(run, prompts or [], prompt_file, output, seconds, console, shared)
         columns = ["file", "prompt"]
     cells = [[row[column] for column in columns] for row in rows]
     console.result(rows, lambda: console.table("", columns, cells))
@@ -106,6 +106,7 @@ def _generate(
     prompt_file: Path | None,
     output: Path | None,
     seconds: float | None,
+    console: Console,
     shared: dict[str, Any],
 ) -> list[dict[str, Any]]:
     from stagecli.generate.prompts import generate_files, read_prompts
@@ -118,6 +119,7 @@ def _generate(
             prompts,
             output,
             seconds=seconds,
+            warn=console.warn,
             progress=lambda done, total: report("clips", done, total),
             **shared,
         )

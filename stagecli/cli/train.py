@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stagecli.cli.options import Overrides, RunsDir
-from stagecli.errors import EXIT_INTERRUPTED
+from stagecli.errors import EXIT_INTERRUPTED, StageError
 from stagecli.terminal.console import Console
 from stagecli.terminal.live import make_view
 
@@ -45,12 +45,25 @@ def train(
         bool,
         typer.Option("--restart", help="Start over; the existing run is renamed, not deleted."),
     ] = False,
+    from_checkpoint: Annotated[
+        int | None,
+        typer.Option(
+            "--from-checkpoint",
+            min=0,
+            metavar="STEP",
+            help="Resume from this step; newer checkpoints are renamed, not deleted.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")] = False,
 ) -> None:
     """Train a recipe; the same command again resumes it."""
     from stagecli.recipe.load import load_recipe
 
+    # What to train, and where.
+    if restart and from_checkpoint is not None:
+        raise StageError("--restart starts over: it has no checkpoint to continue from")
     loaded = load_recipe(recipe, overrides or [])
+    folder = _folder(loaded, runs_dir, name, recipe)
     if dry_run:
         _dry_run(loaded)
         return
@@ -59,11 +72,17 @@ def train(
     if prepare_only:
         _prepare(loaded, view)
         return
+    # Train, and say what comes next.
     from stagecli.train.launch import train as launch
 
-    folder = runs_dir / (name or loaded.about.name or Path(recipe).stem)
     status = launch(
-        loaded, folder, view, argv=sys.argv[1:], overrides=overrides or [], restart=restart
+        loaded,
+        folder,
+        view,
+        argv=sys.argv[1:],
+        overrides=overrides or [],
+        restart=restart,
+        from_checkpoint=from_checkpoint,
     )
     console = Console()
     if status == "interrupted":
@@ -74,6 +93,17 @@ def train(
     if not quiet and is_main_process:
         console.note(f"run: {folder}   samples: {folder / 'samples'}")
         console.note(f"next:  stagecli evaluate {folder}   |   stagecli inspect-regime {folder}")
+
+
+def _folder(recipe: Recipe, runs_dir: Path, name: str | None, reference: str) -> Path:
+    """Where the run goes. Raises StageError for a name that cannot be used."""
+    from stagecli.runs.directory import run_folder
+
+    if name is not None:
+        return run_folder(runs_dir, name, "--name")
+    if recipe.about.name:
+        return run_folder(runs_dir, recipe.about.name, "about.name")
+    return run_folder(runs_dir, Path(reference).stem, reference)
 
 
 def _dry_run(recipe: Recipe) -> None:

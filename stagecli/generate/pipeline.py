@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stagecli.codec import load_codec_state, make_codec
+from stagecli.codec import load_first_codec_state, make_codec
 from stagecli.codec.base import Codec
 from stagecli.condition.low import kept_band, level_gain, splice
 from stagecli.condition.text import PretrainedText, byte_ids, text_encoder
@@ -24,9 +24,10 @@ from stagecli.errors import StageError
 from stagecli.flow import sampler
 from stagecli.model.dit import Conditioning
 from stagecli.model.network import Network
-from stagecli.recipe.load import load_from_run
 from stagecli.runs import checkpoint
 from stagecli.runs.directory import read_info
+from stagecli.runs.integrity import GENERATES, Warn
+from stagecli.runs.resuming import recipe_of_checkpoint
 from stagecli.schema import Evaluate, Recipe
 
 NOISE_STREAM = 100  # number of the random stream of sampling noise; training uses others
@@ -266,28 +267,47 @@ def default_device() -> torch.device:
 
 
 def load_pipeline(
-    run_dir: Path, which: str = "latest", *, weights: str = "ema"
+    run_dir: Path, which: str = "latest", *, weights: str = "ema", warn: Warn | None = None
 ) -> tuple[Pipeline, Path]:
     """Build the pipeline of a run from one of its checkpoints; also returns the checkpoint's path.
 
-    which: latest, best, or a step; weights: `ema` or `model`. Raises StageError.
+    which: latest, best, or a step; weights: `ema` or `model`; warn: receives what is damaged and
+    what is used instead. Raises StageError.
     """
+    # The checkpoint, and the recipe that it was trained with.
     info = read_info(run_dir)
-    recipe = load_from_run(run_dir / "recipe.toml")
     if which == "best":
         if not info.get("best"):
             raise StageError(
                 f"{run_dir} has no best checkpoint yet", hint="use --checkpoint latest"
             )
         which = str(info["best"]["step"])
-    path = checkpoint.resolve(run_dir / "checkpoints", which)
+    needed = (*GENERATES, f"{weights}.safetensors")
+    path = checkpoint.resolve(run_dir / "checkpoints", which, needed=needed, warn=warn)
+    recipe, doubts = recipe_of_checkpoint(run_dir, path)
+
+    # The codec, and the network with its weights.
     device = default_device()
     codec = make_codec(recipe).to(device).eval()
-    load_codec_state(codec, run_dir / "codec.safetensors")
+    copies = [folder / "codec.safetensors" for folder in (run_dir, path)]
+    loaded, problems = load_first_codec_state(codec, copies)
+    if loaded is None:
+        raise StageError(
+            "the codec statistics of the run cannot be used",
+            problems=problems,
+            hint="the same `stagecli train` command computes them again",
+        )
+    doubts += [f"{problem.where}: {problem.what}" for problem in problems]
+    for doubt in doubts:
+        if warn is not None:
+            warn(f"{doubt}; using that of {path.name}")
     text = text_encoder(recipe, device)
     network = Network(recipe, channels=codec.channels, text_width=text.width if text else None)
     network = network.to(device)
-    network.load_state_dict(checkpoint.load_weights(path, weights))
+    try:
+        network.load_state_dict(checkpoint.load_weights(path, weights))
+    except RuntimeError as error:
+        raise checkpoint.damaged(path, f"its weights do not fit the recipe: {error}") from error
     pipeline = Pipeline(
         recipe=recipe, codec=codec, network=network.eval(), text=text, device=device
     )

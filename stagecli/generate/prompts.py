@@ -13,6 +13,7 @@ from stagecli.errors import Problem, StageError
 from stagecli.files import JsonRow
 from stagecli.generate.output import is_single_file, make_folder, provenance, write_rows
 from stagecli.generate.pipeline import SamplerSettings, load_pipeline
+from stagecli.runs.integrity import Warn
 
 MAX_BYTES = 10_000_000  # of a file of prompts
 
@@ -70,16 +71,18 @@ def generate_files(
     seed: int,
     checkpoint: str = "latest",
     seconds: float | None = None,
+    warn: Warn | None = None,
     progress: Count | None = None,
     **changes: Any,
 ) -> list[JsonRow]:
     """Generate one clip per prompt and return the rows of samples.jsonl.
 
     output: a folder, or a WAV file for a single prompt; default: a folder in the run's samples/.
-    changes: fields of `SamplerSettings`; None keeps the recipe's. Raises StageError.
+    changes: fields of `SamplerSettings`; None keeps the recipe's; warn: prints one line. Raises
+    StageError.
     """
     _require_prompts(prompts)
-    pipeline, checkpoint_path = load_pipeline(run_dir, checkpoint)
+    pipeline, checkpoint_path = load_pipeline(run_dir, checkpoint, warn=warn)
     if pipeline.recipe.task.kind != "t2a":
         raise StageError(
             f"{run_dir} is a super-resolution run", hint="give it audio with --input FILE_OR_DIR"

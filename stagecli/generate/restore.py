@@ -44,7 +44,7 @@ def restore_files(
     """
     # Everything that can be wrong, before any file is restored.
     files = list(find_audio(source, warn))
-    pipeline, checkpoint_path = load_pipeline(run_dir, checkpoint)
+    pipeline, checkpoint_path = load_pipeline(run_dir, checkpoint, warn=warn)
     if pipeline.recipe.task.kind != "sr":
         raise StageError(
             f"{run_dir} is a text-to-audio run", hint='give it text with --prompt "TEXT"'

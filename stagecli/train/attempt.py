@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from stagecli.files import JsonRow
 from stagecli.metrics import in_training
 from stagecli.model.network import count_parameters
-from stagecli.runs.directory import Run, command_line
+from stagecli.runs.directory import Notice, Run, command_line
 from stagecli.schema import Recipe
 from stagecli.stage.base import Event
 from stagecli.train.prepare import Prepared
 from stagecli.train.recorder import Recorder
+from stagecli.train.schedule import schedule_change
 from stagecli.train.state import TrainingState
 
 SHOWN_CLIPS = 20  # skipped clips that the screen lists by name
@@ -49,15 +50,15 @@ def begin_attempt(
                 reason=f"resumed from step {step}",
             ),
         )
-    if changes := run.evaluation_changes:
+    notices = list(run.notices)
+    change = schedule_change(step, run.before.train, recipe.train) if resumed and run.before else ""
+    if change:
+        notices.append(Notice("learning rate changed", change))
+    for notice in notices:
         recorder.event(
             step,
             Event(
-                mechanism="trainer",
-                before="unchanged",
-                after="evaluation settings changed",
-                reason="scores from here on are not comparable with earlier ones: "
-                + "; ".join(changes),
+                mechanism="trainer", before="unchanged", after=notice.after, reason=notice.reason
             ),
         )
 

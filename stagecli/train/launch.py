@@ -8,13 +8,16 @@ from pathlib import Path
 
 from stagecli.data.cache import Progress
 from stagecli.errors import EXIT_FAILED, Problem, StageError
-from stagecli.runs.directory import Run, open_run
+from stagecli.runs import checkpoint
+from stagecli.runs.directory import Run
+from stagecli.runs.integrity import RESUMES
+from stagecli.runs.opening import open_run
 from stagecli.schema import Recipe
 from stagecli.stage.controller import Stages
 from stagecli.terminal.views import View
 from stagecli.train.precision import resolve_precision
 from stagecli.train.prepare import Prepared, prepare
-from stagecli.train.setup import build_accelerator, build_trainer
+from stagecli.train.setup import build_accelerator, build_trainer, resume, starting_point
 
 
 def train(
@@ -25,15 +28,19 @@ def train(
     argv: Sequence[str] = (),
     overrides: Sequence[str] = (),
     restart: bool = False,
+    from_checkpoint: int | None = None,
 ) -> str:
     """Train a recipe in `run_dir`, or resume it there.
 
-    argv, overrides: the command line and its `--set` values, for run.json.
+    argv, overrides: the command line and its `--set` values, for run.json; from_checkpoint: the
+    step to continue from, instead of the newest checkpoint.
     Returns "finished" or "interrupted". Raises StageError.
     """
     # The main process opens the run; the others wait until its directory is there.
     recipe = resolve_precision(recipe)
     accelerator = build_accelerator(recipe)
+    if from_checkpoint is not None:
+        checkpoint.resolve(run_dir / "checkpoints", str(from_checkpoint), needed=RESUMES)
     run = None
     if accelerator.is_main_process:
         run = open_run(recipe, run_dir, argv=argv, overrides=overrides, restart=restart)
@@ -43,7 +50,13 @@ def train(
     status = "failed"
     message = ""
     try:
-        status = build_trainer(recipe, accelerator, run_dir, run, view).fit()
+        start = starting_point(run_dir / "checkpoints", from_checkpoint)
+        trainer = build_trainer(
+            recipe, accelerator, run_dir, run, view, start=start.path if start else None
+        )
+        if start is not None:
+            resume(trainer.state, start, run)
+        status = trainer.fit()
     except StageError as error:
         message = error.message
         raise
@@ -63,6 +76,7 @@ def train(
     finally:
         if run is not None:
             record_end(run, status, message or None)
+            run.close()
         view.close(status, "" if status == "failed" else message)  # the caller prints the error
     return status
 
@@ -81,4 +95,4 @@ def prepare_only(recipe: Recipe, progress: Progress) -> Prepared:
     """Check the data and fill the caches without training. Raises StageError."""
     recipe = resolve_precision(recipe)
     device = build_accelerator(recipe).device
-    return prepare(recipe, None, device, progress, Stages.of(recipe).features)
+    return prepare(recipe, None, device, progress, features=Stages.of(recipe).features)

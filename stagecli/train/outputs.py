@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+from stagecli.codec import codec_state
 from stagecli.generate.pipeline import Pipeline
 from stagecli.metrics import in_training
 from stagecli.recipe.dump import dump_recipe
@@ -132,13 +133,12 @@ class Outputs:
             if run is not None:
                 metric = self.options.best
                 best = in_training.best(run.info["best"], metric, state.step, self.value_of(metric))
-                codec = self.prepared.codec
                 checkpoint.save(
                     run.checkpoints,
                     state.step,
                     model=state.network.state_dict(),
                     ema=state.ema.weights,
-                    codec={"mean_C": codec.mean_C, "std_C": codec.std_C},
+                    codec=codec_state(self.prepared.codec),
                     recipe=dump_recipe(self.recipe),
                     trainer=state.state_dict(),
                     state={"samples": state.step * self.options.batch_size, "best": best},

@@ -12,13 +12,15 @@ from stagecli.generate.pipeline import Pipeline
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network
 from stagecli.runs import checkpoint
-from stagecli.runs.directory import Run
+from stagecli.runs.directory import Notice, Run, move_aside
+from stagecli.runs.integrity import RESUMES, Choice, folders, newest_whole
 from stagecli.schema import Recipe, Train
 from stagecli.stage.controller import Stages
 from stagecli.terminal.views import View
 from stagecli.train.log_window import LogWindow
 from stagecli.train.outputs import Outputs
 from stagecli.train.prepare import Prepared, prepare
+from stagecli.train.probe import ProbeSet
 from stagecli.train.probe_setup import build_probes
 from stagecli.train.recorder import Recorder
 from stagecli.train.scorer import build_scorer
@@ -48,11 +50,17 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def build_trainer(
-    recipe: Recipe, accelerator: Accelerator, run_dir: Path, run: Run | None, view: View
+    recipe: Recipe,
+    accelerator: Accelerator,
+    run_dir: Path,
+    run: Run | None,
+    view: View,
+    *,
+    start: Path | None = None,
 ) -> Trainer:
-    """Everything before the first step: data, network, measurements, and the newest checkpoint.
+    """Everything before the first step: data, network and measurements, not resumed yet.
 
-    run: the open run directory, None on all but the main process.
+    run: the open run directory, None on all but the main process; start: the checkpoint to resume.
     Raises StageError for anything that would keep the run from training.
     """
     options = recipe.train
@@ -61,20 +69,20 @@ def build_trainer(
     # The data, the codec, and what the frozen encoders compute once.
     stages = Stages.of(recipe)
     with accelerator.main_process_first():
-        prepared = prepare(recipe, run_dir, device, view.progress, stages.features)
-    features = prepared.features
+        prepared = prepare(
+            recipe, run_dir, device, view.progress, features=stages.features, start=start
+        )
+    if run is not None:
+        run.notices += [Notice("made again", problem) for problem in prepared.rebuilt]
 
     # What is trained.
     network = build_network(recipe, prepared, device)
     ema = EMA(network, options.ema)
     optimizer = build_optimizer(network, options, device)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
-    stages.attach(network, features.width if features is not None else None)
+    stages.attach(network, prepared.features.width if prepared.features is not None else None)
 
     # What measures it.
-    probes = None
-    if stages.probes is not None:
-        probes = build_probes(stages.probes, prepared, network, accelerator, view.progress)
     pipeline = build_pipeline(prepared, network, accelerator)
     scorer = None
     if options.evaluate_every:
@@ -87,10 +95,9 @@ def build_trainer(
         optimizer=optimizer,
         scaler=accelerator.scaler,
         stages=stages,
-        probes=probes,
+        probes=open_probes(stages, prepared, network, accelerator, view),
         log_window=LogWindow(options.bins),
     )
-    resume(state, run_dir / "checkpoints", run)
 
     # The loop and what it writes.
     context = RunContext(
@@ -102,6 +109,15 @@ def build_trainer(
         recorder=Recorder(run, view),
     )
     return Trainer(context, state, Outputs(context, state, pipeline, scorer))
+
+
+def open_probes(
+    stages: Stages, prepared: Prepared, network: Network, accelerator: Accelerator, view: View
+) -> ProbeSet | None:
+    """The probes that the mechanisms ask for, if any. Raises StageError."""
+    if stages.probes is None:
+        return None
+    return build_probes(stages.probes, prepared, network, accelerator, view.progress)
 
 
 def build_pipeline(prepared: Prepared, network: Network, accelerator: Accelerator) -> Pipeline:
@@ -139,10 +155,30 @@ def build_optimizer(
     )
 
 
-def resume(state: TrainingState, checkpoints: Path, run: Run | None) -> None:
-    """Continue from the newest checkpoint, if any. Raises StageError where it is damaged."""
-    if not checkpoint.steps(checkpoints):
+def starting_point(checkpoints: Path, step: int | None) -> Choice | None:
+    """The checkpoint to continue from: that of `step`, else the newest that is whole.
+
+    None where there is none. Raises StageError where those there are cannot be used.
+    """
+    if step is None:
+        return newest_whole(checkpoints)
+    path = checkpoint.resolve(checkpoints, str(step), needed=RESUMES)
+    newer = [path for other, path in folders(checkpoints).items() if other > step]
+    return Choice(path, [(path, f"is newer than --from-checkpoint {step}") for path in newer])
+
+
+def resume(state: TrainingState, start: Choice, run: Run | None) -> None:
+    """Continue from a checkpoint; newer ones are moved aside, so that it is the newest.
+
+    Raises StageError where it does not fit, OSError where the run cannot be written.
+    """
+    progress = state.restore(start.path)
+    if run is None:
         return
-    progress = state.restore(checkpoint.resolve(checkpoints))
-    if run is not None:  # a kill may have come between the checkpoint and run.json
-        run.save_info(best=progress["best"])
+    run.save_info(
+        best=progress.get("best")
+    )  # a kill may have come between the checkpoint and run.json
+    for path, reason in start.passed_over:
+        kept = move_aside(path).name
+        text = f"{path.name} {reason}: continuing from {start.path.name}; it is kept as {kept}"
+        run.notices.append(Notice("checkpoint passed over", text))
