@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LARGEST = 1e100  # sums of larger numbers overflow
+LONGEST_STEM = 200  # bytes of a file's name that the name of its temporary file repeats
 JsonRow = dict[str, Any]
 """One line of a JSONL file, or one JSON object."""
 
@@ -25,7 +26,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The data is on the disk before the name changes. On an exception `path` stays as it was. Raises
     OSError.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name of full length has no room for more.
+    short = path.name.encode()[:LONGEST_STEM].decode(errors="ignore")
+    partial = path.with_name(f".{short}.{os.getpid()}.tmp")
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -65,7 +68,10 @@ def append_json_lines(path: Path, values: Iterable[Any]) -> None:
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, ("\n" * torn + lines).encode())
+        content = ("\n" * torn + lines).encode()
+        written = os.write(descriptor, content)
+        while written < len(content):  # a full disk takes a part; the next call says so
+            written += os.write(descriptor, content[written:])
     finally:
         os.close(descriptor)
 

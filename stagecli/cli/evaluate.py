@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stagecli.cli.options import AsJson, CfgScale, RunsDir, Sampler, Steps, one_of
+from stagecli.cli.options import AsJson, CfgScale, Force, RunsDir, Sampler, Steps, one_of
 from stagecli.cli.progress import progress_bars
 from stagecli.errors import EXIT_FAILED, StageError
 from stagecli.terminal.console import Console
@@ -139,12 +139,14 @@ def evaluate(
     match_gain: MatchGain = False,
     fail_if: FailIf = None,
     csv: Csv = None,
+    force: Force = False,
     markdown: Markdown = False,
     runs_dir: RunsDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     from stagecli.evaluate.command import Flags
 
+    # The flags as typed.
     flags = Flags(
         runs=runs or [],
         task=task,
@@ -169,9 +171,11 @@ def evaluate(
         match_gain=match_gain,
         fail_if=fail_if or [],
         csv=csv,
+        force=force,
         markdown=markdown,
         runs_dir=runs_dir,
     )
+    # Scores, and an exit code that depends on --fail-if.
     _run(flags, Console(as_json))
 
 

@@ -31,6 +31,9 @@ CfgScale = Annotated[
     float | None,
     typer.Option("--cfg-scale", min=0, help="Scale of classifier-free guidance; 1 turns it off."),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace files that exist; inputs are never replaced.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key (repeatable)."),

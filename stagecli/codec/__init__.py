@@ -60,7 +60,8 @@ def make_codec(recipe: Recipe) -> Codec:
 def load_codec_state(codec: Codec, path: Path) -> None:
     """Set the codec's per-channel statistics to those that a run saved at `path`.
 
-    Raises StageError when the file is missing.
+    Without a range of the frames, as in older runs, `Codec.limit` changes nothing. Raises
+    StageError when the file is missing.
     """
     from safetensors.torch import load_file
 
@@ -71,3 +72,6 @@ def load_codec_state(codec: Codec, path: Path) -> None:
     state = load_file(path)
     codec.mean_C.copy_(state["mean_C"])
     codec.std_C.copy_(state["std_C"])
+    if "low_C" in state:
+        codec.low_C.copy_(state["low_C"])
+        codec.high_C.copy_(state["high_C"])

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagecli.data.audio import find_audio, read_header
+import numpy as np
+
+from stagecli.data.audio import find_audio, read_header, read_mono
 from stagecli.data.audio_checks import AudioInfo
 from stagecli.data.cache import Progress
 from stagecli.errors import Problem, StageError
 from stagecli.files import JsonRow, read_json_lines
+from stagecli.generate.listening import LISTING, recorded_gains
 
 MAX_LISTED = 20  # problems of one kind that are named
 
 Headers = Mapping[Path, AudioInfo]
+Gains = Mapping[Path, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,25 @@ def read_headers(folder: Path, progress: Progress) -> dict[Path, AudioInfo]:
     """The header of every audio file in a folder. Raises StageError naming unusable files."""
     files = find_audio(folder, lambda done, total: progress(f"checking {folder.name}", done, total))
     return {file: read_header(file) for file in files}
+
+
+def read_gains(folder: Path, files: Iterable[Path], warn: Callable[[str], None]) -> Gains:
+    """Gains of the files that `sample` turned down, for `read_ungained`; warns if there are any."""
+    recorded = recorded_gains(folder)
+    by_path = {folder / name: gain for name, gain in recorded.items()}
+    gains = {file: by_path[file] for file in files if file in by_path}
+    if gains:
+        warn(
+            f"{folder}: {len(gains)} files were turned down for listening, as its {LISTING} "
+            "records; they are scored at the level at which they were generated"
+        )
+    return gains
+
+
+def read_ungained(file: Path, sample_rate: int, gains: Gains) -> np.ndarray:
+    """The file as mono audio [N], without the gain that was applied to it. Raises StageError."""
+    audio = read_mono(file, sample_rate)
+    return audio / np.float32(gains[file]) if file in gains else audio
 
 
 def common_sample_rate(headers: Headers) -> int:

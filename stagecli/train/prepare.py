@@ -132,7 +132,7 @@ def prepare(
         fit_codec(prepared, device, progress)
         if statistics is not None:
             with atomic_path(statistics) as partial:
-                save_file({"mean_C": codec.mean_C.cpu(), "std_C": codec.std_C.cpu()}, partial)
+                save_file(codec.statistics(), partial)
     return prepared
 
 
