@@ -21,6 +21,7 @@ NAME_BYTES = 200  # file systems allow 255, and a renamed run is longer than its
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # a name of `atomic_path`, left by a killed process
 DEEPEST = 100  # levels of JSON; what is nested further is damage, and few functions can walk it
 _DECODE = json.JSONDecoder(parse_constant=lambda _: None).decode
+LONGEST_STEM = 200  # bytes of a file's name that the name of its temporary file repeats
 JsonRow = dict[str, Any]
 """One line of a JSONL file, or one JSON object."""
 
@@ -32,7 +33,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The data is on the disk before the name changes. On an exception `path` stays as it was. Raises
     OSError.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name of full length has no room for more.
+    short = path.name.encode()[:LONGEST_STEM].decode(errors="ignore")
+    partial = path.with_name(f".{short}.{os.getpid()}.tmp")
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -72,7 +75,10 @@ def append_json_lines(path: Path, values: Iterable[Any]) -> None:
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, ("\n" * torn + lines).encode())
+        content = ("\n" * torn + lines).encode()
+        written = os.write(descriptor, content)
+        while written < len(content):  # a full disk takes a part; the next call says so
+            written += os.write(descriptor, content[written:])
     finally:
         os.close(descriptor)
 

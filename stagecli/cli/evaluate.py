@@ -11,6 +11,7 @@ from stagecli.bounds import HERTZ, SCORED_CLIPS, SEED
 from stagecli.cli.options import (
     AsJson,
     CfgScale,
+    Force,
     RunsDir,
     Sampler,
     Steps,
@@ -151,12 +152,14 @@ def evaluate(
     match_gain: MatchGain = False,
     fail_if: FailIf = None,
     csv: Csv = None,
+    force: Force = False,
     markdown: Markdown = False,
     runs_dir: RunsDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     from stagecli.evaluate.command import Flags
 
+    # The flags as typed.
     flags = Flags(
         runs=runs or [],
         task=task,
@@ -181,9 +184,11 @@ def evaluate(
         match_gain=match_gain,
         fail_if=fail_if or [],
         csv=csv,
+        force=force,
         markdown=markdown,
         runs_dir=runs_dir,
     )
+    # Scores, and an exit code that depends on --fail-if.
     _run(flags, Console(as_json))
 
 

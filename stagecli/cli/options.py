@@ -49,6 +49,9 @@ CfgScale = Annotated[
         "--cfg-scale", limits=CFG_SCALE, help="Scale of classifier-free guidance; 1 turns it off."
     ),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace files that exist; inputs are never replaced.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key (repeatable)."),

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from stagecli.schema import Recipe
 
 
+LATER_STATISTICS = ("low_C", "high_C")  # that runs of earlier versions have not saved
+
+
 def make_codec(recipe: Recipe) -> Codec:
     """The codec of a recipe, with its statistics not fitted yet.
 
@@ -62,16 +65,11 @@ def make_codec(recipe: Recipe) -> Codec:
     return load_neural_codec(options.model, sample_rate=sample_rate)
 
 
-def codec_state(codec: Codec) -> dict[str, Tensor]:
-    """The codec's per-channel statistics, by name."""
-    return {"mean_C": codec.mean_C, "std_C": codec.std_C}
-
-
 def save_codec_state(codec: Codec, path: Path) -> None:
     """Write the codec's statistics with their checksum. Raises OSError."""
     from safetensors.torch import save_file
 
-    tensors = {name: value.detach().cpu() for name, value in codec_state(codec).items()}
+    tensors = codec.statistics()
     with atomic_path(path) as partial:
         save_file(tensors, partial, metadata={"sha256": _sum(tensors)})
 
@@ -79,7 +77,8 @@ def save_codec_state(codec: Codec, path: Path) -> None:
 def load_codec_state(codec: Codec, path: Path) -> None:
     """Set the codec's statistics to those that a run saved at `path`.
 
-    Raises StageError where the file is missing, damaged, or of another codec.
+    Without a range of the frames, as in older runs, `Codec.limit` changes nothing. Raises
+    StageError where the file is missing, damaged, or of another codec.
     """
     from safetensors import safe_open
 
@@ -100,15 +99,18 @@ def load_codec_state(codec: Codec, path: Path) -> None:
     problem = None
     if stated is not None and stated != _sum(tensors):
         problem = "has changed since it was written"
-    for name, value in codec_state(codec).items():
+    expected = codec.statistics()
+    for name, value in expected.items():
+        if name not in tensors and name in LATER_STATISTICS:
+            continue
         if name not in tensors or tensors[name].shape != value.shape:
             problem = problem or f"holds no {name} of {value.shape[0]} channels"
         elif not bool(tensors[name].isfinite().all()):
             problem = problem or f"{name} is not finite"
     if problem:
         raise StageError(damage, problems=[Problem(str(path), problem)])
-    for name, value in codec_state(codec).items():
-        value.copy_(tensors[name])
+    for name in expected.keys() & tensors.keys():
+        codec.get_buffer(name).copy_(tensors[name])
 
 
 def load_first_codec_state(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,10 @@ import numpy as np
 from stagecli.data.decoding import UndecodableError, file_problem, open_audio
 from stagecli.dsp.resample import resample
 from stagecli.errors import EXIT_FAILED, Problem, StageError
-from stagecli.files import atomic_path
+from stagecli.files import write_atomic
+
+Subtype = Literal["FLOAT", "PCM_16"]
+MAX_WAV_BYTES = (1 << 32) - (1 << 16)  # lengths have 32 bits; some of them are for the header
 
 
 def read_mono(audio: Path | bytes, sample_rate: int, name: str = "") -> np.ndarray:
@@ -38,13 +42,19 @@ def read_channels(audio: Path | bytes, name: str = "") -> tuple[np.ndarray, int]
         raise StageError("cannot read audio", problems=[Problem(where, problem)]) from error
 
 
-def write_wav(
-    path: Path, audio: np.ndarray, sample_rate: int, subtype: Literal["FLOAT", "PCM_16"] = "FLOAT"
-) -> None:
-    """Write audio [N] or [N, channels] as WAV, atomically; equal audio makes equal bytes.
+def write_wav(path: Path, audio: np.ndarray, sample_rate: int, subtype: Subtype = "FLOAT") -> None:
+    """Write audio [N] or [N, channels] as WAV, atomically; as `wav_bytes`, also in its errors."""
+    write_atomic(path, wav_bytes(audio, sample_rate, subtype, name=str(path)))
 
-    FLOAT keeps float32 values unchanged, also above 1. Raises StageError for NaN and infinite
-    values, and with PCM_16 rather than clip (full scale is 1.0).
+
+def wav_bytes(
+    audio: np.ndarray, sample_rate: int, subtype: Subtype = "FLOAT", *, name: str
+) -> bytes:
+    """Audio [N] or [N, channels] as a WAV file; equal audio makes equal bytes.
+
+    FLOAT keeps float32 values unchanged, also above 1. name: of the audio in an error message.
+    Raises StageError for NaN and infinite values, with PCM_16 rather than clip (full scale is 1.0),
+    and for more than the 4 GiB that a WAV file can hold.
     """
     from scipy.io import wavfile  # libsndfile stamps the time into float files
 
@@ -57,14 +67,18 @@ def write_wav(
     elif subtype == "PCM_16" and peak > 1.0:
         problem = f"peak {peak:.3f} would clip in 16 bits"
         hint = "write float32, or scale the audio down"
+    elif values.nbytes > MAX_WAV_BYTES:
+        problem = f"{values.nbytes / 2**30:.1f} GiB of audio do not fit a WAV file"
+        hint = "work on parts of it"
     if problem:
         raise StageError(
-            f"cannot write {path.name}",
-            problems=[Problem(str(path), problem)],
+            f"cannot write {Path(name).name}",
+            problems=[Problem(name, problem)],
             hint=hint,
             exit_code=EXIT_FAILED,
         )
     if subtype == "PCM_16":
         values = np.minimum(np.rint(values * 32768.0), 32767).astype(np.int16)
-    with atomic_path(path) as partial, partial.open("wb") as file:
-        wavfile.write(file, sample_rate, values)
+    file = io.BytesIO()
+    wavfile.write(file, sample_rate, values)
+    return file.getvalue()

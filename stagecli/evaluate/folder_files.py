@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from stagecli.data.audio import read_mono
 from stagecli.data.cache import Progress
 from stagecli.data.decoding import AudioInfo
 from stagecli.data.finding import composed, find_audio
 from stagecli.data.text_files import json_lines, require_text, text_problem
 from stagecli.errors import Problem, StageError
 from stagecli.files import JsonRow
+from stagecli.generate.listening import LISTING, recorded_gains
 
 MAX_LISTED = 20  # problems of one kind that are named
 
 Headers = Mapping[Path, AudioInfo]
+Gains = Mapping[Path, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,25 @@ def read_headers(
     return find_audio(
         folder, warn, lambda done, total: progress(f"checking {folder.name}", done, total)
     )
+
+
+def read_gains(folder: Path, files: Iterable[Path], warn: Callable[[str], None]) -> Gains:
+    """Gains of the files that `sample` turned down, for `read_ungained`; warns if there are any."""
+    recorded = recorded_gains(folder)
+    by_path = {folder / name: gain for name, gain in recorded.items()}
+    gains = {file: by_path[file] for file in files if file in by_path}
+    if gains:
+        warn(
+            f"{folder}: {len(gains)} files were turned down for listening, as its {LISTING} "
+            "records; they are scored at the level at which they were generated"
+        )
+    return gains
+
+
+def read_ungained(file: Path, sample_rate: int, gains: Gains) -> np.ndarray:
+    """The file as mono audio [N], without the gain that was applied to it. Raises StageError."""
+    audio = read_mono(file, sample_rate)
+    return audio / np.float32(gains[file]) if file in gains else audio
 
 
 def common_sample_rate(headers: Headers) -> int:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from stagecli import __version__
-from stagecli.data.audio import read_mono
 from stagecli.data.cache import Progress, stamp_of
 from stagecli.errors import Problem, StageError
 from stagecli.evaluate.averages import average_scores
@@ -21,7 +20,10 @@ from stagecli.evaluate.folder_files import (
     MAX_LISTED,
     FilePair,
     FolderScores,
+    Gains,
     pair_folders,
+    read_gains,
+    read_ungained,
 )
 from stagecli.evaluate.ledger import Ledger, SystemScores, fingerprint, open_ledger
 from stagecli.evaluate.pairs import (
@@ -90,7 +92,11 @@ def score_folder_pairs(
     # Score the pairs.
     key = fingerprint({**facts, "version": __version__})
     ledger = open_ledger(flags.cache_dir / "pairs" / f"{key}.clips.jsonl")
-    results = _score_all(folders.pairs, settings, flags.match_gain, ledger, progress)
+    gains = {
+        **read_gains(reference, [pair.reference for pair in folders.pairs], warn),
+        **read_gains(generated, [pair.generated for pair in folders.pairs], warn),
+    }
+    results = _score_all(folders.pairs, settings, flags.match_gain, gains, ledger, progress)
 
     # Say what makes the numbers doubtful.
     clip_warnings = ClipWarnings(str(generated), len(folders.pairs))
@@ -140,6 +146,7 @@ def _score_all(
     pairs: Sequence[FilePair],
     settings: PairSettings,
     matched: bool,
+    gains: Gains,
     ledger: Ledger,
     progress: Progress,
 ) -> list[PairResult]:
@@ -148,11 +155,13 @@ def _score_all(
     problems = []
     for done, pair in enumerate(pairs, 1):
         files = (pair.reference, pair.generated)
-        key = json.dumps([[str(file.resolve()), *stamp_of(file)] for file in files])
+        stamps = [[str(file.resolve()), *stamp_of(file)] for file in files]
+        undone = [gains[file] for file in files if file in gains]
+        key = json.dumps([*stamps, *undone])
         entry = ledger.get(SETTING, key)
         try:
             if entry is None:
-                entry = _score_files(pair, settings, matched).to_ledger()
+                entry = _score_files(pair, settings, matched, gains).to_ledger()
                 ledger.put(SETTING, key, entry)
             results.append(PairResult.from_ledger(entry))
         except ValueError as error:
@@ -166,11 +175,11 @@ def _score_all(
     return results
 
 
-def _score_files(pair: FilePair, settings: PairSettings, matched: bool) -> PairResult:
+def _score_files(pair: FilePair, settings: PairSettings, matched: bool, gains: Gains) -> PairResult:
     """Raises ValueError if the pair cannot be scored."""
     rate = settings.sample_rate
-    target = torch.from_numpy(read_mono(pair.reference, rate))
-    audio = torch.from_numpy(read_mono(pair.generated, rate))
+    target = torch.from_numpy(read_ungained(pair.reference, rate, gains))
+    audio = torch.from_numpy(read_ungained(pair.generated, rate, gains))
     check_pair(target, audio, rate)
     warnings = pair_warnings(target, audio)
     peak = float(audio.abs().max())

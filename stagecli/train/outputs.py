@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
-from stagecli.codec import codec_state
+from stagecli.files import JsonRow
 from stagecli.generate.pipeline import Pipeline
 from stagecli.metrics import in_training
 from stagecli.recipe.dump import dump_recipe
 from stagecli.runs import checkpoint
+from stagecli.stage.base import Event
 from stagecli.train.scorer import Scorer
 from stagecli.train.state import RunContext, TrainingState
 from stagecli.train.validation import draw_samples, validate
@@ -114,10 +116,25 @@ class Outputs:
             if run is not None:
                 folder = run.path / "samples" / checkpoint.name_of(state.step)
                 with state.ema.applied(state.network):
-                    draw_samples(
+                    rows = draw_samples(
                         self.pipeline, self.prepared, folder, self.options.samples, state.step
                     )
+                self._report_loud(rows)
             self.accelerator.wait_for_everyone()
+
+    def _report_loud(self, rows: Sequence[JsonRow]) -> None:
+        """An event if any sample exceeds full scale."""
+        loud = [row for row in rows if row["peak"] > 1]
+        if loud:
+            evidence = {
+                "peak": max(row["peak"] for row in loud),
+                "gain_db": min(row["gain_db"] for row in loud),
+            }
+            reason = f"{len(loud)} of {len(rows)} samples exceed full scale: " + (
+                "a peak of {peak:.3g}, written {gain_db:.1f} dB quieter".format(**evidence)
+            )
+            event = Event("samples", "drawn", "turned down", reason, evidence)
+            self.recorder.event(self.state.step, event)
 
     def save(self) -> None:
         """Write a checkpoint; keep the newest ones and the best one by `train.best`.
@@ -138,7 +155,7 @@ class Outputs:
                     state.step,
                     model=state.network.state_dict(),
                     ema=state.ema.weights,
-                    codec=codec_state(self.prepared.codec),
+                    codec=self.prepared.codec.statistics(),
                     recipe=dump_recipe(self.recipe),
                     trainer=state.state_dict(),
                     state={"samples": state.step * self.options.batch_size, "best": best},
