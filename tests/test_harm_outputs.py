@@ -15,6 +15,7 @@ from conftest import read_rows, tree
 
 from stagecli.data.audio import write_wav
 from stagecli.errors import EXIT_FAILED, EXIT_USAGE, StageError
+from stagecli.report.formats import time_left
 from stagecli.targets import Target, plan_targets, write_target
 
 
@@ -324,3 +325,4 @@ def test_a_long_file_reports_progress_from_its_first_window(
     total = counts[0][1]
     assert counts[0][0] <= 2 < total and counts[-1] == (total, total)
     assert len(document(cli("sample", "runs/sr", "-i", "in.wav", "-o", "2", "--json"))) == 1
+    assert time_left(10, 5, 50) == ", 1m 40s left" and time_left(10, 0, 50) == ""

@@ -18,7 +18,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
 from stagecli.errors import StageError
-from stagecli.report.formats import significant
+from stagecli.report.formats import significant, time_left
 from stagecli.terminal.columns import columns_of, usable_environment
 from stagecli.terminal.error_lines import problem_lines
 
@@ -239,15 +239,18 @@ class ProgressLines:
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, int]] = {}
+        self._first: dict[str, tuple[float, int]] = {}
 
     def __call__(self, label: str, done: int, total: int) -> None:
         """Report `done` of `total` (0: unknown)."""
         now = time.monotonic()
+        began, first = self._first.setdefault(label, (now, done))
         written, before = self._last.get(label, (-1e9, -1))
         finished = bool(total) and done >= total and before != done
         if finished or done < before or now - written >= PROGRESS_SECONDS:
             self._last[label] = (now, done)
-            write_line(f"{label}: {done:,}" + (f" of {total:,}" if total else ""))
+            text = f"{label}: {done:,}" + (f" of {total:,}" if total else "")
+            write_line(text + time_left(now - began, done - first, total - done))
 
 
 @contextmanager
