@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,6 +83,38 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, json.loads(line)
         except (ValueError, RecursionError):
             continue
+
+
+def is_regular_file(path: Path) -> bool:
+    """Whether `path` is a file with contents of its own: no folder, pipe or device, and no name
+    that no file could have.
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def read_user_text(path: Path, largest: int) -> str:
+    """The text of a UTF-8 file that a user names, without its byte order mark.
+
+    Raises ValueError, saying what is wrong, unless it is a regular file of at most `largest` bytes:
+    a device or pipe might never end.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from error
+    if len(content) > largest:
+        raise ValueError(f"is larger than {largest:,} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"is not UTF-8 in line {line}") from error
 
 
 def number(value: object) -> float | None:

@@ -31,12 +31,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("metrics", "flow"),
     ("dsp",),
     ("schema",),
-    ("files",),
+    ("files", "bounds"),
     ("errors",),
     ("__init__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-LIGHT_ROOMS = ("recipe", "runs", "report", "terminal", "files", "errors", "schema", "cli")
+LIGHT_ROOMS = ("recipe", "runs", "report", "terminal", "files", "errors", "schema", "bounds", "cli")
 HEAVY = ("torch", "torchaudio", "transformers", "safetensors", "accelerate", "scipy", "datasets")
 WITHOUT_TORCH = [
     *(m for m in SOURCES if m.partition(".")[0] in LIGHT_ROOMS and m != "runs.checkpoint"),

@@ -454,17 +454,17 @@ def test_after_the_end_a_step_allocates_what_an_unguided_step_does(
 ) -> None:
     """The allocations of a step are the same, one by one: the same work, and nothing more."""
     after = 5  # steps
-    found = {}
+    sizes = {}
     for name, options in (
         ("plain", {}),
         ("guided", GUIDED),
         ("ended", {**STOPPED, "stage__guidance__end": 2 / STEPS}),
     ):
         path = write_recipe(tmp_path / f"{name}.toml", kind, **{**options, "train__steps": STEPS})
-        found[name] = allocations(load_recipe(path), tmp_path / name, after)
-    assert len(found["plain"]) > 500
-    assert found["ended"] == found["plain"]
-    assert sum(found["guided"]) > sum(found["plain"])
+        sizes[name] = allocations(load_recipe(path), tmp_path / name, after)
+    assert len(sizes["plain"]) > 500
+    assert sizes["ended"] == sizes["plain"]
+    assert sum(sizes["guided"]) > sum(sizes["plain"])
 
 
 def allocations(recipe: Any, run_dir: Path, at: int) -> list[int]:

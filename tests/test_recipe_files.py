@@ -169,7 +169,7 @@ def test_mistakes_are_placed_in_the_file_that_makes_them(tmp_path: Path) -> None
     [
         ('"nowhere.toml"', "no such recipe file", "recipes list"),
         ('"quickstrt"', "no shipped recipe of that name", "did you mean `quickstart`?"),
-        ("3", "must be a string, got 3", "shipped recipe"),
+        ("3", "must be text", "shipped recipe"),
         ('"recipe.toml"', "extends another recipe itself", "complete"),
     ],
 )

@@ -170,9 +170,9 @@ def test_a_rise_raises_an_alarm_and_freezes_r(
 ) -> None:
     runs = many("rise", sd, rho)
     firsts = [next((i for i, to in events if to == "frozen"), None) for _, events in runs]
-    found = [i for i in firsts if i is not None]
-    assert len(found) >= caught
-    assert min(found) > 60 and sorted(found)[len(found) // 2] <= 90
+    caught_at = [i for i in firsts if i is not None]
+    assert len(caught_at) >= caught
+    assert min(caught_at) > 60 and sorted(caught_at)[len(caught_at) // 2] <= 90
     assert max(trace[-1] for trace, _ in runs) <= highest
 
 
@@ -365,20 +365,20 @@ def test_a_resume_goes_on_to_the_bit(cut: int) -> None:
     whole = make()
     first = make()
     second = make()
-    said = []
+    expected = []
     resumed = []
     for i, value in enumerate(values, 1):
         if i == cut + 1:
             second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
-        said.append(
+        expected.append(
             (whole.observe(i * EVERY, i * 90.1, float(value)), whole.row(), whole.state_dict())
         )
         part = first if i <= cut else second
         resumed.append(
             (part.observe(i * EVERY, i * 90.1, float(value)), part.row(), part.state_dict())
         )
-    assert resumed == said
-    assert any(events for events, _, _ in said[cut:])
+    assert resumed == expected
+    assert any(events for events, _, _ in expected[cut:])
 
 
 def test_a_foreign_state_is_refused() -> None:
@@ -439,22 +439,22 @@ def rows_of(curve: str, until: int = PROBES, regime: Regime | None = None) -> li
 
 def test_reading_of_a_run_in_refinement() -> None:
     rows = rows_of("decay", 150)
-    said = regime_sentences(rows, steps=PROBES * EVERY)
+    sentences = regime_sentences(rows, steps=PROBES * EVERY)
     begun = next(row["step"] for row in rows if row["stage"] == "refinement")
-    assert said[0].startswith(f"semantic progress is at {100 * rows[-1]['q']:.0f} % (± ")
-    assert f"of its average since step {rows[-1]['clock_step']:,}" in said[0]
-    assert said[1] == f"refinement since step {begun:,} (r = {rows[-1]['r']:.2f})"
-    assert "1,000 more steps buy" in said[2]
+    assert sentences[0].startswith(f"semantic progress is at {100 * rows[-1]['q']:.0f} % (± ")
+    assert f"of its average since step {rows[-1]['clock_step']:,}" in sentences[0]
+    assert sentences[1] == f"refinement since step {begun:,} (r = {rows[-1]['r']:.2f})"
+    assert "1,000 more steps buy" in sentences[2]
 
 
 def test_reading_extends_the_slope() -> None:
     """L falls by 1 in 20,000 steps without noise, so 1,000 more take 4.9 % of Dn + 0.01."""
     rows = follow(0.9 * np.exp(-SHARE) - 0.01)[2][:100]
-    said = regime_sentences(rows)
+    sentences = regime_sentences(rows)
     gain = (rows[-3]["Dn"] + 0.01) * -math.expm1(-0.05)
-    assert f"at this slope 1,000 more steps buy about {gain:.2g} of Dn" in said[2]
-    assert "semantic progress is at 100 % (± 0)" in said[0]
-    assert said[1].startswith("semantic acquisition (r = 0.0")
+    assert f"at this slope 1,000 more steps buy about {gain:.2g} of Dn" in sentences[2]
+    assert "semantic progress is at 100 % (± 0)" in sentences[0]
+    assert sentences[1].startswith("semantic acquisition (r = 0.0")
     assert horizon(800) == 100 and horizon(100_000) == 10_000 and horizon(3) == 1
 
 
@@ -470,10 +470,11 @@ def test_reading_of_what_went_wrong() -> None:
     waiting = regime_sentences(follow(np.full(30, 1.4))[2])
     assert "Dn is 1.400" in waiting[0] and "the clock has not started" in waiting[0]
     rows = rows_of("rise", 110)
-    said = regime_sentences(rows)
+    sentences = regime_sentences(rows)
     since = next(row["step"] for row in rows if row["frozen"])
-    assert "negative" in said[0] and any(
-        line.startswith(f"r has been frozen since step {since:,}: D is rising") for line in said
+    assert "negative" in sentences[0] and any(
+        line.startswith(f"r has been frozen since step {since:,}: D is rising")
+        for line in sentences
     )
     lifted = regime_sentences(rows_of("steady", regime=Regime(RegimeSettings(steps=20_000))))
     assert any("r was lifted by the fail-safe" in line for line in lifted)
@@ -493,8 +494,8 @@ def test_reading_of_what_went_wrong() -> None:
 
 
 def test_reading_says_that_super_resolution_saturates_early() -> None:
-    said = regime_sentences(follow(0.4 + 0.45 * np.exp(-SHARE / 0.03))[2])
-    assert any(line.startswith("D saturated early: 90 % of its fall") for line in said)
+    sentences = regime_sentences(follow(0.4 + 0.45 * np.exp(-SHARE / 0.03))[2])
+    assert any(line.startswith("D saturated early: 90 % of its fall") for line in sentences)
     assert not any("saturated" in line for line in regime_sentences(rows_of("steady")))
 
 

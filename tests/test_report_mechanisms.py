@@ -29,7 +29,7 @@ ROWS = [
 ]
 
 
-def made(tmp_path: Path) -> Path:
+def run_with_figures(tmp_path: Path) -> Path:
     from stagecli.recipe.load import load_recipe
 
     run = open_run(load_recipe("quickstart"), tmp_path / "runs" / "a", argv=[], overrides=[])
@@ -59,7 +59,7 @@ def test_names_are_in_order_without_the_regime() -> None:
 
 
 def test_inspect_regime_shows_every_figure(tmp_path: Path) -> None:
-    result = run_cli("inspect-regime", made(tmp_path), cwd=tmp_path)
+    result = run_cli("inspect-regime", run_with_figures(tmp_path), cwd=tmp_path)
     assert result.code == 0
     for words in (
         "Mechanisms",
@@ -75,7 +75,7 @@ def test_inspect_regime_shows_every_figure(tmp_path: Path) -> None:
 def test_figures_are_drawn_one_panel_a_kind(tmp_path: Path) -> None:
     drawn = {
         panel.title: panel
-        for panel in run_panels([read_run(made(tmp_path))])
+        for panel in run_panels([read_run(run_with_figures(tmp_path))])
         if isinstance(panel, Panel)
     }
     assert [line.label for line in drawn["guidance: cosine"].traces] == [

@@ -148,9 +148,9 @@ def test_the_dynamic_programme_is_exact(depth: int, seed: int) -> None:
         same = labels[:, None] == labels[None]
         return float((same * (1 - S) / same.sum(0)).sum())
 
-    found = grouping.partitions(S[None], groups)[0]
+    partitions = grouping.partitions(S[None], groups)[0]
     every = list(grouping.every_partition(depth))
-    for K, labels in zip(groups, found, strict=True):
+    for K, labels in zip(groups, partitions, strict=True):
         best = min(cost(other) for other in every if other.max() + 1 == K)
         assert labels.max() + 1 == K
         assert np.bincount(labels).min() >= 2
@@ -204,12 +204,12 @@ def test_sketches_are_linear_and_keep_cosines_within_the_stated_error() -> None:
     for cosine in (0.0, 0.5, 0.9):
         y = cosine * x / x.norm() + math.sqrt(1 - cosine**2) * z / z.norm()
         exact = float(torch.cosine_similarity(x, y, dim=0))
-        found = []
+        cosines = []
         for seed in range(60):
             sketch = grouping.Sketch.make(3000, 512, seed, torch.device("cpu"))
-            found.append(float(torch.cosine_similarity(sketch(x), sketch(y), dim=0)))
-        assert np.std(found) <= 1.2 * math.sqrt((1 + exact**2) / 512)
-        assert abs(np.mean(found) - exact) < 4 * np.std(found) / math.sqrt(60) + 0.002
+            cosines.append(float(torch.cosine_similarity(sketch(x), sketch(y), dim=0)))
+        assert np.std(cosines) <= 1.2 * math.sqrt((1 + exact**2) / 512)
+        assert abs(np.mean(cosines) - exact) < 4 * np.std(cosines) / math.sqrt(60) + 0.002
     assert torch.allclose(sketch(x + 2 * z), sketch(x) + 2 * sketch(z), atol=1e-3)
     assert torch.equal(sketch(x), grouping.Sketch.make(3000, 512, 59, torch.device("cpu"))(x))
     with pytest.raises(ValueError, match="3000"):
@@ -251,11 +251,11 @@ def test_which_depths_can_pass_the_test() -> None:
 
 def test_ideal_groups_are_found_and_a_pure_fall_has_none() -> None:
     labels = of_sizes(4, 5, 3)
-    found = grouping.group(grouped(labels), seed=0)
-    assert found.labels == tuple(labels)
-    assert found.K == 3
-    assert found.z > 4
-    assert found.p == pytest.approx(1 / 201)
+    best = grouping.group(grouped(labels), seed=0)
+    assert best.labels == tuple(labels)
+    assert best.K == 3
+    assert best.z > 4
+    assert best.p == pytest.approx(1 / 201)
     S = drift(12, 3, 1.0)
     np.fill_diagonal(S, 1.0)
     assert grouping.group(S, seed=0).z == 0.0  # every surrogate is S itself
@@ -265,14 +265,14 @@ def test_ideal_groups_are_found_and_a_pure_fall_has_none() -> None:
 
 
 def activated(
-    made: Any, C_LL: np.ndarray, network: torch.nn.Module, seed: int, probes: int
+    structure: Any, C_LL: np.ndarray, network: torch.nn.Module, seed: int, probes: int
 ) -> tuple[bool, list[dict]]:
     """Whether the mechanism acts within so many probes, and the rows of the probes."""
     rows = []
     for k, average in enumerate(drawn(C_LL, network, probes, seed), 1):
-        made.plan(k, Plan(r=1.0))
-        events = made.observe(signals(k, average))
-        rows.append(made.probe_row())
+        structure.plan(k, Plan(r=1.0))
+        events = structure.observe(signals(k, average))
+        rows.append(structure.probe_row())
         if any(event.after == "active" for event in events):
             return True, rows
     return False, rows
@@ -295,11 +295,11 @@ def test_groups_activate_and_a_smooth_drift_does_not(kind: str, tmp_path: Path) 
             if kind == "drift"
             else grouped(of_sizes(*sizes[k % len(sizes)]))
         )
-        made = StructureMechanism.build(StructureOptions(seed=k), recipe)
-        made.attach(network, None)
+        structure = StructureMechanism.build(StructureOptions(seed=k), recipe)
+        structure.attach(network, None)
         # The same maps in every trial: making them takes most of the time.
-        made.groups.sketches = sketches
-        did, probe_rows = activated(made, uneven(C_LL, rng), network, k, 10)
+        structure.groups.sketches = sketches
+        did, probe_rows = activated(structure, uneven(C_LL, rng), network, k, 10)
         acted.append(did)
         rows += probe_rows[5:]
     z = [row["structure_z"] for row in rows]
@@ -341,29 +341,29 @@ def test_moments_find_groups_whose_hidden_units_are_in_another_order(tmp_path: P
         units = (orders if kind.startswith("fc") else heads)[block]
         return W[:, units] if kind in ("o", "fc2") else W[units]
 
-    found = {}
+    monitors = {}
     for similarity in ("moments", "updates"):
-        made = mechanism(tmp_path, network=network, similarity=similarity)
+        structure = mechanism(tmp_path, network=network, similarity=similarity)
         for k, average in enumerate(drawn(C_LL, network, 10, 0), 1):
-            made.plan(k, Plan(r=1.0))
-            made.observe(signals(k, {name: permuted(name, W) for name, W in average.items()}))
-        found[similarity] = made
-    assert found["moments"].state == "active"
-    assert list(found["moments"].term.labels) == of_sizes(6, 6)
-    assert found["updates"].state == "waiting"
+            structure.plan(k, Plan(r=1.0))
+            structure.observe(signals(k, {name: permuted(name, W) for name, W in average.items()}))
+        monitors[similarity] = structure
+    assert monitors["moments"].state == "active"
+    assert list(monitors["moments"].term.labels) == of_sizes(6, 6)
+    assert monitors["updates"].state == "waiting"
     off = ~np.eye(12, dtype=bool)
-    updates_LL = found["updates"].groups.S_LL
-    moments_LL = found["moments"].groups.S_LL
+    updates_LL = monitors["updates"].groups.S_LL
+    moments_LL = monitors["moments"].groups.S_LL
     assert np.abs(updates_LL[off]).mean() < 0.05 < moments_LL[off].mean()
 
 
 def test_the_event_says_why_and_names_the_groups(tmp_path: Path) -> None:
     network = Blocks(12)
     labels = of_sizes(6, 6)
-    made = mechanism(tmp_path, network=network)
+    structure = mechanism(tmp_path, network=network)
     for k, average in enumerate(drawn(grouped(labels, 0.8, 0.1), network, 10, 0), 1):
-        made.plan(k, Plan(r=0.7))
-        for event in made.observe(signals(k, average)):
+        structure.plan(k, Plan(r=0.7))
+        for event in structure.observe(signals(k, average)):
             assert (event.before, event.after) == ("waiting", "active")
             assert "converged" in event.reason
             assert event.evidence["groups"] == labels
@@ -380,10 +380,10 @@ def test_controls_choose_other_groups(tmp_path: Path) -> None:
     labels = of_sizes(3, 4, 5)
     chosen = {}
     for kind in ("measured", "shuffled", "random", "thirds"):
-        made = mechanism(tmp_path, network=network, groups=kind, when="always", seed=3)
-        activated(made, grouped(labels, 0.9, 0.1), network, 0, 4)
-        assert made.state == "active"
-        chosen[kind] = list(made.term.labels)
+        structure = mechanism(tmp_path, network=network, groups=kind, when="always", seed=3)
+        activated(structure, grouped(labels, 0.9, 0.1), network, 0, 4)
+        assert structure.state == "active"
+        chosen[kind] = list(structure.term.labels)
     assert chosen["thirds"] == of_sizes(4, 4, 4)
     assert sorted(chosen["shuffled"]) == sorted(chosen["measured"])
     assert grouping.adjusted_rand(chosen["shuffled"], chosen["measured"]) < 0.1
@@ -392,15 +392,15 @@ def test_controls_choose_other_groups(tmp_path: Path) -> None:
 def test_random_groups_are_every_partition_and_nothing_else(tmp_path: Path) -> None:
     seen = set()
     for seed in range(120):
-        made = mechanism(tmp_path, depth=7, groups="random", when="always", seed=seed)
-        seen.add(made.choose_labels())
+        structure = mechanism(tmp_path, depth=7, groups="random", when="always", seed=seed)
+        seen.add(structure.choose_labels())
     assert seen == {tuple(labels.tolist()) for labels in grouping.every_partition(7)}
 
 
 def test_random_groups_need_no_measurement_and_a_step_is_waited_for(tmp_path: Path) -> None:
     for when, first in (("always", 1), ("step", 500)):
-        made = mechanism(tmp_path, depth=6, groups="random", when=when)
-        steps = [step for step in range(1, 502) if made.observe(signals(step))]
+        structure = mechanism(tmp_path, depth=6, groups="random", when=when)
+        steps = [step for step in range(1, 502) if structure.observe(signals(step))]
         assert steps == [first]
     measured = mechanism(tmp_path, depth=6, when="always")
     assert [measured.observe(signals(step)) for step in range(5)] == [[]] * 5
@@ -413,13 +413,13 @@ def acting(
     folder: Path, labels: list[int], network: torch.nn.Module | None = None, **options: Any
 ) -> Any:
     """A mechanism whose term began at step 0 with these groups."""
-    made = mechanism(
+    structure = mechanism(
         folder, len(labels), network, **{"when": "always", "groups": "random", **options}
     )
-    made.observe(signals(0))
-    assert made.state == "active"
-    made.begin(tuple(labels), 0)
-    return made
+    structure.observe(signals(0))
+    assert structure.state == "active"
+    structure.begin(tuple(labels), 0)
+    return structure
 
 
 def test_identical_blocks_and_blocks_alone_are_not_pulled(tmp_path: Path) -> None:
@@ -437,61 +437,64 @@ def test_identical_blocks_and_blocks_alone_are_not_pulled(tmp_path: Path) -> Non
 
 def test_the_term_does_not_see_the_order_of_hidden_units(tmp_path: Path) -> None:
     network = Blocks(4)
-    made = acting(tmp_path, [0, 0, 1, 1], network)
-    before = float(made.term.whole().detach())
+    structure = acting(tmp_path, [0, 0, 1, 1], network)
+    before = float(structure.term.whole().detach())
     order = torch.randperm(32)
     with torch.no_grad():
         network.blocks[1].fc1.weight.copy_(network.blocks[1].fc1.weight[order])
         network.blocks[1].fc2.weight.copy_(network.blocks[1].fc2.weight[:, order])
-    assert float(made.term.whole().detach()) == pytest.approx(before, abs=1e-6)
+    assert float(structure.term.whole().detach()) == pytest.approx(before, abs=1e-6)
 
 
 def test_steps_along_the_term_bring_a_group_together_and_no_groups_closer(tmp_path: Path) -> None:
     network = Blocks(6, width=16)
-    made = acting(tmp_path, [0, 0, 0, 1, 1, 1], network)
-    inside = float(made.term.whole().detach())
-    apart = between(made.term.moments(EVERY_TYPE), made.term.labels)[:, 0, 1].mean()
-    weights = made.term.weights
+    structure = acting(tmp_path, [0, 0, 0, 1, 1, 1], network)
+    inside = float(structure.term.whole().detach())
+    apart = between(structure.term.moments(EVERY_TYPE), structure.term.labels)[:, 0, 1].mean()
+    weights = structure.term.weights
     for _ in range(60):
-        for w, g in zip(weights, torch.autograd.grad(made.term.whole(), weights), strict=True):
+        for w, g in zip(weights, torch.autograd.grad(structure.term.whole(), weights), strict=True):
             w.data -= 0.3 * g
-    assert float(made.term.whole().detach()) < 0.9 * inside
-    assert between(made.term.moments(EVERY_TYPE), made.term.labels)[:, 0, 1].mean() < apart + 0.02
+    assert float(structure.term.whole().detach()) < 0.9 * inside
+    assert (
+        between(structure.term.moments(EVERY_TYPE), structure.term.labels)[:, 0, 1].mean()
+        < apart + 0.02
+    )
 
 
 def test_the_hinge_acts_only_past_the_similarity_at_activation(tmp_path: Path) -> None:
     network = Blocks(4)
-    made = acting(tmp_path, [0, 0, 1, 1], network)
-    moments = made.term.moments(EVERY_TYPE)
+    structure = acting(tmp_path, [0, 0, 1, 1], network)
+    moments = structure.term.moments(EVERY_TYPE)
 
     def hinge(ceiling: torch.Tensor, beta: float = 1.0) -> float:
-        both = pull_and_hinge(moments, made.term.labels, ceiling, beta).mean()
+        both = pull_and_hinge(moments, structure.term.labels, ceiling, beta).mean()
         return float(
-            (both - pull_and_hinge(moments, made.term.labels, ceiling, 0.0).mean()).detach()
+            (both - pull_and_hinge(moments, structure.term.labels, ceiling, 0.0).mean()).detach()
         )
 
-    ceiling = made.term.ceiling_MGG
+    ceiling = structure.term.ceiling_MGG
     assert hinge(ceiling) == 0.0  # at activation, exactly
     assert hinge(ceiling + 0.01) == 0.0
     assert hinge(ceiling - 0.01) == pytest.approx(0.01, abs=1e-6)
     assert hinge(ceiling - 0.01, 0.5) == pytest.approx(0.005, abs=1e-6)
     raw = [B.detach().clone().requires_grad_() for B in moments]
     at, free = (
-        torch.autograd.grad(pull_and_hinge(raw, made.term.labels, c, b).mean(), raw)
+        torch.autograd.grad(pull_and_hinge(raw, structure.term.labels, c, b).mean(), raw)
         for c, b in ((ceiling, 0.5), (ceiling, 0.0))
     )
     assert all(torch.equal(x, y) for x, y in zip(at, free, strict=True))
-    hinged_M = pull_and_hinge(raw, made.term.labels, ceiling - 0.01, 0.5)
+    hinged_M = pull_and_hinge(raw, structure.term.labels, ceiling - 0.01, 0.5)
     (past,) = torch.autograd.grad(hinged_M.mean(), raw[:1])
     assert not torch.equal(past, at[0])
 
 
 def test_the_ramp_is_a_half_cosine_and_the_size_is_the_share_and_the_cap(tmp_path: Path) -> None:
-    made = acting(tmp_path, of_sizes(2, 2))
+    structure = acting(tmp_path, of_sizes(2, 2))
     # A running gradient norm of 4.
-    made.size.level = 2.0
-    made.size.level_norm = 0.5
-    weights = made.term.weights
+    structure.size.level = 2.0
+    structure.size.level_norm = 0.5
+    weights = structure.term.weights
 
     def ratio(step: int) -> float:
         """Norm of the mean gradient of the term over TURNS steps, over the running gradient norm.
@@ -500,12 +503,12 @@ def test_the_ramp_is_a_half_cosine_and_the_size_is_the_share_and_the_cap(tmp_pat
         """
         total = [torch.zeros_like(w) for w in weights]
         for number in range(step, step + TURNS):
-            plan = made.plan(number, Plan())
+            plan = structure.plan(number, Plan())
             assert plan.active == ("structure",)
-            term = made.loss(RESULT)
+            term = structure.loss(RESULT)
             if term is None:
                 continue
-            still = made.size.ramp(step) / made.size.ramp(number)
+            still = structure.size.ramp(step) / structure.size.ramp(number)
             gradients = torch.autograd.grad(term, weights, allow_unused=True)
             for into, gradient in zip(total, gradients, strict=True):
                 into += 0 if gradient is None else still * gradient / TURNS
@@ -515,39 +518,41 @@ def test_the_ramp_is_a_half_cosine_and_the_size_is_the_share_and_the_cap(tmp_pat
         expected = 0.03 * (1 - math.cos(math.pi * min(1, (step + 1) / 50))) / 2
         assert ratio(step) == pytest.approx(expected, rel=1e-4)
     # As if the gradient had grown tenfold since the end of the ramp: 30 % without the cap.
-    made.size.reference /= 10
+    structure.size.reference /= 10
     assert ratio(402) == pytest.approx(0.1, rel=1e-4)
-    assert made.metrics()["gradient_ratio"] == pytest.approx(0.1)
-    made.size.unit = 0.0
-    assert made.coefficient(404) == 0.0
+    assert structure.metrics()["gradient_ratio"] == pytest.approx(0.1)
+    structure.size.unit = 0.0
+    assert structure.coefficient(404) == 0.0
 
 
 def test_each_type_in_turn_adds_up_to_the_whole_term(tmp_path: Path) -> None:
     """Over twelve steps the gradients add up to the whole term's; each step touches one type."""
-    made = acting(tmp_path, of_sizes(3, 3))
-    made.term.ceiling_MGG -= 0.05  # so that the hinge acts
-    made.size.level = 1.0
-    made.size.level_norm = 1.0
-    weights = made.term.weights
-    whole = torch.autograd.grad(made.term.whole(), weights)
+    structure = acting(tmp_path, of_sizes(3, 3))
+    structure.term.ceiling_MGG -= 0.05  # so that the hinge acts
+    structure.size.level = 1.0
+    structure.size.level_norm = 1.0
+    weights = structure.term.weights
+    whole = torch.autograd.grad(structure.term.whole(), weights)
     total = [torch.zeros_like(w) for w in weights]
     single = []
     for step in range(CHECK, CHECK + TURNS):  # past the ramp
-        made.plan(step, Plan())
-        term = made.loss(RESULT)
+        structure.plan(step, Plan())
+        term = structure.loss(RESULT)
         assert (term is None) == bool(step % EVERY)
         if term is None:
             continue
-        found = torch.autograd.grad(term, weights, allow_unused=True)
-        touched = [k for k, g in enumerate(found) if g is not None]
+        gradients = torch.autograd.grad(term, weights, allow_unused=True)
+        touched = [k for k, g in enumerate(gradients) if g is not None]
         turn = step // EVERY % len(TYPES)
         assert touched == [6 * turn + k for k in range(6)]
-        single.append(float(torch.stack([found[k].norm() for k in touched]).norm()))
+        single.append(float(torch.stack([gradients[k].norm() for k in touched]).norm()))
         for k in touched:
-            total[k] += found[k] / made.coefficient(step)
+            total[k] += gradients[k] / structure.coefficient(step)
     for ours, theirs in zip(total, whole, strict=True):
         assert torch.allclose(ours, TURNS * theirs, atol=1e-6)
-    assert made.metrics()["value"] == pytest.approx(float(made.term.whole().detach()), rel=1e-5)
+    assert structure.metrics()["value"] == pytest.approx(
+        float(structure.term.whole().detach()), rel=1e-5
+    )
     # The share is that of the mean; a single step, which clipping sees, has 2 sqrt(6) times as much
     # in the root mean square.
     assert math.sqrt(np.mean(np.square(single))) == pytest.approx(
@@ -558,14 +563,14 @@ def test_each_type_in_turn_adds_up_to_the_whole_term(tmp_path: Path) -> None:
 def test_the_gradient_is_measured_at_intervals_and_the_reference_settles_with_the_ramp(
     tmp_path: Path,
 ) -> None:
-    made = acting(tmp_path, of_sizes(2, 2), ramp=0.3)
+    structure = acting(tmp_path, of_sizes(2, 2), ramp=0.3)
     seen = []
     for step in range(3 * CHECK + 1):
-        made.plan(step, Plan())
-        made.loss(RESULT)
-        seen.append((made.size.unit, made.size.reference))
+        structure.plan(step, Plan())
+        structure.loss(RESULT)
+        seen.append((structure.size.unit, structure.size.reference))
         with torch.no_grad():
-            made.term.matrices["q"][0].mul_(1.01)
+            structure.term.matrices["q"][0].mul_(1.01)
     assert [k for k in range(1, len(seen)) if seen[k][0] != seen[k - 1][0]] == [
         CHECK,
         2 * CHECK,
@@ -575,57 +580,59 @@ def test_the_gradient_is_measured_at_intervals_and_the_reference_settles_with_th
 
 
 def test_once_a_step_for_all_accumulated_parts(tmp_path: Path) -> None:
-    made = acting(tmp_path, of_sizes(2, 2))
-    made.accumulate = 4
-    made.plan(CHECK, Plan())
-    first = made.loss(RESULT)
-    assert [made.loss(RESULT) for _ in range(3)] == [None] * 3
+    structure = acting(tmp_path, of_sizes(2, 2))
+    structure.accumulate = 4
+    structure.plan(CHECK, Plan())
+    first = structure.loss(RESULT)
+    assert [structure.loss(RESULT) for _ in range(3)] == [None] * 3
     assert float(first.detach()) > 0
-    made.accumulate = 1
-    made.plan(CHECK, Plan())
-    assert float(first.detach()) / 4 == pytest.approx(float(made.loss(RESULT).detach()))
-    made.plan(CHECK + EVERY, Plan())
-    assert made.loss(RESULT) is not None
+    structure.accumulate = 1
+    structure.plan(CHECK, Plan())
+    assert float(first.detach()) / 4 == pytest.approx(float(structure.loss(RESULT).detach()))
+    structure.plan(CHECK + EVERY, Plan())
+    assert structure.loss(RESULT) is not None
 
 
 def test_half_precision_autocast_does_not_reach_the_term(tmp_path: Path) -> None:
-    made = acting(tmp_path, of_sizes(2, 2))
-    made.plan(0, Plan())
+    structure = acting(tmp_path, of_sizes(2, 2))
+    structure.plan(0, Plan())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert made.loss(RESULT).dtype == torch.float32
+        assert structure.loss(RESULT).dtype == torch.float32
 
 
 # -- the end ---------------------------------------------------------------------------------------
 
 
 def test_off_for_good_when_the_validation_loss_stays_above_its_best(tmp_path: Path) -> None:
-    made = acting(tmp_path, of_sizes(2, 2))
+    structure = acting(tmp_path, of_sizes(2, 2))
     losses = [1.0, 0.9, 0.905, 0.92, 0.92, 0.908, 0.92, math.nan, 0.95, 0.5]
     ended = []
     for k, loss in enumerate(losses):
         for step in (10 * k + 1, 10 * k + 2):  # a validation counts once
-            made.plan(step, Plan())
-            ended += [(k, event) for event in made.observe(signals(step, valid=(10 * k, loss)))]
+            structure.plan(step, Plan())
+            ended += [
+                (k, event) for event in structure.observe(signals(step, valid=(10 * k, loss)))
+            ]
     assert [k for k, _ in ended] == [8]
     assert (ended[0][1].before, ended[0][1].after) == ("active", "stopped")
     assert "1 % above its best" in ended[0][1].reason
-    assert made.plan(99, Plan()) == Plan()
-    assert made.loss(RESULT) is None
-    assert made.metrics() == {
+    assert structure.plan(99, Plan()) == Plan()
+    assert structure.loss(RESULT) is None
+    assert structure.metrics() == {
         "active": 0.0,
         "coefficient": 0.0,
         "value": 0.0,
         "gradient_ratio": 0.0,
     }
-    assert made.observe(signals(100)) == []  # never on again
+    assert structure.observe(signals(100)) == []  # never on again
 
 
 def test_the_validation_before_the_term_is_the_first_best(tmp_path: Path) -> None:
-    made = mechanism(tmp_path, 4, when="always", groups="random")
-    made.observe(signals(5, valid=(4, 1.0)))
-    assert (made.state, made.watch.best) == ("active", 1.0)
+    structure = mechanism(tmp_path, 4, when="always", groups="random")
+    structure.observe(signals(5, valid=(4, 1.0)))
+    assert (structure.state, structure.watch.best) == ("active", 1.0)
     events = [
-        event for k in range(3) for event in made.observe(signals(6 + k, valid=(6 + k, 1.02)))
+        event for k in range(3) for event in structure.observe(signals(6 + k, valid=(6 + k, 1.02)))
     ]
     assert [event.after for event in events] == ["stopped"]
 
@@ -641,18 +648,20 @@ def test_state_is_exact(tmp_path: Path) -> None:
         one = mechanism(tmp_path, network=network)
         other = mechanism(tmp_path, network=network)
 
-        def run(made: Any, span: range) -> list[Any]:
+        def run(structure: Any, span: range) -> list[Any]:
             seen = []
             for k in span:
-                made.plan(k, Plan(r=1.0))
-                term = made.loss(RESULT)
-                events = made.observe(signals(k, averages[k - 1], (k // 2, 1.0), norm=1 + 0.1 * k))
+                structure.plan(k, Plan(r=1.0))
+                term = structure.loss(RESULT)
+                events = structure.observe(
+                    signals(k, averages[k - 1], (k // 2, 1.0), norm=1 + 0.1 * k)
+                )
                 seen.append(
                     [
                         None if term is None else float(term.detach()),
                         events,
-                        made.probe_row(),
-                        made.metrics(),
+                        structure.probe_row(),
+                        structure.metrics(),
                     ]
                 )
             return seen
@@ -800,11 +809,11 @@ def test_options_that_cannot_be(wrong: dict[str, Any]) -> None:
 
 
 def test_a_network_without_blocks_is_refused(tmp_path: Path) -> None:
-    made = StructureMechanism.build(StructureOptions(), recipe_of(tmp_path))
+    structure = StructureMechanism.build(StructureOptions(), recipe_of(tmp_path))
     with pytest.raises(StageError, match="has no transformer blocks"):
-        made.attach(torch.nn.Linear(2, 2), None)
+        structure.attach(torch.nn.Linear(2, 2), None)
     with pytest.raises(StageError, match="has 8 blocks, the recipe 12"):
-        made.attach(Blocks(8), None)
+        structure.attach(Blocks(8), None)
 
 
 def test_a_block_without_a_matrix_is_refused(tmp_path: Path) -> None:
@@ -814,9 +823,9 @@ def test_a_block_without_a_matrix_is_refused(tmp_path: Path) -> None:
 
     network = Blocks(12)
     network.blocks[4] = Bare()
-    made = StructureMechanism.build(StructureOptions(), recipe_of(tmp_path))
+    structure = StructureMechanism.build(StructureOptions(), recipe_of(tmp_path))
     with pytest.raises(StageError, match="block 5 of the network has no matrix q"):
-        made.attach(network, None)
+        structure.attach(network, None)
 
 
 # -- the report ------------------------------------------------------------------------------------

@@ -381,7 +381,7 @@ def test_speed_weights() -> None:
 def test_trainer_multiplies_weights_per_sample() -> None:
     """`total_loss` on plans of this mechanism: weights [B]; t of another shape is refused."""
     fake: Any = SimpleNamespace(loss=lambda plan, result: None)
-    mechanism = made(kind="speed", weighting="min-snr")
+    mechanism = build(kind="speed", weighting="min-snr")
     plan = mechanism.plan(0, Plan())
     t_B, w_B = plan.density.sample(stratified(0, 0, 4))
     loss_B = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -404,7 +404,7 @@ def test_trainer_refuses_weights_that_would_broadcast() -> None:
 # -- the mechanism ---------------------------------------------------------------------------------
 
 
-def made(
+def build(
     steps: int = 100, objective: dict[str, Any] | None = None, **options: Any
 ) -> TimestepsMechanism:
     recipe = Recipe.model_validate(
@@ -421,7 +421,7 @@ def made(
 
 
 def adaptive(**options: Any) -> TimestepsMechanism:
-    return made(kind="adaptive", **options)
+    return build(kind="adaptive", **options)
 
 
 def feed(
@@ -455,12 +455,12 @@ def test_adaptive_goes_from_noise_to_uniform_with_r() -> None:
 
 def test_adaptive_ends_at_the_density_of_the_objective() -> None:
     normal = {"density": "logit-normal", "mean": 0.3, "std": 0.8}
-    late = made(objective=normal, kind="adaptive", floor=0.0).density(0, 1.0)
+    late = build(objective=normal, kind="adaptive", floor=0.0).density(0, 1.0)
     grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
     distance = (late.pdf(grid) - LogitNormal(0.3, 0.8).pdf(grid)).abs().mean() / 2
     assert float(distance) < 0.04
-    assert made(objective=normal, kind="adaptive", m1=0.0, s1=1.0).density(0, 1.0) == Uniform()
-    assert made(objective=normal, kind="adaptive", floor=0.0).density(0, 0.0) == LogitLogistic(
+    assert build(objective=normal, kind="adaptive", m1=0.0, s1=1.0).density(0, 1.0) == Uniform()
+    assert build(objective=normal, kind="adaptive", floor=0.0).density(0, 0.0) == LogitLogistic(
         0.4, 0.56
     )
 
@@ -474,11 +474,11 @@ def test_the_objectives_floor_is_drawn_with_and_without_the_mechanism(tmp_path: 
         == floored
     )
     for floor, expected in ((0.0, LogitNormal(0.3, 0.8)), (0.05, floored), (1.0, Uniform())):
-        weighted = made(objective={**normal, "floor": floor}, kind="adaptive", kappa=1.0)
+        weighted = build(objective={**normal, "floor": floor}, kind="adaptive", kappa=1.0)
         assert weighted.reference == expected
         late = weighted.density(0, 1.0)  # its own floor is 0.05
         assert integral(lambda t, d=late: d.pdf(t) * d.weight(t)) == pytest.approx(1, abs=1e-6)
-    assert made(objective={"floor": 0.5}, kind="adaptive").reference == Uniform()
+    assert build(objective={"floor": 0.5}, kind="adaptive").reference == Uniform()
 
 
 def test_adaptive_without_regime_is_refused(tmp_path: Path) -> None:
@@ -512,10 +512,10 @@ def test_options_that_contradict_each_other(
 
 
 def test_curriculum_switches_or_mixes_and_says_so() -> None:
-    switch = made(kind="curriculum", at=0.6)
+    switch = build(kind="curriculum", at=0.6)
     assert switch.density(59, 0.0) == LogitNormal()
     assert switch.density(60, 0.0) == Uniform()
-    mixing = made(kind="curriculum", at=0.5, mix=0.2)
+    mixing = build(kind="curriculum", at=0.5, mix=0.2)
     assert mixing.density(60, 0.0) == Floored(LogitNormal(), 0.5)
     for mechanism, changes in (
         (switch, [(60, "uniform")]),
@@ -531,7 +531,7 @@ def test_curriculum_switches_or_mixes_and_says_so() -> None:
 
 @pytest.mark.parametrize("objective", [{}, {"density": "logit-normal", "mean": 0.3, "std": 0.7}])
 def test_loss_second_moment_finds_a_peak_and_stays_unbiased(objective: dict[str, Any]) -> None:
-    mechanism = made(kind="loss-second-moment", objective=objective)
+    mechanism = build(kind="loss-second-moment", objective=objective)
     reference = mechanism.reference
     assert mechanism.density(0, 0.0) == reference
     feed(mechanism, peak, 400)
@@ -553,7 +553,7 @@ def test_loss_second_moment_finds_a_peak_and_stays_unbiased(objective: dict[str,
 
 def test_loss_second_moment_by_hand() -> None:
     """Two bins, mean squares 1 and 9: sqrt 1 : 3, mixed with 0.1 of the reference."""
-    mechanism = made(kind="loss-second-moment", bins=2, history=2, history_floor=0.1)
+    mechanism = build(kind="loss-second-moment", bins=2, history=2, history_floor=0.1)
     for step in range(2):
         assert mechanism.density(step, 0.0) == Uniform()
         events = mechanism.observe(
@@ -571,7 +571,7 @@ def test_loss_second_moment_by_hand() -> None:
 
 
 def test_what_is_remembered_does_not_depend_on_the_order_of_the_batch() -> None:
-    one, other = (made(kind="loss-second-moment", bins=3, history=2) for _ in range(2))
+    one, other = (build(kind="loss-second-moment", bins=3, history=2) for _ in range(2))
     for step in range(4):
         t_B = iid(32, step)
         loss_B = iid(32, 100 + step)
@@ -616,25 +616,25 @@ def test_follow_loss_prefers_what_falls_within_its_bounds() -> None:
 def test_state_survives_a_checkpoint_to_the_bit(options: dict[str, Any]) -> None:
     from stagecli.runs.checkpoint import pack, unpack
 
-    whole = made(**options)
-    cut = made(**options)
+    whole = build(**options)
+    cut = build(**options)
     feed(whole, peak, 120)
     feed(cut, peak, 60)
     tree, tensors = pack(cut.state_dict())
-    resumed = made(**options)
+    resumed = build(**options)
     resumed.load_state_dict(unpack(json.loads(json.dumps(tree)), tensors))
     feed(cut, peak, 60, first=60)  # the original going on must not change what was saved
     feed(resumed, peak, 60, first=60)
     assert resumed.density(120, 0.3) == whole.density(120, 0.3) == cut.density(120, 0.3)
     assert resumed.metrics() == whole.metrics()
-    for other in (made(kind="uniform"), made(**{**options, "bins": 6})):
+    for other in (build(kind="uniform"), build(**{**options, "bins": 6})):
         with pytest.raises(StageError, match="another name"):
             other.load_state_dict(whole.state_dict())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_metrics_say_what_was_drawn(kind: str) -> None:
-    mechanism = made(kind=kind, weighting="min-snr")
+    mechanism = build(kind=kind, weighting="min-snr")
     assert mechanism.metrics() == {}
     feed(mechanism, peak, 80)
     values = mechanism.metrics()
@@ -661,7 +661,7 @@ def test_the_plan_is_pure_and_keeps_the_rest() -> None:
         ("other",),
         torch.ones_like,
     )
-    assert made(kind="shift", weighting="min-snr").plan(0, plan).loss_weight is not torch.ones_like
+    assert build(kind="shift", weighting="min-snr").plan(0, plan).loss_weight is not torch.ones_like
 
 
 def test_weights_hardly_cost_anything_twice() -> None:

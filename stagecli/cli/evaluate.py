@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stagecli.cli.options import AsJson, CfgScale, RunsDir, Sampler, Steps, one_of
+from stagecli.bounds import HERTZ, SCORED_CLIPS, SEED
+from stagecli.cli.options import (
+    AsJson,
+    CfgScale,
+    RunsDir,
+    Sampler,
+    Steps,
+    number_option,
+    one_of,
+)
 from stagecli.cli.progress import progress_bars
 from stagecli.errors import EXIT_FAILED, StageError
 from stagecli.terminal.console import Console
@@ -47,13 +56,16 @@ Checkpoints = Annotated[
     list[str] | None, typer.Option("--checkpoint", help="latest, best, or a step (repeatable).")
 ]
 Clips = Annotated[
-    int | None, typer.Option("--samples", min=2, help="Maximum number of clips to score.")
+    int | None,
+    number_option("--samples", limits=SCORED_CLIPS, help="Maximum number of clips to score."),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of the sampling noise; default: the recipe's.")
+    int | None,
+    number_option("--seed", limits=SEED, help="Seed of the sampling noise; default: the recipe's."),
 ]
 Cutoffs = Annotated[
-    list[float] | None, typer.Option("--cutoff", help="sr: test cutoff in Hz (repeatable).")
+    list[float] | None,
+    number_option("--cutoff", limits=HERTZ, help="sr: test cutoff in Hz (repeatable)."),
 ]
 Preset = Annotated[
     str | None,

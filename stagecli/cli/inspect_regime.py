@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stagecli.cli.options import AsJson
+from stagecli.bounds import UPDATE_SECONDS
+from stagecli.cli.options import AsJson, number_option
 from stagecli.errors import EXIT_INTERRUPTED
 from stagecli.terminal.console import Console
 
@@ -26,7 +27,10 @@ def inspect_regime(
         bool, typer.Option("--follow", "-f", help="Print updates while a run trains.")
     ] = False,
     every: Annotated[
-        float, typer.Option("--every", min=0.1, help="Seconds between updates, with --follow.")
+        float,
+        number_option(
+            "--every", limits=UPDATE_SECONDS, help="Seconds between updates, with --follow."
+        ),
     ] = 2.0,
     as_json: AsJson = False,
 ) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stagecli.cli.options import AsJson, CfgScale, Sampler, Steps
+from stagecli.bounds import CLIP_SECONDS, HERTZ, SEED
+from stagecli.cli.options import AsJson, CfgScale, Sampler, Steps, number_option
 from stagecli.cli.progress import progress_bars
 from stagecli.errors import StageError
 from stagecli.terminal.console import Console
@@ -33,16 +34,21 @@ def sample(
         Path | None, typer.Option("--output", "-o", help="Folder, or FILE.wav for a single result.")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", min=0.05, help="Length of each clip (t2a).")
+        float | None,
+        number_option("--seconds", limits=CLIP_SECONDS, help="Length of each clip (t2a)."),
     ] = None,
     cutoff: Annotated[
         float | None,
-        typer.Option("--cutoff", min=1, help="Regenerate the band above this frequency, Hz (sr)."),
+        number_option(
+            "--cutoff", limits=HERTZ, help="Regenerate the band above this frequency, Hz (sr)."
+        ),
     ] = None,
     checkpoint: Annotated[
         str, typer.Option("--checkpoint", help="latest, best, or a step.")
     ] = "latest",
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.")] = 0,
+    seed: Annotated[
+        int, number_option("--seed", limits=SEED, help="Seed of the sampling noise.")
+    ] = 0,
     steps: Steps = None,
     cfg_scale: CfgScale = None,
     sampler: Sampler = None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from stagecli.recipe.check import check_recipe
 from stagecli.recipe.history import update_old_keys
 from stagecli.recipe.source import RecipeSource, find_recipe, read_recipe
 from stagecli.recipe.toml_positions import Key
+from stagecli.recipe.toml_text import parse_toml, read_toml_text
 from stagecli.schema import Recipe
 
 PATH_KEYS = (
@@ -46,7 +46,7 @@ def load_from_run(path: Path) -> Recipe:
 
 def read_about(path: Path) -> dict[str, str]:
     """Summary, requirements and path of a recipe file, which is not checked."""
-    about = tomllib.loads(path.read_text(encoding="utf-8")).get("about", {})
+    about = parse_toml(read_toml_text(path)).get("about", {})
     return {"summary": about.get("summary", ""), "needs": about.get("needs", ""), "path": str(path)}
 
 

@@ -60,8 +60,10 @@ def run_panels(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
 def _metric_panel(
     reports: Sequence[RunReport], key: str, title: str, marks: list[Mark]
 ) -> Panel | None:
-    found = [run_trace(report.name, report.metrics, key, k) for k, report in enumerate(reports)]
-    traces = [trace for trace in found if trace]
+    candidates = [
+        run_trace(report.name, report.metrics, key, k) for k, report in enumerate(reports)
+    ]
+    traces = [trace for trace in candidates if trace]
     return Panel(title=title, traces=traces, marks=marks) if traces else None
 
 
@@ -92,11 +94,11 @@ def _evaluation_panels(reports: Sequence[RunReport], marks: list[Mark]) -> list[
 
 
 def _cutoff_traces(report: RunReport, names: Sequence[str]) -> list[Trace]:
-    found = [
+    candidates = [
         run_trace(evaluation_label(name), report.metrics, name, index)
         for index, name in enumerate(names, 1)
     ]
-    return [trace for trace in found if trace]
+    return [trace for trace in candidates if trace]
 
 
 def _bin_panels(report: RunReport, several: bool) -> list[Panel]:

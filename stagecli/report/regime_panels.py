@@ -32,13 +32,15 @@ def regime_panels(reports: Sequence[RunReport]) -> list[Panel]:
         panel for report in measured if (panel := _discrepancy_panel(report, several)) is not None
     ]
     if several:
-        found = [run_trace(report.name, report.probes, "r", k) for k, report in enumerate(reports)]
+        candidates = [
+            run_trace(report.name, report.probes, "r", k) for k, report in enumerate(reports)
+        ]
     else:
-        found = [run_trace("r", report.probes, "r", 0) for report in measured]
-        found += [
+        candidates = [run_trace("r", report.probes, "r", 0) for report in measured]
+        candidates += [
             run_trace("target", report.probes, "target", TARGET_COLOUR) for report in measured
         ]
-    traces = [trace for trace in found if trace]
+    traces = [trace for trace in candidates if trace]
     if traces:
         panels.append(
             Panel(

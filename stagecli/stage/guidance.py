@@ -14,21 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
+from stagecli.bounds import Length, Range
 from stagecli.errors import Problem, StageError
 from stagecli.flow.objective import Result
-from stagecli.schema import Fraction, Natural, Positive, PositiveReal, Recipe
+from stagecli.schema import Depth, Fraction, Natural, Positive, PositiveFraction, Recipe, Two, Width
 from stagecli.ssl import same_checkpoint
 from stagecli.stage.base import Event, FeatureSettings, Mechanism, Plan, Signals
 from stagecli.stage.guidance_ablation import GateAblation
 from stagecli.stage.guidance_conflict import ConflictMeter
 from stagecli.stage.guidance_projection import Projection, build_projection
 from stagecli.stage.guidance_schedule import GuidanceSchedule, ScheduleKind
-from stagecli.stage.options import MechanismOptions, RegimeNeed, Role
+from stagecli.stage.options import Layer, MechanismOptions, RegimeNeed, Role
 
 
 class GuidanceOptions(MechanismOptions):
@@ -36,29 +37,29 @@ class GuidanceOptions(MechanismOptions):
 
     teacher: str = "bundled:teacher"
     """SSL encoder that provides the features, as kind:model."""
-    layer: int | tuple[int, ...] | Literal["mean"] = -1
+    layer: Layer = -1
     """Layer of the teacher: a number (negative: from the end), a list to average, or "mean"."""
     schedule: ScheduleKind = "regime"
     """By r (`regime`), never less (`constant`, REPA), by the step, or until a conflict (HASTE)."""
-    weight: PositiveReal = 0.5
+    weight: Annotated[float, Range(0, 1000, open_low=True)] = 0.5
     """lambda at the start."""
-    end: Annotated[float, Field(gt=0, le=1)] = 0.7
+    end: PositiveFraction = 0.7
     """Where lambda reaches 0: r (regime), or the share of the budget (schedules by the step)."""
-    layers: tuple[Positive, ...] = ()
+    layers: Annotated[tuple[Depth, ...], Length(0, 1000)] = ()
     """Blocks to guide, from 1; default: blocks 1 to 3 and the one at a third of the depth."""
-    ablation: Natural = 0
+    ablation: Annotated[int, Range(0, 1000)] = 0
     """Guide this many blocks, chosen by gate ablation (AG-REPA); 0: `layers`."""
     ablation_start: Fraction = 0.02
     """Share of the budget at which the ablation chooses; nothing is guided before."""
-    window: tuple[Fraction, Fraction] = (0.15, 0.9)
+    window: Annotated[tuple[Fraction, Fraction], Two] = (0.15, 0.9)
     """Range of t in which samples are guided."""
-    hidden: Positive = 512
+    hidden: Width = 512
     """Width of the projectors' hidden layer."""
     stride: Positive = 4
     """Compare every n-th frame of the teacher, shifted by one at each step; 1: all frames."""
     conflict_every: Natural = 0
     """Steps between measurements of the gradient conflict; 0: a 50th of the budget."""
-    threshold: float = -0.05
+    threshold: Annotated[float, Range(-1, 1)] = -0.05
     """Mean cosine of the two gradients below which guidance ends (conflict)."""
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from stagecli.errors import StageError
 from stagecli.report.formats import significant
+from stagecli.terminal.columns import columns_of
 from stagecli.terminal.error_lines import problem_lines
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ StyledLine = list[tuple[str, str]]
 """A line as (text, style) pieces; a style is never the only carrier of a meaning."""
 
 REFRESH_PER_SECOND = 2.0  # a frame takes milliseconds: far below 1 % of training
-PLAIN_WIDTH = 100  # columns of a stream that is no terminal
 PROGRESS_SECONDS = 10.0  # at most one line of progress in so many, where there is no terminal
 LABEL_WIDTH = 48  # columns of an error's places at most
 NUMERIC = re.compile(r"[-+]?[\d.,]*(e[-+]\d+)?( %)?")
@@ -78,8 +78,9 @@ def _rich(stream: TextIO) -> RichConsole:
 
     if ascii_only(stream) and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")  # characters that the terminal cannot encode
-    width = None if stream.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
-    return RichConsole(file=stream, highlight=False, markup=False, emoji=False, width=width)
+    return RichConsole(
+        file=stream, highlight=False, markup=False, emoji=False, width=columns_of(stream)
+    )
 
 
 class _Copy(io.StringIO):
@@ -125,7 +126,7 @@ class Console:
             size = os.get_terminal_size(sys.stdout.fileno())
         except (OSError, ValueError):
             return 80, 24
-        return size.columns, size.lines
+        return size.columns or 80, size.lines or 24
 
     # -- data, on stdout
 
