@@ -15,8 +15,8 @@ from stagecli.data.rows import (
     split_named,
     split_names,
 )
-from stagecli.data.text_files import TextError, parse_json, read_text, text_problem
-from stagecli.files import JsonRow
+from stagecli.data.text_files import parse_json, text_problem
+from stagecli.files import JsonRow, read_user_text
 from stagecli.schema import Data
 
 LARGEST = 1 << 20  # bytes of a file that holds one caption
@@ -86,7 +86,7 @@ def _read_beside(file: Path, column: str) -> tuple[Any, JsonRow, str | None]:
     beside = existing_name(file.parent, f"{file.stem}.json")
     try:
         if beside.exists():
-            labels = parse_json(read_text(beside, LARGEST))
+            labels = parse_json(read_user_text(beside, LARGEST))
             if not isinstance(labels, dict):
                 return None, {}, f"{beside.name} is not a JSON object"
             caption = labels.pop(column, None)
@@ -94,7 +94,7 @@ def _read_beside(file: Path, column: str) -> tuple[Any, JsonRow, str | None]:
                 return None, {}, f"{beside.name} {reason}"
         beside = existing_name(file.parent, f"{file.stem}.txt")
         if beside.exists():
-            caption = read_text(beside, LARGEST)
-    except (TextError, ValueError) as error:
+            caption = read_user_text(beside, LARGEST)
+    except ValueError as error:
         return None, {}, f"{beside.name} cannot be read: it {error}"
     return caption, labels, None

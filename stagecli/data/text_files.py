@@ -6,27 +6,16 @@ Text that a tokenizer, a terminal or a file name could not take is refused here,
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stagecli.data.decoding import file_problem
 from stagecli.errors import Problem, StageError
+from stagecli.files import NotTextError, read_user_text
 
 LARGEST = 1 << 31  # bytes of a text file
 DEEPEST = 32  # levels of JSON; deeper values would overflow the stack where they are written
 EXCERPT = 200  # characters of an offending line that are shown
-
-
-class TextError(Exception):
-    """A file that is not usable text. problem: why; line: where, None for the file as a whole."""
-
-    def __init__(self, problem: str, line: int | None = None) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.line = line
 
 
 class JsonLine(NamedTuple):
@@ -38,37 +27,11 @@ class JsonLine(NamedTuple):
     excerpt: str | None = None
 
 
-def read_text(path: Path, largest: int = LARGEST) -> str:
-    """A UTF-8 file without its byte order mark; line ends stay as they are.
-
-    largest: bytes that are read at most. Raises TextError: missing, no regular file, too large,
-    not UTF-8.
-    """
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-            raise TextError(f"is not a file, but {kind}")
-        if status.st_size > largest:
-            raise TextError(f"has {status.st_size:,} bytes; at most {largest:,} are read")
-        content = path.read_bytes()
-    except OSError as error:
-        raise TextError(file_problem(error)) from error
-    except ValueError as error:  # NUL in the path
-        raise TextError(f"cannot be read: {error}") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise TextError("is UTF-16, not UTF-8", 1) from error
-        raise TextError("is not UTF-8", content.count(b"\n", 0, error.start) + 1) from error
-
-
 def require_text(path: Path, title: str, hint: str | None = None) -> str:
-    """`read_text` with a StageError: `title` with the place and the reason."""
+    """The text of a UTF-8 file. Raises StageError: `title` with the place and the reason."""
     try:
-        return read_text(path)
-    except TextError as error:
+        return read_user_text(path, LARGEST)
+    except NotTextError as error:
         where = f"{path}:{error.line}" if error.line else str(path)
         if error.line:
             hint = "save it as UTF-8"
