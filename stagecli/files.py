@@ -144,11 +144,11 @@ def is_regular_file(path: Path) -> bool:
         return False
 
 
-class TextError(ValueError):
-    """A file that is not usable text. problem: why; line: where, None for the file as a whole."""
+class NotTextError(ValueError):
+    """A file that cannot be read as text. problem: why; line: where, None for the whole file."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
-        super().__init__(problem if line is None else f"{problem} in line {line}")
+        super().__init__(f"{problem} in line {line}" if line else problem)
         self.problem = problem
         self.line = line
 
@@ -156,32 +156,33 @@ class TextError(ValueError):
 def read_user_text(path: Path, largest: int) -> str:
     """The text of a UTF-8 file that a user names, without its byte order mark.
 
-    Line ends stay as they are. Raises TextError, saying what is wrong, unless it is a regular file
-    of at most `largest` bytes: a device or pipe might never end.
+    Line ends stay as they are. Raises NotTextError, saying what is wrong, unless it is a regular
+    file of at most `largest` bytes: a device or pipe might never end.
     """
     try:
         mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise NotTextError("is a folder")
         if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
-            raise TextError(f"is not a regular file, but {kind}")
+            raise NotTextError("is not a regular file")
         with path.open("rb") as file:
             content = file.read(largest + 1)
     except FileNotFoundError as error:
-        raise TextError("file is missing") from error
+        raise NotTextError("file is missing") from error
     except OSError as error:
-        raise TextError(f"cannot be read: {error.strerror or error}") from error
-    except TextError:
+        raise NotTextError(f"cannot be read: {error.strerror or error}") from error
+    except NotTextError:
         raise
     except ValueError as error:  # NUL in the path
-        raise TextError(f"cannot be read: {error}") from error
+        raise NotTextError(f"cannot be read: {error}") from error
     if len(content) > largest:
-        raise TextError(f"is larger than {largest:,} bytes")
+        raise NotTextError(f"is larger than {largest:,} bytes")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise TextError("is UTF-16, not UTF-8", 1) from error
-        raise TextError("is not UTF-8", content.count(b"\n", 0, error.start) + 1) from error
+            raise NotTextError("is UTF-16, not UTF-8", 1) from error
+        raise NotTextError("is not UTF-8", content.count(b"\n", 0, error.start) + 1) from error
 
 
 def number(value: object) -> float | None:

@@ -410,9 +410,13 @@ def test_huggingface_for_real(good: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
     rows = {"audio": [str(good / "audio/a.wav")], "caption": ["a"]}
     table = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio(decode=False))
+    # A second column of audio is no label, and reading it would need a decoder.
+    table = table.add_column("other", rows["audio"]).cast_column("other", datasets.Audio())
     datasets.DatasetDict({"train": table, "valid": table}).save_to_disk(str(good / "saved"))
     source = opened(good, source="huggingface", path="saved", splits=("train", "valid"))
     assert source.read(source.clips("train")[0]).shape == (3200,)
+    table.save_to_disk(str(good / "table"))
+    assert "save_to_disk" in refused(good, source="huggingface", path="table")["table"]
 
 
 def test_three_thousand_files_are_checked_in_seconds(tmp_path: Path) -> None:

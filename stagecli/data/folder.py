@@ -16,7 +16,7 @@ from stagecli.data.rows import (
     split_names,
 )
 from stagecli.data.text_files import parse_json, text_problem
-from stagecli.files import JsonRow, TextError, read_user_text
+from stagecli.files import JsonRow, read_user_text
 from stagecli.schema import Data
 
 LARGEST = 1 << 20  # bytes of a file that holds one caption
@@ -95,6 +95,6 @@ def _read_beside(file: Path, column: str) -> tuple[Any, JsonRow, str | None]:
         beside = existing_name(file.parent, f"{file.stem}.txt")
         if beside.exists():
             caption = read_user_text(beside, LARGEST)
-    except (TextError, ValueError) as error:
+    except ValueError as error:
         return None, {}, f"{beside.name} cannot be read: it {error}"
     return caption, labels, None

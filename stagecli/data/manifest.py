@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecli.data.csv_rows import CsvRow, csv_rows
-from stagecli.data.finding import existing_name
+from stagecli.data.finding import existing_name, folder_problem
 from stagecli.data.rows import Clip, Entry, hash_split, read_captions, split_named, split_names
 from stagecli.data.text_files import json_lines, require_text, text_problem
 from stagecli.errors import StageError
@@ -51,7 +51,7 @@ def manifest_entries(data: Data, path: Path, need_captions: bool) -> list[Entry]
 
 def _lines(data: Data, path: Path, need_captions: bool) -> Iterator[CsvRow]:
     """Every line as columns, or its problem."""
-    if path.is_dir():
+    if folder_problem(path) is None:
         raise StageError(
             f"{path} is a folder", hint='name the manifest file, or set data.source = "folder"'
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stagecli.errors import Problem, StageError
-from stagecli.files import TextError, read_user_text
+from stagecli.files import NotTextError, read_user_text
 
 LARGEST = 1 << 31  # bytes of a text file
 DEEPEST = 32  # levels of JSON; deeper values would overflow the stack where they are written
@@ -28,10 +28,10 @@ class JsonLine(NamedTuple):
 
 
 def require_text(path: Path, title: str, hint: str | None = None, *, largest: int = LARGEST) -> str:
-    """`files.read_user_text` with a StageError: `title` with the place and the reason."""
+    """The text of a UTF-8 file. Raises StageError: `title` with the place and the reason."""
     try:
         return read_user_text(path, largest)
-    except TextError as error:
+    except NotTextError as error:
         where = f"{path}:{error.line}" if error.line else str(path)
         if error.line:
             hint = "save it as UTF-8"
