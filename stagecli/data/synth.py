@@ -125,6 +125,7 @@ class SynthSource:
         self.seconds = data.seconds
         self.seed = seed
         self.skipped: list[Any] = []  # synthesised audio is never unreadable
+        self.notices: list[str] = []
         held_out = max(16, data.clips // 10)
         self._sizes: dict[Split, int] = {"train": data.clips, "valid": held_out, "test": held_out}
 
