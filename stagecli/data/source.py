@@ -7,7 +7,8 @@ problems are reported together. No torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -35,12 +36,14 @@ class Source(Protocol):
     """Clips of one data set.
 
     sample_rate: Hz of the audio that `read` returns; skipped: entries left out, and why;
-    passed_over: files that look like audio and are no entries, in sentences with counts.
+    passed_over: files that look like audio and are no entries, in sentences with counts; notices:
+    what else the check found, such as a damaged cache that was made again.
     """
 
     sample_rate: int
     skipped: list[Problem]
     passed_over: list[str]
+    notices: list[str]
 
     def clips(self, split: Split) -> list[Clip]:
         """The clips of a split, in an order that does not change."""
@@ -71,6 +74,7 @@ class FileSource:
         self.sample_rate = data.sample_rate
         self.skipped: list[Problem] = []
         self.passed_over = list(passed_over)
+        self.notices: list[str] = []
         self._entries = list(entries)
         self._clips: dict[Split, list[Clip]] = {}
         self._hashes: FileIndex | None = None
@@ -93,7 +97,7 @@ class FileSource:
         cache_dir: where hashes and results of checks are stored. Raises StageError with every
         problem, unless `data.on_bad_file` is "skip".
         """
-        self._hashes = open_index(cache_dir / "hashes.jsonl")
+        self._hashes = self._open_index(cache_dir / "hashes.jsonl", 1, _is_hash)
         wanted = [
             entry.clip
             for entry in self._entries
@@ -142,7 +146,7 @@ class FileSource:
     ) -> list[Check]:
         """One check per clip, remembered for files that have not changed."""
         # Look up what is known; a missing file is never remembered.
-        index = open_index(cache_dir / "checks.jsonl", CHECKS)
+        index = self._open_index(cache_dir / "checks.jsonl", CHECKS, _is_check)
         checks: dict[int, Check] = {}
         pending: list[tuple[int, str, Stamp]] = []
         for position, clip in enumerate(clips):
@@ -181,6 +185,12 @@ class FileSource:
             index.put_all(fresh)
         return [checks[position] for position in range(len(clips))]
 
+    def _open_index(self, path: Path, version: int, valid: Callable[[Any], bool]) -> FileIndex:
+        index = open_index(path, version, valid)
+        if index.damaged:
+            self.notices.append(f"{path}: {index.damaged} damaged entries are made again")
+        return index
+
     def _check_one(self, clip: Clip) -> tuple[Check, bool]:
         """The check of one clip, and whether it depends on the content alone."""
         try:
@@ -203,6 +213,24 @@ def _as_json(check: Check) -> list[Any]:
     info, problem = check
     numbers = [info.sample_rate, info.frames, info.channels] if info else None
     return [numbers, problem]
+
+
+def _is_check(value: Any) -> bool:
+    """Whether a stored value is what `_as_json` makes."""
+    if not (isinstance(value, list) and len(value) == 2):
+        return False
+    numbers, problem = value
+    good_numbers = numbers is None or (
+        isinstance(numbers, list)
+        and len(numbers) == 3
+        and all(type(number) is int and number > 0 for number in numbers)
+    )
+    good_problem = problem is None or isinstance(problem, str)
+    return good_numbers and good_problem and not (numbers is None and problem is None)
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _listed(problems: list[Problem], name: str) -> list[Problem]:

@@ -40,6 +40,9 @@ from stagecli.schema import Evaluate
 
 SETTING = "pair"  # the ledger's
 
+FACTS = ("gain", "peak", "reference_peak")
+LEDGER = {"scores": SR_METRICS, "doubts": (), "facts": FACTS}  # what an entry must have
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairResult:
@@ -54,7 +57,7 @@ class PairResult:
 
     def to_ledger(self) -> SystemScores:
         """As an entry of the ledger, which holds numbers only: the warnings become names."""
-        facts = {"gain": self.gain, "peak": self.peak, "reference_peak": self.reference_peak}
+        facts = dict(zip(FACTS, (self.gain, self.peak, self.reference_peak), strict=True))
         return {
             "scores": dict(self.scores),
             "doubts": dict.fromkeys(self.warnings, 1.0),
@@ -63,7 +66,8 @@ class PairResult:
 
     @classmethod
     def from_ledger(cls, entry: SystemScores) -> PairResult:
-        return cls(scores=entry["scores"], warnings=list(entry["doubts"]), **entry["facts"])
+        facts = {name: entry["facts"][name] for name in FACTS}
+        return cls(scores=entry["scores"], warnings=list(entry["doubts"]), **facts)
 
 
 def score_folder_pairs(
@@ -91,7 +95,9 @@ def score_folder_pairs(
 
     # Score the pairs.
     key = fingerprint({**facts, "version": __version__})
-    ledger = open_ledger(flags.cache_dir / "pairs" / f"{key}.clips.jsonl")
+    ledger = open_ledger(flags.cache_dir / "pairs" / f"{key}.clips.jsonl", LEDGER)
+    if ledger.damaged:
+        warn(f"{ledger.path}: {ledger.damaged} damaged entries; these pairs are scored again")
     gains = {
         **read_gains(reference, [pair.reference for pair in folders.pairs], warn),
         **read_gains(generated, [pair.generated for pair in folders.pairs], warn),

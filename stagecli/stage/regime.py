@@ -4,7 +4,6 @@ itself.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pydantic import model_validator
 
 from stagecli.bounds import Range
 from stagecli.errors import Problem, StageError
-from stagecli.files import read_json_lines
+from stagecli.files import read_json, read_json_lines
 from stagecli.schema import Clips, Fraction, Natural, NoiseLevel, Recipe, Some
 from stagecli.stage.base import Event, Mechanism, Plan, ProbeSettings, Signals
 from stagecli.stage.options import Layer, MechanismOptions, Role
@@ -177,9 +176,9 @@ def read_r(run: Path) -> dict[str, Any]:
     a row before the last is damaged, or no probe has an r.
     """
     try:
-        budget = int(json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"])
+        budget = int(read_json(run / "run.json")["steps"])
         lines = list(read_json_lines(run / "probes.jsonl"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise _cannot_replay("the run to replay cannot be read", f"{run}: {error}") from error
     by_step: dict[int, float] = {}
     for expected, (number, row) in enumerate(lines, 1):
@@ -187,7 +186,7 @@ def read_r(run: Path) -> dict[str, Any]:
             raise _cannot_replay("the run to replay is damaged", f"probes.jsonl:{expected}")
         try:
             by_step[int(row["step"])] = float(row["r"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             place = f"probes.jsonl:{number}: no number {error}"
             raise _cannot_replay("the run to replay is damaged", place) from error
     if not by_step:

@@ -101,6 +101,7 @@ def prepare(
         progress=lambda done, total: progress("checking audio", done, total),
     )
     train = source.clips("train")
+    rebuilt = list(source.notices)
     codec = make_codec(recipe).to(device).eval()
     text = text_encoder(recipe, device)
     prepared = Prepared(
@@ -110,6 +111,7 @@ def prepare(
         valid=source.clips("valid"),
         codec=codec,
         text=text,
+        rebuilt=rebuilt,
     )
 
     # What frozen networks compute once: frames, caption embeddings, teacher features.
