@@ -189,7 +189,7 @@ def cache_texts(prepared: Prepared, text: PretrainedText, progress: Progress) ->
     config = {
         "text": prepared.recipe.condition.model_dump(include={"max_length"}),
         "weights": weights_hash(text.network),
-        "vocabulary": text.vocabulary(),
+        "tokenizer": text.tokenizer_hash(),
     }
     cache = FeatureCache(Path(prepared.recipe.data.cache_dir), "text", config)
     captions = sorted({"", *(clip.caption for clip in [*prepared.train, *prepared.valid])})
