@@ -23,6 +23,7 @@ from stagecli.files import atomic_path
 from stagecli.hub import weights_hash
 from stagecli.schema import Recipe
 from stagecli.stage.base import FeatureSettings
+from stagecli.train.encoders import check_encoders
 from stagecli.train.teacher_features import TargetFeatures, build_target_features
 
 STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are computed from
@@ -88,18 +89,14 @@ def prepare(
     features: of the training clips, where a mechanism asks for them.
     Raises StageError with every problem of the data.
     """
-    # The clips, all of them checked.
-    source = open_source(
-        recipe.data,
-        need_captions=recipe.condition.text != "none",
-        base=Path.cwd(),
-        splits=("train", "valid"),
-        seed=recipe.train.seed,
-        progress=lambda done, total: progress("checking audio", done, total),
-    )
-    train = source.clips("train")
+    # Every frozen network first: one that cannot be loaded costs no work on the data.
     codec = make_codec(recipe).to(device).eval()
     text = text_encoder(recipe, device)
+    check_encoders(recipe)
+
+    # The clips, all of them checked.
+    source = open_data(recipe, progress)
+    train = source.clips("train")
     prepared = Prepared(
         recipe=recipe,
         source=source,
@@ -134,6 +131,18 @@ def prepare(
             with atomic_path(statistics) as partial:
                 save_file({"mean_C": codec.mean_C.cpu(), "std_C": codec.std_C.cpu()}, partial)
     return prepared
+
+
+def open_data(recipe: Recipe, progress: Progress) -> Source:
+    """The clips of training and validation. Raises StageError with every problem."""
+    return open_source(
+        recipe.data,
+        need_captions=recipe.condition.text != "none",
+        base=Path.cwd(),
+        splits=("train", "valid"),
+        seed=recipe.train.seed,
+        progress=lambda done, total: progress("checking audio", done, total),
+    )
 
 
 def fit_codec(prepared: Prepared, device: torch.device, progress: Progress) -> None:
