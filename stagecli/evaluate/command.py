@@ -17,7 +17,9 @@ from stagecli.evaluate.pairs import PERCEPTUAL, SR_METRICS
 from stagecli.evaluate.runs import evaluate_runs
 from stagecli.evaluate.sets import DISTANCES, MANIFOLD
 from stagecli.files import JsonRow
+from stagecli.hub.folder import local_problem
 from stagecli.runs.directory import newest, read_info
+from stagecli.ssl import name_problem
 from stagecli.targets import Target, plan_targets, write_target
 from stagecli.terminal.console import Console
 
@@ -44,6 +46,7 @@ def work(flags: Flags, progress: Progress, console: Console) -> Callable[[], boo
     work if the flags do not fit together.
     """
     _check_output_flags(flags, console)
+    _check_encoders(flags)
     try:
         if flags.reference or flags.generated:
             evaluation = _evaluate_folders(flags, progress, console)
@@ -67,6 +70,19 @@ def _check_output_flags(flags: Flags, console: Console) -> None:
             inputs=[flags.runs_dir, *flags.runs, *(folder for folder in folders if folder)],
             force=flags.force,
         )
+
+
+def _check_encoders(flags: Flags) -> None:
+    """Raise StageError for an encoder that cannot be had, as far as it shows without loading it."""
+    problems = {
+        "--judge": name_problem(flags.judge) if flags.judge else None,
+        "--clap": local_problem(flags.clap) if flags.clap else None,
+    }
+    for flag, problem in problems.items():
+        if problem is not None:
+            raise StageError(
+                f"{flag}: {problem}", hint="name one that is there, or leave the flag out"
+            )
 
 
 def _evaluate_folders(flags: Flags, progress: Progress, console: Console) -> Evaluation:

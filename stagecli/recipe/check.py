@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from stagecli.errors import Problem, StageError
 from stagecli.recipe.consistency import find_contradictions
 from stagecli.recipe.messages import error_key, explain
+from stagecli.recipe.parts import find_missing_parts
 from stagecli.recipe.source import RecipeSource
 from stagecli.recipe.toml_positions import Key
 from stagecli.schema import Recipe
@@ -34,8 +35,10 @@ TASK_KEYS = {
 }
 
 
-def check_recipe(source: RecipeSource) -> Recipe:
+def check_recipe(source: RecipeSource, *, to_train: bool) -> Recipe:
     """The recipe, with the defaults of its `[stage.*]` sections filled in.
+
+    to_train: whatever training needs must be there; a run's recipe is read without it.
 
     Raises one StageError that lists all problems: those already in `source`, those of single keys,
     and contradictions between keys.
@@ -59,14 +62,26 @@ def check_recipe(source: RecipeSource) -> Recipe:
                 source.report(key, message)
 
     if source.problems or recipe is None:
-        count = len(source.problems)
-        least = "at least " if count >= MOST_PROBLEMS else ""
-        raise StageError(
-            f"{source.path} has {least}{count} problem{'s' if count > 1 else ''}",
-            problems=sorted(source.problems, key=lambda problem: _order(problem, source.path)),
-            hint="`stagecli recipes show quickstart` lists every key with its meaning",
-        )
-    return _with_stage_defaults(recipe)
+        raise _refusal(source)
+    recipe = _with_stage_defaults(recipe)
+
+    # What it names and cannot be had.
+    if to_train:
+        for key, message in find_missing_parts(recipe):
+            source.report(key, message)
+        if source.problems:
+            raise _refusal(source)
+    return recipe
+
+
+def _refusal(source: RecipeSource) -> StageError:
+    count = len(source.problems)
+    least = "at least " if count >= MOST_PROBLEMS else ""
+    return StageError(
+        f"{source.path} has {least}{count} problem{'s' if count > 1 else ''}",
+        problems=sorted(source.problems, key=lambda problem: _order(problem, source.path)),
+        hint="`stagecli recipes show quickstart` lists every key with its meaning",
+    )
 
 
 def _order(problem: Problem, path: Path) -> tuple[int, int]:

@@ -34,14 +34,14 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and check a recipe. Raises one StageError that lists every problem."""
     source = read_recipe(find_recipe(str(reference)))
     source.override(overrides)
-    return _resolve(source)
+    return _resolve(source, to_train=True)
 
 
 def load_from_run(path: Path) -> Recipe:
     """The recipe that a run saved, by this version or an earlier one. Raises StageError."""
     source = read_recipe(find_recipe(str(path)))
     update_old_keys(source.tree)
-    return _resolve(source)
+    return _resolve(source, to_train=False)
 
 
 def read_about(path: Path) -> dict[str, str]:
@@ -50,10 +50,10 @@ def read_about(path: Path) -> dict[str, str]:
     return {"summary": about.get("summary", ""), "needs": about.get("needs", ""), "path": str(path)}
 
 
-def _resolve(source: RecipeSource) -> Recipe:
+def _resolve(source: RecipeSource, *, to_train: bool) -> Recipe:
     for key, message in _expand_paths(source.tree):
         source.report(key, message)
-    return check_recipe(source)
+    return check_recipe(source, to_train=to_train)
 
 
 def _expand_paths(tree: dict[str, Any]) -> Iterator[tuple[Key, str]]:

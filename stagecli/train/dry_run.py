@@ -15,11 +15,10 @@ from stagecli.files import JsonRow
 from stagecli.model.network import count_parameters, meta_network
 from stagecli.recipe.signature import signature
 from stagecli.schema import Recipe
-from stagecli.ssl import open_encoder
 from stagecli.stage.controller import Stages
 from stagecli.terminal.console import Console
+from stagecli.train.encoders import check_encoders, open_monitor
 from stagecli.train.precision import resolve_precision
-from stagecli.train.probe_setup import open_monitor
 
 COPIES = 5  # of the parameters, in fp32: weights, gradients, two AdamW moments, the EMA
 
@@ -38,16 +37,17 @@ def plan_rows(recipe: Recipe) -> JsonRow:
 
     Raises StageError for bad data, and for encoders that cannot be loaded.
     """
-    # The data and the shape of one crop.
+    # Every frozen network, then the data and the shape of one crop.
     recipe = resolve_precision(recipe)
     options = recipe.train
+    codec = make_codec(recipe)
+    text = text_encoder(recipe, torch.device("cpu"))
+    check_encoders(recipe)
     source = check_data(recipe)
     train = source.clips("train")
-    codec = make_codec(recipe)
     num_samples = round(recipe.data.seconds * recipe.data.sample_rate)
 
     # The model, without memory for its weights.
-    text = text_encoder(recipe, torch.device("cpu"))
     text_width = text.width if text is not None else None
     network = meta_network(recipe, channels=codec.channels, text_width=text_width)
     parameters = count_parameters(network)
@@ -102,12 +102,10 @@ def probe_plan(recipe: Recipe, stages: Stages) -> str:
 
 
 def evaluation_plan(recipe: Recipe) -> str:
-    """How often generated audio is scored. Raises StageError where the judge cannot be loaded."""
+    """How often generated audio is scored."""
     options = recipe.train
     if not options.evaluate_every:
         return "none"
-    if recipe.task.kind == "t2a":
-        open_encoder(recipe.evaluate.judge)  # a missing judge is reported now
     steps = options.evaluate_steps or recipe.evaluate.steps
     return (
         f"every {options.evaluate_every} steps, {options.evaluate_clips} valid clips, "

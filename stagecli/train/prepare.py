@@ -21,6 +21,7 @@ from stagecli.data.source import Source
 from stagecli.hub import weights_hash
 from stagecli.schema import Recipe
 from stagecli.stage.base import FeatureSettings
+from stagecli.train.encoders import check_encoders
 from stagecli.train.teacher_features import TargetFeatures, build_target_features
 
 STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are computed from
@@ -91,19 +92,14 @@ def prepare(
     resume continues from.
     Raises StageError with every problem of the data.
     """
-    # The clips, all of them checked.
-    source = open_source(
-        recipe.data,
-        need_captions=recipe.condition.text != "none",
-        base=Path.cwd(),
-        splits=("train", "valid"),
-        seed=recipe.train.seed,
-        progress=lambda done, total: progress("checking audio", done, total),
-    )
-    train = source.clips("train")
-    rebuilt = list(source.notices)
+    # Every frozen network first: one that cannot be loaded costs no work on the data.
     codec = make_codec(recipe).to(device).eval()
     text = text_encoder(recipe, device)
+    check_encoders(recipe)
+
+    # The clips, all of them checked.
+    source = open_data(recipe, progress)
+    train = source.clips("train")
     prepared = Prepared(
         recipe=recipe,
         source=source,
@@ -111,7 +107,7 @@ def prepare(
         valid=source.clips("valid"),
         codec=codec,
         text=text,
-        rebuilt=rebuilt,
+        rebuilt=list(source.notices),
     )
 
     # What frozen networks compute once: frames, caption embeddings, teacher features.
@@ -149,6 +145,18 @@ def load_or_fit_codec(
         fit_codec(prepared, device, progress)
     if run_dir is not None and loaded != run_dir / "codec.safetensors":
         save_codec_state(prepared.codec, run_dir / "codec.safetensors")
+
+
+def open_data(recipe: Recipe, progress: Progress) -> Source:
+    """The clips of training and validation. Raises StageError with every problem."""
+    return open_source(
+        recipe.data,
+        need_captions=recipe.condition.text != "none",
+        base=Path.cwd(),
+        splits=("train", "valid"),
+        seed=recipe.train.seed,
+        progress=lambda done, total: progress("checking audio", done, total),
+    )
 
 
 def fit_codec(prepared: Prepared, device: torch.device, progress: Progress) -> None:
@@ -204,7 +212,7 @@ def cache_texts(prepared: Prepared, text: PretrainedText, progress: Progress) ->
     config = {
         "text": prepared.recipe.condition.model_dump(include={"max_length"}),
         "weights": weights_hash(text.network),
-        "vocabulary": text.vocabulary(),
+        "tokenizer": text.tokenizer_hash(),
     }
     cache = FeatureCache(Path(prepared.recipe.data.cache_dir), "text", config)
     clips = [*prepared.train, *prepared.valid]
