@@ -18,7 +18,20 @@ from stagecli.errors import Problem, StageError
 # Variables of torchrun, MPICH, Open MPI and MVAPICH, as Accelerate reads them.
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-PARENT = os.getppid()  # as the program starts
+
+
+def _command_of(process: int) -> list[str]:
+    """The command line of a process; empty where it cannot be read."""
+    try:
+        text = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return []
+    return text.split("\0")[:-1]
+
+
+# The parent as the program starts; it may be gone when it is needed.
+PARENT = os.getppid()
+PARENT_COMMAND = _command_of(PARENT)
 
 
 def _number(names: Sequence[str]) -> int | None:
@@ -86,7 +99,7 @@ def command(arguments: Sequence[str]) -> str:
 
     With the launcher in front, where one started this process and can be read.
     """
-    words = _parent_words() if is_launched() else []
+    words = list(PARENT_COMMAND) if is_launched() else []
     names = [Path(word).name for word in words]
     for first, name in enumerate(names):
         if name in ("accelerate", "accelerate-launch", "torchrun", "mpirun", "mpiexec"):
@@ -100,12 +113,3 @@ def command(arguments: Sequence[str]) -> str:
     kept = words[first + 1 : len(words) - tail if tail else None]
     launcher = names[first] if " " not in words[first] else words[first]
     return " ".join([launcher, shlex.join(kept), shlex.join(arguments)])
-
-
-def _parent_words() -> list[str]:
-    """The command line of the parent process; empty where it cannot be read."""
-    try:
-        text = Path(f"/proc/{PARENT}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return []
-    return text.split("\0")[:-1]

@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,10 +146,10 @@ def forked(work: Callable[[], object]) -> multiprocessing.Process:
     return process  # type: ignore[return-value]
 
 
-def two_processes(*args: object, cwd: Path) -> list[str]:
+def two_processes(*args: object, cwd: Path, codes: Sequence[int] = (0, 0)) -> list[str]:
     """Run `stagecli ARGS` in two processes over gloo, as a launcher would start them.
 
-    Returns what each wrote to stderr, by rank. Asserts that both exit with 0.
+    Returns what each wrote to stderr, by rank. Asserts that they exit with `codes`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -176,7 +176,7 @@ def two_processes(*args: object, cwd: Path) -> list[str]:
     for process in processes:
         process.join(600)
     errors = [(cwd / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert [process.exitcode for process in processes] == [0, 0], errors
+    assert [process.exitcode for process in processes] == list(codes), errors
     return errors
 
 

@@ -21,12 +21,11 @@ Batch = dict[str, Tensor]
 class Feed:
     """Gives every process its micro-batches of a step, or tells all of them to stop."""
 
-    def __init__(self, context: RunContext, state: TrainingState, interrupt: Interrupt) -> None:
+    def __init__(self, context: RunContext, state: TrainingState) -> None:
         self.accelerator = context.accelerator
         self.prepared = context.prepared
         self.stages: Stages = state.stages
         self.state = state
-        self.interrupt = interrupt
         self.order = micro_batches(
             context.recipe,
             rank=self.accelerator.process_index,
@@ -48,7 +47,7 @@ class Feed:
         if self.with_features and self.stages.features is None:
             self.open()
 
-    def take(self) -> list[Batch] | None:
+    def take(self, interrupt: Interrupt) -> list[Batch] | None:
         """This process's micro-batches of the next step, or None to stop before it.
 
         All processes stop alike, whichever of them got a signal. Raises StageError on all of them
@@ -57,10 +56,10 @@ class Feed:
         # Nothing is lost by a signal that comes while a single process waits for data.
         batches: list[Batch] = []
         failure: StageError | None = None
-        self.interrupt.check_launcher()
-        if not self.interrupt.requested:
+        interrupt.check_launcher()
+        if not interrupt.requested:
             try:
-                with self.interrupt.at_once(self.accelerator.num_processes == 1):
+                with interrupt.at_once(self.accelerator.num_processes == 1):
                     for _ in range(self.order.accumulate):
                         batches.append(read_batch(self.batches))
             except KeyboardInterrupt:
@@ -69,11 +68,9 @@ class Feed:
                 failure = error
 
         # The same decision everywhere.
-        stops, fails = self.anywhere(self.interrupt.requested, failure is not None)
-        if failure is not None:
-            raise failure
+        stops, fails = self.anywhere(interrupt.requested, failure is not None)
         if fails:
-            raise StageError("another process of this run cannot load its data", exit_code=1)
+            raise self.first(failure)
         return None if stops else batches
 
     def anywhere(self, *flags: bool) -> list[bool]:
@@ -82,6 +79,14 @@ class Feed:
             return list(flags)
         own = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
         return [value > 0 for value in self.accelerator.reduce(own, "sum").tolist()]
+
+    def first(self, failure: StageError | None) -> StageError:
+        """The failure of the first process that has one, on all of them."""
+        failures = [failure]
+        if self.accelerator.num_processes > 1:
+            failures *= self.accelerator.num_processes
+            torch.distributed.all_gather_object(failures, failure)
+        return next(one for one in failures if one is not None)
 
 
 def micro_batches(recipe: Recipe, *, rank: int, world: int) -> MicroBatches:

@@ -21,7 +21,8 @@ class Interrupt:
 
     Before the first step nothing would be lost, and the first signal raises KeyboardInterrupt; so
     it does inside `at_once`. A SIGHUP that was ignored before stays ignored: that is `nohup`. The
-    handlers from before are back after the block.
+    handlers from before are back after the block, but for an error under a launcher: its signal to
+    end must not come before the error is printed.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,11 @@ class Interrupt:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and launcher.is_launched():
+            self.requested = True
+            self._first = time.monotonic()
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -46,7 +46,7 @@ def train(
             if accelerator.is_main_process:
                 run = open_run(recipe, run_dir, argv=argv, overrides=overrides, restart=restart)
             accelerator.wait_for_everyone()
-            status = build_trainer(recipe, accelerator, run_dir, run, view, interrupt).fit()
+            status = build_trainer(recipe, accelerator, run_dir, run, view).fit(interrupt)
         except KeyboardInterrupt:
             status = "interrupted"
             message = "stopped immediately"
@@ -55,7 +55,7 @@ def train(
             failure = as_stage_error(error, run_dir, "training failed")
             message = failure.message
             # The main process tells what all have; another one tells what it alone has.
-            alone = not isinstance(error, StageError) or isinstance(error.__cause__, Exception)
+            alone = not isinstance(error.__cause__ or error, StageError)
             if not launcher.is_main() and alone and not is_lost_connection(error):
                 view.close("failed", f"process {accelerator.process_index}: {causes(error)[-1]}")
             raise failure from error
@@ -63,7 +63,8 @@ def train(
             # However it ends, the run directory and the view record it.
             if run is not None:
                 record_end(run, status, message or None)
-            view.close(status, "" if status == "failed" else message)  # the caller prints the error
+            told = status != "failed" and launcher.is_main()  # the caller prints the error
+            view.close(status, message if told else "")
     return status
 
 

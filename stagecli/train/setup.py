@@ -20,7 +20,6 @@ from stagecli.schema import Recipe, Train
 from stagecli.stage.controller import Stages
 from stagecli.terminal.views import View
 from stagecli.train.feed import micro_batches
-from stagecli.train.interrupt import Interrupt
 from stagecli.train.log_window import LogWindow
 from stagecli.train.outputs import Outputs
 from stagecli.train.prepare import Prepared, prepare
@@ -95,16 +94,11 @@ def connect(precision: str) -> Accelerator:
 
 
 def build_trainer(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    run_dir: Path,
-    run: Run | None,
-    view: View,
-    interrupt: Interrupt,
+    recipe: Recipe, accelerator: Accelerator, run_dir: Path, run: Run | None, view: View
 ) -> Trainer:
     """Everything before the first step: data, network, measurements, and the newest checkpoint.
 
-    run: the open run directory, None on all but the main process; interrupt: entered by the caller.
+    run: the open run directory, None on all but the main process.
     Raises StageError for anything that would keep the run from training.
     """
     options = recipe.train
@@ -154,7 +148,7 @@ def build_trainer(
         wrapped=wrapped,
         recorder=Recorder(run, view),
     )
-    return Trainer(context, state, Outputs(context, state, pipeline, scorer), interrupt)
+    return Trainer(context, state, Outputs(context, state, pipeline, scorer))
 
 
 def build_pipeline(prepared: Prepared, network: Network, accelerator: Accelerator) -> Pipeline:

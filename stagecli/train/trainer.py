@@ -46,14 +46,7 @@ class MicroStep:
 class Trainer:
     """Takes a run from the state it is given to its last step; `setup.build_trainer` makes one."""
 
-    def __init__(
-        self,
-        context: RunContext,
-        state: TrainingState,
-        outputs: Outputs,
-        interrupt: Interrupt,
-    ) -> None:
-        """interrupt: entered by the caller."""
+    def __init__(self, context: RunContext, state: TrainingState, outputs: Outputs) -> None:
         self.recipe = context.recipe
         self.options = context.recipe.train
         self.accelerator = context.accelerator
@@ -64,26 +57,25 @@ class Trainer:
         self.state = state
         self.stages = state.stages
         self.outputs = outputs
-        self.interrupt = interrupt
-        self.feed = Feed(context, state, interrupt)
+        self.feed = Feed(context, state)
 
-    def fit(self) -> str:
+    def fit(self, interrupt: Interrupt) -> str:
         """Train to the last step, or until a stop is requested.
 
-        Returns "finished" or "interrupted". Raises StageError for whatever else ends training, with
-        the last whole step saved.
+        interrupt: entered by the caller. Returns "finished" or "interrupted". Raises StageError for
+        whatever else ends training, with the last whole step saved.
         """
         skipped = self.prepared.left_out
         begin_attempt(self.recipe, self.state, self.recorder, skipped, str(self.device))
         try:
-            with self.interrupt.at_once(False):
+            with interrupt.at_once(False):
                 self.outputs.catch_up()
-                self.train()
+                self.train(interrupt)
                 return self.outputs.finish()
         except Exception as error:
             raise rescue(error, self.outputs) from error
 
-    def train(self) -> None:
+    def train(self, interrupt: Interrupt) -> None:
         """The loop. Raises StageError for a loss or gradient that is not finite, or lost data."""
         options = self.options
         state = self.state
@@ -92,7 +84,7 @@ class Trainer:
         while state.step < options.steps:
             # The step's data, unless a stop is requested.
             began = time.monotonic()
-            batches = self.feed.take()
+            batches = self.feed.take(interrupt)
             if batches is None:
                 return
 
