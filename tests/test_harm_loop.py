@@ -257,6 +257,7 @@ def test_finished_only_with_all_samples(whole: Path, tmp_path: Path) -> None:
 def test_a_random_kill_loses_no_record(whole: Path, tmp_path: Path) -> None:
     """Killed after a random number of writes of any kind, again and again until it finishes."""
     draw = random.SystemRandom()
+    run = tmp_path / "runs/t2a"
     for _ in range(4):
         count = draw.randrange(1, 40)
 
@@ -265,7 +266,8 @@ def test_a_random_kill_loses_no_record(whole: Path, tmp_path: Path) -> None:
 
             def trace(event: str, args: tuple[Any, ...]) -> None:
                 nonlocal calls
-                if event == "open" and str(tmp_path / "runs") in os.path.abspath(str(args[0])):
+                inside = event == "open" and str(run) in os.path.abspath(str(args[0]))
+                if inside and (run / "run.json").exists():
                     calls += 1
                     if calls >= count:
                         os.kill(os.getpid(), signal.SIGKILL)
@@ -375,8 +377,8 @@ def test_too_little_shared_memory_is_refused_before_training_with_what_fits(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(tmp_path / "r.toml", data__workers=4, train__steps=2)
-    # A micro-batch of 4 clips of 0.4 s takes some 25 kB; 4 workers hold 16 of them.
-    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 250_000)
+    # A micro-batch of 4 clips of 0.4 s takes some 62 kB; 4 workers hold 16 of them.
+    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 400_000)
     refused = cli("train", recipe)
     assert refused.code == 2
     one_error(refused.stderr)

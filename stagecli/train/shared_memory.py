@@ -52,4 +52,4 @@ def check_shared_memory(prepared: Prepared, order: MicroBatches) -> None:
 
 
 def _mb(size: int) -> str:
-    return f"{size / 2**20:,.0f}"
+    return f"{size / 2**20:,.1f}"
