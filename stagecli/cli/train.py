@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stagecli import launcher
 from stagecli.cli.options import Overrides, RunsDir
 from stagecli.errors import EXIT_INTERRUPTED, StageError
 from stagecli.terminal.console import Console
@@ -67,7 +67,7 @@ def train(
     if dry_run:
         _dry_run(loaded)
         return
-    is_main_process = os.environ.get("RANK", "0") == "0"
+    is_main_process = launcher.is_main()
     view = make_view(quiet or not is_main_process)
     if prepare_only:
         _prepare(loaded, view)
@@ -88,7 +88,7 @@ def train(
     if status == "interrupted":
         if is_main_process:
             arguments = [word for word in sys.argv[1:] if word != "--restart"]
-            console.note(f"interrupted; resume with:  stagecli {' '.join(arguments)}")
+            console.note(f"interrupted; resume with:  {launcher.command(arguments)}")
         raise typer.Exit(EXIT_INTERRUPTED)
     if not quiet and is_main_process:
         console.note(f"run: {folder}   samples: {folder / 'samples'}")

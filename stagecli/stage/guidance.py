@@ -84,16 +84,29 @@ class GuidanceOptions(MechanismOptions):
 
 @dataclass
 class PlannedStep:
-    """The step being trained. number: steps done before it; weight: lambda; r: regime variable."""
+    """The step being trained.
+
+    number: steps done before it; weight: lambda; r: regime variable; cosine_K, guided: sums of the
+    cosines by block over the guided samples of its micro-batches so far, and how many those are.
+    """
 
     number: int = 0
     weight: float = 0.0
     r: float = 0.0
+    cosine_K: Tensor | None = None
+    guided: Tensor | None = None
+
+    def add(self, cosine_KB: Tensor, inside_B: Tensor) -> None:
+        """Take in one micro-batch. inside_B: 1 for guided samples, else 0."""
+        cosine_K = (inside_B * cosine_KB).sum(1)
+        guided = inside_B.sum()
+        self.cosine_K = cosine_K if self.cosine_K is None else self.cosine_K + cosine_K
+        self.guided = guided if self.guided is None else self.guided + guided
 
 
 @dataclass
 class CosineSums:
-    """Cosines by guided block, summed over batches since the last row of metrics.
+    """Mean cosines of steps by guided block, summed since the last row of metrics.
 
     sums_K stays on the device and is converted only when a row is written, to avoid a sync per
     step.
@@ -102,7 +115,11 @@ class CosineSums:
     sums_K: Tensor | None = None
     count: int = 0
 
-    def add(self, cosine_K: Tensor) -> None:
+    def add(self, planned: PlannedStep) -> None:
+        """Take in a step that is done, if it was guided."""
+        if planned.cosine_K is None or planned.guided is None:
+            return
+        cosine_K = planned.cosine_K / planned.guided.clamp_min(1)
         self.sums_K = cosine_K if self.sums_K is None else self.sums_K + cosine_K
         self.count += 1
 
@@ -217,11 +234,11 @@ class GuidanceMechanism(Mechanism):
         frames = slice(self.planned.number % stride, None, stride)
 
         cosine_KB = self.projection.cosines(hidden, target_BLD, frames)
-        guided = inside_B.sum().clamp_min(1)
-        self.cosines.add((inside_B * cosine_KB.detach()).sum(1) / guided)
+        self.planned.add(cosine_KB.detach(), inside_B)
         return self.planned.weight * (inside_B * (1 - cosine_KB)).mean()
 
     def step(self, lr: float, all_reduce_mean: Callable[[Tensor], Tensor], scale: float) -> None:
+        self.cosines.add(self.planned)
         choice = self.ablation.choose(all_reduce_mean)
         if choice is not None:
             self.layers = choice.blocks

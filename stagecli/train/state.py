@@ -46,7 +46,8 @@ class TrainingState:
     """Everything that changes from step to step and therefore belongs in a checkpoint.
 
     step: optimiser steps done; seconds: time spent on them over all attempts; probe_seconds: time
-    spent on probes; newest_valid: (step, validation loss) of the newest validation.
+    spent on probes; newest_valid: (step, validation loss) of the newest validation; whole: False
+    while a step is taken in, from the update of the weights to the last mechanism.
     """
 
     network: Network
@@ -60,6 +61,7 @@ class TrainingState:
     seconds: float = 0.0
     probe_seconds: float = 0.0
     newest_valid: tuple[int, float] | None = None
+    whole: bool = True
 
     def state_dict(self) -> dict[str, Any]:
         """All but the weights of the network and of its EMA, which have files of their own."""
