@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from stagecli.data.cache import Progress
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, printable
 from stagecli.evaluate import pages, tables
 from stagecli.evaluate.flags import Flags, check_folder_flags
 from stagecli.evaluate.folders import evaluate_folders
@@ -124,12 +124,12 @@ def _print_result(flags: Flags, evaluation: Evaluation, console: Console) -> boo
     if flags.csv:
         text = pages.csv_text(documents, differences)
         if csv_to_stdout:
-            print(text, end="")
+            print(printable(text), end="")
         else:
             write_atomic(flags.csv, text)
             console.note(f"wrote {flags.csv}")
     if flags.markdown:
-        print(pages.markdown(documents, differences), end="")
+        print(printable(pages.markdown(documents, differences)), end="")
     elif not csv_to_stdout:
         result: Any = {"runs": documents, "differences": differences}
         if len(documents) == 1:
