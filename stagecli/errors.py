@@ -1,15 +1,49 @@
-"""The one error type: what is wrong, where, one way out, and an exit code."""
+"""The one error type: what is wrong, where, one way out, and an exit code; and what text may hold.
+
+Messages quote files of others: `printable` is what a terminal gets of them, and `conceal` keeps the
+values of `${VAR}` out of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 EXIT_FAILED = 1  # a check was negative, or the run failed
 EXIT_USAGE = 2  # bad usage, recipe or data
 EXIT_INTERRUPTED = 130
 LONGEST_CHAIN = 8  # causes of an error that are told
 LONGEST_CAUSE = 400  # characters of one of them
+
+
+# All that a terminal obeys instead of printing, or cannot print: C0 but tab and line feed, DEL, C1,
+# marks and overrides of the writing direction, separators of lines, halves of surrogate pairs.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_SHORTEST = 6  # characters of a value that is concealed; shorter ones are parts of common words
+_variables: set[str] = set()  # that recipes of this process have used
+
+
+def printable(text: str) -> str:
+    """Text with its control characters as `\\u001b`, which is also their form in JSON and TOML."""
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def note_variables(names: Iterable[str]) -> None:
+    """Remember variables of the environment whose values errors must not quote."""
+    _variables.update(names)
+
+
+def conceal(text: str) -> str:
+    """Text with the values of the noted variables as `${VAR}`, the longest values first."""
+    values = {os.environ.get(name, "").rstrip("/"): name for name in _variables}
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= _SHORTEST:
+            text = text.replace(value, f"${{{values[value]}}}")
+    return text
 
 
 @dataclass(frozen=True)
@@ -40,10 +74,18 @@ class StageError(Exception):
         hint: str | None = None,
         exit_code: int = EXIT_USAGE,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.problems = tuple(problems)
-        self.hint = hint
+        self.message = conceal(message)
+        super().__init__(self.message)
+        self.problems = tuple(
+            replace(
+                problem,
+                where=conceal(problem.where),
+                what=conceal(problem.what),
+                excerpt=conceal(problem.excerpt) if problem.excerpt else problem.excerpt,
+            )
+            for problem in problems
+        )
+        self.hint = conceal(hint) if hint else hint
         self.exit_code = exit_code
 
     def __str__(self) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 from stagecli import __version__, launcher
 from stagecli.cli import doctor, evaluate, inspect_regime, recipes, sample, train
-from stagecli.errors import EXIT_INTERRUPTED, EXIT_USAGE, StageError
-from stagecli.terminal.console import Console
+from stagecli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, StageError, conceal
+from stagecli.terminal.console import Console, write_line
 from stagecli.terminal.streams import protect_streams
 
 # Flags that nobody gave are False. Without this they are None, and newer versions of Typer import
@@ -61,19 +62,22 @@ app.add_typer(recipes.app, name="recipes")
 def main() -> None:
     """Run the command line; a StageError becomes a message and an exit code.
 
-    With STAGECLI_DEBUG=1 it is raised instead, with its traceback. Of the processes that a launcher
-    started only the first prints.
+    With STAGECLI_DEBUG=1 its traceback is printed instead, as that of any other exception always
+    is. Of the processes that a launcher started only the first prints.
     """
     protect_streams()
     try:
         app(standalone_mode=True)
     except StageError as error:
         if os.environ.get("STAGECLI_DEBUG") == "1":
-            raise
-        if launcher.prints_errors():
+            write_line(conceal(traceback.format_exc()))
+        elif launcher.prints_errors():
             Console().error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(EXIT_USAGE)
+    except Exception:  # an error of ours; its message may quote files of others
+        write_line(conceal(traceback.format_exc()))
+        sys.exit(EXIT_FAILED)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stagecli.cli.options import AsJson, Force, Overrides
-from stagecli.errors import EXIT_FAILED, StageError
+from stagecli.errors import EXIT_FAILED, StageError, printable
 from stagecli.terminal.console import Console
 
 app = typer.Typer(
@@ -40,9 +40,8 @@ def show_recipe(recipe: Reference, overrides: Overrides = None, as_json: AsJson 
     from stagecli.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    Console(as_json).result(
-        loaded.model_dump(mode="json"), lambda: print(dump_recipe(loaded, documented=True))
-    )
+    text = printable(dump_recipe(loaded, documented=True))
+    Console(as_json).result(loaded.model_dump(mode="json"), lambda: print(text))
 
 
 @app.command("copy")

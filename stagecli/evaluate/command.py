@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from stagecli.data.cache import Progress
-from stagecli.errors import StageError
+from stagecli.errors import StageError, printable
 from stagecli.evaluate import pages, tables
 from stagecli.evaluate.flags import Flags, check_folder_flags
 from stagecli.evaluate.folders import evaluate_folders
@@ -136,7 +136,7 @@ def _write_csv(flags: Flags, evaluation: Evaluation, console: Console) -> None:
     text = pages.csv_text(evaluation.documents, evaluation.differences)
     if flags.csv:
         if str(flags.csv) == "-":
-            print(text, end="")
+            print(printable(text), end="")
         else:
             write_target(flags.csv, text, force=flags.force)
             console.note(f"wrote {flags.csv}")
@@ -146,7 +146,7 @@ def _show_tables(flags: Flags, evaluation: Evaluation, console: Console) -> None
     documents = evaluation.documents
     differences = evaluation.differences
     if flags.markdown:
-        print(pages.markdown(documents, differences), end="")
+        print(printable(pages.markdown(documents, differences)), end="")
     elif str(flags.csv) != "-":
         result: Any = {"runs": documents, "differences": differences}
         if len(documents) == 1:

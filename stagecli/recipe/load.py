@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from stagecli.errors import note_variables
 from stagecli.recipe.check import check_recipe
 from stagecli.recipe.history import update_old_keys
 from stagecli.recipe.source import RecipeSource, find_recipe, read_recipe
@@ -66,7 +67,9 @@ def _expand_paths(tree: dict[str, Any]) -> Iterator[tuple[Key, str]]:
         value = node.get(name) if isinstance(node, dict) else None
         if not isinstance(value, str):
             continue
-        for variable in re.findall(r"\$\{(\w+)\}", value):
+        variables = re.findall(r"\$\{(\w+)\}", value)
+        note_variables(variables)
+        for variable in variables:
             if variable in os.environ:
                 value = value.replace(f"${{{variable}}}", os.environ[variable])
             else:

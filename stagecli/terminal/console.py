@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
-from stagecli.errors import StageError
+from stagecli.errors import StageError, printable
 from stagecli.report.formats import significant, time_left
 from stagecli.terminal.columns import columns_of, usable_environment
 from stagecli.terminal.error_lines import problem_lines
@@ -62,7 +62,7 @@ def stderr_can_redraw() -> bool:
 def write_line(text: str) -> None:
     """One whole line on stderr, readable in a log file: never wrapped."""
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-    sys.stderr.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+    sys.stderr.write(printable(text).encode(encoding, "replace").decode(encoding) + "\n")
     sys.stderr.flush()
 
 
@@ -70,7 +70,7 @@ def cell(value: object) -> str:
     """A value in a table: floats with 4 significant digits, `-` for None."""
     if value is None:
         return "-"
-    return significant(value) if isinstance(value, float) else str(value)
+    return significant(value) if isinstance(value, float) else printable(str(value))
 
 
 def _rich(stream: TextIO) -> RichConsole:
@@ -138,8 +138,7 @@ class Console:
     def result(self, document: Any, render: Callable[[], None] | None = None) -> None:
         """The command's answer: `document` with --json, else `render()` (or one line per key)."""
         if self.as_json:
-            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=self.ascii_only) + "\n")
-            sys.stdout.flush()
+            self.line(document, indent=2)
         elif render is not None:
             render()
         else:
@@ -147,9 +146,10 @@ class Console:
             for key, value in pairs:
                 self.text(f"{key}  {cell(value)}".strip())
 
-    def line(self, document: Any) -> None:
+    def line(self, document: Any, indent: int | None = None) -> None:
         """`document` as one line of JSON: one of several answers, each as it comes."""
-        sys.stdout.write(json.dumps(document, ensure_ascii=self.ascii_only) + "\n")
+        text = json.dumps(document, indent=indent, ensure_ascii=self.ascii_only)
+        sys.stdout.write(printable(text) + "\n")
         sys.stdout.flush()
 
     @contextmanager
@@ -161,7 +161,7 @@ class Console:
     def text(self, line: str = "", style: str = "") -> None:
         """One line; nothing with --json."""
         if not self.as_json:
-            _rich(sys.stdout).print(line, style=style or None, soft_wrap=True)
+            _rich(sys.stdout).print(printable(line), style=style or None, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table; nothing with --json. Columns of numbers are aligned to the right."""
@@ -175,7 +175,7 @@ class Console:
         blank = "    \n"
         box = Box(f"{blank * 2}{rule}{rule[0]}\n{blank * 5}", ascii=self.ascii_only)
         table = Table(
-            title=title or None,
+            title=printable(title) or None,
             title_justify="left",
             title_style="bold",
             box=box,
@@ -187,7 +187,7 @@ class Console:
         for k, name in enumerate(columns):
             numeric = k > 0 and all(NUMERIC.fullmatch(row[k]) for row in cells)
             table.add_column(
-                name,
+                printable(name),
                 justify="right" if numeric else "left",
                 overflow="fold",
                 header_style="dim",
@@ -206,7 +206,7 @@ class Console:
 
     def note(self, message: str) -> None:
         """Something worth knowing."""
-        _rich(sys.stderr).print(message, soft_wrap=True)
+        _rich(sys.stderr).print(printable(message), soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Something that may be wrong."""
@@ -228,7 +228,8 @@ class Console:
     def _labelled(label: str, style: str, message: str) -> None:
         from rich.text import Text
 
-        _rich(sys.stderr).print(Text.assemble((f"{label}: ", style), message), soft_wrap=True)
+        text = Text.assemble((f"{label}: ", style), printable(message))
+        _rich(sys.stderr).print(text, soft_wrap=True)
 
 
 # -- progress and the live panel -------------------------------------------------------------------
@@ -262,7 +263,7 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
         with Progress(
             console=_rich(sys.stderr), transient=True, refresh_per_second=REFRESH_PER_SECOND
         ) as bars:
-            bar = bars.add_task(label, total=total or None)
+            bar = bars.add_task(printable(label), total=total or None)
             yield lambda n=1: bars.advance(bar, n)
         return
 
@@ -327,11 +328,11 @@ class LivePanel:
         title, lines = self._content(max(40, width - 4), height - 3, plain)
         overflow: Any = "crop" if plain else "ellipsis"
         text = Text("\n", no_wrap=True, overflow=overflow).join(
-            Text.assemble(*line) for line in lines
+            Text.assemble(*((printable(words), style) for words, style in line)) for line in lines
         )
         return Panel(
             text,
-            title=Text(title, style="bold"),
+            title=Text(printable(title), style="bold"),
             title_align="left",
             box=ASCII if plain else ROUNDED,
         )

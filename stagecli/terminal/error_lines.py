@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 
-from stagecli.errors import Problem
+from stagecli.errors import Problem, printable
 
 __all__ = ["problem_lines"]
 
 
 def problem_lines(problem: Problem, width: int) -> list[str]:
-    """The place and the problem, then the source line with a marker under the column."""
-    lines = [f"  {problem.where.ljust(width)}  {problem.what}"]
+    """The place and the problem, then the source line with a marker under the column.
+
+    Without control characters, which the place and the source line may have.
+    """
+    lines = [printable(f"  {problem.where.ljust(width)}  {problem.what}")]
     if problem.excerpt is None:
         return lines
     place = re.search(r":(\d+)(?::(\d+))?$", problem.where)
     line_number = place.group(1) if place else ""
-    excerpt = problem.excerpt.expandtabs(4).rstrip()
+    excerpt = printable(problem.excerpt.expandtabs(4).rstrip())
     lines.append(f"  {line_number:>5} | {excerpt}")
     if place and place.group(2):
         column = int(place.group(2)) - 1

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from stagecli.errors import printable
 from stagecli.files import JsonRow, number
 from stagecli.report.formats import significant, step_of
 from stagecli.terminal.console import Console
@@ -107,7 +108,7 @@ def _draw(summaries: Sequence[JsonRow], out: Console) -> None:
         f"{summary['name']}: step {step_of(summary['step'], summary['steps'])}"
         for summary in summaries
     )
-    lines.append(f"following {runs}; press Ctrl-C to stop"[:width])
+    lines.append(printable(f"following {runs}; press Ctrl-C to stop")[:width])
     out.redraw(lines)
 
 
