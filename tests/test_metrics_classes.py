@@ -77,7 +77,7 @@ def test_kl_of_certain_posteriors() -> None:
         (one, 2 * other, "distributions"),
         (one, torch.tensor([[1.5, -0.5, 0]]), "distributions"),
         (one, torch.eye(3), "equal shapes"),
-        (one / 0, other, "NaN"),
+        (one / 0, other, "not finite numbers"),
         (one[0], other, "N, D"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -113,7 +113,7 @@ def test_inception_score_is_the_formula() -> None:
         100,
         7,
     ) and ten.value < whole.value  # fewer clips a part
-    with pytest.raises(ValueError, match="cannot be cut"):
+    with pytest.raises(ValueError, match="clips are needed"):
         inception_score(p[:5], 0)
 
 
@@ -141,7 +141,7 @@ def test_clap_refuses() -> None:
         (x[:2], "equal shapes"),
         (0 * x, "zeros"),
         (x[:, :2], "different dim"),
-        (x * np.nan, "NaN"),
+        (x * np.nan, "not finite numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             clap_scores(x, text)
@@ -206,7 +206,7 @@ def test_paired_difference_of_equal_systems_is_undecided() -> None:
     assert paired_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.0], 0).decided
     for b, message in (
         ([1.0, 2.0], "same clips"),
-        ([1.0, 2.0, math.nan], "values of b contain NaN"),
+        ([1.0, 2.0, math.nan], "the values of b are not all finite"),
     ):
         with pytest.raises(ValueError, match=message):
             paired_difference([1.0, 2.0, 3.0], b, 0)

@@ -130,7 +130,7 @@ def test_evaluate_gives_the_scores_that_it_gave(
     document = json.loads(result.stdout)
     scores = figures(document)
     expected = figures(json.loads(saved.read_text()))
-    assert scores.keys() == expected.keys()
+    assert scores.keys() >= expected.keys()  # some had no value then, for want of an interval
     for name, value in expected.items():
         assert scores[name] == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True), name
 

@@ -12,7 +12,11 @@ from stagecli.evaluate.embed import ClipEmbeddings
 from stagecli.files import JsonRow
 from stagecli.metrics.bootstrap import Interval
 from stagecli.metrics.distance import frechet_difference, frechet_distance, frechet_infinity
-from stagecli.metrics.kernel import kernel_difference, kernel_interval
+from stagecli.metrics.kernel import (
+    kernel_audio_distance,
+    kernel_difference,
+    kernel_interval,
+)
 from stagecli.metrics.neighbours import Memorisation, memorisation, precision_recall
 
 DISTANCES = ("kad", "fd_judge", "fd_log_mel")
@@ -47,7 +51,11 @@ def set_metrics(
     metrics: JsonRow = {}
 
     def kernel() -> list[JsonRow]:
-        return [_with_interval(kernel_interval(reference.mean, generated.mean, seed))]
+        try:
+            return [_with_interval(kernel_interval(reference.mean, generated.mean, seed))]
+        except ValueError as error:  # too few clips for the interval, if there is a value
+            value = kernel_audio_distance(reference.mean, generated.mean).value
+            return [{"value": value, "note": str(error)}]
 
     def infinity() -> list[JsonRow]:
         limit = frechet_infinity(reference.mean, generated.mean, seed)

@@ -16,11 +16,9 @@ Values = Sequence[float] | npt.NDArray[Any]
 def _checked(values: Values, name: str = "the values") -> npt.NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size < 2:
-        raise ValueError(
-            f"a bootstrap interval needs at least two values in a list, got shape {array.shape}"
-        )
+        raise ValueError(f"an interval needs at least two values, got {array.size}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} contain NaN or infinity; leave them out and report how many")
+        raise ValueError(f"no interval: {name} are not all finite numbers")
     return array
 
 
@@ -118,7 +116,7 @@ def shifted_interval(value: float, replicates: Values, level: float = 0.95) -> I
     plain percentiles may exclude the value itself.
     Raises ValueError: fewer than two replicates, NaN or infinity, level outside (0, 1).
     """
-    array = _checked(replicates, "the replicates")
+    array = _checked(replicates, "the values of random subsets of the clips")
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
     bias = float(array.mean()) - value

@@ -105,7 +105,7 @@ def inception_score(generated_NC: Embeddings, seed: int, splits: int = 10) -> In
     """
     p = _checked_posteriors(generated_NC, "the generated set")
     if not 1 <= splits <= len(p):
-        raise ValueError(f"{len(p)} clips cannot be cut into {splits} parts")
+        raise ValueError(f"at least {splits} clips are needed, got {len(p)}")
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(p)))
     edges = [i * len(p) // splits for i in range(splits + 1)]
     parts = [p[order[low:high]] for low, high in zip(edges[:-1], edges[1:], strict=True)]
@@ -134,7 +134,7 @@ def clap_scores(audio_ND: Embeddings, text_ND: Embeddings) -> Tensor:
         )
     length_N = audio.norm(dim=1) * text.norm(dim=1)
     if bool((length_N == 0).any()):
-        raise ValueError("an embedding is all zeros: it has no direction")
+        raise ValueError("the features of a clip are all zeros: they have no direction")
     return (audio * text).sum(1) / length_N
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from stagecli.metrics.bootstrap import Interval, shifted_interval
 from stagecli.metrics.moments import Embeddings, Moments, checked_sets
 
-_NAMES = ("x", "y")
+_NAMES = ("the reference", "the generated set")
 # Smallest subset per dimension: from there on the bias is a straight line in 1/n.
 _CLIPS_PER_DIMENSION = 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,8 +44,8 @@ def _prepared(
         bandwidth = median_pairwise_distance(x)
         if bandwidth == 0:
             raise ValueError(
-                "half the clips of the reference are copies: the median distance is 0; "
-                "pass a bandwidth"
+                "half of the reference clips are copies of each other, so no typical distance "
+                "between clips is left to measure by"
             )
     if not 0 < bandwidth < float("inf"):
         raise ValueError(f"the bandwidth must be positive, got {bandwidth}")
@@ -92,6 +93,15 @@ def _counts(n: int, draws: int, rng: np.random.Generator, resample: bool) -> Ten
     return torch.from_numpy(np.stack(drawn, axis=1)).double()
 
 
+def _interval(values: list[float], level: float) -> Interval:
+    """The interval of the first value by the others, which are its resamples."""
+    if not all(map(math.isfinite, values[1:])):
+        raise ValueError(
+            "no interval: with so few clips some resamples hold one clip only; score more clips"
+        )
+    return shifted_interval(values[0], values[1:], level)
+
+
 def kernel_interval(
     reference: Embeddings,
     generated: Embeddings,
@@ -110,7 +120,8 @@ def kernel_interval(
     bias is small, returned, and removed from the quantiles. All draws share one pass over the
     kernel. resample "generated" keeps the reference fixed. Near 0 the distribution of the value is
     not normal, and the interval is rough.
-    Raises ValueError as `kernel_audio_distance`; level outside (0, 1).
+    Raises ValueError as `kernel_audio_distance`; so few clips that a resample holds one clip only;
+    level outside (0, 1).
     """
     x, y, bandwidth = _prepared(reference, generated, bandwidth)
     rng = np.random.default_rng(seed)
@@ -118,7 +129,7 @@ def kernel_interval(
         _counts(len(z), draws, rng, drawn) for z, drawn in ((x, resample == "both"), (y, True))
     ]
     values = _resampled(x, y, bandwidth, counts, block)
-    return shifted_interval(values[0], values[1:], level)
+    return _interval(values, level)
 
 
 def kernel_difference(
@@ -148,7 +159,7 @@ def kernel_difference(
     before = _resampled(x, first, bandwidth, counts, block)
     after = _resampled(x, second, bandwidth, counts, block)
     values = [b_value - a_value for a_value, b_value in zip(before, after, strict=True)]
-    return shifted_interval(values[0], values[1:], level)
+    return _interval(values, level)
 
 
 def _resampled(

@@ -21,11 +21,11 @@ def checked_embeddings(values: Embeddings, name: str, least: int = 2) -> Tensor:
     values_ND = torch.as_tensor(values).detach().to("cpu", torch.float64)
     if values_ND.ndim != 2 or values_ND.shape[0] < least or values_ND.shape[1] < 1:
         clips = {1: "one clip", 2: "two clips"}.get(least, f"{least} clips")
-        raise ValueError(
-            f"{name} must be [N, D] with at least {clips}, got {tuple(values_ND.shape)}"
-        )
+        if values_ND.ndim == 2 and values_ND.shape[1]:
+            raise ValueError(f"{name} must hold at least {clips}, got {len(values_ND)}")
+        raise ValueError(f"{name} must be [N, D], got {tuple(values_ND.shape)}")
     if not bool(torch.isfinite(values_ND).all()):
-        raise ValueError(f"{name} contains NaN or infinite values")
+        raise ValueError(f"some values of {name} are not finite numbers")
     return values_ND
 
 

@@ -173,7 +173,7 @@ def memorisation(
 def _unit(values_ND: Tensor) -> Tensor:
     length_N1 = values_ND.norm(dim=1, keepdim=True)
     if bool((length_N1 == 0).any()):
-        raise ValueError("an embedding is all zeros: it has no direction")
+        raise ValueError("the features of a clip are all zeros: they have no direction")
     return values_ND / length_N1
 
 
