@@ -239,7 +239,7 @@ def test_a_full_disk_while_training(
     save = checkpoint.save_file
     append = Run.append
     fsync = os.fsync
-    write_wav = validation.write_wav
+    write_listening = validation.write_listening
     full = False
 
     def save_file(tensors: Any, path: Path) -> None:
@@ -263,18 +263,18 @@ def test_a_full_disk_while_training(
             raise no_space
         fsync(descriptor)
 
-    def write_sample(*args: Any, **keys: Any) -> None:
+    def write_sample(*args: Any, **keys: Any) -> Any:
         nonlocal full
         full = full or where == "samples"
         if full:
             raise no_space
-        write_wav(*args, **keys)
+        return write_listening(*args, **keys)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", save_file)
         patch.setattr(os, "fsync", sync)
         patch.setattr(Run, "append", append_row)
-        patch.setattr(validation, "write_wav", write_sample)
+        patch.setattr(validation, "write_listening", write_sample)
         result = cli("train", recipe, "--name", "cut")
     assert full, "the disk was never full"
     assert result.code == 1

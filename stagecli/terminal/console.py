@@ -21,6 +21,7 @@ from stagecli.errors import StageError, printable
 from stagecli.report.formats import significant, time_left
 from stagecli.terminal.columns import columns_of, usable_environment
 from stagecli.terminal.error_lines import problem_lines
+from stagecli.terminal.streams import ascii_only, stderr_can_redraw
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -45,18 +46,6 @@ REFRESH_PER_SECOND = 2.0  # a frame takes milliseconds: far below 1 % of trainin
 PROGRESS_SECONDS = 10.0  # at most one line of progress in so many, where there is no terminal
 LABEL_WIDTH = 48  # columns of an error's places at most
 NUMERIC = re.compile(r"[-+]?[\d.,]*(e[-+]\d+)?( %)?")
-
-
-def ascii_only(stream: TextIO) -> bool:
-    """True where only ASCII is safe: a dumb terminal or an encoding other than UTF-8."""
-    encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
-    return os.environ.get("TERM") == "dumb" or not encoding.startswith("utf")
-
-
-def stderr_can_redraw() -> bool:
-    """True if stderr is a terminal that can be redrawn in place and the user has not opted out."""
-    opted_out = os.environ.get("STAGECLI_NO_PROGRESS", "") not in ("", "0")
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not opted_out
 
 
 def write_line(text: str) -> None:

@@ -1,11 +1,11 @@
-"""stderr for people who may go away: a closed terminal or pipe never ends the work."""
+"""What stdout and stderr can show, and people who may go away: a closed one never ends the work."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 
 class Unfailing(io.TextIOBase):
@@ -83,3 +83,15 @@ def protect_streams() -> None:
         sys.stdout = Unfailing(None)
     if not isinstance(sys.stderr, Unfailing):
         sys.stderr = Unfailing(sys.stderr)
+
+
+def ascii_only(stream: TextIO) -> bool:
+    """True where only ASCII is safe: a dumb terminal or an encoding other than UTF-8."""
+    encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
+    return os.environ.get("TERM") == "dumb" or not encoding.startswith("utf")
+
+
+def stderr_can_redraw() -> bool:
+    """True if stderr is a terminal that can be redrawn in place and the user has not opted out."""
+    opted_out = os.environ.get("STAGECLI_NO_PROGRESS", "") not in ("", "0")
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not opted_out
