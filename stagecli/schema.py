@@ -111,7 +111,7 @@ class Data(Section):
     on_bad_file: Literal["error", "skip"] = "error"
     """Unusable files either stop the run before it starts, or are skipped and reported."""
     caption_column: str = "caption"
-    """Column (or JSON key) that holds the caption."""
+    """Column (or JSON key) that holds the caption, or a list of captions to draw from."""
     audio_column: str = "audio"
     """Column of a Hugging Face data set that holds the audio."""
     train_split: str = "train"
