@@ -103,9 +103,21 @@ def _sync(path: Path) -> None:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that are whole, in order."""
-    names = (path.parent.name for path in folder.glob("step_*/state.json"))
-    return sorted(int(name[5:]) for name in names if re.fullmatch("step_[0-9]{8,}", name))
+    """Steps of the checkpoints that are whole, in order; links to elsewhere are none.
+
+    Raises StageError where the folder itself leads out of its run.
+    """
+    if not folder.resolve().is_relative_to(folder.parent.resolve()):
+        raise StageError(
+            f"{folder} is a link that leads out of the run",
+            hint="move its target into the run; to train on another disk, use --runs-dir there",
+        )
+    inside = [
+        path.parent.name
+        for path in folder.glob("step_*/state.json")
+        if path.resolve() == folder.resolve() / path.parent.name / path.name
+    ]
+    return sorted(int(name[5:]) for name in inside if re.fullmatch("step_[0-9]{8,}", name))
 
 
 def resolve(folder: Path, which: str = "latest") -> Path:
@@ -117,7 +129,7 @@ def resolve(folder: Path, which: str = "latest") -> Path:
     if which == "latest" and saved:
         pointer = folder / "latest"
         name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
-        if name and (folder / name / "state.json").exists():
+        if name in map(name_of, saved):
             return folder / name
         return folder / name_of(saved[-1])
     digits = which.removeprefix("step_")
