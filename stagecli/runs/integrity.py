@@ -44,11 +44,22 @@ def name_of(step: int) -> str:
 
 
 def folders(folder: Path) -> dict[int, Path]:
-    """Step -> directory of every checkpoint under `folder`, whole or not; the newest first."""
+    """Step -> directory of every checkpoint under `folder`, whole or not; the newest first.
+
+    Links to elsewhere are none. Raises StageError where the folder itself leads out of its run.
+    """
+    home = folder.resolve()
+    if not home.is_relative_to(folder.parent.resolve()):
+        raise StageError(
+            f"{folder} is a link that leads out of the run",
+            hint="move its target into the run; to train on another disk, use --runs-dir there",
+        )
     steps = {
         int(path.name[5:]): path
         for path in folder.glob("step_*")
-        if re.fullmatch("step_[0-9]{8,13}", path.name) and path.is_dir() and not path.is_symlink()
+        if re.fullmatch("step_[0-9]{8,13}", path.name)
+        and path.is_dir()
+        and (path / STATE).resolve() == home / path.name / STATE
     }
     return dict(sorted(steps.items(), reverse=True))
 
