@@ -210,8 +210,7 @@ def test_one_clip_or_pair_is_in_memory_at_a_time(
         most = max(most, sum(ref() is not None for ref in alive))
         return audio
 
-    module = "folder_pairs" if task == "sr" else "folder_sets"
-    monkeypatch.setattr(f"stagecli.evaluate.{module}.read_mono", counted)
+    monkeypatch.setattr("stagecli.evaluate.folder_files.read_mono", counted)
     document, warnings = score(sides, task)
     assert document["clips"] == 60
     assert len(alive) == 120, "each clip is read once"
