@@ -241,9 +241,9 @@ MUTATIONS = (
     Mutation(
         name="two-processes-write-one-run",
         room="runs",
-        pattern=r"""if b"stagecli" in command:""",
-        replacement="if False:",
-        tests=("test_run.py", "test_cli.py"),
+        pattern=r"fcntl\.flock\(file, fcntl\.LOCK_EX \| fcntl\.LOCK_NB\)",
+        replacement="pass",
+        tests=("test_harm_start.py",),
     ),
     Mutation(
         name="text-cache-ignores-the-weights",
@@ -255,7 +255,7 @@ MUTATIONS = (
     Mutation(
         name="text-cache-ignores-the-tokenizer",
         room="train",
-        pattern=r"text\.vocabulary\(\)",
+        pattern=r"text\.tokenizer_hash\(\)",
         replacement='"same"',
         tests=("test_text_cache.py",),
     ),
