@@ -243,7 +243,7 @@ MUTATIONS = (
         room="runs",
         pattern=r"fcntl\.flock\(file, fcntl\.LOCK_EX \| fcntl\.LOCK_NB\)",
         replacement="pass",
-        tests=("test_harm_start.py",),
+        tests=("test_harm_lock.py",),
     ),
     Mutation(
         name="text-cache-ignores-the-weights",
