@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stagecli.cli.options import Overrides, RunsDir
+from stagecli.cli.progress import progress_bars
 from stagecli.errors import EXIT_INTERRUPTED
 from stagecli.terminal.console import Console
 from stagecli.terminal.live import make_view
@@ -45,6 +46,12 @@ def train(
         bool,
         typer.Option("--restart", help="Start over; the existing run is renamed, not deleted."),
     ] = False,
+    accept_data: Annotated[
+        bool,
+        typer.Option(
+            "--accept-data", help="Resume although the data have changed; an event records how."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")] = False,
 ) -> None:
     """Train a recipe; the same command again resumes it."""
@@ -63,7 +70,13 @@ def train(
 
     folder = runs_dir / (name or loaded.about.name or Path(recipe).stem)
     status = launch(
-        loaded, folder, view, argv=sys.argv[1:], overrides=overrides or [], restart=restart
+        loaded,
+        folder,
+        view,
+        argv=sys.argv[1:],
+        overrides=overrides or [],
+        restart=restart,
+        accept_data=accept_data,
     )
     console = Console()
     if status == "interrupted":
@@ -79,7 +92,9 @@ def train(
 def _dry_run(recipe: Recipe) -> None:
     from stagecli.train import dry_run
 
-    dry_run.dry_run(recipe, Console())
+    with progress_bars() as report:
+        plan = dry_run.make_plan(recipe, report)
+    dry_run.show_plan(plan, Console())
 
 
 def _prepare(recipe: Recipe, view: View) -> None:

@@ -17,6 +17,9 @@ import soundfile
 # Peak of the mono mix; below the smallest 16-bit value (3e-5), above the rounding of antiphase.
 SILENCE = 2e-5
 _SILENT = "is silent"
+# Peak of the mono mix of float audio above which its scale is that of integers: a loud float file
+# may pass full scale (1.0), but not by 12 dB.
+LARGEST_PEAK = 4.0
 # Frames decoded at once while checking, so that hour-long files need little memory.
 BLOCK = 1 << 18
 # libsndfile reports a frame count above this for a stream whose header states no length.
@@ -25,11 +28,15 @@ UNKNOWN_LENGTH = 1 << 62
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """Format of an audio file. sample_rate: Hz; frames: samples per channel."""
+    """Format of an audio file. sample_rate: Hz; frames: samples per channel.
+
+    peak: of the mono mix, where the file was decoded (full scale is 1).
+    """
 
     sample_rate: int
     frames: int
     channels: int
+    peak: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -63,7 +70,7 @@ def check_content(audio: Path | bytes) -> tuple[AudioInfo | None, str | None]:
         with open_audio(audio) as file:
             stated = int(file.frames)
             frames, peak, finite = _scan(file)
-            info = AudioInfo(int(file.samplerate), frames, int(file.channels))
+            info = AudioInfo(int(file.samplerate), frames, int(file.channels), peak)
     except soundfile.SoundFileError as error:
         return None, truncation or f"is not audio, or is damaged: {decoding_problem(error)}"
 
@@ -90,6 +97,13 @@ def too_low(info: AudioInfo | None, sample_rate: int) -> str | None:
     if info is None or info.sample_rate >= sample_rate:
         return None
     return f"sample rate {info.sample_rate} Hz is below the recipe's {sample_rate} Hz"
+
+
+def wrong_scale(info: AudioInfo | None) -> str | None:
+    """The problem if samples are far above full scale, as in a float file of 16-bit integers."""
+    if info is None or info.peak <= LARGEST_PEAK:
+        return None
+    return f"peaks at {info.peak:.6g} times full scale: its samples must lie between -1 and 1"
 
 
 def file_problem(error: OSError) -> str:

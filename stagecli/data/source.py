@@ -6,6 +6,7 @@ problems are reported together. No torch.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +17,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from stagecli.data.audio import read_mono
-from stagecli.data.audio_checks import AudioInfo, check_content, file_problem, too_low
+from stagecli.data.audio_checks import (
+    AudioInfo,
+    check_content,
+    file_problem,
+    too_low,
+    wrong_scale,
+)
+from stagecli.data.bandwidth import file_bandwidth
 from stagecli.data.cache import Count, FileIndex, Stamp, content_hash, open_index, stamp_of
 from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Data
 
 LISTED = 50  # problems printed one by one
-CHECKS = 1  # version of the checks of `check_content`; raise it when they change
+CHECKS = 2  # version of the checks of `check_content`; raise it when they change
+BANDWIDTHS = 1  # version of `file_bandwidth`, likewise
 WRITE_EVERY = 256  # results of checks that are stored with one write
 
 Check = tuple[AudioInfo | None, str | None]
@@ -33,11 +42,13 @@ Check = tuple[AudioInfo | None, str | None]
 class Source(Protocol):
     """Clips of one data set.
 
-    sample_rate: Hz of the audio that `read` returns; skipped: entries left out, and why.
+    sample_rate: Hz of the audio that `read` returns; skipped: entries left out, and why;
+    passed_over: what else lies there and is not read, in sentences.
     """
 
     sample_rate: int
     skipped: list[Problem]
+    passed_over: list[str]
 
     def clips(self, split: Split) -> list[Clip]:
         """The clips of a split, in an order that does not change."""
@@ -49,6 +60,18 @@ class Source(Protocol):
 
     def content_hash(self, clip: Clip) -> str:
         """Hex digest of the audio content, unchanged when a file is moved or touched."""
+        ...
+
+    def content_hashes(self, clips: Sequence[Clip], progress: Count | None = None) -> list[str]:
+        """`content_hash` of many clips, at once. progress: (clips done, clips)."""
+        ...
+
+    def info(self, clip: Clip) -> AudioInfo | None:
+        """Format and peak of a clip's audio; None where no file holds it."""
+        ...
+
+    def bandwidth(self, clip: Clip) -> float | None:
+        """Hz up to which a clip's audio has content; None where no file holds it."""
         ...
 
 
@@ -65,9 +88,12 @@ class FileSource:
         self.name = name
         self.sample_rate = data.sample_rate
         self.skipped: list[Problem] = []
+        self.passed_over: list[str] = []
         self._entries = list(entries)
         self._clips: dict[Split, list[Clip]] = {}
+        self._infos: dict[str, AudioInfo] = {}
         self._hashes: FileIndex | None = None
+        self._bandwidths: FileIndex | None = None
 
     def clips(self, split: Split) -> list[Clip]:
         return list(self._clips[split])
@@ -76,8 +102,37 @@ class FileSource:
         return read_mono(self._audio(clip), self.sample_rate, clip.key)
 
     def content_hash(self, clip: Clip) -> str:
-        assert clip.path is not None
-        return content_hash(clip.path, self._hashes)
+        audio = self._audio(clip)
+        if isinstance(audio, Path):
+            return content_hash(audio, self._hashes)
+        name, stamp = self._identity(clip)
+        digest = self._hashes.get(name, stamp) if self._hashes else None
+        if not isinstance(digest, str):
+            digest = hashlib.sha256(audio).hexdigest()
+            if self._hashes:
+                self._hashes.put(name, stamp, digest)
+        return digest
+
+    def content_hashes(self, clips: Sequence[Clip], progress: Count | None = None) -> list[str]:
+        hashes = []
+        with ThreadPoolExecutor(self.workers) as pool:
+            for digest in pool.map(self.content_hash, clips):
+                hashes.append(digest)
+                if progress:
+                    progress(len(hashes), len(clips))
+        return hashes
+
+    def info(self, clip: Clip) -> AudioInfo | None:
+        return self._infos[clip.key]
+
+    def bandwidth(self, clip: Clip) -> float | None:
+        assert self._bandwidths is not None
+        name, stamp = self._identity(clip)
+        hertz = self._bandwidths.get(name, stamp)
+        if not isinstance(hertz, float):
+            hertz = file_bandwidth(self._audio(clip))
+            self._bandwidths.put(name, stamp, hertz)
+        return hertz
 
     def check(
         self, splits: Sequence[Split], cache_dir: Path, progress: Count | None = None
@@ -88,6 +143,7 @@ class FileSource:
         problem, unless `data.on_bad_file` is "skip".
         """
         self._hashes = open_index(cache_dir / "hashes.jsonl")
+        self._bandwidths = open_index(cache_dir / "bandwidths.jsonl", BANDWIDTHS)
         wanted = [
             entry.clip
             for entry in self._entries
@@ -102,10 +158,11 @@ class FileSource:
             problem = entry.problem
             if entry.clip is not None and entry.clip.key in checks:
                 info, problem = checks[entry.clip.key]
-                problem = problem or too_low(info, self.sample_rate)
+                problem = problem or too_low(info, self.sample_rate) or wrong_scale(info)
                 if problem is None and info is not None:
                     clip = replace(entry.clip, seconds=info.seconds)
                     self._clips[clip.split].append(clip)
+                    self._infos[clip.key] = info
                 elif not entry.where.endswith(entry.clip.key):
                     problem = f"{entry.clip.key}: {problem}"
             if problem:
@@ -195,7 +252,7 @@ class FileSource:
 
 def _as_json(check: Check) -> list[Any]:
     info, problem = check
-    numbers = [info.sample_rate, info.frames, info.channels] if info else None
+    numbers = [info.sample_rate, info.frames, info.channels, info.peak] if info else None
     return [numbers, problem]
 
 

@@ -12,7 +12,7 @@ from stagecli.schema import Recipe
 UNSIGNED: dict[str, set[str] | None] = {
     "about": None,
     "evaluate": None,
-    "data": {"workers", "memory_mb", "cache_dir"},
+    "data": {"path", "on_bad_file", "workers", "memory_mb", "cache_dir"},  # see data.json
     "train": {
         "steps",
         "log_every",

@@ -3,6 +3,7 @@
 runs/<name>/  recipe.toml (resolved; runnable)  run.json  environment.json
   metrics.jsonl  bins.jsonl  events.jsonl  probes.jsonl     flat rows: step, time, attempt, ...
   codec.safetensors                                         statistics of the training set
+  data.json                                                 report on the data, fingerprint
   checkpoints/step_00010000/  latest (text pointer)         see checkpoint.py
   samples/  evals/
 """
@@ -28,6 +29,7 @@ from stagecli.files import JsonRow, append_json_lines, finite, write_atomic, wri
 from stagecli.recipe.dump import dump_recipe
 from stagecli.recipe.load import load_from_run
 from stagecli.recipe.signature import signature
+from stagecli.runs import data_file
 from stagecli.runs.resuming import evaluation_changes, refuse_other_recipe, refuse_second_writer
 from stagecli.schema import Recipe
 
@@ -152,8 +154,9 @@ def open_run(
     try:
         for name in FOLDERS:
             (folder / name).mkdir(parents=True, exist_ok=True)
-        if not resumes:  # statistics of a failed start
-            (folder / "codec.safetensors").unlink(missing_ok=True)
+        if not info["attempts"]:  # what a start left behind that trained nothing
+            for name in ("codec.safetensors", data_file.NAME):
+                (folder / name).unlink(missing_ok=True)
         run.save_info()
         write_atomic(folder / "recipe.toml", dump_recipe(recipe))
     except OSError as error:

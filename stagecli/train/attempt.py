@@ -10,6 +10,7 @@ from stagecli.model.network import count_parameters
 from stagecli.runs.directory import Run, command_line
 from stagecli.schema import Recipe
 from stagecli.stage.base import Event
+from stagecli.train.prepare import Prepared
 from stagecli.train.recorder import Recorder
 from stagecli.train.state import TrainingState
 
@@ -17,11 +18,10 @@ SHOWN_CLIPS = 20  # skipped clips that the screen lists by name
 
 
 def begin_attempt(
-    recipe: Recipe, state: TrainingState, recorder: Recorder, skipped: Sequence[str], device: str
+    recipe: Recipe, state: TrainingState, recorder: Recorder, prepared: Prepared, device: str
 ) -> None:
-    """Open a new attempt on the main process and report what is special about it.
+    """Open a new attempt on the main process and report what is special about it and its data.
 
-    skipped: clips that `data.on_bad_file = "skip"` leaves out, each with its reason.
     Raises OSError.
     """
     run = recorder.run
@@ -36,7 +36,16 @@ def begin_attempt(
     run.save_info(parameters=parameters)
     recorder.view.start(view_header(recipe, run, step, parameters, device))
 
+    # The data: what is doubtful, and what differs from those the run was trained on.
+    for doubt in prepared.data.report.doubts:
+        recorder.view.note(f"data: {doubt}")
+    if state.probes is not None and (shortage := state.probes.shortage()):
+        recorder.view.note(shortage)
+    if prepared.data.event is not None:
+        recorder.event(step, prepared.data.event)
+
     # Clips left out: the first ones on the screen, all of them in the events.
+    skipped = prepared.left_out
     for text in first_lines(skipped, f"all in {run.path / 'events.jsonl'}"):
         recorder.view.note(f"left out: {text}")
     if skipped:

@@ -25,10 +25,12 @@ def train(
     argv: Sequence[str] = (),
     overrides: Sequence[str] = (),
     restart: bool = False,
+    accept_data: bool = False,
 ) -> str:
     """Train a recipe in `run_dir`, or resume it there.
 
-    argv, overrides: the command line and its `--set` values, for run.json.
+    argv, overrides: the command line and its `--set` values, for run.json; accept_data: resume with
+    other data than the run was trained on.
     Returns "finished" or "interrupted". Raises StageError.
     """
     # The main process opens the run; the others wait until its directory is there.
@@ -43,7 +45,8 @@ def train(
     status = "failed"
     message = ""
     try:
-        status = build_trainer(recipe, accelerator, run_dir, run, view).fit()
+        trainer = build_trainer(recipe, accelerator, run_dir, run, view, accept_data=accept_data)
+        status = trainer.fit()
     except StageError as error:
         message = error.message
         raise

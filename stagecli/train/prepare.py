@@ -23,6 +23,7 @@ from stagecli.files import atomic_path
 from stagecli.hub import weights_hash
 from stagecli.schema import Recipe
 from stagecli.stage.base import FeatureSettings
+from stagecli.train.data_check import SPLITS, DataCheck, compare, examine
 from stagecli.train.teacher_features import TargetFeatures, build_target_features
 
 STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are computed from
@@ -32,7 +33,8 @@ STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are comp
 class Prepared:
     """The trainer's input: checked clips, a fitted codec, filled caches.
 
-    text, frames_cache, text_cache, features: None where the recipe does not need them.
+    data: the report on the clips; text, frames_cache, text_cache, features: None where the recipe
+    does not need them.
     """
 
     recipe: Recipe
@@ -40,6 +42,7 @@ class Prepared:
     train: list[Clip]
     valid: list[Clip]
     codec: Codec
+    data: DataCheck
     text: PretrainedText | None = None
     frames_cache: FeatureCache | None = None
     text_cache: FeatureCache | None = None
@@ -81,11 +84,14 @@ def prepare(
     device: torch.device,
     progress: Progress,
     features: FeatureSettings | None = None,
+    *,
+    accept_data: bool = False,
 ) -> Prepared:
     """Check the data, make and fit the codec, fill the caches.
 
     run_dir: where the codec's statistics are kept, so that a resume does not fit them again;
-    features: of the training clips, where a mechanism asks for them.
+    features: of the training clips, where a mechanism asks for them; accept_data: go on with other
+    data than those that the run was trained on.
     Raises StageError with every problem of the data.
     """
     # The clips, all of them checked.
@@ -93,19 +99,23 @@ def prepare(
         recipe.data,
         need_captions=recipe.condition.text != "none",
         base=Path.cwd(),
-        splits=("train", "valid"),
+        splits=SPLITS,
         seed=recipe.train.seed,
         progress=lambda done, total: progress("checking audio", done, total),
     )
     train = source.clips("train")
     codec = make_codec(recipe).to(device).eval()
     text = text_encoder(recipe, device)
+    data = examine(recipe, source, text, progress)
+    if run_dir is not None:
+        data = compare(data, run_dir, accept=accept_data)
     prepared = Prepared(
         recipe=recipe,
         source=source,
         train=train,
         valid=source.clips("valid"),
         codec=codec,
+        data=data,
         text=text,
     )
 

@@ -48,11 +48,18 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def build_trainer(
-    recipe: Recipe, accelerator: Accelerator, run_dir: Path, run: Run | None, view: View
+    recipe: Recipe,
+    accelerator: Accelerator,
+    run_dir: Path,
+    run: Run | None,
+    view: View,
+    *,
+    accept_data: bool = False,
 ) -> Trainer:
     """Everything before the first step: data, network, measurements, and the newest checkpoint.
 
-    run: the open run directory, None on all but the main process.
+    run: the open run directory, None on all but the main process; accept_data: resume with other
+    data than the run was trained on.
     Raises StageError for anything that would keep the run from training.
     """
     options = recipe.train
@@ -61,7 +68,9 @@ def build_trainer(
     # The data, the codec, and what the frozen encoders compute once.
     stages = Stages.of(recipe)
     with accelerator.main_process_first():
-        prepared = prepare(recipe, run_dir, device, view.progress, stages.features)
+        prepared = prepare(
+            recipe, run_dir, device, view.progress, stages.features, accept_data=accept_data
+        )
     features = prepared.features
 
     # What is trained.

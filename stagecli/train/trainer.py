@@ -70,8 +70,7 @@ class Trainer:
         """
         options = self.options
         state = self.state
-        skipped = self.prepared.left_out
-        begin_attempt(self.recipe, state, self.recorder, skipped, str(self.device))
+        begin_attempt(self.recipe, state, self.recorder, self.prepared, str(self.device))
         order = self.micro_batches()
         with self.interrupt:
             batches = self.load(order)
