@@ -23,7 +23,8 @@ NARROW = 0.85  # content that ends below this share of the Nyquist frequency lea
 MOST = 0.9  # share of narrow clips from which on the sample rate of an sr recipe cannot be meant
 SLACK = 1.03  # a resampler's transition band: content may end this much above a Nyquist frequency
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 96000)
-NAMED = 5  # clips named as examples
+NAMED = 5  # problems listed with an error
+EXAMPLES = 3  # clips named in a doubt
 
 CutCaptions = Callable[[Sequence[str]], Sequence[tuple[Hashable, bool]]]
 """Captions -> (the part that the network reads, whether something was cut off) of each."""
@@ -94,7 +95,7 @@ def _report_peaks(
 ) -> None:
     for split, of_split in clips.items():
         loud = [
-            f"{clip.key} ({info.peak:.3g})"
+            f"{clip.key}: {info.peak:.3g}"
             for clip in of_split
             if (info := source.info(clip)) is not None and info.peak > 1
         ]
@@ -178,7 +179,7 @@ def _report_bandwidth(
             progress(done, len(chosen))
     limit = NARROW * expected.sample_rate / 2
     for split, measured in hertz.items():
-        narrow = [f"{clip.key} ({hz:.0f} Hz)" for hz, clip in measured if hz < limit]
+        narrow = [f"{clip.key}: {hz:.0f} Hz" for hz, clip in measured if hz < limit]
         report.facts["splits"][split] |= {
             "bandwidths_measured": len(measured),
             "narrow": len(narrow),
@@ -220,9 +221,9 @@ def _evenly(clips: Sequence[Clip], count: int) -> list[Clip]:
 
 def _clips(examples: Sequence[str]) -> str:
     """The number of clips, with the first of them: "3 clips (a.wav, b.wav, c.wav)"."""
-    more = ", ..." if len(examples) > NAMED else ""
+    more = ", ..." if len(examples) > EXAMPLES else ""
     noun = "clip" if len(examples) == 1 else "clips"
-    return f"{len(examples)} {noun} [{', '.join(examples[:NAMED])}{more}]"
+    return f"{len(examples)} {noun} ({', '.join(examples[:EXAMPLES])}{more})"
 
 
 def _short(text: str) -> str:
