@@ -183,16 +183,16 @@ def test_a_replaced_record_of_the_data_is_an_event(folder: Path) -> None:
     assert train(folder)[0] == 0
 
 
-def test_a_start_that_trained_nothing_does_not_bind_the_data(tmp_path: Path) -> None:
-    """The batch size does not fit: found after the run was opened, before any step."""
-    write_data_set(tmp_path / "data", rate=8000)
-    write_recipe(tmp_path / "r.toml", **DATA, **TRAINING)
-    run = tmp_path / "runs" / "r"
-    broken = write_recipe(tmp_path / "r.toml", **DATA, **TRAINING, train__best="eval/nothing")
-    assert run_cli("train", broken, cwd=tmp_path).code != 0
-    write_recipe(tmp_path / "r.toml", **DATA, **TRAINING)
-    remove_row(tmp_path / "data")
-    assert train(tmp_path) == (0, "")
+@pytest.mark.parametrize("status", ["failed", "created"])
+def test_a_start_that_trained_nothing_does_not_bind_the_data(status: str, folder: Path) -> None:
+    """It failed, or was killed, after the data were recorded and before an attempt began."""
+    run = folder / "runs" / "r"
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**info, "attempts": [], "status": status}))
+    shutil.rmtree(run / "checkpoints")
+    remove_row(folder / "data")
+    code, stderr = train(folder)
+    assert code == 0, stderr
     assert json.loads((run / "data.json").read_text())["report"]["splits"]["train"]["clips"] == 7
 
 

@@ -15,6 +15,7 @@ from stagecli.errors import Problem, StageError
 
 SECONDS = 20.0  # measured per file, from its start
 WINDOW = 2048
+KAISER = 14.0  # shape of the window: what leaks beyond 5 bins is 105 dB below
 BINS = 8  # neighbouring bins that are averaged, because the power of noise varies
 EMPTY_DB = 90.0  # a band this far below the loudest one counts as empty, at any resolution
 RESOLUTIONS = (8, 16)  # bits per sample that leave audible noise
@@ -48,7 +49,7 @@ def bandwidth(audio_NC: np.ndarray, sample_rate: int) -> float:
     if len(audio_N) < WINDOW:
         audio_N = np.pad(audio_N * np.hanning(len(audio_N)), (0, WINDOW - len(audio_N)))
     windows = np.lib.stride_tricks.sliding_window_view(audio_N, WINDOW)[:: WINDOW // 2]
-    shape_N = np.hanning(WINDOW)
+    shape_N = np.kaiser(WINDOW, KAISER)
     power_F = np.mean(np.abs(np.fft.rfft(windows * shape_N, axis=1)) ** 2, axis=0)
     power_F = np.convolve(power_F, np.full(BINS, 1 / BINS), mode="same")
     if power_F.max() <= 0:
@@ -64,7 +65,10 @@ def bandwidth(audio_NC: np.ndarray, sample_rate: int) -> float:
     audible = np.nonzero(power_F > empty)[0]
     if not len(audible):  # a whisper at the level of the quantisation
         return sample_rate / 2
-    return float(min(audible[-1] + 1, WINDOW // 2) * sample_rate / WINDOW)
+    last = audible[-1] + 1
+    if last < len(power_F) - BINS // 2:
+        last -= BINS // 2  # which the average over bins has added
+    return float(min(last, WINDOW // 2) * sample_rate / WINDOW)
 
 
 def resolution(audio_NC: np.ndarray) -> int | None:
