@@ -150,6 +150,7 @@ def evaluate(
 ) -> None:
     from stagecli.evaluate.command import Flags
 
+    # The command line as it was typed.
     flags = Flags(
         runs=runs or [],
         task=task,
@@ -178,6 +179,8 @@ def evaluate(
         markdown=markdown,
         runs_dir=runs_dir,
     )
+
+    # The work, and its result.
     _run(flags, Console(as_json))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stagecli.schema import Recipe
     from stagecli.terminal.views import View
 
+ONCE = ("--restart", "--accept-data")  # flags that a resume does not repeat
 EXAMPLES = (
     "Examples:  stagecli train quickstart   |   "
     "stagecli train my.toml --set train.lr=1e-4 --name low-lr"
@@ -57,6 +58,7 @@ def train(
     """Train a recipe; the same command again resumes it."""
     from stagecli.recipe.load import load_recipe
 
+    # What needs no run directory.
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
         _dry_run(loaded)
@@ -66,6 +68,8 @@ def train(
     if prepare_only:
         _prepare(loaded, view)
         return
+
+    # The run itself.
     from stagecli.train.launch import train as launch
 
     folder = runs_dir / (name or loaded.about.name or Path(recipe).stem)
@@ -81,7 +85,7 @@ def train(
     console = Console()
     if status == "interrupted":
         if is_main_process:
-            arguments = [word for word in sys.argv[1:] if word != "--restart"]
+            arguments = [word for word in sys.argv[1:] if word not in ONCE]
             console.note(f"interrupted; resume with:  stagecli {' '.join(arguments)}")
         raise typer.Exit(EXIT_INTERRUPTED)
     if not quiet and is_main_process:

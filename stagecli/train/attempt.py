@@ -36,29 +36,7 @@ def begin_attempt(
     run.save_info(parameters=parameters)
     recorder.view.start(view_header(recipe, run, step, parameters, device))
 
-    # The data: what is doubtful, and what differs from those the run was trained on.
-    for doubt in prepared.data.report.doubts:
-        recorder.view.note(f"data: {doubt}")
-    if state.probes is not None and (shortage := state.probes.shortage()):
-        recorder.view.note(shortage)
-    if prepared.data.event is not None:
-        recorder.event(step, prepared.data.event)
-
-    # Clips left out: the first ones on the screen, all of them in the events.
-    skipped = prepared.left_out
-    for text in first_lines(skipped, f"all in {run.path / 'events.jsonl'}"):
-        recorder.view.note(f"left out: {text}")
-    if skipped:
-        recorder.event(
-            step,
-            Event(
-                mechanism="data",
-                before="found",
-                after="left out",
-                reason=f"{len(skipped)} clips left out",
-                evidence={"clips": list(skipped)},
-            ),
-        )
+    report_data(prepared, state, recorder)
 
     # What this attempt continues, and whether its scores compare with those before.
     if resumed:
@@ -80,6 +58,36 @@ def begin_attempt(
                 after="evaluation settings changed",
                 reason="scores from here on are not comparable with earlier ones: "
                 + "; ".join(changes),
+            ),
+        )
+
+
+def report_data(prepared: Prepared, state: TrainingState, recorder: Recorder) -> None:
+    """Show what is doubtful about the data; record changed data and clips left out as events.
+
+    Raises OSError.
+    """
+    # What is doubtful, and what differs from the data that the run was trained on.
+    for doubt in prepared.data.report.doubts:
+        recorder.view.note(f"data: {doubt}")
+    if state.probes is not None and (shortage := state.probes.shortage()):
+        recorder.view.note(shortage)
+    if prepared.data.event is not None:
+        recorder.event(state.step, prepared.data.event)
+
+    # Clips left out: the first ones on the screen, all of them in the events.
+    skipped = prepared.left_out
+    for text in first_lines(skipped, "all in events.jsonl"):
+        recorder.view.note(f"left out: {text}")
+    if skipped:
+        recorder.event(
+            state.step,
+            Event(
+                mechanism="data",
+                before="found",
+                after="left out",
+                reason=f"{len(skipped)} clips left out",
+                evidence={"clips": skipped},
             ),
         )
 

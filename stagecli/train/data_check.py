@@ -9,6 +9,7 @@ from pathlib import Path
 from stagecli.condition.text import PretrainedText, kept_bytes
 from stagecli.data.cache import Progress
 from stagecli.data.fingerprint import Difference, Fingerprint, differences, fingerprint
+from stagecli.data.open import open_source
 from stagecli.data.report import CutCaptions, DataReport, Expectations, data_report
 from stagecli.data.rows import Split
 from stagecli.data.source import Source
@@ -27,6 +28,23 @@ class DataCheck:
     report: DataReport
     prints: Fingerprint
     event: Event | None = None
+
+
+def open_training_data(recipe: Recipe, progress: Progress, cache_dir: Path | None = None) -> Source:
+    """The clips that training reads, all of them checked.
+
+    cache_dir: where checks are remembered; default: `data.cache_dir`. Raises StageError with every
+    problem.
+    """
+    return open_source(
+        recipe.data,
+        need_captions=recipe.condition.text != "none",
+        base=Path.cwd(),
+        splits=SPLITS,
+        seed=recipe.train.seed,
+        cache_dir=cache_dir,
+        progress=lambda done, total: progress("checking audio", done, total),
+    )
 
 
 def examine(

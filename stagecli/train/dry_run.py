@@ -13,7 +13,6 @@ import torch
 from stagecli.codec import make_codec
 from stagecli.condition.text import text_encoder
 from stagecli.data.cache import Progress
-from stagecli.data.open import open_source
 from stagecli.data.report import DataReport
 from stagecli.files import JsonRow
 from stagecli.model.network import count_parameters, meta_network
@@ -23,7 +22,7 @@ from stagecli.schema import Recipe
 from stagecli.ssl import open_encoder
 from stagecli.stage.controller import Stages
 from stagecli.terminal.console import Console
-from stagecli.train.data_check import SPLITS, examine
+from stagecli.train.data_check import examine, open_training_data
 from stagecli.train.precision import resolve_precision
 from stagecli.train.prepare import Prepared
 from stagecli.train.probe import shortage
@@ -100,15 +99,7 @@ def checked_data(recipe: Recipe, progress: Progress) -> Iterator[Prepared]:
     Raises StageError with every problem.
     """
     with tempfile.TemporaryDirectory() as scratch:  # for the indices of checked files
-        source = open_source(
-            recipe.data,
-            need_captions=recipe.condition.text != "none",
-            base=Path.cwd(),
-            splits=SPLITS,
-            seed=recipe.train.seed,
-            cache_dir=Path(scratch),
-            progress=lambda done, total: progress("checking audio", done, total),
-        )
+        source = open_training_data(recipe, progress, cache_dir=Path(scratch))
         text = text_encoder(recipe, torch.device("cpu"))
         yield Prepared(
             recipe=recipe,

@@ -16,14 +16,13 @@ from stagecli.codec.base import Codec
 from stagecli.condition.text import PretrainedText, text_encoder
 from stagecli.data.cache import FeatureCache, Progress
 from stagecli.data.examples import CROP, Examples, crop, evenly, stream
-from stagecli.data.open import open_source
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
 from stagecli.files import atomic_path
 from stagecli.hub import weights_hash
 from stagecli.schema import Recipe
 from stagecli.stage.base import FeatureSettings
-from stagecli.train.data_check import SPLITS, DataCheck, compare, examine
+from stagecli.train.data_check import DataCheck, compare, examine, open_training_data
 from stagecli.train.teacher_features import TargetFeatures, build_target_features
 
 STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are computed from
@@ -57,6 +56,11 @@ class Prepared:
     def shape(self) -> tuple[int, int]:
         """(T, C) of one crop."""
         return self.codec.frames(self.num_samples), self.codec.channels
+
+    @property
+    def feature_width(self) -> int | None:
+        """D of the teacher's features; None where no mechanism uses any."""
+        return self.features.width if self.features is not None else None
 
     @property
     def left_out(self) -> list[str]:
@@ -95,14 +99,7 @@ def prepare(
     Raises StageError with every problem of the data.
     """
     # The clips, all of them checked.
-    source = open_source(
-        recipe.data,
-        need_captions=recipe.condition.text != "none",
-        base=Path.cwd(),
-        splits=SPLITS,
-        seed=recipe.train.seed,
-        progress=lambda done, total: progress("checking audio", done, total),
-    )
+    source = open_training_data(recipe, progress)
     train = source.clips("train")
     codec = make_codec(recipe).to(device).eval()
     text = text_encoder(recipe, device)

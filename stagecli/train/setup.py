@@ -58,11 +58,9 @@ def build_trainer(
 ) -> Trainer:
     """Everything before the first step: data, network, measurements, and the newest checkpoint.
 
-    run: the open run directory, None on all but the main process; accept_data: resume with other
-    data than the run was trained on.
+    run: the open run directory, None on all but the main process; accept_data: as in `prepare`.
     Raises StageError for anything that would keep the run from training.
     """
-    options = recipe.train
     device = accelerator.device
 
     # The data, the codec, and what the frozen encoders compute once.
@@ -71,14 +69,12 @@ def build_trainer(
         prepared = prepare(
             recipe, run_dir, device, view.progress, stages.features, accept_data=accept_data
         )
-    features = prepared.features
 
     # What is trained.
     network = build_network(recipe, prepared, device)
-    ema = EMA(network, options.ema)
-    optimizer = build_optimizer(network, options, device)
+    optimizer = build_optimizer(network, recipe.train, device)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
-    stages.attach(network, features.width if features is not None else None)
+    stages.attach(network, prepared.feature_width)
 
     # What measures it.
     probes = None
@@ -86,18 +82,18 @@ def build_trainer(
         probes = build_probes(stages.probes, prepared, network, accelerator, view.progress)
     pipeline = build_pipeline(prepared, network, accelerator)
     scorer = None
-    if options.evaluate_every:
+    if recipe.train.evaluate_every:
         scorer = build_scorer(prepared, pipeline, accelerator, view.progress)
 
     # Where training stands.
     state = TrainingState(
         network=network,
-        ema=ema,
+        ema=EMA(network, recipe.train.ema),
         optimizer=optimizer,
         scaler=accelerator.scaler,
         stages=stages,
         probes=probes,
-        log_window=LogWindow(options.bins),
+        log_window=LogWindow(recipe.train.bins),
     )
     resume(state, run_dir / "checkpoints", run)
 
