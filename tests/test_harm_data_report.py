@@ -31,7 +31,9 @@ from stagecli.schema import Data
 MANIFEST: dict[str, Any] = {"data__source": "manifest", "data__path": "data/manifest.jsonl"}
 
 
-def report_on(folder: Path, *, restores: bool = False, max_length: int = 64) -> DataReport:
+def report_on(
+    folder: Path, *, restores: bool = False, max_length: int = 64, passed_over: str = ""
+) -> DataReport:
     """The report on the manifest in a folder, as a recipe at 16 kHz would get it."""
     data = Data(
         source="manifest",
@@ -41,6 +43,7 @@ def report_on(folder: Path, *, restores: bool = False, max_length: int = 64) -> 
         cache_dir=str(folder / "cache"),
     )
     source = open_source(data, need_captions=not restores, base=folder, splits=("train", "valid"))
+    source.passed_over += [passed_over] if passed_over else []
     prints = fingerprint(source, ("train", "valid"), with_captions=not restores)
     expected = Expectations(
         sample_rate=RATE,
@@ -222,6 +225,11 @@ def test_the_second_start_reads_no_audio(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "open_audio", refuse)
     monkeypatch.setattr("stagecli.data.cache.hashlib.file_digest", refuse)
     assert report_on(folder, restores=True) == first
+
+
+def test_files_passed_over_are_a_doubt(folder: Path) -> None:
+    report = report_on(folder, passed_over="3 .m4a files are passed over")
+    assert report.doubts == report.facts["passed_over"] == ["3 .m4a files are passed over"]
 
 
 # --- what a user sees -----------------------------------------------------------------------------
