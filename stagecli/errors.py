@@ -8,6 +8,8 @@ from dataclasses import dataclass
 EXIT_FAILED = 1  # a check was negative, or the run failed
 EXIT_USAGE = 2  # bad usage, recipe or data
 EXIT_INTERRUPTED = 130
+LONGEST_CHAIN = 8  # causes of an error that are told
+LONGEST_CAUSE = 400  # characters of one of them
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,20 @@ class StageError(Exception):
         if self.hint:
             lines.append(f"hint: {self.hint}")
         return "\n".join(lines)
+
+
+def causes(error: BaseException) -> list[str]:
+    """An error and what led to it, the newest first, in one line each without a traceback."""
+    lines: list[str] = []
+    current: BaseException | None = error
+    while current is not None and len(lines) < LONGEST_CHAIN:
+        if isinstance(current, StageError):
+            places = [f"{problem.where}: {problem.what}" for problem in current.problems]
+            text = "; ".join([current.message, *places])
+        else:
+            first = next((line for line in str(current).splitlines() if line.strip()), "")
+            text = f"{type(current).__name__}: {first.strip()}" if first else type(current).__name__
+        lines.append(text[:LONGEST_CAUSE])
+        hidden = current.__cause__ is None and current.__suppress_context__
+        current = current.__cause__ or (None if hidden else current.__context__)
+    return lines

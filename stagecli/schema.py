@@ -8,13 +8,33 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-PositiveReal = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Hertz = Annotated[float, Field(gt=0)]
+from stagecli import bounds
+from stagecli.bounds import Length, Range, is_plain_text
+from stagecli.files import name_problem
+
+# Every number of a recipe has one of these types, or a range of its own: finite, and no larger than
+# anybody can mean.
+Positive = Annotated[int, bounds.COUNT]
+Natural = Annotated[int, bounds.OPTIONAL_COUNT]
+Clips = Annotated[int, bounds.CLIPS]
+Width = Annotated[int, Range(1, 65_536)]
+Depth = Annotated[int, Range(1, 1000)]
+Batch = Annotated[int, Range(1, 65_536)]
+Bins = Annotated[int, Range(1, 1000)]
+FilterOrder = Annotated[int, Range(1, 50)]
+SamplerSteps = Annotated[int, bounds.SAMPLER_STEPS]
+Seed = Annotated[int, bounds.SEED]
+Real = Annotated[float, Range(-100, 100)]
+PositiveReal = Annotated[float, Range(0, 1e6, open_low=True)]
+Fraction = Annotated[float, Range(0, 1)]
+PositiveFraction = Annotated[float, Range(0, 1, open_low=True)]
+FractionBelowOne = Annotated[float, Range(0, 1, open_high=True)]
+NoiseLevel = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
+Hertz = Annotated[float, bounds.HERTZ]
+Some = Length(1, 100)
+Two = Length(2, 2)
 
 FilterFamily = Literal["cheby1", "butter", "bessel", "ellip"]
 
@@ -31,7 +51,21 @@ SIZES: dict[str, tuple[int, int, int]] = {
 class Section(BaseModel):
     """Base of every section of a recipe: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        str_max_length=4000,
+    )
+
+    @field_validator("*")
+    @classmethod
+    def check_characters(cls, value: Any) -> Any:
+        """Text that no file name, file or terminal could hold is refused where it enters."""
+        if isinstance(value, str) and not is_plain_text(value):
+            raise ValueError("must be text without control characters")
+        return value
 
 
 class About(Section):
@@ -43,6 +77,15 @@ class About(Section):
     """One-line summary shown by `stagecli recipes list`."""
     needs: str = ""
     """Requirements: machine, data and training time."""
+
+    @field_validator("name")
+    @classmethod
+    def check_name(cls, name: str) -> str:
+        """It becomes the name of a folder."""
+        problem = name_problem(name) if name else None
+        if problem:
+            raise ValueError(f"the name of a run {problem}")
+        return name
 
 
 class Task(Section):
@@ -59,9 +102,9 @@ class Data(Section):
     """Kind of data set; `synth` generates clips and needs no download."""
     path: str = ""
     """Manifest file, folder or data set id; `${VAR}` is replaced from the environment."""
-    sample_rate: Positive
+    sample_rate: Annotated[int, Range(1000, 384_000)]
     """Sample rate in Hz. Files with a higher rate are resampled; a lower rate is an error."""
-    seconds: PositiveReal
+    seconds: Annotated[float, bounds.CLIP_SECONDS]
     """Length in seconds of a training crop, and of a generated t2a clip."""
     padding: Literal["silence", "mask"] = "silence"
     """Padding of clips shorter than the crop: trained on as `silence`, or excluded by a `mask`."""
@@ -77,13 +120,13 @@ class Data(Section):
     """Name of the validation split in the data set."""
     test_split: str = "test"
     """Name of the test split in the data set."""
-    clips: Positive = 2000
+    clips: Clips = 2000
     """Number of training clips of `synth`; valid and test have a tenth each (at least 16)."""
-    workers: Natural = 1
+    workers: Annotated[int, Range(0, 256)] = 1
     """Data loader processes; the result does not depend on their number."""
-    memory_mb: Natural = 1024
+    memory_mb: Annotated[int, Range(0, 10_000_000)] = 1024
     """MB of decoded audio each loader process may cache, and as much again of teacher features."""
-    crops: Positive = 4
+    crops: Annotated[int, Range(1, 1000)] = 4
     """Crops per clip in the feature cache (neural codecs only)."""
     cache_dir: str = "runs/.cache"
     """Directory of the feature cache, which holds the outputs of frozen networks."""
@@ -94,23 +137,23 @@ class Codec(Section):
 
     kind: Literal["mel", "mdct", "stft", "dac", "encodec"]
     """`mel`: log-mel, for t2a. `mdct`, `stft`: lossless. `dac`, `encodec`: pretrained networks."""
-    hop: Positive = 256
+    hop: Annotated[int, Range(1, 65_536)] = 256
     """Hop between frames, in audio samples (mel, mdct, stft)."""
-    n_fft: Positive = 1024
+    n_fft: Annotated[int, Range(2, 65_536)] = 1024
     """Window length in audio samples (mel, stft)."""
-    n_mels: Positive = 80
+    n_mels: Annotated[int, Range(1, 1024)] = 80
     """Number of mel bands (mel)."""
-    f_min: Annotated[float, Field(ge=0)] = 0.0
+    f_min: Annotated[float, Range(0, 192_000)] = 0.0
     """Lowest frequency of the mel bands in Hz (mel)."""
-    f_max: PositiveReal | None = None
+    f_max: Hertz | None = None
     """Highest frequency of the mel bands in Hz (mel); default: half the sample rate."""
-    floor: PositiveReal = 1e-5
+    floor: PositiveFraction = 1e-5
     """Clamp of mel magnitudes before the logarithm; spectral companding is linear below it."""
-    iterations: Positive = 64
+    iterations: Annotated[int, Range(1, 10_000)] = 64
     """Griffin-Lim iterations (mel without a vocoder)."""
     vocoder: str = ""
     """Hub id or folder of a `transformers` SpeechT5HifiGan vocoder (mel); default: Griffin-Lim."""
-    alpha: Annotated[float, Field(gt=0, le=1)] = 0.3
+    alpha: PositiveFraction = 0.3
     """Exponent of the power-law companding of spectral values (mdct, stft)."""
     model: str = ""
     """Hub id or folder of a `transformers` model (dac, encodec)."""
@@ -123,19 +166,24 @@ class Condition(Section):
     """`bytes`: a small transformer, trained jointly. `transformers`: a frozen, cached encoder."""
     model: str = ""
     """Hub id or folder of the frozen text encoder (T5, CLAP or any AutoModel)."""
-    max_length: Positive = 64
+    max_length: Annotated[int, Range(1, 10_000)] = 64
     """Captions are truncated to this many bytes or tokens."""
-    width: Positive = 128
+    width: Width = 128
     """Width of the `bytes` encoder."""
-    depth: Positive = 2
+    depth: Depth = 2
     """Number of layers of the `bytes` encoder."""
     dropout: Fraction = 0.1
     """Probability of dropping a caption in training, which classifier-free guidance relies on."""
-    cutoff: tuple[Hertz, Hertz] | None = None
+    cutoff: Annotated[tuple[Hertz, Hertz], Two] | None = None
     """Range of the training low-pass cutoff in Hz (sr)."""
-    filters: tuple[FilterFamily, ...] = ("cheby1", "butter", "bessel", "ellip")
+    filters: Annotated[tuple[FilterFamily, ...], Some] = (
+        "cheby1",
+        "butter",
+        "bessel",
+        "ellip",
+    )
     """Low-pass filter families that produce the low-resolution training input (sr)."""
-    orders: tuple[Positive, Positive] = (2, 10)
+    orders: Annotated[tuple[FilterOrder, FilterOrder], Two] = (2, 10)
     """Range of the training filter order (sr)."""
 
 
@@ -144,15 +192,15 @@ class Model(Section):
 
     size: Literal["tiny", "S", "B", "L", "XL"] = "tiny"
     """Named size; `width`, `depth` and `heads` override its numbers."""
-    width: Positive | None = None
+    width: Width | None = None
     """Width of the transformer; default: that of `size`."""
-    depth: Positive | None = None
+    depth: Depth | None = None
     """Number of transformer blocks; default: that of `size`."""
-    heads: Positive | None = None
+    heads: Annotated[int, Range(1, 1024)] | None = None
     """Attention heads per block; default: that of `size`."""
-    patch: Positive = 1
+    patch: Annotated[int, Range(1, 1024)] = 1
     """Codec frames per token."""
-    mlp_ratio: PositiveReal = 4.0
+    mlp_ratio: Annotated[float, Range(0.1, 64)] = 4.0
     """Hidden width of each MLP as a multiple of `width`."""
     output: Literal["plain", "gated"] = "plain"
     """`gated`: a per-channel skip of x_t around the trunk, for codecs wider than `width`."""
@@ -176,9 +224,9 @@ class Objective(Section):
 
     density: Literal["uniform", "logit-normal"] = "uniform"
     """Density of t, unless a mechanism replaces it."""
-    mean: float = 0.0
+    mean: Real = 0.0
     """Mean of logit t (logit-normal)."""
-    std: PositiveReal = 1.0
+    std: Annotated[float, Range(0.01, 100)] = 1.0
     """Standard deviation of logit t (logit-normal)."""
     floor: Fraction = 0.0
     """Share of uniform t mixed in: sampling starts at t = 1, which logit-normal hardly covers."""
@@ -189,11 +237,11 @@ class Train(Section):
 
     steps: Positive
     """Optimiser steps."""
-    batch_size: Positive = 32
+    batch_size: Batch = 32
     """Clips per optimiser step, over all processes and accumulation steps."""
-    accumulate: Positive = 1
+    accumulate: Batch = 1
     """Backward passes per optimiser step."""
-    lr: PositiveReal = 5e-4
+    lr: Annotated[float, Range(0, 100, open_low=True)] = 5e-4
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     """After warm-up: cosine to `lr_end`, constant, or constant until a linear decay (`wsd`)."""
@@ -201,43 +249,43 @@ class Train(Section):
     """Steps of linear learning-rate warm-up."""
     lr_end: Fraction = 0.05
     """Final learning rate of `cosine` and `wsd`, as a fraction of `lr`."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Range(0, 100)] = 0.01
     """Decoupled weight decay of AdamW."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Two] = (0.9, 0.99)
     """Decay rates of AdamW's first and second moments."""
-    clip: PositiveReal = 1.0
+    clip: Annotated[float, Range(0, 1e9, open_low=True)] = 1.0
     """Gradient norm above which gradients are clipped."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """`auto`: bf16 where the device supports it, else fp32; resolved when the run is created."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema: FractionBelowOne = 0.999
     """Decay per step of the weight average that is sampled and evaluated."""
     compile: bool = False
     """Compile the transformer blocks with `torch.compile`; pays off on a GPU."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower steps."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of initialisation, data order, crops, noise and dropout."""
     log_every: Positive = 20
     """Steps between rows of metrics."""
-    bins: Positive = 10
+    bins: Bins = 10
     """Number of noise bins that the loss is broken down by."""
     validate_every: Natural = 250
     """Steps between validation losses; 0: never."""
-    validate_clips: Positive = 64
+    validate_clips: Clips = 64
     """Clips of the valid split in the validation loss."""
-    validate_t: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    validate_t: Annotated[tuple[NoiseLevel, ...], Some] = (0.1, 0.3, 0.5, 0.7, 0.9)
     """Fixed values of t over which the validation loss is averaged."""
     evaluate_every: Natural = 0
     """Steps between evaluations of the EMA weights (and one at the last step); 0: never."""
-    evaluate_clips: Positive = 64
+    evaluate_clips: Clips = 64
     """Clips of the valid split per evaluation, as crops of the training length."""
-    evaluate_steps: Natural = 0
+    evaluate_steps: Annotated[int, Range(0, 10_000)] = 0
     """Sampler steps of these evaluations; 0: `evaluate.steps`."""
     best: str = "valid/loss"
     """Score that selects the best checkpoint: `valid/loss` or an evaluation row like `eval/lsd`."""
     sample_every: Natural = 1000
     """Steps between sets of samples; 0: only at the end."""
-    samples: Natural = 4
+    samples: Annotated[int, Range(0, 10_000)] = 4
     """Number of clips per set of samples."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
@@ -250,23 +298,23 @@ class Evaluate(Section):
 
     sampler: Literal["euler", "heun", "ab2"] = "euler"
     """ODE solver; `ab2`: second-order Adams-Bashforth, one network call per step."""
-    steps: Positive = 50
+    steps: SamplerSteps = 50
     """Sampler steps."""
-    cfg_scale: Annotated[float, Field(ge=0)] = 1.0
+    cfg_scale: Annotated[float, bounds.CFG_SCALE] = 1.0
     """Scale of classifier-free guidance (CFG); 1 turns it off."""
-    cfg_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    cfg_interval: Annotated[tuple[Fraction, Fraction], Two] = (0.0, 1.0)
     """Range of t in which classifier-free guidance is applied."""
-    samples: Positive = 200
+    samples: Clips = 200
     """Maximum number of clips that `stagecli evaluate` scores."""
-    batch_size: Positive = 16
+    batch_size: Batch = 16
     """Clips (t2a) or windows (sr) per sampling batch."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of the sampling noise."""
-    cutoffs: tuple[Hertz, ...] = (4000.0,)
+    cutoffs: Annotated[tuple[Hertz, ...], Some] = (4000.0,)
     """Test cutoffs in Hz (sr)."""
     filter: FilterFamily = "cheby1"
     """Filter family of the test low-pass (sr)."""
-    order: Positive = 8
+    order: FilterOrder = 8
     """Filter order of the test low-pass (sr)."""
     preset: Literal["nuwave", "ssr_eval"] = "nuwave"
     """Convention of the log-spectral distance, LSD (sr)."""

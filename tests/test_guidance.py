@@ -476,6 +476,7 @@ def allocations(recipe: Any, run_dir: Path, at: int) -> list[int]:
     from accelerate import Accelerator
 
     from stagecli.terminal.views import QuietView
+    from stagecli.train.interrupt import Interrupt
     from stagecli.train.setup import build_trainer
 
     class Watch(QuietView):
@@ -487,11 +488,12 @@ def allocations(recipe: Any, run_dir: Path, at: int) -> list[int]:
                 self.profile.__enter__()
             elif self.profile is not None:
                 self.profile.__exit__(None, None, None)
-                trainer.interrupt.requested = True
+                interrupt.requested = True
 
     run_dir.mkdir()
+    interrupt = Interrupt()
     trainer = build_trainer(recipe, Accelerator(cpu=True), run_dir, None, watch := Watch())
-    trainer.fit()
+    trainer.fit(interrupt)
     assert watch.profile is not None
     assert watch.profile.profiler is not None
     events = [e for e in watch.profile.profiler.kineto_results.events() if e.name() == "[memory]"]

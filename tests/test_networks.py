@@ -237,7 +237,7 @@ def test_other_weights_are_other_features(
 
 
 def test_a_frozen_text_encoder(networks: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
-    from stagecli.condition.text import PretrainedText
+    from stagecli.condition.text import LONG_CAPTION, PretrainedText
 
     recipe = text_recipe(tmp_path, networks)
     first = cli("train", recipe)
@@ -245,13 +245,18 @@ def test_a_frozen_text_encoder(networks: dict[str, Path], cli: Cli, tmp_path: Pa
     before = cached(tmp_path, "text")
     assert before
 
-    def computed(*_: object) -> None:
-        raise AssertionError("the text encoder recomputed cached embeddings")
+    embedded: list[str] = []
+    embed = PretrainedText.embed
+
+    def counted(encoder: PretrainedText, captions: list[str]) -> Any:
+        embedded.extend(captions)
+        return embed(encoder, captions)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PretrainedText, "embed", computed)
+        patch.setattr(PretrainedText, "embed", counted)
         again = cli("train", recipe, "--name", "again", "--set", "train.samples=0")
     assert again.code == 0, again.stderr
+    assert embedded == [LONG_CAPTION]  # the check at the start; captions come from the cache
     assert cached(tmp_path, "text") == before
     assert losses_of(tmp_path / "runs" / "again") == losses_of(tmp_path / "runs" / "t5")
     used(cli, tmp_path, "t5")

@@ -31,9 +31,10 @@ from stagecli.recipe.load import load_recipe
 from stagecli.stage.base import Probe, ProbeSettings
 from stagecli.stage.controller import Stages
 from stagecli.stage.regime import read_r
+from stagecli.train.encoders import open_monitor
 from stagecli.train.prepare import prepare
 from stagecli.train.probe import ProbeSet
-from stagecli.train.probe_setup import build_probes, open_monitor
+from stagecli.train.probe_setup import build_probes
 
 REGIME: dict[str, Any] = {"stage__regime__every": 2, "stage__regime__clips": 4, "train__steps": 12}
 CLOCK = ("seconds", "seconds_total", "share")
@@ -411,7 +412,7 @@ def test_a_monitor_of_a_part_of_the_band_measures_only_on_request(
     from stagecli.errors import StageError
     from stagecli.recipe.load import load_recipe
     from stagecli.stage.controller import Stages
-    from stagecli.train.probe_setup import open_monitor
+    from stagecli.train.encoders import open_monitor
 
     monkeypatch.setenv("STAGECLI_DATA", str(tmp_path))
     asked = load_recipe("vctk-sr-48k-stage")

@@ -11,7 +11,7 @@ from stagecli.report import mechanisms
 from stagecli.report.panel import Panel
 from stagecli.report.panels import run_panels
 from stagecli.report.run_report import read_run
-from stagecli.runs.directory import open_run
+from stagecli.runs.opening import open_run
 from stagecli.terminal.board import Board
 from stagecli.terminal.board_lines import board_lines
 

@@ -73,7 +73,7 @@ def test_sample_prompts_from_flags_and_files(cli: Cli, runs: Path, tmp_path: Pat
         "rain",
         "a dog",
     ]
-    assert (runs / "t2a" / "samples" / "step_00000010_prompts" / "samples.jsonl").exists()
+    assert (runs / "t2a" / "samples" / "step_00000010_prompts_001" / "samples.jsonl").exists()
     (tmp_path / "bad.jsonl").write_text('{"prompt": "rain"}\n{"text": 1}\n{\n')
     bad = cli("sample", "runs/t2a", "--prompts", "bad.jsonl")
     assert bad.code == 2 and "bad.jsonl:2" in bad.stderr and "bad.jsonl:3" in bad.stderr
@@ -211,7 +211,7 @@ def test_a_silent_channel_stays_silent_and_has_no_bandwidth(
     full, result = restored(cli, tmp_path, np.stack([left, 0 * left], axis=1), 16000)
     assert json.loads(result.stdout)[0]["cutoff"] == pytest.approx(3000, rel=0.05)
     assert not np.any(full[1]) and np.any(full[0])
-    silent, _ = restored(cli, tmp_path, np.zeros(1600, dtype=np.float32), 16000)
+    silent, _ = restored(cli, tmp_path, np.zeros(1600, dtype=np.float32), 16000, "--force")
     assert silent.shape == (1, 1600) and not np.any(silent)
 
 

@@ -13,7 +13,7 @@ from stagecli.terminal.console import Console
 
 def doctor(runs_dir: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
     """Check that this machine can train."""
-    from stagecli.doctor import examine_machine, show_examination
+    from stagecli.train.doctor import examine_machine, show_examination
 
     console = Console(as_json)
     document = examine_machine(runs_dir)

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from stagecli import __version__
+from stagecli import __version__, launcher
 from stagecli.cli import doctor, evaluate, inspect_regime, recipes, sample, train
 from stagecli.errors import EXIT_INTERRUPTED, EXIT_USAGE, StageError
 from stagecli.terminal.console import Console
+from stagecli.terminal.streams import protect_streams
 
 # Flags that nobody gave are False. Without this they are None, and newer versions of Typer import
 # pydantic to convert that, which doubles the time that the --help of a command takes.
@@ -60,15 +61,16 @@ app.add_typer(recipes.app, name="recipes")
 def main() -> None:
     """Run the command line; a StageError becomes a message and an exit code.
 
-    With STAGECLI_DEBUG=1 it is raised instead, with its traceback. Of several training processes
-    only the first prints.
+    With STAGECLI_DEBUG=1 it is raised instead, with its traceback. Of the processes that a launcher
+    started only the first prints.
     """
+    protect_streams()
     try:
         app(standalone_mode=True)
     except StageError as error:
         if os.environ.get("STAGECLI_DEBUG") == "1":
             raise
-        if os.environ.get("RANK", "0") == "0":
+        if launcher.prints_errors():
             Console().error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stagecli.cli.options import AsJson, CfgScale, RunsDir, Sampler, Steps, one_of
+from stagecli.bounds import HERTZ, SCORED_CLIPS, SEED
+from stagecli.cli.options import (
+    AsJson,
+    CfgScale,
+    Force,
+    RunsDir,
+    Sampler,
+    Steps,
+    number_option,
+    one_of,
+)
 from stagecli.cli.progress import progress_bars
 from stagecli.errors import EXIT_FAILED, StageError
 from stagecli.terminal.console import Console
@@ -47,13 +57,16 @@ Checkpoints = Annotated[
     list[str] | None, typer.Option("--checkpoint", help="latest, best, or a step (repeatable).")
 ]
 Clips = Annotated[
-    int | None, typer.Option("--samples", min=2, help="Maximum number of clips to score.")
+    int | None,
+    number_option("--samples", limits=SCORED_CLIPS, help="Maximum number of clips to score."),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of the sampling noise; default: the recipe's.")
+    int | None,
+    number_option("--seed", limits=SEED, help="Seed of the sampling noise; default: the recipe's."),
 ]
 Cutoffs = Annotated[
-    list[float] | None, typer.Option("--cutoff", help="sr: test cutoff in Hz (repeatable).")
+    list[float] | None,
+    number_option("--cutoff", limits=HERTZ, help="sr: test cutoff in Hz (repeatable)."),
 ]
 Preset = Annotated[
     str | None,
@@ -144,13 +157,14 @@ def evaluate(
     match_gain: MatchGain = False,
     fail_if: FailIf = None,
     csv: Csv = None,
+    force: Force = False,
     markdown: Markdown = False,
     runs_dir: RunsDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     from stagecli.evaluate.command import Flags
 
-    # The command line as it was typed.
+    # The flags as typed.
     flags = Flags(
         runs=runs or [],
         task=task,
@@ -176,11 +190,11 @@ def evaluate(
         match_gain=match_gain,
         fail_if=fail_if or [],
         csv=csv,
+        force=force,
         markdown=markdown,
         runs_dir=runs_dir,
     )
-
-    # The work, and its result.
+    # Scores, and an exit code that depends on --fail-if.
     _run(flags, Console(as_json))
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stagecli.cli.options import AsJson
+from stagecli.bounds import UPDATE_SECONDS
+from stagecli.cli.options import AsJson, Force, number_option
 from stagecli.errors import EXIT_INTERRUPTED
 from stagecli.terminal.console import Console
 
@@ -22,33 +23,46 @@ def inspect_regime(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a self-contained HTML page.")
     ] = None,
+    force: Force = False,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Print updates while a run trains.")
     ] = False,
     every: Annotated[
-        float, typer.Option("--every", min=0.1, help="Seconds between updates, with --follow.")
+        float,
+        number_option(
+            "--every", limits=UPDATE_SECONDS, help="Seconds between updates, with --follow."
+        ),
     ] = 2.0,
     as_json: AsJson = False,
 ) -> None:
     """Show where training stands: regime, loss by noise bin, speed, events and what they mean."""
     console = Console(as_json)
+    _plan_pictures(runs, plot, html, force)
     if follow:
         from stagecli.terminal.follow import follow as follow_runs
 
         try:
-            follow_runs(runs, lambda: _summarise(runs, plot, html, None), console, every)
+            # Each update replaces the pictures of the one before.
+            follow_runs(runs, lambda: _summarise(runs, plot, html, True, None), console, every)
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
         return
     from stagecli.terminal.inspect import inspect
 
-    summaries = _summarise(runs, plot, html, console)
+    summaries = _summarise(runs, plot, html, force, console)
     document = summaries if len(summaries) > 1 else summaries[0]
     console.result(document, lambda: inspect(summaries, console))
 
 
+def _plan_pictures(runs: list[Path], plot: Path | None, html: Path | None, force: bool) -> None:
+    from stagecli.targets import Target, plan_targets
+
+    pictures = [Target(path, flag) for path, flag in ((plot, "--plot"), (html, "--html")) if path]
+    plan_targets(pictures, inputs=runs, force=force, make_folders=True)
+
+
 def _summarise(
-    runs: list[Path], plot: Path | None, html: Path | None, console: Console | None
+    runs: list[Path], plot: Path | None, html: Path | None, force: bool, console: Console | None
 ) -> list[dict[str, Any]]:
     """Write the pictures asked for and return the summaries of the runs.
 
@@ -62,23 +76,25 @@ def _summarise(
         for run_report in reports:
             for damage in run_report.damage:
                 console.warn(damage)
-    for path in _write_pictures(reports, plot, html):
+    for path in _write_pictures(reports, plot, html, force):
         if console:
             console.note(f"wrote {path}")
     return [summarize_run(run_report) for run_report in reports]
 
 
-def _write_pictures(reports: list[Any], plot: Path | None, html: Path | None) -> list[Path]:
+def _write_pictures(
+    reports: list[Any], plot: Path | None, html: Path | None, force: bool
+) -> list[Path]:
     """Paths of the pictures that were written."""
     written: list[Path] = []
     if plot or html:
-        from stagecli.files import write_atomic
         from stagecli.report.html import html_page
         from stagecli.report.plot import write_plot
+        from stagecli.targets import write_target
 
         if plot:
-            written.append(write_plot(reports, plot))
+            written.append(write_plot(reports, plot, force=force))
         if html:
-            write_atomic(html, html_page(reports))
+            write_target(html, html_page(reports), force=force)
             written.append(html)
     return written

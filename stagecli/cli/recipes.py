@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stagecli.cli.options import AsJson, Overrides
+from stagecli.cli.options import AsJson, Force, Overrides
 from stagecli.errors import EXIT_FAILED, StageError
 from stagecli.terminal.console import Console
 
@@ -49,23 +49,17 @@ def show_recipe(recipe: Reference, overrides: Overrides = None, as_json: AsJson 
 def copy_recipe(
     recipe: Reference,
     destination: Annotated[Path, typer.Argument(help="File to write, or a folder.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Force = False,
 ) -> None:
     """Copy a shipped recipe to a file of your own; the copy extends no other recipe."""
-    from stagecli.files import write_atomic
     from stagecli.recipe.dump import standalone_text
     from stagecli.recipe.source import find_recipe
+    from stagecli.targets import Target, plan_targets, write_target
 
     source = find_recipe(recipe)
     target = destination / source.name if destination.is_dir() else destination
-    if target.exists() and not force:
-        raise StageError(f"{target} exists", hint="choose another name, or --force")
-    try:
-        write_atomic(target, standalone_text(source))
-    except OSError as error:
-        raise StageError(
-            f"cannot write {target}: {error.strerror}", hint="choose another DESTINATION"
-        ) from error
+    plan_targets([Target(target, recipe)], inputs=[source], force=force)
+    write_target(target, standalone_text(source), force=force)
     Console().note(f"wrote {target};  train it with:  stagecli train {target}")
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stagecli.cli.options import AsJson, CfgScale, Sampler, Steps
+from stagecli.bounds import CLIP_SECONDS, HERTZ, SEED
+from stagecli.cli.options import AsJson, CfgScale, Force, Sampler, Steps, number_option
 from stagecli.cli.progress import progress_bars
 from stagecli.errors import StageError
 from stagecli.terminal.console import Console
+
+if TYPE_CHECKING:
+    from stagecli.generate.output import Destination
 
 EXAMPLES = (
     'Examples:  stagecli sample runs/quickstart -p "a loud bell"   |   '
@@ -30,19 +34,30 @@ def sample(
         Path | None, typer.Option("--input", "-i", help="Audio file or folder to restore (sr).")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder, or FILE.wav for a single result.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder, or FILE.wav for a single result; default: a new folder in the run.",
+        ),
     ] = None,
+    force: Force = False,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", min=0.05, help="Length of each clip (t2a).")
+        float | None,
+        number_option("--seconds", limits=CLIP_SECONDS, help="Length of each clip (t2a)."),
     ] = None,
     cutoff: Annotated[
         float | None,
-        typer.Option("--cutoff", min=1, help="Regenerate the band above this frequency, Hz (sr)."),
+        number_option(
+            "--cutoff", limits=HERTZ, help="Regenerate the band above this frequency, Hz (sr)."
+        ),
     ] = None,
     checkpoint: Annotated[
         str, typer.Option("--checkpoint", help="latest, best, or a step.")
     ] = "latest",
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.")] = 0,
+    seed: Annotated[
+        int, number_option("--seed", limits=SEED, help="Seed of the sampling noise.")
+    ] = 0,
     steps: Steps = None,
     cfg_scale: CfgScale = None,
     sampler: Sampler = None,
@@ -55,6 +70,9 @@ def sample(
             "give either prompts or --input",
             hint='--prompt "TEXT", --prompts FILE, or --input FILE_OR_DIR',
         )
+    from stagecli.generate.output import Destination
+
+    destination = Destination(output=output, force=force, warn=console.warn, note=console.note)
     shared: dict[str, Any] = {
         "seed": seed,
         "checkpoint": checkpoint,
@@ -63,10 +81,10 @@ def sample(
         "sampler": sampler,
     }
     if source:
-        rows = _restore(run, source, output, cutoff, console, shared)
+        rows = _restore(run, source, destination, cutoff, shared)
         columns = ["file", "input", "cutoff"]
     else:
-        rows = _generate(run, prompts or [], prompt_file, output, seconds, shared)
+        rows = _generate(run, prompts or [], prompt_file, destination, seconds, shared)
         columns = ["file", "prompt"]
     cells = [[row[column] for column in columns] for row in rows]
     console.result(rows, lambda: console.table("", columns, cells))
@@ -75,9 +93,8 @@ def sample(
 def _restore(
     run: Path,
     source: Path,
-    output: Path | None,
+    destination: Destination,
     cutoff: float | None,
-    console: Console,
     shared: dict[str, Any],
 ) -> list[dict[str, Any]]:
     from stagecli.generate.restore import restore_files
@@ -86,10 +103,9 @@ def _restore(
         return restore_files(
             run,
             source,
-            output,
+            destination,
             cutoff=cutoff,
-            warn=console.warn,
-            progress=lambda done, total: report("files", done, total),
+            progress=lambda done, total: report("restoring", done, total),
             **shared,
         )
 
@@ -98,7 +114,7 @@ def _generate(
     run: Path,
     prompts: list[str],
     prompt_file: Path | None,
-    output: Path | None,
+    destination: Destination,
     seconds: float | None,
     shared: dict[str, Any],
 ) -> list[dict[str, Any]]:
@@ -110,8 +126,9 @@ def _generate(
         return generate_files(
             run,
             prompts,
-            output,
+            destination,
             seconds=seconds,
-            progress=lambda done, total: report("clips", done, total),
+            inputs=[prompt_file] if prompt_file else [],
+            progress=lambda done, total: report("generating", done, total),
             **shared,
         )

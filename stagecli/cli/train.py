@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stagecli import launcher
 from stagecli.cli.options import Overrides, RunsDir
 from stagecli.cli.progress import progress_bars
-from stagecli.errors import EXIT_INTERRUPTED
+from stagecli.errors import EXIT_INTERRUPTED, StageError
 from stagecli.terminal.console import Console
 from stagecli.terminal.live import make_view
 
@@ -53,26 +54,36 @@ def train(
             "--accept-data", help="Resume although the data have changed; an event records how."
         ),
     ] = False,
+    from_checkpoint: Annotated[
+        int | None,
+        typer.Option(
+            "--from-checkpoint",
+            min=0,
+            metavar="STEP",
+            help="Resume from this step; newer checkpoints are renamed, not deleted.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")] = False,
 ) -> None:
     """Train a recipe; the same command again resumes it."""
     from stagecli.recipe.load import load_recipe
 
-    # What needs no run directory.
+    # What to train, and where.
+    if restart and from_checkpoint is not None:
+        raise StageError("--restart starts over: it has no checkpoint to continue from")
     loaded = load_recipe(recipe, overrides or [])
+    folder = _folder(loaded, runs_dir, name, recipe)
     if dry_run:
         _dry_run(loaded)
         return
-    is_main_process = os.environ.get("RANK", "0") == "0"
+    is_main_process = launcher.is_main()
     view = make_view(quiet or not is_main_process)
     if prepare_only:
         _prepare(loaded, view)
         return
-
-    # The run itself.
+    # Train, and say what comes next.
     from stagecli.train.launch import train as launch
 
-    folder = runs_dir / (name or loaded.about.name or Path(recipe).stem)
     status = launch(
         loaded,
         folder,
@@ -81,16 +92,39 @@ def train(
         overrides=overrides or [],
         restart=restart,
         accept_data=accept_data,
+        from_checkpoint=from_checkpoint,
     )
     console = Console()
     if status == "interrupted":
         if is_main_process:
-            arguments = [word for word in sys.argv[1:] if word not in ONCE]
-            console.note(f"interrupted; resume with:  stagecli {' '.join(arguments)}")
+            console.note(f"interrupted; resume with:  {launcher.command(_resuming(sys.argv[1:]))}")
         raise typer.Exit(EXIT_INTERRUPTED)
     if not quiet and is_main_process:
         console.note(f"run: {folder}   samples: {folder / 'samples'}")
         console.note(f"next:  stagecli evaluate {folder}   |   stagecli inspect-regime {folder}")
+
+
+def _resuming(arguments: Sequence[str]) -> list[str]:
+    """The arguments without those that are for one start only."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--from-checkpoint":
+            next(words, None)  # its value
+        elif word not in ONCE and not word.startswith("--from-checkpoint="):
+            kept.append(word)
+    return kept
+
+
+def _folder(recipe: Recipe, runs_dir: Path, name: str | None, reference: str) -> Path:
+    """Where the run goes. Raises StageError for a name that cannot be used."""
+    from stagecli.runs.directory import run_folder
+
+    if name is not None:
+        return run_folder(runs_dir, name, "--name")
+    if recipe.about.name:
+        return run_folder(runs_dir, recipe.about.name, "about.name")
+    return run_folder(runs_dir, Path(reference).stem, reference)
 
 
 def _dry_run(recipe: Recipe) -> None:
@@ -109,9 +143,11 @@ def _prepare(recipe: Recipe, view: View) -> None:
         "prepared",
         f"{len(prepared.train)} training and {len(prepared.valid)} validation clips are ready",
     )
+    console = Console()
+    for doubt in prepared.data.report.doubts:
+        console.warn(f"data: {doubt}")
     skipped = prepared.source.skipped
     if skipped:
-        console = Console()
         console.warn(f"{len(skipped)} clips skipped:")
         for problem in skipped:
             console.note(f"  {problem.where}  {problem.what}")

@@ -7,14 +7,13 @@ diffusion works in a continuous space and decoding stays differentiable. DAC: Ku
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from stagecli import hub
 from stagecli.codec.base import Codec
 from stagecli.errors import StageError
+from stagecli.hub import DAMAGED, Checkpoint, explained, open_checkpoint
 
 _CLASSES = {"dac": "DacModel", "encodec": "EncodecModel"}
 """model_type in config.json -> class of `transformers`."""
@@ -27,8 +26,17 @@ def load_neural_codec(source: str, *, sample_rate: int) -> NeuralCodec:
     be the model's. Raises StageError: folder missing, hub unreachable, unsupported model, wrong
     sample rate, incomplete weights.
     """
-    folder = hub.fetch(source, "codec")
-    config = _read_config(folder, source)
+    checkpoint = open_checkpoint(source, "codec")
+    # Values of another type in config.json lead to errors anywhere below.
+    with explained(f"{checkpoint.name} cannot be used", DAMAGED):
+        return _load(checkpoint, sample_rate)
+
+
+def _load(checkpoint: Checkpoint, sample_rate: int) -> NeuralCodec:
+    """The codec of a checkpoint. Raises StageError where it does not fit the recipe."""
+    source = checkpoint.source
+    model_class = _model_class(checkpoint)
+    config = checkpoint.typed_config(model_class.config_class)
     rate = int(config.sampling_rate)
     if rate != sample_rate:
         raise StageError(
@@ -41,26 +49,20 @@ def load_neural_codec(source: str, *, sample_rate: int) -> NeuralCodec:
             f"codec {source} is a stereo or loudness-normalising EnCodec, which is not supported",
             hint="use a mono checkpoint without normalisation, such as facebook/encodec_24khz",
         )
-    model_class = _model_class(config.model_type)
-    return NeuralCodec(hub.load_weights(model_class, config, folder, source, "codec"), config)
+    return NeuralCodec(checkpoint.model(model_class, config), config)
 
 
-def _read_config(folder: Path, source: str) -> Any:
-    """Config of a checkpoint. Raises StageError when it is unreadable or not a supported codec."""
-    plain = hub.read_config(folder, source, "codec")
-    model_type = plain.get("model_type")
+def _model_class(checkpoint: Checkpoint) -> Any:
+    """Class of `transformers` for a checkpoint. Raises StageError when it is no supported codec."""
+    import transformers
+
+    model_type = checkpoint.model_type
     if model_type not in _CLASSES:
         raise StageError(
-            f"codec {source} is a model of type {model_type!r}, which is not supported",
+            f"{checkpoint.name} is a model of type {model_type!r}, which is not supported",
             hint="use a DAC or an EnCodec checkpoint (model_type dac or encodec), "
             "or a spectral codec",
         )
-    return hub.make_config(_model_class(model_type), plain, source, "codec")
-
-
-def _model_class(model_type: str) -> Any:
-    import transformers
-
     return getattr(transformers, _CLASSES[model_type])
 
 

@@ -7,6 +7,7 @@ import math
 from torch import nn
 
 from stagecli.errors import Problem, StageError
+from stagecli.hub import DAMAGED, explained, open_checkpoint
 
 _ARCHITECTURES = ("SpeechT5HifiGan", "FastSpeech2ConformerHifiGan")
 
@@ -18,24 +19,16 @@ def load_vocoder(source: str) -> nn.Module:
     """
     import transformers
 
-    try:
-        config, _ = transformers.PretrainedConfig.get_config_dict(source)
-        if not config:
-            raise OSError(f"no config.json in {source}")
-        architecture = (config.get("architectures") or ["SpeechT5HifiGan"])[0]
+    checkpoint = open_checkpoint(source, "vocoder")
+    with explained(f"{checkpoint.name} cannot be used", DAMAGED):
+        architecture = (checkpoint.config.get("architectures") or ["SpeechT5HifiGan"])[0]
         if architecture not in _ARCHITECTURES:
             raise StageError(
                 f"vocoder {source} is a {architecture}, which is not known to read log-mel frames",
                 hint=f"use one of: {', '.join(_ARCHITECTURES)}",
             )
-        network = getattr(transformers, architecture).from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise StageError(
-            f"cannot load the vocoder {source}: {str(error).splitlines()[0]}",
-            hint="set codec.vocoder to a local folder made by save_pretrained (config.json and "
-            "weights), or leave it out to decode with Griffin-Lim",
-        ) from error
-    return network.eval().requires_grad_(False)
+        network = checkpoint.model(getattr(transformers, architecture))
+        return network.eval().requires_grad_(False)
 
 
 def check_vocoder(vocoder: nn.Module, *, sample_rate: int, n_mels: int, hop: int) -> None:

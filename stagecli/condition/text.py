@@ -9,19 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Hashable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from stagecli.errors import EXIT_USAGE, Problem, StageError
+from stagecli.errors import StageError
+from stagecli.hub import Checkpoint, explained, open_checkpoint
 from stagecli.schema import Recipe
 
 # Byte b has the id b + OFFSET.
 PAD = 0
 BEGIN = 1
 OFFSET = 2
+
+_ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+"""model_type in config.json -> class of `transformers`, where it is not AutoModel."""
+TEXT_HINT = (
+    "use a model that reads text alone, such as T5, BERT or the text tower of a CLIP "
+    "(save_pretrained of a CLIPTextModel)"
+)
+LONG_CAPTION = "a dog barks " * 2000  # more tokens than any encoder takes
 
 
 def byte_ids(captions: Sequence[str], max_length: int) -> Tensor:
@@ -65,10 +73,18 @@ class PretrainedText:
         config: Any = getattr(self.network.config, "text_config", self.network.config)
         self.width = int(getattr(config, "hidden_size", None) or config.d_model)
 
-    def vocabulary(self) -> str:
-        """Hash of the tokenizer's vocabulary; embeddings depend on it and on the weights."""
-        words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return hashlib.sha256(words.encode()).hexdigest()[:16]
+    def tokenizer_hash(self) -> str:
+        """16 hex digits for the tokenizer, on which embeddings depend as on the weights.
+
+        Two tokenizers with one vocabulary may still cut a caption in different places.
+        """
+        content: dict[str, Any] = {"vocabulary": self.tokenizer.get_vocab()}
+        if self.tokenizer.is_fast:
+            content |= json.loads(self.tokenizer.backend_tokenizer.to_str())
+            # Set by every call, and the same for all: see `embed`.
+            del content["padding"], content["truncation"]
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def kept(self, captions: Sequence[str]) -> list[Kept]:
         """The part of each caption that `embed` keeps, as ids of tokens."""
@@ -96,31 +112,57 @@ class PretrainedText:
 
 
 def load_text_encoder(model: str, max_length: int) -> PretrainedText:
-    """A text encoder by hub id or folder: T5 encoder, CLAP text tower, any AutoModel.
+    """A text encoder by hub id or folder: T5 encoder, CLAP text tower, any AutoModel for text.
 
-    Raises StageError when model or tokenizer cannot be loaded.
+    Raises StageError when model or tokenizer cannot be loaded, or cannot embed a caption of
+    `max_length` tokens.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+    import transformers
 
-    try:
-        kind = AutoConfig.from_pretrained(model).model_type
-        model_class = T5EncoderModel if kind in ("t5", "umt5", "mt5") else AutoModel
-        network: Any = model_class.from_pretrained(model)
-        # Padding on the right, because `embed` cuts the end off.
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right")
-        _require_tokenizer(Path(model))
-    except (OSError, ValueError, ImportError) as error:
+    # The class: of encoder-decoders the encoder, if there is a class for it alone.
+    checkpoint = open_checkpoint(model, "text encoder", tokenizer=True)
+    kind = checkpoint.model_type
+    if kind not in transformers.CONFIG_MAPPING:
         raise StageError(
-            f"cannot load the text encoder {model!r}",
-            problems=[Problem("condition.model", str(error).splitlines()[0])],
-            hint="give a local folder written by save_pretrained, with its tokenizer",
-            exit_code=EXIT_USAGE,
-        ) from error
+            f"{checkpoint.name} is a model of type {kind!r}, which is not supported",
+            hint="use a text encoder that `transformers` has, such as T5, BERT or CLAP",
+        )
+    model_class = getattr(transformers, _ENCODERS.get(kind, "AutoModel"))
+    config = checkpoint.typed_config(transformers.CONFIG_MAPPING[kind])
+
+    # The part that reads text. A pooler makes one vector of a caption, which is not used here.
+    def needed(name: str) -> bool:
+        if kind == "clap":
+            return name.startswith("text_model.") and "pooler" not in name
+        return not name.startswith(("decoder.", "pooler."))
+
+    network = checkpoint.model(model_class, config, needed=needed)
+    tokenizer = checkpoint.tokenizer()
     if kind == "clap":
         network = network.text_model
     elif getattr(network.config, "is_encoder_decoder", False) and hasattr(network, "get_encoder"):
         network = network.get_encoder()
-    return PretrainedText(network, tokenizer, max_length)
+    positions = getattr(network.config, "max_position_embeddings", None)
+    shorter = f"set condition.max_length below its {positions} positions, or " if positions else ""
+    with explained(
+        f"{checkpoint.name} cannot embed a caption of {max_length} tokens", f"{shorter}{TEXT_HINT}"
+    ):
+        check_vocabulary(checkpoint, tokenizer, network)
+        encoder = PretrainedText(network, tokenizer, max_length)
+        encoder.embed([LONG_CAPTION])
+    return encoder
+
+
+def check_vocabulary(checkpoint: Checkpoint, tokenizer: Any, network: Any) -> None:
+    """Raise StageError where a tokenizer has ids that the network has no embedding for."""
+    count = network.get_input_embeddings().num_embeddings
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= count:
+        raise StageError(
+            f"{checkpoint.name}: its tokenizer has ids up to {highest}, its network {count} of "
+            "them",
+            hint="use the tokenizer that belongs to the checkpoint",
+        )
 
 
 def text_encoder(recipe: Recipe, device: torch.device) -> PretrainedText | None:
@@ -133,13 +175,3 @@ def text_encoder(recipe: Recipe, device: torch.device) -> PretrainedText | None:
     encoder = load_text_encoder(recipe.condition.model, recipe.condition.max_length)
     encoder.network.to(device)
     return encoder
-
-
-def _require_tokenizer(folder: Path) -> None:
-    """Raise OSError for a local folder without a tokenizer.
-
-    `transformers` would silently make an empty one that maps every word to the unknown token.
-    """
-    patterns = ("tokenizer*", "vocab*", "*.model")
-    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in patterns):
-        raise OSError(f"{folder} holds no tokenizer")

@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from stagecli.data.audio_checks import decoding_problem, open_audio
+from stagecli.data.decoding import UndecodableError, file_problem, open_audio
 from stagecli.errors import Problem, StageError
 
 SECONDS = 20.0  # measured per file, from its start
@@ -27,14 +26,21 @@ def file_bandwidth(audio: Path | bytes) -> float:
     Raises StageError where it cannot be decoded.
     """
     try:
-        with open_audio(audio) as file:
-            rate = int(file.samplerate)
-            audio_NC = file.read(round(SECONDS * rate), dtype="float32", always_2d=True)
-    except (OSError, soundfile.SoundFileError) as error:
+        with open_audio(audio) as stream:
+            rate = stream.sample_rate
+            wanted = round(SECONDS * rate)
+            blocks = []
+            decoded = 0
+            for block_NC in stream.blocks():
+                blocks.append(block_NC)
+                decoded += len(block_NC)
+                if decoded >= wanted:
+                    break
+    except (OSError, UndecodableError) as error:
         where = str(audio) if isinstance(audio, Path) else "audio"
-        problem = Problem(where, decoding_problem(error))
-        raise StageError("cannot read audio", problems=[problem]) from error
-    return bandwidth(audio_NC, rate)
+        problem = file_problem(error) if isinstance(error, OSError) else str(error)
+        raise StageError("cannot read audio", problems=[Problem(where, problem)]) from error
+    return bandwidth(np.concatenate(blocks)[:wanted], rate)
 
 
 def bandwidth(audio_NC: np.ndarray, sample_rate: int) -> float:

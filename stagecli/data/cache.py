@@ -41,10 +41,16 @@ class FileIndex:
     """
 
     def __init__(
-        self, path: Path, version: int, entries: dict[str, tuple[Stamp, Any]] | None = None
+        self,
+        path: Path,
+        version: int,
+        entries: dict[str, tuple[Stamp, Any]] | None = None,
+        damaged: int = 0,
     ) -> None:
+        """damaged: number of names whose stored value is not one, so that it is made again."""
         self.path = path
         self.version = version
+        self.damaged = damaged
         self._entries = entries or {}
 
     def get(self, name: str, stamp: Stamp) -> Any | None:
@@ -71,26 +77,34 @@ class FileIndex:
             raise _unusable(self.path, error) from error
 
 
-def open_index(path: Path, version: int = 1) -> FileIndex:
+def open_index(
+    path: Path, version: int = 1, valid: Callable[[Any], bool] = lambda value: True
+) -> FileIndex:
     """The index stored at `path`, empty if there is no such file.
 
-    version: values that another version stored are ignored, as are torn and foreign lines. Raises
-    StageError if the file cannot be read.
+    version: values that another version stored are ignored, as are torn and foreign lines; valid:
+    whether a stored value is one. Raises StageError if the file cannot be read.
     """
     entries: dict[str, tuple[Stamp, Any]] = {}
+    damaged: set[str] = set()
     try:
         for _, line in read_json_lines(path):
-            try:
-                name, size, mtime_ns, line_version, value = line
-            except (ValueError, TypeError):
+            if not (isinstance(line, list) and len(line) == 5):
                 continue
-            if isinstance(name, str) and line_version == version:
+            name, size, mtime_ns, line_version, value = line
+            if not isinstance(name, str) or line_version != version:
+                continue
+            entries.pop(name, None)
+            damaged.discard(name)
+            if type(size) is int and type(mtime_ns) is int and valid(value):
                 entries[name] = ((size, mtime_ns), value)
+            else:
+                damaged.add(name)
     except FileNotFoundError:
         pass
     except OSError as error:
         raise _unusable(path, error) from error
-    return FileIndex(path, version, entries)
+    return FileIndex(path, version, entries, len(damaged))
 
 
 def content_hash(path: Path, index: FileIndex | None = None) -> str:

@@ -28,7 +28,7 @@ from stagecli.schema import Recipe
 
 T = TypeVar("T")
 # Independent random streams per (seed, sample); a new use gets a new number.
-ORDER, CROP, DROP, NOISE, VALID_NOISE, TIME, VALID, PROBE_NOISE = range(8)
+ORDER, CROP, DROP, NOISE, VALID_NOISE, TIME, VALID, PROBE_NOISE, CAPTION = range(9)
 # Seed of all measurements on the valid split, so that runs of different seeds are comparable.
 VALID_SEED = 0
 
@@ -47,6 +47,13 @@ def clip_at(seed: int, clips: int, index: int) -> int:
     """Number of the clip at a global sample index: a fresh permutation for each pass over them."""
     epoch, position = divmod(index, clips)
     return int(_permutation(seed, clips, epoch)[position])
+
+
+def caption_at(seed: int, clip: Clip, index: int) -> str:
+    """The caption of a clip at a global sample index: each of several is equally likely."""
+    if not clip.more_captions:
+        return clip.caption
+    return clip.captions[int(stream(seed, CAPTION, index).integers(len(clip.captions)))]
 
 
 def stratified(seed: int, step: int, batch_size: int) -> Tensor:
@@ -167,7 +174,8 @@ class Examples(Dataset):
         clip = self.clips[clip_at(self.seed, len(self.clips), index)]
         noise = stream(self.seed, NOISE, index).standard_normal(self.shape, dtype=np.float32)
         dropped = stream(self.seed, DROP, index).random() < self.recipe.condition.dropout
-        draw = self._draw(clip, stream(self.seed, CROP, index), dropped=dropped)
+        caption = "" if dropped else caption_at(self.seed, clip, index)
+        draw = self._draw(clip, stream(self.seed, CROP, index), caption)
         item = {"index": index, "noise": torch.from_numpy(noise), **self._tensors(draw)}
         if self.features is not None:
             start = self.start_of(draw, self.features.samples_of(clip))
@@ -175,7 +183,7 @@ class Examples(Dataset):
         return item
 
     def valid_item(self, index: int) -> dict[str, Any]:
-        """The validation example of clip `index`, the same in every run; captions are kept."""
+        """The validation example of clip `index`, the same in every run: with its first caption."""
         return self._tensors(self._valid_draw(index))
 
     def valid_audio(self, index: int) -> tuple[np.ndarray, int]:
@@ -197,11 +205,10 @@ class Examples(Dataset):
 
     def _valid_draw(self, index: int) -> Draw:
         rng = stream(VALID_SEED, VALID, index)
-        return self._draw(self.clips[index], rng, dropped=False)
+        return self._draw(self.clips[index], rng, self.clips[index].caption)
 
-    def _draw(self, clip: Clip, rng: np.random.Generator, *, dropped: bool) -> Draw:
+    def _draw(self, clip: Clip, rng: np.random.Generator, caption: str) -> Draw:
         """Draw the crop, then the filter (sr): the order of draws decides every stored result."""
-        caption = "" if dropped else clip.caption
         if self.frames_cache is not None:
             cached_crop = int(rng.integers(self.recipe.data.crops))
             return Draw(

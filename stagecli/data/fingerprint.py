@@ -142,7 +142,7 @@ def _is_print(row: object) -> bool:
 
 def _text_of(clip: Clip) -> str:
     """Everything that training may read as the caption of a clip."""
-    return clip.caption
+    return "\n".join(clip.captions)
 
 
 def _hash(text: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from stagecli.data.cache import Stamp
-from stagecli.data.rows import SPLITS, Clip, Entry, Split, caption_problem, split_names
+from stagecli.data.rows import SPLITS, Clip, Entry, Split, read_captions, split_names
 from stagecli.data.source import FileSource
+from stagecli.data.text_files import text_problem
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Data
 
@@ -18,6 +20,8 @@ class HuggingFaceSource(FileSource):
 
     Audio is decoded with soundfile from the bytes or the file of the audio column, so that no other
     decoder is needed. Columns other than audio and caption are labels. Key: "split/row".
+
+    tables: of the audio column alone, not decoded.
     """
 
     workers = 1  # an Arrow table is read by one thread at a time
@@ -54,27 +58,45 @@ def read_dataset(
             'data.source = "huggingface" needs the package `datasets`',
             hint="pip install 'stagecli[datasets]'",
         ) from error
-    loaded = _load_splits(datasets, data.path, path)
     names = dict(zip(SPLITS, split_names(data), strict=True))
-    tables = {split: _table(datasets, loaded, data, names[split]) for split in splits}
+    tables = {}
     entries: list[Entry] = []
-    for split in splits:
-        entries += _table_entries(data, tables[split], split, names[split], need_captions)
+    with _cause_printed(data.path):
+        loaded = _load_splits(datasets, data.path, path)
+        for split in splits:
+            table = _table(datasets, loaded, data, names[split])
+            tables[split] = table.select_columns([data.audio_column])
+            entries += _table_entries(data, table, split, names[split], need_captions)
     return HuggingFaceSource(data, tables, entries)
+
+
+@contextmanager
+def _cause_printed(name: str) -> Iterator[None]:
+    """Whatever the hub, the network, data files and decoders raise, as one StageError."""
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        problem = Problem(name, f"{type(error).__name__}: {first_line}")
+        hint = "check data.path"
+        if isinstance(error, ImportError):
+            hint = "install the package that it names"
+        raise StageError("cannot load the data set", problems=[problem], hint=hint) from error
 
 
 def _load_splits(datasets: Any, name: str, path: Path) -> Any:
     """Tables by split name, from a `save_to_disk` folder, a folder of files or the hub."""
-    try:
-        if (path / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(str(path))
-        return datasets.load_dataset(str(path) if path.is_dir() else name)
-    except Exception as error:  # the hub, the network and data files raise anything
-        first_line = (str(error).splitlines() or [""])[0]
-        problem = Problem(name, f"{type(error).__name__}: {first_line}")
+    if (path / "dataset_dict.json").is_file():
+        return datasets.load_from_disk(str(path))
+    if (path / "state.json").is_file():
         raise StageError(
-            "cannot load the data set", problems=[problem], hint="check data.path"
-        ) from error
+            "the data set has no splits",
+            problems=[Problem(name, "is one table, written by Dataset.save_to_disk")],
+            hint="divide it (Dataset.train_test_split) and save a DatasetDict",
+        )
+    return datasets.load_dataset(str(path) if path.is_dir() else name)
 
 
 def _table(datasets: Any, loaded: Any, data: Data, name: str) -> Any:
@@ -94,7 +116,12 @@ def _table(datasets: Any, loaded: Any, data: Data, name: str) -> Any:
             problems=[Problem(data.path, f"no column {data.audio_column!r}; it has {available}")],
             hint="set data.audio_column",
         )
-    return table.cast_column(data.audio_column, datasets.Audio(decode=False))
+    others = [
+        column
+        for column, feature in table.features.items()
+        if isinstance(feature, datasets.Audio) and column != data.audio_column
+    ]  # no labels, and reading them would decode them
+    return table.remove_columns(others).cast_column(data.audio_column, datasets.Audio(decode=False))
 
 
 def _table_entries(
@@ -102,11 +129,13 @@ def _table_entries(
 ) -> Iterator[Entry]:
     for number, row in enumerate(table.remove_columns([data.audio_column])):
         where = f"{data.path}:{name}/{number}"
-        caption = row.get(data.caption_column)
-        problem = caption_problem(caption, data.caption_column) if need_captions else None
+        labels = {key: value for key, value in row.items() if key != data.caption_column}
+        captions, problem = read_captions(
+            row.get(data.caption_column), data.caption_column, need_captions
+        )
+        problem = problem or text_problem(labels)
         if problem:
             yield Entry(where, problem=problem)
             continue
-        labels = {key: value for key, value in row.items() if key != data.caption_column}
-        text = caption.strip() if isinstance(caption, str) else ""
-        yield Entry(where, Clip(f"{name}/{number}", text, split, labels))
+        key = f"{name}/{number}"
+        yield Entry(where, Clip(key, captions[0], split, labels, more_captions=tuple(captions[1:])))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from stagecli.data.examples import Collate, Examples
+from stagecli.data.examples import Collate, Examples, clip_at
+from stagecli.errors import EXIT_FAILED, Problem, StageError, causes
 
 # Seconds that a loader process outlives a SIGTERM, so that the trainer can finish its step.
 LINGER = 20
+PREFETCH = 4  # micro-batches that each loader process prepares in advance
+PATIENCE = 600  # seconds without a batch from loader processes before that is an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,26 +64,99 @@ class MicroBatches:
 def _start_worker(_: int) -> None:
     """Run one thread per worker and leave signals to the trainer.
 
-    Ctrl-C, and SIGTERM from `timeout` or a scheduler, reach the whole process group, but the
-    trainer handles them and still needs the examples of its step. A worker that is terminated alone
-    exits after `LINGER` seconds.
+    Ctrl-C, a closed terminal, and the signals of `timeout` or a scheduler reach the whole process
+    group, but the trainer handles them and still needs the examples of its step. A worker that is
+    terminated alone exits after `LINGER` seconds.
     """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LINGER))
 
 
+@dataclass(frozen=True)
+class Lost:
+    """An example that could not be made. key: of its clip; causes: one a line."""
+
+    key: str
+    causes: tuple[str, ...]
+
+
+class Guarded(Dataset):
+    """Examples, or `Lost` where one raises: a loader process would only pass its traceback on."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.examples[index]
+        except Exception as error:
+            clips = self.examples.clips
+            key = clips[clip_at(self.examples.seed, len(clips), index)].key
+            return Lost(key, tuple(causes(error)))
+
+
+@dataclass(frozen=True)
+class GuardedCollate:
+    """Collates examples to a batch, or passes on the first `Lost`."""
+
+    collate: Collate
+
+    def __call__(self, items: Sequence[Any]) -> dict[str, Tensor] | Lost:
+        lost = next((item for item in items if isinstance(item, Lost)), None)
+        return lost if lost is not None else self.collate(items)
+
+
 def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> DataLoader:
-    """The micro-batches in order, from `data.workers` processes."""
+    """The micro-batches in order, from `data.workers` processes; `Lost` instead of one that fails.
+
+    `read_batch` takes the next one.
+    """
     workers = examples.recipe.data.workers
     return DataLoader(
-        examples,
+        Guarded(examples),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=Collate(examples.recipe.condition.max_length),
+        collate_fn=GuardedCollate(Collate(examples.recipe.condition.max_length)),
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
+        timeout=PATIENCE if workers else 0,
         worker_init_fn=_start_worker,
         # Seeds the workers, which never draw; without it the global generator would be advanced.
         generator=torch.Generator(),
     )
+
+
+def read_batch(batches: Iterator[Any]) -> dict[str, Tensor]:
+    """The next batch of a loader.
+
+    Raises StageError for an example that cannot be made, and where the loader processes have ended
+    or hang.
+    """
+    try:
+        batch = next(batches)
+    except RuntimeError as error:
+        hangs = "timed out" in str(error)
+        raise StageError(
+            f"no batch within {PATIENCE} s" if hangs else "a loader process has ended",
+            problems=[Problem("data.workers", text) for text in causes(error)[:1]],
+            hint="run the same command again to resume; with --set data.workers=0 "
+            "the trainer itself loads the data",
+            exit_code=EXIT_FAILED,
+        ) from error
+    if isinstance(batch, Lost):
+        raise StageError(
+            "a training example cannot be loaded",
+            problems=[Problem(batch.key, text) for text in batch.causes],
+            hint="repair or restore the data, and run the same command again to resume",
+            exit_code=EXIT_FAILED,
+        )
+    return batch
+
+
+def shared_bytes(examples: Examples, batches: MicroBatches, workers: int) -> int:
+    """Shared memory in bytes that the batches of `workers` loader processes take at most."""
+    batch = Collate(examples.recipe.condition.max_length)([examples[0]])
+    one = sum(value.nbytes for value in batch.values()) * batches.size
+    return one * (PREFETCH * workers + batches.accumulate)

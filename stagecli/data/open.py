@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stagecli.data.cache import Count
-from stagecli.data.rows import SPLITS, Split, folder_entries, manifest_entries, split_names
+from stagecli.data.folder import folder_entries
+from stagecli.data.manifest import manifest_entries
+from stagecli.data.rows import SPLITS, Split, split_names
 from stagecli.data.source import FileSource, Source
-from stagecli.errors import StageError
+from stagecli.errors import Problem, StageError
 from stagecli.schema import Data
 
 
@@ -39,12 +41,19 @@ def open_source(
         )
     if len(set(split_names(data))) < len(SPLITS):
         raise StageError("data.train_split, data.valid_split and data.test_split must differ")
-    path = base / Path(data.path).expanduser()
+    try:
+        path = base / Path(data.path).expanduser()
+    except RuntimeError as error:  # `~name` of nobody
+        problem = Problem(data.path, "names the home of a user that does not exist")
+        raise StageError(
+            "cannot read the data", problems=[problem], hint="check data.path"
+        ) from error
     source: FileSource
     if data.source == "manifest":
-        source = FileSource(data, str(path), list(manifest_entries(data, path, need_captions)))
+        source = FileSource(data, str(path), manifest_entries(data, path, need_captions))
     elif data.source == "folder":
-        source = FileSource(data, str(path), list(folder_entries(data, path, need_captions)))
+        entries, passed_over = folder_entries(data, path, need_captions)
+        source = FileSource(data, str(path), entries, passed_over)
     else:
         from stagecli.data.huggingface import read_dataset
 

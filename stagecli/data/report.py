@@ -112,7 +112,7 @@ def _report_captions(
         return
     for split, of_split in clips.items():
         # Different captions by the part that is read of them.
-        captions = Counter(clip.caption for clip in of_split)
+        captions = Counter(caption for clip in of_split for caption in clip.captions)
         kept = dict(zip(captions, expected.cut(list(captions)), strict=True))
         by_part: dict[Hashable, list[str]] = {}
         for caption, (part, _) in kept.items():
@@ -130,7 +130,7 @@ def _report_captions(
                 hint="raise condition.max_length",
             )
         if cut:
-            doubt = f"{split}: {cut} of {len(of_split)} captions are cut at {limit}"
+            doubt = f"{split}: {cut} of {captions.total()} captions are cut at {limit}"
             if equal:
                 doubt += f", and {len(equal)} different ones become equal to another"
             report.doubts.append(doubt)

@@ -7,8 +7,10 @@ problems are reported together. No torch.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,21 +19,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from stagecli.data.audio import read_mono
-from stagecli.data.audio_checks import (
-    AudioInfo,
-    check_content,
-    file_problem,
-    too_low,
-    wrong_scale,
-)
+from stagecli.data.audio_checks import check_content, too_low, wrong_scale
 from stagecli.data.bandwidth import file_bandwidth
 from stagecli.data.cache import Count, FileIndex, Stamp, content_hash, open_index, stamp_of
+from stagecli.data.decoding import AudioInfo, file_problem
 from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Data
 
 LISTED = 50  # problems printed one by one
-CHECKS = 2  # version of the checks of `check_content`; raise it when they change
+CHECKS = 3  # version of the checks of `check_content`; raise it when they change
 BANDWIDTHS = 1  # version of `file_bandwidth`, likewise
 WRITE_EVERY = 256  # results of checks that are stored with one write
 
@@ -43,12 +40,14 @@ class Source(Protocol):
     """Clips of one data set.
 
     sample_rate: Hz of the audio that `read` returns; skipped: entries left out, and why;
-    passed_over: what else lies there and is not read, in sentences.
+    passed_over: files that look like audio and are no entries, in sentences with counts; notices:
+    what else the check found, such as a damaged cache that was made again.
     """
 
     sample_rate: int
     skipped: list[Problem]
     passed_over: list[str]
+    notices: list[str]
 
     def clips(self, split: Split) -> list[Clip]:
         """The clips of a split, in an order that does not change."""
@@ -83,12 +82,15 @@ class FileSource:
 
     workers = min(8, os.cpu_count() or 1)
 
-    def __init__(self, data: Data, name: str, entries: Sequence[Entry]) -> None:
+    def __init__(
+        self, data: Data, name: str, entries: Sequence[Entry], passed_over: Sequence[str] = ()
+    ) -> None:
         self.data = data
         self.name = name
         self.sample_rate = data.sample_rate
         self.skipped: list[Problem] = []
-        self.passed_over: list[str] = []
+        self.passed_over = list(passed_over)
+        self.notices: list[str] = []
         self._entries = list(entries)
         self._clips: dict[Split, list[Clip]] = {}
         self._infos: dict[str, AudioInfo] = {}
@@ -142,8 +144,10 @@ class FileSource:
         cache_dir: where hashes and results of checks are stored. Raises StageError with every
         problem, unless `data.on_bad_file` is "skip".
         """
-        self._hashes = open_index(cache_dir / "hashes.jsonl")
-        self._bandwidths = open_index(cache_dir / "bandwidths.jsonl", BANDWIDTHS)
+        self._hashes = self._open_index(cache_dir / "hashes.jsonl", 1, _is_hash)
+        self._bandwidths = self._open_index(
+            cache_dir / "bandwidths.jsonl", BANDWIDTHS, _is_frequency
+        )
         wanted = [
             entry.clip
             for entry in self._entries
@@ -193,7 +197,7 @@ class FileSource:
     ) -> list[Check]:
         """One check per clip, remembered for files that have not changed."""
         # Look up what is known; a missing file is never remembered.
-        index = open_index(cache_dir / "checks.jsonl", CHECKS)
+        index = self._open_index(cache_dir / "checks.jsonl", CHECKS, _is_check)
         checks: dict[int, Check] = {}
         pending: list[tuple[int, str, Stamp]] = []
         for position, clip in enumerate(clips):
@@ -232,6 +236,12 @@ class FileSource:
             index.put_all(fresh)
         return [checks[position] for position in range(len(clips))]
 
+    def _open_index(self, path: Path, version: int, valid: Callable[[Any], bool]) -> FileIndex:
+        index = open_index(path, version, valid)
+        if index.damaged:
+            self.notices.append(f"{path}: {index.damaged} damaged entries are made again")
+        return index
+
     def _check_one(self, clip: Clip) -> tuple[Check, bool]:
         """The check of one clip, and whether it depends on the content alone."""
         try:
@@ -254,6 +264,30 @@ def _as_json(check: Check) -> list[Any]:
     info, problem = check
     numbers = [info.sample_rate, info.frames, info.channels, info.peak] if info else None
     return [numbers, problem]
+
+
+def _is_check(value: Any) -> bool:
+    """Whether a stored value is what `_as_json` makes."""
+    if not (isinstance(value, list) and len(value) == 2):
+        return False
+    numbers, problem = value
+    good_numbers = numbers is None or (
+        isinstance(numbers, list)
+        and len(numbers) == 4
+        and all(type(number) is int and number > 0 for number in numbers[:3])
+        and isinstance(numbers[3], float)
+        and 0 <= numbers[3] < math.inf
+    )
+    good_problem = problem is None or isinstance(problem, str)
+    return good_numbers and good_problem and not (numbers is None and problem is None)
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_frequency(value: Any) -> bool:
+    return isinstance(value, float) and 0 <= value < math.inf
 
 
 def _listed(problems: list[Problem], name: str) -> list[Problem]:

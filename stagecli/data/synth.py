@@ -128,6 +128,7 @@ class SynthSource:
         self.seed = seed
         self.skipped: list[Any] = []  # synthesised audio is never unreadable
         self.passed_over: list[str] = []
+        self.notices: list[str] = []
         held_out = max(16, data.clips // 10)
         self._sizes: dict[Split, int] = {"train": data.clips, "valid": held_out, "test": held_out}
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stagecli import hub
+from stagecli.condition.text import LONG_CAPTION, check_vocabulary
 from stagecli.data.cache import FeatureCache, Progress
 from stagecli.dsp.resample import resample_tensor
 from stagecli.errors import StageError
@@ -77,7 +78,6 @@ class Clap:
                 max_length=MAX_TOKENS,
                 return_tensors="pt",
             ).to(self.device)
-            tokens.pop("token_type_ids", None)
             pooled = self.model.text_model(**tokens).pooler_output
             projected = self.model.text_projection(pooled)
             embeddings.append(torch.nn.functional.normalize(projected, dim=-1))
@@ -108,33 +108,27 @@ def open_clap(source: str, device: torch.device | None = None) -> Clap:
 
     Raises StageError: no such checkpoint, not a CLAP, weights or tokenizer missing.
     """
-    from transformers import AutoTokenizer, ClapModel
+    from transformers import ClapModel
 
     # Check that it is a whole CLAP before its weights are read.
-    folder = hub.fetch(source, "CLAP", pickled=True)
-    plain = hub.read_config(folder, source, "CLAP")
-    if plain.get("model_type") != "clap":
+    checkpoint = hub.open_checkpoint(source, "CLAP", pickled=True, tokenizer=True)
+    if checkpoint.model_type != "clap":
         raise StageError(
-            f"CLAP {source} is a model of type {plain.get('model_type')!r}",
+            f"CLAP {source} is a model of type {checkpoint.model_type!r}",
             hint='a CLAP with both towers is needed, such as "laion/clap-htsat-unfused"',
         )
-    extractor = load_extractor(folder, source, "ClapFeatureExtractor")
-    if not any(any(folder.glob(pattern)) for pattern in ("tokenizer*", "vocab*")):
-        raise StageError(
-            f"CLAP {source} has no tokenizer",
-            hint="save it beside the weights with save_pretrained",
-        )
+    extractor = load_extractor(checkpoint, "ClapFeatureExtractor")
+    tokenizer = checkpoint.tokenizer()
 
     # Both towers, frozen.
     device = device or torch.device("cpu")
-    config = hub.make_config(ClapModel, plain, source, "CLAP")
-    model: Any = hub.load_weights(ClapModel, config, folder, source, "CLAP", pickled=True)
-    model = model.eval().requires_grad_(False).to(device)
+    model: Any = checkpoint.model(ClapModel).eval().requires_grad_(False).to(device)
+    check_vocabulary(checkpoint, tokenizer, model.text_model)
     front = CLAPEncoder(model.audio_model, extractor, f"transformers:{source}", -1).to(device)
     fingerprint = hub.weights_hash(model)
-    return Clap(
+    clap = Clap(
         model=model,
-        tokenizer=AutoTokenizer.from_pretrained(folder),
+        tokenizer=tokenizer,
         front=front,
         rate=int(extractor.sampling_rate),
         window=int(extractor.nb_max_samples),
@@ -142,3 +136,7 @@ def open_clap(source: str, device: torch.device | None = None) -> Clap:
         fingerprint=fingerprint,
         convention=f"CLAP {source} (weights {fingerprint[:12]})",
     )
+    hint = f"use a CLAP whose text tower reads {MAX_TOKENS} tokens"
+    with hub.explained(f"{checkpoint.name} cannot embed a caption of {MAX_TOKENS} tokens", hint):
+        clap.text([LONG_CAPTION])
+    return clap

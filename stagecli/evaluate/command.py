@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from stagecli.data.cache import Progress
-from stagecli.errors import Problem, StageError
+from stagecli.errors import StageError
 from stagecli.evaluate import pages, tables
 from stagecli.evaluate.flags import Flags, check_folder_flags
 from stagecli.evaluate.folders import evaluate_folders
@@ -16,8 +16,11 @@ from stagecli.evaluate.limits import Limit, broken_limits, parse_limits
 from stagecli.evaluate.pairs import PERCEPTUAL, SR_METRICS
 from stagecli.evaluate.runs import evaluate_runs
 from stagecli.evaluate.sets import DISTANCES, MANIFOLD
-from stagecli.files import JsonRow, write_atomic
+from stagecli.files import JsonRow
+from stagecli.hub.folder import local_problem
 from stagecli.runs.directory import newest, read_info
+from stagecli.ssl import name_problem
+from stagecli.targets import Target, plan_targets, write_target
 from stagecli.terminal.console import Console
 
 __all__ = ["Flags", "work"]
@@ -43,6 +46,7 @@ def work(flags: Flags, progress: Progress, console: Console) -> Callable[[], boo
     work if the flags do not fit together.
     """
     _check_output_flags(flags, console)
+    _check_encoders(flags)
     try:
         if flags.reference or flags.generated:
             evaluation = _evaluate_folders(flags, progress, console)
@@ -59,11 +63,26 @@ def _check_output_flags(flags: Flags, console: Console) -> None:
         raise StageError(
             "--json, --markdown and --csv - all write to stdout: give only one of them"
         )
-    if flags.csv and str(flags.csv) != "-" and not flags.csv.resolve().parent.is_dir():
-        raise StageError(
-            "cannot write the table",
-            problems=[Problem(str(flags.csv), "its folder does not exist")],
+    if flags.csv and str(flags.csv) != "-":
+        folders = (flags.reference, flags.generated, flags.training)
+        plan_targets(
+            [Target(flags.csv, "--csv")],
+            inputs=[flags.runs_dir, *flags.runs, *(folder for folder in folders if folder)],
+            force=flags.force,
         )
+
+
+def _check_encoders(flags: Flags) -> None:
+    """Raise StageError for an encoder that cannot be had, as far as it shows without loading it."""
+    problems = {
+        "--judge": name_problem(flags.judge) if flags.judge else None,
+        "--clap": local_problem(flags.clap) if flags.clap else None,
+    }
+    for flag, problem in problems.items():
+        if problem is not None:
+            raise StageError(
+                f"{flag}: {problem}", hint="name one that is there, or leave the flag out"
+            )
 
 
 def _evaluate_folders(flags: Flags, progress: Progress, console: Console) -> Evaluation:
@@ -102,19 +121,33 @@ def _computed(task: str, flags: Flags, sets: Sequence[str]) -> list[str]:
 
 def _print_result(flags: Flags, evaluation: Evaluation, console: Console) -> bool:
     """Print and write the tables; False if a condition of --fail-if holds."""
-    documents = evaluation.documents
-    differences = evaluation.differences
-    csv_to_stdout = str(flags.csv) == "-"
+    try:
+        if flags.csv:
+            _write_csv(flags, evaluation, console)
+    finally:  # the figures are shown, whatever happened to the file
+        _show_tables(flags, evaluation, console)
+    broken = broken_limits(evaluation.limits, evaluation.documents)
+    for line in broken:
+        console.warn(f"--fail-if {line}")
+    return not broken
+
+
+def _write_csv(flags: Flags, evaluation: Evaluation, console: Console) -> None:
+    text = pages.csv_text(evaluation.documents, evaluation.differences)
     if flags.csv:
-        text = pages.csv_text(documents, differences)
-        if csv_to_stdout:
+        if str(flags.csv) == "-":
             print(text, end="")
         else:
-            write_atomic(flags.csv, text)
+            write_target(flags.csv, text, force=flags.force)
             console.note(f"wrote {flags.csv}")
+
+
+def _show_tables(flags: Flags, evaluation: Evaluation, console: Console) -> None:
+    documents = evaluation.documents
+    differences = evaluation.differences
     if flags.markdown:
         print(pages.markdown(documents, differences), end="")
-    elif not csv_to_stdout:
+    elif str(flags.csv) != "-":
         result: Any = {"runs": documents, "differences": differences}
         if len(documents) == 1:
             result = documents[0]
@@ -122,7 +155,3 @@ def _print_result(flags: Flags, evaluation: Evaluation, console: Console) -> boo
     for document in documents:
         if "file" in document:
             console.note(f"wrote {document['file']}")
-    broken = broken_limits(evaluation.limits, documents)
-    for line in broken:
-        console.warn(f"--fail-if {line}")
-    return not broken

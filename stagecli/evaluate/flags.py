@@ -40,6 +40,7 @@ class Flags:
     match_gain: bool = False
     fail_if: Sequence[str] = ()
     csv: Path | None = None
+    force: bool = False
     markdown: bool = False
     runs_dir: Path = Path("runs")
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagecli.data.audio import find_audio, read_header
-from stagecli.data.audio_checks import AudioInfo
+import numpy as np
+
+from stagecli.data.audio import read_mono
 from stagecli.data.cache import Progress
+from stagecli.data.decoding import AudioInfo
+from stagecli.data.finding import composed, find_audio
+from stagecli.data.text_files import json_lines, require_text, text_problem
 from stagecli.errors import Problem, StageError
-from stagecli.files import JsonRow, read_json_lines
+from stagecli.files import JsonRow
+from stagecli.generate.listening import LISTING, recorded_gains
 
 MAX_LISTED = 20  # problems of one kind that are named
 
 Headers = Mapping[Path, AudioInfo]
+Gains = Mapping[Path, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +33,35 @@ class FolderScores:
     row: JsonRow
 
 
-def read_headers(folder: Path, progress: Progress) -> dict[Path, AudioInfo]:
-    """The header of every audio file in a folder. Raises StageError naming unusable files."""
-    files = find_audio(folder, lambda done, total: progress(f"checking {folder.name}", done, total))
-    return {file: read_header(file) for file in files}
+def read_headers(
+    folder: Path, progress: Progress, warn: Callable[[str], None]
+) -> dict[Path, AudioInfo]:
+    """The format of every audio file in a folder. Raises StageError naming unusable files.
+
+    warn: receives what is passed over.
+    """
+    return find_audio(
+        folder, warn, lambda done, total: progress(f"checking {folder.name}", done, total)
+    )
+
+
+def read_gains(folder: Path, files: Iterable[Path], warn: Callable[[str], None]) -> Gains:
+    """Gains of the files that `sample` turned down, for `read_ungained`; warns if there are any."""
+    recorded = recorded_gains(folder)
+    by_path = {folder / name: gain for name, gain in recorded.items()}
+    gains = {file: by_path[file] for file in files if file in by_path}
+    if gains:
+        warn(
+            f"{folder}: {len(gains)} files were turned down for listening, as its {LISTING} "
+            "records; they are scored at the level at which they were generated"
+        )
+    return gains
+
+
+def read_ungained(file: Path, sample_rate: int, gains: Gains) -> np.ndarray:
+    """The file as mono audio [N], without the gain that was applied to it. Raises StageError."""
+    audio = read_mono(file, sample_rate)
+    return audio / np.float32(gains[file]) if file in gains else audio
 
 
 def common_sample_rate(headers: Headers) -> int:
@@ -68,14 +99,16 @@ class FolderPairs:
     channels: int
 
 
-def pair_folders(reference: Path, generated: Path, progress: Progress) -> FolderPairs:
+def pair_folders(
+    reference: Path, generated: Path, progress: Progress, warn: Callable[[str], None]
+) -> FolderPairs:
     """Pair files by name, without the suffix.
 
     Raises StageError listing files without a partner, and pairs of different rates, lengths or
     channels.
     """
-    reference_headers = read_headers(reference, progress)
-    generated_headers = read_headers(generated, progress)
+    reference_headers = read_headers(reference, progress, warn)
+    generated_headers = read_headers(generated, progress, warn)
     headers = {**reference_headers, **generated_headers}
     pairs = _match_names(
         _by_name(reference, reference_headers), _by_name(generated, generated_headers)
@@ -90,10 +123,12 @@ def pair_folders(reference: Path, generated: Path, progress: Progress) -> Folder
 
 
 def _by_name(folder: Path, headers: Headers) -> dict[Path, Path]:
-    """Files by their path in the folder without the suffix."""
+    """Files by their path in the folder without the suffix, in Unicode normal form C."""
     if not folder.is_dir():
-        return {Path(file.stem): file for file in headers}
-    by_name = {file.relative_to(folder).with_suffix(""): file for file in headers}
+        return {Path(composed(file.stem)): file for file in headers}
+    by_name = {
+        Path(composed(str(file.relative_to(folder).with_suffix("")))): file for file in headers
+    }
     if len(by_name) < len(headers):
         raise StageError(
             f"{folder} holds two files of the same name",
@@ -149,14 +184,8 @@ def read_prompts(folder: Path, files: Sequence[Path]) -> list[str]:
             problems=[Problem(str(listing), "is missing")],
             hint='one JSON object per line: {"path": "a.wav", "prompt": "..."}; `sample` writes it',
         )
-    prompts: dict[str, str] = {}
-    for number, row in read_json_lines(listing):
-        try:
-            prompts[row["path"]] = row["prompt"]
-        except (KeyError, TypeError):
-            problem = Problem(f"{listing}:{number}", "needs `path` and `prompt`", str(row))
-            raise StageError("bad line in the list of prompts", problems=[problem]) from None
-    names = [file.relative_to(folder).as_posix() for file in files]
+    prompts = _listed_prompts(listing)
+    names = [composed(file.relative_to(folder).as_posix()) for file in files]
     missing = [
         Problem(name, "has no prompt in samples.jsonl") for name in names if name not in prompts
     ]
@@ -165,3 +194,24 @@ def read_prompts(folder: Path, files: Sequence[Path]) -> list[str]:
             f"{len(missing)} generated clips have no prompt", problems=missing[:MAX_LISTED]
         )
     return [prompts[name] for name in names]
+
+
+def _listed_prompts(listing: Path) -> dict[str, str]:
+    """Prompts by path, in Unicode normal form C. Raises StageError with every bad line."""
+    prompts: dict[str, str] = {}
+    problems = []
+    text = require_text(listing, "cannot read the list of prompts")
+    for number, row, problem, excerpt in json_lines(text):
+        row = row if isinstance(row, dict) else {}
+        path = row.get("path")
+        prompt = row.get("prompt")
+        if isinstance(path, str) and isinstance(prompt, str):
+            problem = text_problem(prompt)
+            prompts[composed(path)] = prompt
+        else:
+            problem = problem or "needs `path` and `prompt`"
+        if problem:
+            problems.append(Problem(f"{listing}:{number}", problem, excerpt or str(row)[:200]))
+    if problems:
+        raise StageError("bad lines in the list of prompts", problems=problems[:MAX_LISTED])
+    return prompts

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from stagecli import __version__
-from stagecli.data.audio import read_mono
 from stagecli.data.cache import Progress, stamp_of
 from stagecli.errors import Problem, StageError
 from stagecli.evaluate.averages import average_scores
@@ -21,7 +20,10 @@ from stagecli.evaluate.folder_files import (
     MAX_LISTED,
     FilePair,
     FolderScores,
+    Gains,
     pair_folders,
+    read_gains,
+    read_ungained,
 )
 from stagecli.evaluate.ledger import Ledger, SystemScores, fingerprint, open_ledger
 from stagecli.evaluate.pairs import (
@@ -38,6 +40,9 @@ from stagecli.schema import Evaluate
 
 SETTING = "pair"  # the ledger's
 
+FACTS = ("gain", "peak", "reference_peak")
+LEDGER = {"scores": SR_METRICS, "doubts": (), "facts": FACTS}  # what an entry must have
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairResult:
@@ -52,7 +57,7 @@ class PairResult:
 
     def to_ledger(self) -> SystemScores:
         """As an entry of the ledger, which holds numbers only: the warnings become names."""
-        facts = {"gain": self.gain, "peak": self.peak, "reference_peak": self.reference_peak}
+        facts = dict(zip(FACTS, (self.gain, self.peak, self.reference_peak), strict=True))
         return {
             "scores": dict(self.scores),
             "doubts": dict.fromkeys(self.warnings, 1.0),
@@ -61,7 +66,8 @@ class PairResult:
 
     @classmethod
     def from_ledger(cls, entry: SystemScores) -> PairResult:
-        return cls(scores=entry["scores"], warnings=list(entry["doubts"]), **entry["facts"])
+        facts = {name: entry["facts"][name] for name in FACTS}
+        return cls(scores=entry["scores"], warnings=list(entry["doubts"]), **facts)
 
 
 def score_folder_pairs(
@@ -77,7 +83,7 @@ def score_folder_pairs(
     cannot be scored.
     """
     # Pair the files, and choose the metrics.
-    folders = pair_folders(reference, generated, progress)
+    folders = pair_folders(reference, generated, progress, warn)
     settings = _pair_settings(flags, folders.sample_rate, warn)
     facts: JsonRow = {
         "sample_rate": folders.sample_rate,
@@ -89,8 +95,14 @@ def score_folder_pairs(
 
     # Score the pairs.
     key = fingerprint({**facts, "version": __version__})
-    ledger = open_ledger(flags.cache_dir / "pairs" / f"{key}.clips.jsonl")
-    results = _score_all(folders.pairs, settings, flags.match_gain, ledger, progress)
+    ledger = open_ledger(flags.cache_dir / "pairs" / f"{key}.clips.jsonl", LEDGER)
+    if ledger.damaged:
+        warn(f"{ledger.path}: {ledger.damaged} damaged entries; these pairs are scored again")
+    gains = {
+        **read_gains(reference, [pair.reference for pair in folders.pairs], warn),
+        **read_gains(generated, [pair.generated for pair in folders.pairs], warn),
+    }
+    results = _score_all(folders.pairs, settings, flags.match_gain, gains, ledger, progress)
 
     # Say what makes the numbers doubtful.
     clip_warnings = ClipWarnings(str(generated), len(folders.pairs))
@@ -140,6 +152,7 @@ def _score_all(
     pairs: Sequence[FilePair],
     settings: PairSettings,
     matched: bool,
+    gains: Gains,
     ledger: Ledger,
     progress: Progress,
 ) -> list[PairResult]:
@@ -148,11 +161,13 @@ def _score_all(
     problems = []
     for done, pair in enumerate(pairs, 1):
         files = (pair.reference, pair.generated)
-        key = json.dumps([[str(file.resolve()), *stamp_of(file)] for file in files])
+        stamps = [[str(file.resolve()), *stamp_of(file)] for file in files]
+        undone = [gains[file] for file in files if file in gains]
+        key = json.dumps([*stamps, *undone])
         entry = ledger.get(SETTING, key)
         try:
             if entry is None:
-                entry = _score_files(pair, settings, matched).to_ledger()
+                entry = _score_files(pair, settings, matched, gains).to_ledger()
                 ledger.put(SETTING, key, entry)
             results.append(PairResult.from_ledger(entry))
         except ValueError as error:
@@ -166,11 +181,11 @@ def _score_all(
     return results
 
 
-def _score_files(pair: FilePair, settings: PairSettings, matched: bool) -> PairResult:
+def _score_files(pair: FilePair, settings: PairSettings, matched: bool, gains: Gains) -> PairResult:
     """Raises ValueError if the pair cannot be scored."""
     rate = settings.sample_rate
-    target = torch.from_numpy(read_mono(pair.reference, rate))
-    audio = torch.from_numpy(read_mono(pair.generated, rate))
+    target = torch.from_numpy(read_ungained(pair.reference, rate, gains))
+    audio = torch.from_numpy(read_ungained(pair.generated, rate, gains))
     check_pair(target, audio, rate)
     warnings = pair_warnings(target, audio)
     peak = float(audio.abs().max())

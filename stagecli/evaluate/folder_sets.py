@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stagecli.data.audio import read_mono
 from stagecli.data.cache import Progress
 from stagecli.evaluate.averages import average
 from stagecli.evaluate.clap import open_clap
@@ -18,10 +17,13 @@ from stagecli.evaluate.embed import ClipEmbeddings, ClipSet, Embedder, open_embe
 from stagecli.evaluate.flags import Flags
 from stagecli.evaluate.folder_files import (
     FolderScores,
+    Gains,
     Headers,
     common_sample_rate,
+    read_gains,
     read_headers,
     read_prompts,
+    read_ungained,
 )
 from stagecli.evaluate.sets import memorised_share, set_metrics
 from stagecli.files import JsonRow
@@ -46,7 +48,7 @@ def score_folder_sets(
     folders = {"reference": reference, "generated": generated}
     if flags.training:
         folders["training"] = flags.training
-    headers = {name: read_headers(folder, progress) for name, folder in folders.items()}
+    headers = {name: read_headers(folder, progress, warn) for name, folder in folders.items()}
     rate = common_sample_rate(
         {file: info for infos in headers.values() for file, info in infos.items()}
     )
@@ -61,7 +63,10 @@ def score_folder_sets(
         name: ClipWarnings(str(folders[name]), len(infos)) for name, infos in headers.items()
     }
     clips = {
-        name: _clip_set(name, list(infos), rate, warnings[name]) for name, infos in headers.items()
+        name: _clip_set(
+            name, list(infos), rate, warnings[name], read_gains(folders[name], infos, warn)
+        )
+        for name, infos in headers.items()
     }
     embeddings = {name: embedder.embed(part, progress) for name, part in clips.items()}
     for name in ("reference", "generated"):
@@ -119,12 +124,14 @@ def _set_scores(
     return FolderScores(facts=facts, conventions=conventions, row=row)
 
 
-def _clip_set(title: str, files: Sequence[Path], rate: int, warnings: ClipWarnings) -> ClipSet:
+def _clip_set(
+    title: str, files: Sequence[Path], rate: int, warnings: ClipWarnings, gains: Gains
+) -> ClipSet:
     """The files as clips; each is checked when it is first read."""
     checked: set[int] = set()
 
     def read(i: int) -> np.ndarray:
-        audio = read_mono(files[i], rate)
+        audio = read_ungained(files[i], rate, gains)
         if i not in checked:
             checked.add(i)
             statistics = clip_statistics(torch.from_numpy(audio))

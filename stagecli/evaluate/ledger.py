@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stagecli.data.cache import canonical
-from stagecli.files import append_json_lines, read_json_lines
+from stagecli.files import append_json_lines, number, read_json_lines
 
 SystemScores = dict[str, dict[str, float]]
 """{system: {metric: value}} of one clip."""
@@ -25,11 +25,13 @@ class Ledger:
     """Scores by (setting, clip), such as ("2000 Hz", "a.wav"); each is also a line of `path`.
 
     Scores are reused without a check, so the name of the file must hold the fingerprint of the
-    settings. NaN and infinity are read back as NaN: both are left out of means.
+    settings. NaN and infinity are read back as NaN: both are left out of means. damaged: number of
+    lines that are no entries; their clips are scored again.
     """
 
     path: Path | None = None
     scores: dict[tuple[str, str], SystemScores] = field(default_factory=dict)
+    damaged: int = 0
 
     def get(self, setting: str, clip: str) -> SystemScores | None:
         """The scores of a clip, or None."""
@@ -42,14 +44,23 @@ class Ledger:
             append_json_lines(self.path, [[setting, clip, scores]])
 
 
-def open_ledger(path: Path) -> Ledger:
-    """The ledger at `path`, which need not exist. Torn and foreign lines are skipped."""
+def open_ledger(path: Path, required: Mapping[str, Collection[str]] | None = None) -> Ledger:
+    """The ledger at `path`, which need not exist. Torn lines are skipped.
+
+    required: the systems, and their metrics, that every entry must have.
+    """
     ledger = Ledger(path)
     if not path.exists():
         return ledger
-    for _, entry in read_json_lines(path):
-        if isinstance(entry, list) and len(entry) == 3:
-            setting, clip, scores = entry
+    damaged = set()
+    for line, entry in read_json_lines(path):
+        if not (isinstance(entry, list) and len(entry) == 3 and all(map(_is_text, entry[:2]))):
+            damaged.add(("line", str(line)))
+            continue
+        setting, clip, scores = entry
+        ledger.scores.pop((setting, clip), None)
+        damaged.discard((setting, clip))
+        if _are_scores(scores, required or {}):
             ledger.scores[setting, clip] = {
                 system: {
                     name: float("nan") if value is None else value
@@ -57,4 +68,21 @@ def open_ledger(path: Path) -> Ledger:
                 }
                 for system, by_metric in scores.items()
             }
+        else:
+            damaged.add((setting, clip))
+    ledger.damaged = len(damaged)
     return ledger
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are_scores(scores: Any, required: Mapping[str, Collection[str]]) -> bool:
+    """Whether a value is {system: {metric: number or None}} with all that is required."""
+    if not isinstance(scores, dict) or not all(isinstance(v, dict) for v in scores.values()):
+        return False
+    values = [value for by_metric in scores.values() for value in by_metric.values()]
+    if not all(value is None or number(value) is not None for value in values):
+        return False
+    return all(set(names) <= set(scores.get(system, ())) for system, names in required.items())

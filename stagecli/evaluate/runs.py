@@ -85,7 +85,7 @@ def evaluate_run(
         warn(line)
 
     # Refuse what does not fit before any work.
-    pipeline, checkpoint_dir = load_pipeline(run_dir, which)
+    pipeline, checkpoint_dir = load_pipeline(run_dir, which, warn=keep_and_warn)
     recipe = pipeline.recipe
     check_run_flags(flags, recipe.task.kind, run_dir)
     judge = None

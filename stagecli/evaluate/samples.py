@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from stagecli.data.audio import write_wav
+from stagecli.data.audio import read_mono
 from stagecli.data.cache import canonical
 from stagecli.data.examples import crop, stream
 from stagecli.data.rows import Clip
@@ -25,6 +24,13 @@ from stagecli.files import (
     json_line,
     read_json_lines,
     write_atomic,
+)
+from stagecli.generate.listening import (
+    LEVELS,
+    LISTING,
+    loudness_note,
+    recorded_gains,
+    write_listening,
 )
 from stagecli.generate.pipeline import Pipeline
 from stagecli.hub import weights_hash
@@ -42,7 +48,21 @@ def sampling_identity(run_id: str, weights: Path) -> JsonRow:
     }
 
 
-def generate_samples(job: Job, folder: Path) -> list[Path]:
+@dataclass(frozen=True)
+class SampleFile:
+    """A generated clip, in a file that is for listening, too."""
+
+    path: Path
+    gain: float
+    """By which it was turned down in the file; scores are of the audio before that."""
+
+    def read(self, sample_rate: int) -> np.ndarray:
+        """The audio [N] as generated. Raises StageError."""
+        audio = read_mono(self.path, sample_rate)
+        return audio if self.gain == 1 else audio / np.float32(self.gain)
+
+
+def generate_samples(job: Job, folder: Path) -> list[SampleFile]:
     """One WAV per clip, from its caption, and samples.jsonl beside them.
 
     Samples that an earlier call left in the folder with the same settings are reused.
@@ -50,20 +70,21 @@ def generate_samples(job: Job, folder: Path) -> list[Path]:
     # What samples.jsonl will hold, as it reads after a round trip through JSON.
     settings = {key: value for key, value in asdict(job.sampling).items() if key != "batch_size"}
     shared = {"seed": job.seed, **settings, **job.identity}
-    rows: list[dict[str, Any]] = [
+    rows: list[JsonRow] = [
         finite(
             {"path": f"{i:04d}.wav", "prompt": clip.caption, "labels": dict(clip.labels), **shared}
         )
         for i, clip in enumerate(job.clips)
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    listing = folder / "samples.jsonl"
+    listing = folder / LISTING
 
     # Keep whole batches only: the last bit of a sample may depend on its neighbours in the batch.
-    done = _reusable(rows, listing)
+    listed = _reusable(rows, listing)
+    done = len(listed)
     if done < len(rows):
         done -= done % job.sampling.batch_size
-        write_atomic(listing, "".join(json_line(row) for row in rows[:done]))
+        write_atomic(listing, "".join(json_line(row) for row in listed[:done]))
 
     # Generate the rest; a batch is listed after all of its files are written.
     while done < len(rows):
@@ -75,24 +96,34 @@ def generate_samples(job: Job, folder: Path) -> list[Path]:
             settings=job.sampling,
             indices=range(done, done + len(batch)),
         )
-        for row, audio in zip(batch, generated, strict=True):
-            write_wav(folder / row["path"], audio, job.pipeline.sample_rate)
-        append_json_lines(listing, batch)
+        levels = [
+            write_listening(folder / row["path"], audio, job.pipeline.sample_rate)
+            for row, audio in zip(batch, generated, strict=True)
+        ]
+        append_json_lines(
+            listing, [{**row, **level} for row, level in zip(batch, levels, strict=True)]
+        )
         done += len(batch)
     job.progress("generating", done, len(rows))
-    return [folder / row["path"] for row in rows]
+    line = loudness_note([row for _, row in read_json_lines(listing) if "gain_db" in row])
+    if line:
+        job.note(f"{folder}: {line}; scores are of the audio before that")
+    gains = recorded_gains(folder)
+    return [SampleFile(folder / row["path"], gains.get(row["path"], 1.0)) for row in rows]
 
 
-def _reusable(rows: Sequence[dict[str, Any]], listing: Path) -> int:
-    """How many of the rows, from the first on, are listed as they are and have their file."""
+def _reusable(rows: Sequence[JsonRow], listing: Path) -> list[JsonRow]:
+    """The listed rows, from the first on, that are as wanted and have their file."""
     if not listing.exists():
-        return 0
-    done = 0
+        return []
+    reusable: list[JsonRow] = []
     for row, (_, listed) in zip(rows, read_json_lines(listing), strict=False):
-        if listed != row or not (listing.parent / row["path"]).exists():
+        if not isinstance(listed, dict) or not (listing.parent / row["path"]).exists():
             break
-        done += 1
-    return done
+        if {key: value for key, value in listed.items() if key not in LEVELS} != row:
+            break
+        reusable.append(listed)
+    return reusable
 
 
 def real_clips(

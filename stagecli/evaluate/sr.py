@@ -47,7 +47,10 @@ def score_sr(job: Job) -> Scores:
         "perceptual": flags.perceptual,
     }
     key = fingerprint({**job.settings, **settings})
-    ledger = open_ledger(job.evals_dir / f"{job.stem}_{key}.clips.jsonl")
+    required = dict.fromkeys(SYSTEMS, SR_METRICS)
+    ledger = open_ledger(job.evals_dir / f"{job.stem}_{key}.clips.jsonl", required)
+    if ledger.damaged:
+        job.note(f"{ledger.path}: {ledger.damaged} damaged entries; these clips are scored again")
     if ledger.scores:
         job.note(f"reusing {len(ledger.scores)} scores with the same settings from {ledger.path}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stagecli.data.audio import read_mono
 from stagecli.data.examples import evenly
 from stagecli.evaluate.averages import average
 from stagecli.evaluate.clap import Clap, open_clap
@@ -13,7 +12,12 @@ from stagecli.evaluate.embed import ClipSet, open_embedder
 from stagecli.evaluate.job import Job, Scores
 from stagecli.evaluate.label_scores import add_label_scores
 from stagecli.evaluate.ledger import fingerprint
-from stagecli.evaluate.samples import codec_round_trip, generate_samples, real_clips
+from stagecli.evaluate.samples import (
+    SampleFile,
+    codec_round_trip,
+    generate_samples,
+    real_clips,
+)
 from stagecli.evaluate.sets import DISTANCES, MANIFOLD, memorised_share, set_metrics
 from stagecli.evaluate.t2a_rows import Material, T2ARows
 from stagecli.files import JsonRow
@@ -82,7 +86,7 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
     )
 
 
-def _clip_sets(job: Job, files: list[Path]) -> dict[str, ClipSet]:
+def _clip_sets(job: Job, files: list[SampleFile]) -> dict[str, ClipSet]:
     """Sets by name; without the full metrics only as many training clips as the row compares."""
     train = job.source.clips("train")
     length = job.pipeline.num_samples
@@ -94,7 +98,7 @@ def _clip_sets(job: Job, files: list[Path]) -> dict[str, ClipSet]:
         "reference": reference,
         "samples": ClipSet(
             title="samples",
-            read=lambda i: read_mono(files[i], job.pipeline.sample_rate),
+            read=lambda i: files[i].read(job.pipeline.sample_rate),
             count=len(files),
         ),
         "training": training,
@@ -165,7 +169,7 @@ def _add_memorisation(rows: T2ARows, material: Material) -> JsonRow:
         material.embeddings["samples"],
         material.embeddings["training"],
         material.embeddings["round trip"],
-        sample_names=[str(file) for file in material.files],
+        sample_names=[str(file.path) for file in material.files],
         training_names=[clip.key for clip in material.train],
     )
     rows.metrics("samples")["memorised_share"] = metric

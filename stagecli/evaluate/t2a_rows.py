@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from stagecli.data.rows import Clip
 from stagecli.evaluate.embed import ClipEmbeddings, ClipSet, Embedder
 from stagecli.evaluate.job import Job, ScoresByClip
+from stagecli.evaluate.samples import SampleFile
 from stagecli.files import JsonRow
 
 
@@ -25,7 +25,7 @@ class Material:
     embeddings: Mapping[str, ClipEmbeddings]
     embedder: Embedder
     train: Sequence[Clip]
-    files: Sequence[Path]
+    files: Sequence[SampleFile]
 
 
 @dataclass(kw_only=True)

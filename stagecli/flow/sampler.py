@@ -84,6 +84,11 @@ def ab2(
 SAMPLERS: dict[str, Callable[..., Tensor]] = {"euler": euler, "heun": heun, "ab2": ab2}
 
 
+def velocity_calls(sampler: str, steps: int) -> int:
+    """How often a sampler of `SAMPLERS` calls the velocity."""
+    return 2 * steps - 1 if sampler == "heun" else steps
+
+
 def classifier_free(
     conditional: Velocity, unconditional: Velocity, scale: float, interval: tuple[float, float]
 ) -> Velocity:

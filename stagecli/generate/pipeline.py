@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stagecli.codec import load_codec_state, make_codec
+from stagecli.codec import load_first_codec_state, make_codec
 from stagecli.codec.base import Codec
 from stagecli.condition.low import kept_band, level_gain, splice
 from stagecli.condition.text import PretrainedText, byte_ids, text_encoder
@@ -24,9 +24,10 @@ from stagecli.errors import StageError
 from stagecli.flow import sampler
 from stagecli.model.dit import Conditioning
 from stagecli.model.network import Network
-from stagecli.recipe.load import load_from_run
 from stagecli.runs import checkpoint
 from stagecli.runs.directory import read_info
+from stagecli.runs.integrity import GENERATES, Warn
+from stagecli.runs.resuming import recipe_of_checkpoint
 from stagecli.schema import Evaluate, Recipe
 
 NOISE_STREAM = 100  # number of the random stream of sampling noise; training uses others
@@ -105,11 +106,13 @@ class Pipeline:
         seconds: float | None = None,
         indices: Sequence[int] | None = None,
         progress: Count | None = None,
+        after_step: Callable[[int], None] | None = None,
     ) -> list[np.ndarray]:
         """One clip [N] per prompt; clip i depends on (seed, i) and its prompt, not on the batch.
 
         seconds: length, default: that of training; indices: the i of each prompt, if the prompts
-        are a subset of a longer list (default: 0, 1, ...).
+        are a subset of a longer list (default: 0, 1, ...); progress: counts clips; after_step:
+        called with the number of steps that the sampler has done on a batch.
         """
         length = self.num_samples if seconds is None else round(seconds * self.sample_rate)
         shape = (self.codec.frames(length), self.codec.channels)
@@ -127,7 +130,7 @@ class Pipeline:
                 settings.cfg_interval,
             )
             noise_BTC = torch.stack([self.noise(shape, seed, i) for i in indices[start:stop]])
-            frames_BTC = self._solve(velocity, noise_BTC, settings)
+            frames_BTC = self.codec.limit(self._solve(velocity, noise_BTC, settings, after_step))
             clips += list(self.codec.decode(frames_BTC, length).float().cpu().numpy())
             if progress:
                 progress(len(clips), len(prompts))
@@ -142,15 +145,29 @@ class Pipeline:
         settings: SamplerSettings,
         index: int = 0,
         prompt: str = "",
+        advance: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Full-band audio [N] from audio [N] at the model's rate that is empty above `cutoff` Hz.
 
         The level and the band below the cutoff are those of the input. Inputs of any length:
-        windows of the training length overlap by half and share one diffusion state.
+        windows of the training length overlap by half and share one diffusion state. advance:
+        called with a number of windows, `restore_windows` of them in all.
         """
         return self.restore_many(
-            [low_N], cutoff, seed=seed, settings=settings, indices=[index], prompts=[prompt]
+            [low_N],
+            cutoff,
+            seed=seed,
+            settings=settings,
+            indices=[index],
+            prompts=[prompt],
+            advance=advance,
         )[0]
+
+    def restore_windows(self, length: int, settings: SamplerSettings) -> int:
+        """Number of windows that go through the network to restore `length` audio samples."""
+        frames, window, hop = self._window_grid(length)
+        calls = sampler.velocity_calls(settings.sampler, settings.steps)
+        return calls * len(sampler.window_starts(frames, window, hop))
 
     def restored_at_once(self, length: int, settings: SamplerSettings) -> int:
         """Number of clips of `length` audio samples whose windows fill one batch."""
@@ -167,6 +184,7 @@ class Pipeline:
         settings: SamplerSettings,
         indices: Sequence[int],
         prompts: Sequence[str],
+        advance: Callable[[int], None] | None = None,
     ) -> list[np.ndarray]:
         """`restore` for several clips of one length, each with its own index and prompt.
 
@@ -191,7 +209,9 @@ class Pipeline:
             self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate
         )
         level_B = torch.tensor([math.log10(gain) for gain in gains], device=self.device)
-        velocity_of_windows = self._velocity_of_windows(low_BTC, share, band_BC, level_B, prompts)
+        velocity_of_windows = self._velocity_of_windows(
+            low_BTC, share, band_BC, level_B, prompts, advance
+        )
         self.network.eval()
         velocity = sampler.windowed(velocity_of_windows, frames, window, hop, settings.batch_size)
         velocity = sampler.keep_band(velocity, low_BTC, band_BC)
@@ -214,6 +234,7 @@ class Pipeline:
         band_BC: Tensor,
         level_B: Tensor,
         prompts: Sequence[str],
+        advance: Callable[[int], None] | None,
     ) -> Callable[[Tensor, float, slice], Tensor]:
         """The network's velocity for a slice of all windows, as `sampler.windowed` calls it.
 
@@ -238,7 +259,10 @@ class Pipeline:
             if text.text_BLD is not None and text.text_mask_BL is not None:
                 condition.text_BLD = text.text_BLD[clip_B]
                 condition.text_mask_BL = text.text_mask_BL[clip_B]
-            return self._velocity(condition, x_BTC, t)
+            velocity_BTC = self._velocity(condition, x_BTC, t)
+            if advance:
+                advance(count)
+            return velocity_BTC
 
         return velocity
 
@@ -253,9 +277,18 @@ class Pipeline:
             return self.network(x_BTC, t_B, condition).velocity_BTC.float()
 
     def _solve(
-        self, velocity: sampler.Velocity, x_BTC: Tensor, settings: SamplerSettings
+        self,
+        velocity: sampler.Velocity,
+        x_BTC: Tensor,
+        settings: SamplerSettings,
+        after_step: Callable[[int], None] | None = None,
     ) -> Tensor:
-        return sampler.SAMPLERS[settings.sampler](velocity, x_BTC, sampler.times(settings.steps))
+        def callback(step: int, _t: float, _x_BTC: Tensor) -> None:
+            if after_step:
+                after_step(step + 1)
+
+        solve = sampler.SAMPLERS[settings.sampler]
+        return solve(velocity, x_BTC, sampler.times(settings.steps), callback)
 
 
 def default_device() -> torch.device:
@@ -266,28 +299,47 @@ def default_device() -> torch.device:
 
 
 def load_pipeline(
-    run_dir: Path, which: str = "latest", *, weights: str = "ema"
+    run_dir: Path, which: str = "latest", *, weights: str = "ema", warn: Warn | None = None
 ) -> tuple[Pipeline, Path]:
     """Build the pipeline of a run from one of its checkpoints; also returns the checkpoint's path.
 
-    which: latest, best, or a step; weights: `ema` or `model`. Raises StageError.
+    which: latest, best, or a step; weights: `ema` or `model`; warn: receives what is damaged and
+    what is used instead. Raises StageError.
     """
+    # The checkpoint, and the recipe that it was trained with.
     info = read_info(run_dir)
-    recipe = load_from_run(run_dir / "recipe.toml")
     if which == "best":
         if not info.get("best"):
             raise StageError(
                 f"{run_dir} has no best checkpoint yet", hint="use --checkpoint latest"
             )
         which = str(info["best"]["step"])
-    path = checkpoint.resolve(run_dir / "checkpoints", which)
+    needed = (*GENERATES, f"{weights}.safetensors")
+    path = checkpoint.resolve(run_dir / "checkpoints", which, needed=needed, warn=warn)
+    recipe, doubts = recipe_of_checkpoint(run_dir, path)
+
+    # The codec, and the network with its weights.
     device = default_device()
     codec = make_codec(recipe).to(device).eval()
-    load_codec_state(codec, run_dir / "codec.safetensors")
+    copies = [folder / "codec.safetensors" for folder in (run_dir, path)]
+    loaded, problems = load_first_codec_state(codec, copies)
+    if loaded is None:
+        raise StageError(
+            "the codec statistics of the run cannot be used",
+            problems=problems,
+            hint="the same `stagecli train` command computes them again",
+        )
+    doubts += [f"{problem.where}: {problem.what}" for problem in problems]
+    for doubt in doubts:
+        if warn is not None:
+            warn(f"{doubt}; using that of {path.name}")
     text = text_encoder(recipe, device)
     network = Network(recipe, channels=codec.channels, text_width=text.width if text else None)
     network = network.to(device)
-    network.load_state_dict(checkpoint.load_weights(path, weights))
+    try:
+        network.load_state_dict(checkpoint.load_weights(path, weights))
+    except RuntimeError as error:
+        raise checkpoint.damaged(path, f"its weights do not fit the recipe: {error}") from error
     pipeline = Pipeline(
         recipe=recipe, codec=codec, network=network.eval(), text=text, device=device
     )

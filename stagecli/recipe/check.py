@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import copy
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from pydantic import ValidationError
 from stagecli.errors import Problem, StageError
 from stagecli.recipe.consistency import find_contradictions
 from stagecli.recipe.messages import error_key, explain
+from stagecli.recipe.parts import find_missing_parts
 from stagecli.recipe.source import RecipeSource
 from stagecli.recipe.toml_positions import Key
 from stagecli.schema import Recipe
 
+MOST_PROBLEMS = 50  # listed at once, of each kind
 # Values for required keys that are missing, chosen so that they contradict nothing.
 STAND_INS: dict[tuple[str, str], Any] = {
     ("task", "kind"): "t2a",
@@ -32,8 +35,10 @@ TASK_KEYS = {
 }
 
 
-def check_recipe(source: RecipeSource) -> Recipe:
+def check_recipe(source: RecipeSource, *, to_train: bool) -> Recipe:
     """The recipe, with the defaults of its `[stage.*]` sections filled in.
+
+    to_train: whatever training needs must be there; a run's recipe is read without it.
 
     Raises one StageError that lists all problems: those already in `source`, those of single keys,
     and contradictions between keys.
@@ -44,7 +49,7 @@ def check_recipe(source: RecipeSource) -> Recipe:
     try:
         recipe = Recipe.model_validate(source.tree)
     except ValidationError as error:
-        for key, message in explain(error):
+        for key, message in islice(explain(error), MOST_PROBLEMS):
             source.report(key, message)
         refused = {error_key(item) for item in error.errors()}
         recipe = _validate_without(source.tree, refused)
@@ -52,18 +57,31 @@ def check_recipe(source: RecipeSource) -> Recipe:
     # Contradictions, also among the keys that are left when some were refused.
     if recipe is not None:
         task_is_known = ("task", "kind") not in refused
-        for key, message in find_contradictions(recipe):
+        for key, message in islice(find_contradictions(recipe), MOST_PROBLEMS):
             if key not in refused and (task_is_known or key not in TASK_KEYS):
                 source.report(key, message)
 
     if source.problems or recipe is None:
-        count = len(source.problems)
-        raise StageError(
-            f"{source.path} has {count} problem{'s' if count > 1 else ''}",
-            problems=sorted(source.problems, key=lambda problem: _order(problem, source.path)),
-            hint="`stagecli recipes show quickstart` lists every key with its meaning",
-        )
-    return _with_stage_defaults(recipe)
+        raise _refusal(source)
+    recipe = _with_stage_defaults(recipe)
+
+    # What it names and cannot be had.
+    if to_train:
+        for key, message in find_missing_parts(recipe):
+            source.report(key, message)
+        if source.problems:
+            raise _refusal(source)
+    return recipe
+
+
+def _refusal(source: RecipeSource) -> StageError:
+    count = len(source.problems)
+    least = "at least " if count >= MOST_PROBLEMS else ""
+    return StageError(
+        f"{source.path} has {least}{count} problem{'s' if count > 1 else ''}",
+        problems=sorted(source.problems, key=lambda problem: _order(problem, source.path)),
+        hint="`stagecli recipes show quickstart` lists every key with its meaning",
+    )
 
 
 def _order(problem: Problem, path: Path) -> tuple[int, int]:
@@ -79,7 +97,7 @@ def _validate_without(tree: dict[str, Any], refused: set[Key]) -> Recipe | None:
 
     Only to find further problems in what is left.
     """
-    tree = json.loads(json.dumps(tree, default=str))  # a deep copy of plain values
+    tree = copy.deepcopy(tree)
     for key in refused:
         _remove(tree, key)
     for (section, name), value in STAND_INS.items():

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from stagecli.recipe.source import EXTENDS, read_recipe
+from stagecli.recipe.toml_text import read_toml_text
 from stagecli.schema import Recipe
 
 
@@ -33,7 +34,7 @@ def standalone_text(path: Path) -> str:
     A merged text keeps the comment at the top of the file. Raises StageError, like `read_recipe`.
     """
     source = read_recipe(path)
-    text = path.read_text(encoding="utf-8")
+    text = read_toml_text(path)
     if (EXTENDS,) not in source.places:
         return text
     lines = text.split("\n")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from stagecli.recipe.check import check_recipe
 from stagecli.recipe.history import update_old_keys
 from stagecli.recipe.source import RecipeSource, find_recipe, read_recipe
 from stagecli.recipe.toml_positions import Key
+from stagecli.recipe.toml_text import parse_toml, read_toml_text
 from stagecli.schema import Recipe
 
 PATH_KEYS = (
@@ -34,26 +34,26 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and check a recipe. Raises one StageError that lists every problem."""
     source = read_recipe(find_recipe(str(reference)))
     source.override(overrides)
-    return _resolve(source)
+    return _resolve(source, to_train=True)
 
 
 def load_from_run(path: Path) -> Recipe:
     """The recipe that a run saved, by this version or an earlier one. Raises StageError."""
     source = read_recipe(find_recipe(str(path)))
     update_old_keys(source.tree)
-    return _resolve(source)
+    return _resolve(source, to_train=False)
 
 
 def read_about(path: Path) -> dict[str, str]:
     """Summary, requirements and path of a recipe file, which is not checked."""
-    about = tomllib.loads(path.read_text(encoding="utf-8")).get("about", {})
+    about = parse_toml(read_toml_text(path)).get("about", {})
     return {"summary": about.get("summary", ""), "needs": about.get("needs", ""), "path": str(path)}
 
 
-def _resolve(source: RecipeSource) -> Recipe:
+def _resolve(source: RecipeSource, *, to_train: bool) -> Recipe:
     for key, message in _expand_paths(source.tree):
         source.report(key, message)
-    return check_recipe(source)
+    return check_recipe(source, to_train=to_train)
 
 
 def _expand_paths(tree: dict[str, Any]) -> Iterator[tuple[Key, str]]:

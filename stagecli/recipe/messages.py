@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +13,20 @@ from pydantic import BaseModel, ValidationError
 from stagecli.recipe.history import describe_old_key
 from stagecli.recipe.toml_positions import Key
 from stagecli.schema import Recipe
+
+SHOWN_DIGITS = 30
+SHOWN_CHARACTERS = 100
+SHOWN_ITEMS = 5
+OUR_WORDS = {
+    "string_type": "must be text",
+    "string_unicode": "must be UTF-8 text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "model_type": "must be a section",
+    "dict_type": "must be a section",
+    "string_too_long": "is too long: 4,000 characters at most",
+}
+"""pydantic's type of error -> the problem in a user's words."""
 
 
 def explain(
@@ -37,6 +52,21 @@ def error_key(item: Any) -> Key:
     return tuple(str(name) for name in item["loc"])
 
 
+def shown(value: object) -> str:
+    """A value as an error shows it: in one short line, whatever it is."""
+    if isinstance(value, int) and abs(value) > 10**SHOWN_DIGITS:
+        digits = int(value.bit_length() * math.log10(2))  # repr would refuse very long ones
+        return f"an integer of about {digits:,} digits"
+    if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
+        return f"{value[:SHOWN_CHARACTERS]!r}... ({len(value):,} characters)"
+    if isinstance(value, list | tuple):
+        items = ", ".join(map(shown, value[:SHOWN_ITEMS]))
+        if len(value) <= SHOWN_ITEMS:
+            return f"[{items}]"
+        return f"[{items}, ...] ({len(value):,} items)"
+    return "a section" if isinstance(value, dict) else repr(value)
+
+
 def _unknown_key(key: Key, known_keys: Sequence[str] | None) -> str:
     names = _keys_beside(key) if known_keys is None else known_keys
     matches = difflib.get_close_matches(key[-1], names, n=1, cutoff=0.5)
@@ -57,7 +87,7 @@ def _keys_beside(key: Key) -> list[str]:
 
 def _bad_value(item: Any) -> str:
     """pydantic's message in our style, with the nearest allowed word and the value given."""
-    text = item["msg"].removeprefix("Value error, ")
+    text = OUR_WORDS.get(item["type"]) or item["msg"].removeprefix("Value error, ")
     text = text[:1].lower() + text[1:]
     given = item["input"]
     if item["type"] == "literal_error" and isinstance(given, str):
@@ -67,4 +97,4 @@ def _bad_value(item: Any) -> str:
             text += f"; did you mean `{matches[0]}`?"
     if isinstance(given, dict):  # a whole section is not worth printing
         return text
-    return f"{text}, got {given!r}"
+    return f"{text}, got {shown(given)}"

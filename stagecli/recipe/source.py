@@ -8,6 +8,7 @@ The extended recipe must be complete: it cannot extend a third one.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -16,9 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from stagecli.errors import Problem, StageError
+from stagecli.files import is_regular_file
+from stagecli.recipe.messages import shown
 from stagecli.recipe.toml_positions import Key, Position, find_positions, split_key
+from stagecli.recipe.toml_text import MAX_DEPTH, parse_toml, read_toml_text
 
 EXTENDS = "extends"
+SHOWN_LINE = 200  # characters of a line of the recipe, or of a flag, in an error
 
 
 @dataclass(kw_only=True)
@@ -45,13 +50,14 @@ class RecipeSource:
         for length in range(len(key), 0, -1):
             prefix = key[:length]
             if prefix in self.flags:
-                return f"--set {self.flags[prefix]}", None
+                return _flag(self.flags[prefix]), None
             if prefix in self.places:
                 path, position = self.places[prefix]
-                return f"{path}:{position.line}:{position.column}", position.text
+                excerpt = position.text[:SHOWN_LINE]
+                return f"{path}:{position.line}:{position.column}", excerpt
             for flag, text in self.flags.items():
                 if flag[:length] == prefix:  # only a flag mentions this table
-                    return f"--set {text}", None
+                    return _flag(text), None
         return f"{self.path}:1:1", None
 
     def override(self, overrides: Sequence[str]) -> None:
@@ -62,7 +68,12 @@ class RecipeSource:
                 self.flags[key] = text
                 _assign(self.tree, key, value)
             except ValueError as error:
-                self.problems.append(Problem(f"--set {text}", str(error)))
+                self.problems.append(Problem(_flag(text), str(error)))
+
+
+def _flag(text: str) -> str:
+    """A `--set` argument as an error shows it."""
+    return f"--set {text}" if len(text) <= SHOWN_LINE else f"--set {text[:SHOWN_LINE]}..."
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -78,12 +89,14 @@ def find_recipe(reference: str, folder: Path = Path()) -> Path:
     Raises StageError that suggests the nearest shipped name.
     """
     path = folder / reference
-    if path.is_file():
+    if is_regular_file(path):
         return path
     names = shipped_recipes()
     if reference in names:
         return names[reference]
-    if path.suffix == ".toml":
+    if os.path.exists(path):
+        problem = "is a folder" if path.is_dir() else "is not a regular file"
+    elif path.suffix == ".toml":
         problem = "no such recipe file"
     else:
         problem = "no such file and no shipped recipe of that name"
@@ -111,15 +124,14 @@ def read_recipe(path: Path) -> RecipeSource:
 
 def _read_file(path: Path) -> RecipeSource:
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise StageError(
-            f"cannot read recipe {path}", problems=[Problem(str(path), str(error))]
-        ) from error
+        text = read_toml_text(path)
+        tree = parse_toml(text)
     except tomllib.TOMLDecodeError as error:
         problem = _syntax_problem(path, str(error))
         raise StageError(f"{path} is not valid TOML", problems=[problem]) from error
+    except ValueError as error:
+        problem = _syntax_problem(path, str(error))
+        raise StageError(f"cannot read recipe {path}", problems=[problem]) from error
     places = {key: (path, position) for key, position in find_positions(text).items()}
     return RecipeSource(path=path, tree=tree, places=places)
 
@@ -140,17 +152,17 @@ def _read_parent(source: RecipeSource, reference: object) -> RecipeSource:
 
     if not isinstance(reference, str):
         raise refuse(
-            f"must be a string, got {reference!r}",
+            "must be text: the name or path of a recipe",
             "name a shipped recipe, or give a path relative to this file",
         )
     try:
         path = find_recipe(reference, source.path.parent)
     except StageError as error:
-        raise refuse(f"{error.problems[0].what}, got {reference!r}", error.hint) from None
+        raise refuse(f"{error.problems[0].what}, got {shown(reference)}", error.hint) from None
     parent = _read_file(path)
     if EXTENDS in parent.tree:
         raise refuse(
-            f"{reference!r} extends another recipe itself",
+            f"{shown(reference)} extends another recipe itself",
             "extend a recipe that is complete; `stagecli recipes copy` makes a complete copy",
         )
     return parent
@@ -179,8 +191,10 @@ def _parse_override(text: str) -> tuple[Key, Any]:
     key = split_key(key_text.strip())
     if key[0] == EXTENDS:
         raise ValueError(f"`{EXTENDS}` can be set in a recipe file only")
+    if len(key) > MAX_DEPTH:
+        raise ValueError(f"has a key of more than {MAX_DEPTH} parts")
     try:
-        return key, tomllib.loads(f"value = {value_text}")["value"]
+        return key, parse_toml(f"value = {value_text}")["value"]
     except tomllib.TOMLDecodeError:
         return key, value_text.strip()
 

@@ -44,5 +44,6 @@ def data_table(facts: JsonRow) -> tuple[list[str], list[list[str]]]:
 def totals(facts: JsonRow) -> JsonRow:
     """What concerns the data as a whole, by label."""
     rows: JsonRow = {"left out": facts["left_out"]}
+    rows["passed over"] = "; ".join(facts["passed_over"]) or "nothing"
     rows["valid clips with the content of a training clip"] = facts["equal_in_train_and_valid"]
     return rows

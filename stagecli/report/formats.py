@@ -61,6 +61,13 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
 
 
+def time_left(elapsed: float, done: int, remaining: int) -> str:
+    """`, 3m 20s left` at the pace of `done` in `elapsed` seconds; empty where there is none yet."""
+    if done <= 0 or remaining <= 0 or elapsed < 1:
+        return ""
+    return f", {duration(elapsed / done * remaining)} left"
+
+
 def ascii_text(text: str, ascii_only: bool) -> str:
     """`text` with `±` spelled in ASCII, if only ASCII can be shown."""
     return text.replace("±", "+-") if ascii_only else text

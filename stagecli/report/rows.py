@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from stagecli.files import JsonRow
+from stagecli.files import JsonRow, parse_json
 
 __all__ = ["decode_json", "drop_superseded", "read_rows"]
 
 LARGEST_STEP = 10**12  # a larger one is damage
 DAMAGE_LISTED = 3  # damaged lines named per file; the rest are counted
 
-_DECODE = json.JSONDecoder(parse_constant=lambda _: None).decode  # NaN and Infinity become None
-
 
 def decode_json(text: str) -> Any:
-    """The value of a JSON text; NaN and infinity become None. Raises ValueError, RecursionError.
+    """The value of a JSON text; NaN and infinity become None. Raises ValueError.
 
     Half a surrogate pair, as a file name that is not UTF-8 leaves it in a message, becomes U+FFFD:
     nothing could print it.
     """
-    value = _DECODE(text)
+    value = parse_json(text)
     return _printable(value) if "\\ud" in text or "\\uD" in text else value
 
 
@@ -64,7 +61,7 @@ def read_rows(path: Path, damage: list[str], *, expected: bool) -> list[JsonRow]
 def _row(line: str) -> JsonRow | None:
     try:
         row = decode_json(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     if type(row) is not dict or type(row.get("step")) is not int:
         return None

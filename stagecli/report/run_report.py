@@ -7,7 +7,6 @@ never fails over such damage: what can be read is used and the rest is named in 
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,10 @@ from stagecli.errors import StageError
 from stagecli.files import JsonRow, number
 from stagecli.report.probe_rows import in_order
 from stagecli.report.rows import decode_json, drop_superseded, read_rows
+from stagecli.report.run_info import SCHEMA, read_info_file
 from stagecli.stage import registry
 
 __all__ = ["RunReport", "attempts_of", "read_run"]
-
-SCHEMA = 1
 
 
 @dataclass
@@ -78,10 +76,7 @@ def read_run(path: str | Path) -> RunReport:
 
 def attempts_of(info: JsonRow) -> list[JsonRow]:
     """The attempts listed in run.json; empty if it lists none."""
-    entries = info.get("attempts")
-    if not isinstance(entries, list):
-        return []
-    return [entry for entry in entries if isinstance(entry, dict)]
+    return list(info.get("attempts", []))
 
 
 def _not_a_run(path: Path) -> StageError:
@@ -111,18 +106,14 @@ def _not_a_run(path: Path) -> StageError:
 
 def _read_info(path: Path, damage: list[str]) -> JsonRow:
     try:
-        info = decode_json(path.read_text(encoding="utf-8", errors="replace"))
+        info, problems = read_info_file(path)
     except FileNotFoundError:
         damage.append("run.json: missing; name, budget and status are unknown")
         return {}
-    except json.JSONDecodeError as problem:
-        damage.append(
-            f"run.json:{problem.lineno}: not readable ({problem.msg}); name and status are unknown"
-        )
+    if not info:
+        damage += [f"{problem}; name and status are unknown" for problem in problems]
         return {}
-    if not isinstance(info, dict):
-        damage.append("run.json:1: not an object; name, budget and status are unknown")
-        return {}
+    damage += [f"{problem}; ignored" for problem in problems]
     if info.get("schema") != SCHEMA:
         damage.append(
             f"run.json: has schema {info.get('schema')}, this version reads schema {SCHEMA};"
@@ -207,6 +198,6 @@ def _read_evals(path: Path, damage: list[str]) -> list[JsonRow]:
         name = f"evals/{file.name}"
         try:
             evals.append({"file": name, "document": decode_json(file.read_text())})
-        except (ValueError, RecursionError):
+        except ValueError:
             damage.append(f"{name}: not readable")
     return evals

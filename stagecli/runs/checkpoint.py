@@ -1,17 +1,16 @@
 """Checkpoints: safetensors and JSON, written whole or not at all; no pickle.
 
 checkpoints/step_00010000/  model.safetensors  ema.safetensors  codec.safetensors  recipe.toml
-                            trainer.safetensors  state.json
-checkpoints/latest          name of the newest one
+                            trainer.safetensors  state.json  sha256sums.txt
+checkpoints/latest          name of the newest one, for other programs
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,20 @@ from torch import Tensor
 
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.files import JsonRow, finite, write_atomic
+from stagecli.runs.integrity import (
+    GENERATES,
+    STATE,
+    Warn,
+    damage,
+    folders,
+    name_of,
+    newest_whole,
+    read_state,
+    write_sums,
+)
 
 Tensors = Mapping[str, Tensor]
-
-
-def name_of(step: int) -> str:
-    """Directory name of a checkpoint."""
-    return f"step_{step:08d}"
+NAME_DIGITS = 13  # of the longest step in a name
 
 
 def save(
@@ -63,7 +69,8 @@ def save(
         save_file(tensors or {"empty": torch.zeros(1)}, partial / "trainer.safetensors")
         # The numbers are strict JSON; the trainer's tree keeps NaN, which a resume needs.
         content = {"step": step, **finite(dict(state)), "trainer": tree}
-        write_atomic(partial / "state.json", json.dumps(content))
+        write_atomic(partial / STATE, json.dumps(content))
+        write_sums(partial)
         for file in partial.iterdir():
             _sync(file)
 
@@ -103,28 +110,54 @@ def _sync(path: Path) -> None:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that are whole, in order."""
-    names = (path.parent.name for path in folder.glob("step_*/state.json"))
-    return sorted(int(name[5:]) for name in names if re.fullmatch("step_[0-9]{8,}", name))
+    """Steps of the checkpoints that have been written to the end, in order."""
+    return sorted(step for step, path in folders(folder).items() if (path / STATE).exists())
 
 
-def resolve(folder: Path, which: str = "latest") -> Path:
-    """`latest`, a step number or a directory name -> path of a checkpoint.
+def resolve(
+    folder: Path,
+    which: str = "latest",
+    *,
+    needed: Sequence[str] = GENERATES,
+    warn: Warn | None = None,
+) -> Path:
+    """`latest` (the newest that is whole), a step or a directory name -> path of a checkpoint.
 
-    Raises StageError, which names those there are.
+    needed: files that must be whole; warn: receives why newer ones are not. Raises StageError that
+    names those there are.
     """
+    if which == "latest":
+        choice = newest_whole(folder, needed)
+        if choice is not None:
+            for path, reason in choice.passed_over:
+                if warn is not None:
+                    warn(f"{path} is damaged ({reason}): using {choice.path.name}")
+            return choice.path
     saved = steps(folder)
-    if which == "latest" and saved:
-        pointer = folder / "latest"
-        name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
-        if name and (folder / name / "state.json").exists():
-            return folder / name
-        return folder / name_of(saved[-1])
     digits = which.removeprefix("step_")
-    if digits.isdecimal() and int(digits) in saved:
-        return folder / name_of(int(digits))
     hint = f"there are: {', '.join(map(str, saved))}" if saved else "the run has not saved one yet"
-    raise StageError(f"no checkpoint {which!r} under {folder}", hint=hint)
+    known = digits.isdecimal() and len(digits) <= NAME_DIGITS and int(digits) in saved
+    if not known:
+        raise StageError(f"no checkpoint {which!r} under {folder}", hint=hint)
+    path = folder / name_of(int(digits))
+    problem = damage(path, needed)
+    if problem is not None:
+        raise damaged(path, problem)
+    return path
+
+
+def damaged(path: Path, reason: str) -> StageError:
+    """The error about a checkpoint that cannot be used, with the ways out."""
+    others = [step for step in steps(path.parent) if name_of(step) != path.name]
+    hint = "restore it from a backup, or train again: --restart moves the run aside"
+    if others:
+        hint = (
+            f"use another one ({', '.join(map(str, others))}): "
+            "--checkpoint STEP, or train --from-checkpoint STEP"
+        )
+    return StageError(
+        f"the checkpoint {path} is damaged", problems=[Problem(str(path), reason)], hint=hint
+    )
 
 
 def load_weights(path: Path, which: str = "ema") -> dict[str, Tensor]:
@@ -132,10 +165,7 @@ def load_weights(path: Path, which: str = "ema") -> dict[str, Tensor]:
     try:
         return load_file(path / f"{which}.safetensors")
     except Exception as error:
-        raise StageError(
-            f"the checkpoint {path} is damaged",
-            problems=[Problem(f"{which}.safetensors", str(error))],
-        ) from error
+        raise damaged(path, f"{which}.safetensors: {error}") from error
 
 
 def load_state(path: Path) -> tuple[JsonRow, Any]:
@@ -144,13 +174,11 @@ def load_state(path: Path) -> tuple[JsonRow, Any]:
     Raises StageError where it is damaged.
     """
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = read_state(path)
         tensors = load_file(path / "trainer.safetensors")
+        return state, unpack(state.pop("trainer"), tensors)
     except Exception as error:
-        raise StageError(
-            f"the checkpoint {path} is damaged", problems=[Problem(str(path), str(error))]
-        ) from error
-    return state, unpack(state.pop("trainer"), tensors)
+        raise damaged(path, str(error)) from error
 
 
 def rotate(folder: Path, keep: int, best_step: int | None) -> None:
@@ -158,8 +186,10 @@ def rotate(folder: Path, keep: int, best_step: int | None) -> None:
     for step in steps(folder)[:-keep]:
         if step != best_step:
             path = folder / name_of(step)
-            (path / "state.json").unlink()  # first, so that a kill leaves no half checkpoint
-            shutil.rmtree(path)
+            removed = folder / f".{path.name}.removed"  # what a kill leaves is swept by this name
+            shutil.rmtree(removed, ignore_errors=True)
+            path.rename(removed)
+            shutil.rmtree(removed)
 
 
 # -- nested state as JSON and tensors ------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""The run directory: its files, rows, attempts, and how one is opened. No torch.
+"""The run directory: its files, rows and attempts. No torch.
 
-runs/<name>/  recipe.toml (resolved; runnable)  run.json  environment.json
+runs/<name>/  recipe.toml (resolved; runnable)  run.json  environment.json  .lock
   metrics.jsonl  bins.jsonl  events.jsonl  probes.jsonl     flat rows: step, time, attempt, ...
   codec.safetensors                                         statistics of the training set
   data.json                                                 report on the data, fingerprint
@@ -10,31 +10,32 @@ runs/<name>/  recipe.toml (resolved; runnable)  run.json  environment.json
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 from stagecli import __version__
 from stagecli.errors import Problem, StageError
-from stagecli.files import JsonRow, append_json_lines, finite, write_atomic, write_json
-from stagecli.recipe.dump import dump_recipe
-from stagecli.recipe.load import load_from_run
-from stagecli.recipe.signature import signature
-from stagecli.runs import data_file
-from stagecli.runs.resuming import evaluation_changes, refuse_other_recipe, refuse_second_writer
+from stagecli.files import (
+    JsonRow,
+    append_json_lines,
+    finite,
+    name_problem,
+    write_json,
+)
+from stagecli.report.run_info import SCHEMA, read_info_file
+from stagecli.runs.integrity import folders
+from stagecli.runs.lock import RunLock
 from stagecli.schema import Recipe
 
-SCHEMA = 1
-FOLDERS = ("checkpoints", "samples", "evals")
+REQUIRED = ("task", "status", "attempts", "signature")  # in run.json, to resume or evaluate
 PACKAGES = (
     "torch",
     "torchaudio",
@@ -47,17 +48,39 @@ PACKAGES = (
 )
 
 
-class Run:
-    """One run directory, open for writing by the main process.
+@dataclass(frozen=True)
+class Notice:
+    """Something special about an attempt that becomes an event: `after` in a word, and why."""
 
-    info: the content of run.json; evaluation_changes: settings of the evaluation that this attempt
-    changes, as "key: before -> now".
+    after: str
+    reason: str
+
+
+class Run:
+    """One run directory, locked and open for writing by the main process; `close` unlocks it.
+
+    info: the content of run.json; before: the recipe that the last attempt trained, if it can be
+    read; notices: what the events of this attempt have to report about its start.
     """
 
-    def __init__(self, path: Path, info: JsonRow, evaluation_changes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        info: JsonRow,
+        lock: RunLock,
+        *,
+        before: Recipe | None = None,
+        notices: Sequence[Notice] = (),
+    ) -> None:
         self.path = path
         self.info = info
-        self.evaluation_changes = list(evaluation_changes)
+        self.lock = lock
+        self.before = before
+        self.notices = list(notices)
+
+    def close(self) -> None:
+        """Let other processes write the run."""
+        self.lock.release()
 
     @property
     def attempt(self) -> int:
@@ -96,7 +119,7 @@ class Run:
             {
                 "attempt": self.attempt + 1,
                 "from_step": from_step,
-                "started": _now(),
+                "started": now(),
                 "ended": None,
                 "status": "running",
                 "argv": list(argv),
@@ -108,76 +131,54 @@ class Run:
 
     def end_attempt(self, status: str, message: str | None = None) -> None:
         """Record how the newest attempt ended. Raises OSError."""
-        self.info["attempts"][-1].update(ended=_now(), status=status)
+        self.info["attempts"][-1].update(ended=now(), status=status)
         self.save_info(status=status, message=message)
 
 
-def open_run(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    argv: Sequence[str],
-    overrides: Sequence[str],
-    restart: bool = False,
-) -> Run:
-    """Create the run directory, or open it to resume.
+def is_run(folder: Path) -> bool:
+    """Whether a directory holds a run, damaged or not."""
+    return (folder / "run.json").exists() or (
+        (folder / "recipe.toml").exists() and bool(folders(folder / "checkpoints"))
+    )
 
-    restart: rename an existing run and start over.
-    Raises StageError where the directory holds a run of another recipe (with the difference and the
-    ways out), is being written by another process, holds something else, or cannot be written.
+
+def run_folder(runs_dir: Path, name: str, source: str) -> Path:
+    """The directory of the run `name`, directly under `runs_dir`.
+
+    source: where the name comes from. Raises StageError for names that cannot be used.
     """
-    if restart and (folder / "run.json").exists():
-        refuse_second_writer(folder, read_info(folder))  # its next checkpoint would end up here
-        move_aside(folder)
-
-    # Resume, refuse, or start. A start that failed before its first step (on bad data, for example)
-    # does not block its name for a corrected recipe.
-    changes: list[str] = []
-    resumes = (folder / "run.json").exists() and not _failed_to_start(read_info(folder))
-    if resumes:
-        info = read_info(folder)
-        refuse_other_recipe(recipe, folder, info)
-        refuse_second_writer(folder, info)
-        info["steps"] = recipe.train.steps
-        if (folder / "recipe.toml").exists():
-            changes = evaluation_changes(load_from_run(folder / "recipe.toml"), recipe)
-    elif not (folder / "run.json").exists() and _holds_files(folder):
+    problem = name_problem(name)
+    if problem:
         raise StageError(
-            f"{folder} exists but is not a run directory",
-            hint="choose another directory with --name or --runs-dir; nothing is ever deleted",
+            f"the run cannot be named {name!r}",
+            problems=[Problem(source, f"the name of a run {problem}")],
+            hint="give another one with --name; --runs-dir says where runs are kept",
         )
-    else:
-        info = _new_info(recipe, folder, argv, overrides)
-
-    # Write it: run.json first, as it makes the directory a run that a kill cannot block.
-    run = Run(folder, info, changes)
-    try:
-        for name in FOLDERS:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        if not info["attempts"]:  # what a start left behind that trained nothing
-            for name in ("codec.safetensors", data_file.NAME):
-                (folder / name).unlink(missing_ok=True)
-        run.save_info()
-        write_atomic(folder / "recipe.toml", dump_recipe(recipe))
-    except OSError as error:
-        raise StageError(
-            f"cannot write the run directory {folder}",
-            problems=[Problem(str(folder), error.strerror or str(error))],
-            hint="choose a writable place with --runs-dir",
-        ) from error
-    return run
+    return runs_dir / name
 
 
 def read_info(path: Path) -> JsonRow:
-    """run.json of a run directory. Raises StageError where there is none."""
+    """run.json of a run directory. Raises StageError where there is none, or it is damaged."""
+    file = path / "run.json"
     try:
-        return json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        info, problems = read_info_file(file)
+    except OSError as error:
         raise StageError(
             f"not a run directory: {path}",
-            problems=[Problem(str(path / "run.json"), str(error))],
+            problems=[Problem(str(file), error.strerror or str(error))],
             hint="give a directory made by `stagecli train`, such as runs/quickstart",
         ) from error
+    problems += [f"run.json: `{key}` is missing" for key in REQUIRED if key not in info]
+    if info.get("schema", SCHEMA) > SCHEMA:
+        problems = [f"run.json: has schema {info['schema']}, which a newer version writes"]
+    if problems:
+        raise StageError(
+            f"the run {path} is damaged",
+            problems=[Problem(str(file), text.partition(": ")[2]) for text in problems],
+            hint="`stagecli train` with the run's recipe makes it again from the checkpoints; "
+            "--restart moves the run aside and starts over",
+        )
+    return info
 
 
 def newest(runs_dir: Path, task: str | None = None, finished: bool = True) -> Path:
@@ -185,10 +186,10 @@ def newest(runs_dir: Path, task: str | None = None, finished: bool = True) -> Pa
     matches = []
     for path in runs_dir.glob("*/run.json"):
         try:
-            info = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+            info, _ = read_info_file(path)
+        except OSError:
             continue
-        right_task = task is None or info.get("task") == task
+        right_task = "status" in info and task in (None, info.get("task"))
         if right_task and (not finished or info.get("status") == "finished"):
             matches.append((path.stat().st_mtime, path.parent))
     if not matches:
@@ -200,12 +201,17 @@ def newest(runs_dir: Path, task: str | None = None, finished: bool = True) -> Pa
     return max(matches)[1]
 
 
-def move_aside(folder: Path) -> None:
-    """Rename a run directory to the first free NAME.old-1, NAME.old-2, ..."""
+def free_name(path: Path, word: str) -> Path:
+    """The first of NAME.word-1, NAME.word-2, ... that is free."""
     number = 1
-    while (renamed := folder.with_name(f"{folder.name}.old-{number}")).exists():
+    while (renamed := path.with_name(f"{path.name}.{word}-{number}")).exists():
         number += 1
-    folder.rename(renamed)
+    return renamed
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a run or a checkpoint to the first free NAME.old-1, NAME.old-2, ... Raises OSError."""
+    return path.rename(free_name(path, "old"))
 
 
 # -- this machine --------------------------------------------------------------------------------
@@ -238,49 +244,6 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-# -- a new run -----------------------------------------------------------------------------------
-
-
-def _new_info(
-    recipe: Recipe, folder: Path, argv: Sequence[str], overrides: Sequence[str]
-) -> JsonRow:
-    return {
-        "schema": SCHEMA,
-        "id": uuid.uuid4().hex[:12],
-        "name": folder.name,
-        "task": recipe.task.kind,
-        "status": "created",
-        "steps": recipe.train.steps,
-        "parameters": None,
-        "version": __version__,
-        "signature": signature(recipe),
-        "argv": list(argv),
-        "set": list(overrides),
-        "git": _git_version(),
-        "created": _now(),
-        "attempts": [],
-        "best": None,
-        "message": None,
-    }
-
-
-def _failed_to_start(info: JsonRow) -> bool:
-    return not info["attempts"] and info["status"] in ("failed", "interrupted")
-
-
-def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))
-
-
-def _git_version() -> str | None:
-    """`git describe` of the source, where it is a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stagecli.errors import StageError
+from stagecli.hub.folder import local_problem
 
 if TYPE_CHECKING:
     from stagecli.ssl.base import Encoder, Layer
@@ -20,6 +21,8 @@ KINDS = {  # kind -> module with `load_encoder`
     "torchaudio": "stagecli.ssl.torchaudio_bundles",
     "bundled": "stagecli.ssl.bundled",
 }
+
+WEIGHTS = Path(__file__).parent / "weights"  # of the bundled encoders
 
 
 def make_encoder(kind: str, model: str, layer: Layer = -1) -> Encoder:
@@ -34,6 +37,22 @@ def make_encoder(kind: str, model: str, layer: Layer = -1) -> Encoder:
             f"unknown kind {kind!r} of SSL encoder", hint=f"use one of: {', '.join(KINDS)}"
         )
     return import_module(KINDS[kind]).load_encoder(model, layer)
+
+
+def name_problem(name: str) -> str | None:
+    """Why "kind:model" names no encoder, as far as it shows without loading it; None if it may."""
+    kind, _, model = name.partition(":")
+    if not model:
+        return f"{name!r} is not of the form kind:model, such as bundled:teacher"
+    if kind not in KINDS:
+        return f"unknown kind {kind!r} of SSL encoder; use one of: {', '.join(KINDS)}"
+    if kind == "transformers":
+        return local_problem(model)
+    if kind == "torchaudio":
+        names = import_module(KINDS[kind]).bundle_names()
+    else:
+        names = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+    return None if model in names else f"{kind} has no encoder {model!r}, but {', '.join(names)}"
 
 
 def open_encoder(name: str, layer: Layer = -1) -> Encoder:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 
 from stagecli.dsp.mel import mel_filters
 from stagecli.errors import StageError
+from stagecli.ssl import WEIGHTS
 from stagecli.ssl.base import Encoder, Grid, Layer, choose_layers, mean_of_layers, recorded
 
 RATE = 44100  # Hz
-WEIGHTS = Path(__file__).parent / "weights"
 
 
 class BandMel(nn.Module):

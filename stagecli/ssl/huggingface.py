@@ -7,15 +7,14 @@ preprocessor_config.json.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stagecli import hub
 from stagecli.errors import StageError
+from stagecli.hub import DAMAGED, Checkpoint, explained, open_checkpoint
 from stagecli.ssl.base import Encoder, Grid, Layer, choose_layers, mean_of_layers, recorded
 from stagecli.ssl.frontend import KaldiMel, LogMel, fill, standardise, whisper_range
 
@@ -43,27 +42,21 @@ def load_encoder(model: str, layer: Layer = -1) -> Encoder:
     model type, no feature extractor, no such layer, weights missing or incomplete.
     """
     # WavLM and HuBERT are published as .bin only.
-    folder = hub.fetch(model, "encoder", pickled=True)
-    plain = hub.read_config(folder, model, "encoder")
-    kind = plain.get("model_type")
+    checkpoint = open_checkpoint(model, "encoder", pickled=True)
+    kind = checkpoint.model_type
     if kind not in _FAMILIES:
         raise StageError(
             f"encoder {model} is a model of type {kind!r}, which is not supported",
             hint=f"use a checkpoint of one of these types: {', '.join(MODEL_TYPES)}",
         )
-    extractor = load_extractor(folder, model, _FAMILIES[kind][1])
-    network = _load_network(folder, model, kind, plain)
-    name = f"transformers:{model}"
-    if kind in _WAVE:
-        return WaveEncoder(network, extractor, name, layer)
-    if kind == "audio-spectrogram-transformer":
-        return ASTEncoder(network, extractor, name, layer)
-    if kind == "whisper":
-        return WhisperEncoder(network, extractor, name, layer)
-    return CLAPEncoder(network, extractor, name, layer)
+    # Values of another type or size in its configs lead to errors anywhere below.
+    with explained(f"{checkpoint.name} cannot be used", DAMAGED):
+        extractor = load_extractor(checkpoint, _FAMILIES[kind][1])
+        network = _load_network(checkpoint)
+        return _CLASSES.get(kind, WaveEncoder)(network, extractor, f"transformers:{model}", layer)
 
 
-def load_extractor(folder: Path, source: str, class_name: str) -> Any:
+def load_extractor(checkpoint: Checkpoint, class_name: str) -> Any:
     """The numpy feature extractor, for its settings and filters.
 
     Raises StageError when the checkpoint has none.
@@ -71,25 +64,29 @@ def load_extractor(folder: Path, source: str, class_name: str) -> Any:
     import transformers
 
     extractor_class = getattr(transformers, class_name)
-    try:
-        plain, _ = extractor_class.get_feature_extractor_dict(str(folder), local_files_only=True)
+    message = (
+        f"{checkpoint.name}: preprocessor_config.json cannot be read, "
+        "so its input normalisation is unknown"
+    )
+    hint = (
+        "put the checkpoint's own preprocessor_config.json beside its config.json "
+        f"({class_name}.save_pretrained writes it)"
+    )
+    with explained(message, hint):
+        folder = str(checkpoint.folder)
+        plain, _ = extractor_class.get_feature_extractor_dict(folder, local_files_only=True)
         return extractor_class.from_dict(plain)
-    except Exception as error:  # a missing file is an OSError, a wrong value can be anything
-        raise StageError(
-            f"encoder {source}: preprocessor_config.json cannot be read, "
-            "so its input normalisation is unknown",
-            hint="put the checkpoint's own preprocessor_config.json beside its config.json "
-            f"({class_name}.save_pretrained writes it)",
-        ) from error
 
 
-def _load_network(folder: Path, source: str, kind: str, plain: dict[str, Any]) -> Any:
+def _load_network(checkpoint: Checkpoint) -> Any:
     """The part of a checkpoint that encodes audio, with its weights.
 
     Raises StageError when weights are missing or do not fit the config.
     """
     import transformers
 
+    kind = checkpoint.model_type
+    plain = checkpoint.config
     class_name = _FAMILIES[kind][0]
     if kind == "clap":
         # A whole CLAP: the audio tower has a config of its own and the same tensor names.
@@ -100,7 +97,7 @@ def _load_network(folder: Path, source: str, kind: str, plain: dict[str, Any]) -
     elif kind == "clap_audio_model" and plain.get("architectures") == ["ClapAudioModel"]:
         class_name = "ClapAudioModel"
     model_class = getattr(transformers, class_name)
-    config = hub.make_config(model_class, plain, source, "encoder")
+    config = checkpoint.typed_config(model_class.config_class, plain)
     if getattr(config, "add_adapter", False):
         # Layers after the last block that shorten its output, for speech translation.
         config.add_adapter = False
@@ -111,9 +108,7 @@ def _load_network(folder: Path, source: str, kind: str, plain: dict[str, Any]) -
             kind != "whisper" or name.startswith("encoder.")
         )
 
-    model = hub.load_weights(
-        model_class, config, folder, source, "encoder", pickled=True, needed=needed
-    )
+    model = checkpoint.model(model_class, config, needed=needed)
     if kind == "whisper":
         return model.encoder
     return model.audio_model if class_name == "ClapAudioModelWithProjection" else model
@@ -336,3 +331,12 @@ class CLAPEncoder(Encoder):
         # Rows of the image: stretch of time, then frequency; columns: time.
         image_BSFTD = tokens_BPD.unflatten(1, (self.ratio, self.side // self.ratio, self.side))
         return image_BSFTD.mean(2).flatten(1, 2)
+
+
+_CLASSES: dict[str, Any] = {
+    "audio-spectrogram-transformer": ASTEncoder,
+    "clap": CLAPEncoder,
+    "clap_audio_model": CLAPEncoder,
+    "whisper": WhisperEncoder,
+}
+"""model_type -> encoder, of those that read mel frames."""

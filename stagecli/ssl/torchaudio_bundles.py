@@ -10,7 +10,7 @@ import torchaudio
 from torch import Tensor
 
 from stagecli.errors import StageError
-from stagecli.hub import reason
+from stagecli.hub import explained
 from stagecli.ssl.base import Encoder, Grid, Layer, choose_layers, mean_of_layers, recorded
 
 
@@ -38,15 +38,13 @@ def load_encoder(model: str, layer: Layer = -1) -> Encoder:
             hint=f"did you mean {near[0]}? Bundles: {', '.join(names)}",
         )
     bundle = getattr(torchaudio.pipelines, model)
-    try:
+    message = f"could not obtain the weights of the torchaudio bundle {model}"
+    hint = (
+        "copy $TORCH_HOME/hub/checkpoints (by default ~/.cache/torch/hub/checkpoints) from a "
+        'machine with access, or use kind "transformers" with a local folder'
+    )
+    with explained(message, hint):  # no network, a broken file, a read-only cache
         network = bundle.get_model()
-    # No network, a proxy, a broken file, a read-only cache: a different class each.
-    except Exception as error:
-        raise StageError(
-            f"could not obtain the weights of the torchaudio bundle {model} ({reason(error)})",
-            hint="copy $TORCH_HOME/hub/checkpoints (by default ~/.cache/torch/hub/checkpoints) "
-            'from a machine with access, or use kind "transformers" with a local folder',
-        ) from error
     return BundleEncoder(network, int(bundle.sample_rate), f"torchaudio:{model}", layer)
 
 

@@ -14,21 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
+from stagecli.bounds import Length, Range
 from stagecli.errors import Problem, StageError
 from stagecli.flow.objective import Result
-from stagecli.schema import Fraction, Natural, Positive, PositiveReal, Recipe
+from stagecli.schema import Depth, Fraction, Natural, Positive, PositiveFraction, Recipe, Two, Width
 from stagecli.ssl import same_checkpoint
 from stagecli.stage.base import Event, FeatureSettings, Mechanism, Plan, Signals
 from stagecli.stage.guidance_ablation import GateAblation
 from stagecli.stage.guidance_conflict import ConflictMeter
 from stagecli.stage.guidance_projection import Projection, build_projection
 from stagecli.stage.guidance_schedule import GuidanceSchedule, ScheduleKind
-from stagecli.stage.options import MechanismOptions, RegimeNeed, Role
+from stagecli.stage.options import Layer, MechanismOptions, RegimeNeed, Role
 
 
 class GuidanceOptions(MechanismOptions):
@@ -36,29 +37,29 @@ class GuidanceOptions(MechanismOptions):
 
     teacher: str = "bundled:teacher"
     """SSL encoder that provides the features, as kind:model."""
-    layer: int | tuple[int, ...] | Literal["mean"] = -1
+    layer: Layer = -1
     """Layer of the teacher: a number (negative: from the end), a list to average, or "mean"."""
     schedule: ScheduleKind = "regime"
     """By r (`regime`), never less (`constant`, REPA), by the step, or until a conflict (HASTE)."""
-    weight: PositiveReal = 0.5
+    weight: Annotated[float, Range(0, 1000, open_low=True)] = 0.5
     """lambda at the start."""
-    end: Annotated[float, Field(gt=0, le=1)] = 0.7
+    end: PositiveFraction = 0.7
     """Where lambda reaches 0: r (regime), or the share of the budget (schedules by the step)."""
-    layers: tuple[Positive, ...] = ()
+    layers: Annotated[tuple[Depth, ...], Length(0, 1000)] = ()
     """Blocks to guide, from 1; default: blocks 1 to 3 and the one at a third of the depth."""
-    ablation: Natural = 0
+    ablation: Annotated[int, Range(0, 1000)] = 0
     """Guide this many blocks, chosen by gate ablation (AG-REPA); 0: `layers`."""
     ablation_start: Fraction = 0.02
     """Share of the budget at which the ablation chooses; nothing is guided before."""
-    window: tuple[Fraction, Fraction] = (0.15, 0.9)
+    window: Annotated[tuple[Fraction, Fraction], Two] = (0.15, 0.9)
     """Range of t in which samples are guided."""
-    hidden: Positive = 512
+    hidden: Width = 512
     """Width of the projectors' hidden layer."""
     stride: Positive = 4
     """Compare every n-th frame of the teacher, shifted by one at each step; 1: all frames."""
     conflict_every: Natural = 0
     """Steps between measurements of the gradient conflict; 0: a 50th of the budget."""
-    threshold: float = -0.05
+    threshold: Annotated[float, Range(-1, 1)] = -0.05
     """Mean cosine of the two gradients below which guidance ends (conflict)."""
 
     @model_validator(mode="after")
@@ -83,16 +84,29 @@ class GuidanceOptions(MechanismOptions):
 
 @dataclass
 class PlannedStep:
-    """The step being trained. number: steps done before it; weight: lambda; r: regime variable."""
+    """The step being trained.
+
+    number: steps done before it; weight: lambda; r: regime variable; cosine_K, guided: sums of the
+    cosines by block over the guided samples of its micro-batches so far, and how many those are.
+    """
 
     number: int = 0
     weight: float = 0.0
     r: float = 0.0
+    cosine_K: Tensor | None = None
+    guided: Tensor | None = None
+
+    def add(self, cosine_KB: Tensor, inside_B: Tensor) -> None:
+        """Take in one micro-batch. inside_B: 1 for guided samples, else 0."""
+        cosine_K = (inside_B * cosine_KB).sum(1)
+        guided = inside_B.sum()
+        self.cosine_K = cosine_K if self.cosine_K is None else self.cosine_K + cosine_K
+        self.guided = guided if self.guided is None else self.guided + guided
 
 
 @dataclass
 class CosineSums:
-    """Cosines by guided block, summed over batches since the last row of metrics.
+    """Mean cosines of steps by guided block, summed since the last row of metrics.
 
     sums_K stays on the device and is converted only when a row is written, to avoid a sync per
     step.
@@ -101,7 +115,11 @@ class CosineSums:
     sums_K: Tensor | None = None
     count: int = 0
 
-    def add(self, cosine_K: Tensor) -> None:
+    def add(self, planned: PlannedStep) -> None:
+        """Take in a step that is done, if it was guided."""
+        if planned.cosine_K is None or planned.guided is None:
+            return
+        cosine_K = planned.cosine_K / planned.guided.clamp_min(1)
         self.sums_K = cosine_K if self.sums_K is None else self.sums_K + cosine_K
         self.count += 1
 
@@ -216,11 +234,11 @@ class GuidanceMechanism(Mechanism):
         frames = slice(self.planned.number % stride, None, stride)
 
         cosine_KB = self.projection.cosines(hidden, target_BLD, frames)
-        guided = inside_B.sum().clamp_min(1)
-        self.cosines.add((inside_B * cosine_KB.detach()).sum(1) / guided)
+        self.planned.add(cosine_KB.detach(), inside_B)
         return self.planned.weight * (inside_B * (1 - cosine_KB)).mean()
 
     def step(self, lr: float, all_reduce_mean: Callable[[Tensor], Tensor], scale: float) -> None:
+        self.cosines.add(self.planned)
         choice = self.ablation.choose(all_reduce_mean)
         if choice is not None:
             self.layers = choice.blocks

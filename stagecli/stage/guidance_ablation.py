@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,15 +28,15 @@ class GateAblation:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.changes_L: Tensor | None = None  # of this process, not yet used
+        # Squared norms over the micro-batches of this process, not yet used: of the change without
+        # each block, and of the velocity in the last place.
+        self.squares_L1: Tensor | None = None
 
     @torch.no_grad()
     def measure(self, network: nn.Module, result: Result) -> None:
-        """Measure |v without block k - v| / |v| on a batch, once per step for every block k."""
-        if self.changes_L is not None:
-            return
+        """Measure |v without block k - v| and |v| on a micro-batch, for every block k."""
         velocity_BTC = result.velocity_BTC
-        changes = []
+        squares = []
         for block in blocks_of(network):
             handle = block.register_forward_hook(lambda module, args, output: args[0])
             try:
@@ -43,15 +44,20 @@ class GateAblation:
             finally:
                 handle.remove()
             difference_BTC = output.velocity_BTC.float() - velocity_BTC
-            changes.append(difference_BTC.norm() / velocity_BTC.norm())
-        self.changes_L = torch.stack(changes)
+            squares.append(difference_BTC.square().sum())
+        squares_L1 = torch.stack([*squares, velocity_BTC.square().sum()])
+        self.squares_L1 = squares_L1 if self.squares_L1 is None else self.squares_L1 + squares_L1
 
     def choose(self, all_reduce_mean: Callable[[Tensor], Tensor]) -> Choice | None:
-        """The choice by the mean over processes, or None where nothing was measured."""
-        if self.changes_L is None:
+        """The choice by |v without block k - v| / |v| over the whole batch of the step.
+
+        None where nothing was measured.
+        """
+        if self.squares_L1 is None:
             return None
-        mean_L = all_reduce_mean(self.changes_L).tolist()
-        self.changes_L = None
-        changes = dict(enumerate(mean_L, 1))
+        *squares, velocity = all_reduce_mean(self.squares_L1).tolist()
+        self.squares_L1 = None
+        norm = math.sqrt(velocity) or 1.0  # a network begins with a velocity of 0
+        changes = {k: math.sqrt(square) / norm for k, square in enumerate(squares, 1)}
         best = sorted(changes, key=lambda k: -changes[k])[: self.count]
         return Choice(tuple(sorted(best)), changes)

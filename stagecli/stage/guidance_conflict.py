@@ -25,7 +25,7 @@ class ConflictMeter:
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self.due = False  # in the step being planned, and not yet measured
+        self.due = False  # in the step being trained: in each of its micro-batches
         self.fresh = False  # `values` were measured in the newest step
         self.values: dict[str, float] = {}
         self.sums_2Q: Tensor | None = None  # of this process, not yet in `values`
@@ -41,14 +41,14 @@ class ConflictMeter:
         both, so that the measurement costs no pass of its own. Factors on a sample's loss do not
         change its cosine.
         """
-        self.due = False
         guidance: list[Tensor] = []
         alias_BPW = hidden_BPW.view_as(hidden_BPW)
         alias_BPW.register_hook(lambda g: guidance.append(g.float().flatten(1)))
 
         def compare(gradient: Tensor) -> None:
             diffusion_BN = gradient.float().flatten(1) - guidance[0]
-            self.sums_2Q = _gradient_cosines(guidance[0], diffusion_BN, t_B)
+            sums_2Q = _gradient_cosines(guidance[0], diffusion_BN, t_B)
+            self.sums_2Q = sums_2Q if self.sums_2Q is None else self.sums_2Q + sums_2Q
 
         hidden_BPW.register_hook(compare)
         return alias_BPW

@@ -6,11 +6,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import PlainValidator
+
+from stagecli.bounds import Range
 from stagecli.schema import Section
 
 Role = Literal["teacher", "monitor"]
+LAYERS = Range(-1000, 1000)
+
+
+def _check_layer(value: Any) -> int | tuple[int, ...] | Literal["mean"]:
+    """A number, some numbers or "mean". Raises ValueError."""
+    if value == "mean":
+        return "mean"
+    try:
+        if isinstance(value, list | tuple) and 0 < len(value) <= 1000:
+            return tuple(map(LAYERS.whole, value))
+        return LAYERS.whole(value)
+    except ValueError:
+        raise ValueError(f'must be whole numbers {LAYERS}, or "mean"') from None
+
+
+Layer = Annotated[int | tuple[int, ...] | Literal["mean"], PlainValidator(_check_layer)]
 
 
 @dataclass(frozen=True)

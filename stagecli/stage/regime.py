@@ -4,20 +4,20 @@ itself.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from stagecli.bounds import Range
 from stagecli.errors import Problem, StageError
-from stagecli.files import read_json_lines
-from stagecli.schema import Fraction, Natural, Positive, Recipe
+from stagecli.files import read_json, read_json_lines
+from stagecli.schema import Clips, Fraction, Natural, NoiseLevel, Recipe, Some
 from stagecli.stage.base import Event, Mechanism, Plan, ProbeSettings, Signals
-from stagecli.stage.options import MechanismOptions, Role
+from stagecli.stage.options import Layer, MechanismOptions, Role
 from stagecli.stage.regime_controls import linear, replay
 from stagecli.stage.regime_variable import Regime, RegimeSettings
 
@@ -39,17 +39,17 @@ class RegimeOptions(MechanismOptions):
     """Run directory whose r is replayed (source = "replay")."""
     monitor: str = "bundled:teacher"
     """SSL encoder that measures the discrepancy, as kind:model."""
-    layer: int | tuple[int, ...] | Literal["mean"] = -1
+    layer: Layer = -1
     """Layer of the monitor: a number (negative: from the end), a list to average, or "mean"."""
     partial_band: bool = False
     """Accept a monitor whose bandwidth covers only part of the band that sr restores."""
-    clips: Positive = 192
+    clips: Clips = 192
     """Clips of the valid split in the probe set; 192 keep the repeat noise of D below 1 %."""
-    t: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.3, 0.5, 0.7)
+    t: Annotated[tuple[NoiseLevel, ...], Some] = (0.3, 0.5, 0.7)
     """Noise levels at which each clip is probed."""
     every: Natural = 0
     """Steps between probes; 0: a 200th of the budget, or more so that it costs at most 3 %."""
-    window: Annotated[int, Field(ge=12)] = 20
+    window: Annotated[int, Range(12, 10_000)] = 20
     """Probes that the slope is taken over."""
     start: Fraction = 0.05
     """Share of the budget before which progress is not counted."""
@@ -176,9 +176,9 @@ def read_r(run: Path) -> dict[str, Any]:
     a row before the last is damaged, or no probe has an r.
     """
     try:
-        budget = int(json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"])
+        budget = int(read_json(run / "run.json")["steps"])
         lines = list(read_json_lines(run / "probes.jsonl"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise _cannot_replay("the run to replay cannot be read", f"{run}: {error}") from error
     by_step: dict[int, float] = {}
     for expected, (number, row) in enumerate(lines, 1):
@@ -186,7 +186,7 @@ def read_r(run: Path) -> dict[str, Any]:
             raise _cannot_replay("the run to replay is damaged", f"probes.jsonl:{expected}")
         try:
             by_step[int(row["step"])] = float(row["r"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             place = f"probes.jsonl:{number}: no number {error}"
             raise _cannot_replay("the run to replay is damaged", place) from error
     if not by_step:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from stagecli.errors import Problem, StageError
-from stagecli.schema import Fraction, Natural, PositiveReal, Recipe
+from stagecli.schema import Fraction, PositiveFraction, PositiveReal, Recipe, Seed
 from stagecli.stage import grouping
 from stagecli.stage.options import MechanismOptions, RegimeNeed
 
@@ -32,11 +32,11 @@ class StructureOptions(MechanismOptions):
     """Least regime variable (when = "converged")."""
     share: PositiveReal = 0.03
     """Norm of the term's gradient (mean of 12 steps) over the whole gradient's, after the ramp."""
-    cap: Annotated[float, Field(gt=0, le=1)] = 0.1
+    cap: PositiveFraction = 0.1
     """Upper bound on that ratio."""
     ramp: Fraction = 0.05
     """Share of the budget over which the term comes in, by a half cosine."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed for the sketches, the null model and the control groupings."""
 
     @model_validator(mode="after")

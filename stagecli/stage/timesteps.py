@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from stagecli.bounds import Range
 from stagecli.errors import StageError
-from stagecli.schema import Fraction, Positive, PositiveReal, Recipe
+from stagecli.schema import Bins, Fraction, NoiseLevel, PositiveFraction, PositiveReal, Real, Recipe
 from stagecli.stage.base import Event, Mechanism, Plan, Signals
 from stagecli.stage.densities import (
     LogitLogistic,
@@ -43,7 +44,7 @@ DensityKind = Literal[
     "curriculum",
     "loss-second-moment",
 ]
-Width = Annotated[float, Field(ge=0.05)]
+Width = Annotated[float, Range(0.05, 100)]
 # Scale of the logit-logistic density nearest to logit-normal(0, 1); their total variation distance
 # is 0.033.
 LOGISTIC = 0.61
@@ -52,13 +53,13 @@ LOGISTIC = 0.61
 class TimestepsOptions(MechanismOptions):
     kind: DensityKind = "adaptive"
     """`adaptive` follows r and needs [stage.regime]; the others are baselines."""
-    m0: float = 0.4
+    m0: Real = 0.4
     """Centre of logit t at r = 0; it moves to `m1` with r (adaptive)."""
-    s0: Annotated[float, Field(ge=0.1, le=2)] = 0.56
+    s0: Annotated[float, Range(0.1, 2)] = 0.56
     """Scale of logit t at r = 0; it moves to `s1` with r (adaptive)."""
-    m1: float | None = None
+    m1: Real | None = None
     """Centre of logit t at r = 1; default: that of [objective] (adaptive)."""
-    s1: Annotated[float, Field(ge=0.1, le=2)] | None = None
+    s1: Annotated[float, Range(0.1, 2)] | None = None
     """Scale of logit t at r = 1; default: that of [objective], which is 1 if uniform (adaptive)."""
     floor: Fraction = 0.05
     """Share of t drawn uniformly (adaptive)."""
@@ -66,35 +67,35 @@ class TimestepsOptions(MechanismOptions):
     """Power of the importance weights back to [objective]; 1: keeps the objective (adaptive)."""
     follow_loss: bool = False
     """Experimental: also prefer bins whose loss falls faster, less so as r rises (adaptive)."""
-    mean: float = 0.0
+    mean: Real = 0.0
     """Mean of logit t (logit-normal, truncated-logit-normal, curriculum)."""
     std: Width = 1.0
     """Standard deviation of logit t (logit-normal, truncated-logit-normal, curriculum)."""
-    low: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    low: Annotated[float, Range(0, 1, open_high=True)] = 0.0
     """Lower end of the truncation; the rest is stretched to (0, 1) (truncated-logit-normal)."""
-    high: Annotated[float, Field(gt=0, le=1)] = 0.925
+    high: PositiveFraction = 0.925
     """Upper end of the truncation (truncated-logit-normal)."""
-    snr_mean: float = -2.4
+    snr_mean: Real = -2.4
     """Mean of ln SNR, SNR = ((1 - t) / t)^2 (log-snr-normal)."""
-    snr_std: Annotated[float, Field(ge=0.1)] = 4.0
+    snr_std: Annotated[float, Range(0.1, 100)] = 4.0
     """Standard deviation of ln SNR (log-snr-normal)."""
     shift: PositiveReal = 3.0
     """a in t = a u / (1 + (a - 1) u); above 1: more noise (shift)."""
-    tau: Annotated[float, Field(gt=0, lt=1)] = 0.923
+    tau: NoiseLevel = 0.923
     """Noise level above which t is drawn less often (speed)."""
-    ratio: Annotated[float, Field(ge=1)] = 3.0
+    ratio: Annotated[float, Range(1, 1e6)] = 3.0
     """Density below tau over the density above it (speed)."""
-    lam: Annotated[float, Field(ge=0.5, le=1)] = 0.6
+    lam: Annotated[float, Range(0.5, 1)] = 0.6
     """Loss weights below tau lie in [1 - lam, lam] before normalisation (speed)."""
     at: Fraction = 0.6
     """Share of the budget at which logit-normal gives way to uniform (curriculum)."""
     mix: Fraction = 0.0
     """Share of the budget that a linear transition takes; 0: a switch (curriculum)."""
-    bins: Positive = 20
+    bins: Bins = 20
     """Bins of t (loss-second-moment, follow_loss)."""
-    history: Positive = 10
+    history: Annotated[int, Range(1, 10_000)] = 10
     """Steps that each bin remembers; before that, [objective] applies (loss-second-moment)."""
-    history_floor: Annotated[float, Field(gt=0, le=1)] = 0.001
+    history_floor: PositiveFraction = 0.001
     """Share of t drawn from [objective] whatever the losses (loss-second-moment)."""
     weighting: Literal["none", "min-snr"] = "none"
     """Weight of the loss by t, with mean 1; `min-snr` in the form for this project's velocity."""

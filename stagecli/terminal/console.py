@@ -18,7 +18,8 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
 from stagecli.errors import StageError
-from stagecli.report.formats import significant
+from stagecli.report.formats import significant, time_left
+from stagecli.terminal.columns import columns_of, usable_environment
 from stagecli.terminal.error_lines import problem_lines
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ StyledLine = list[tuple[str, str]]
 """A line as (text, style) pieces; a style is never the only carrier of a meaning."""
 
 REFRESH_PER_SECOND = 2.0  # a frame takes milliseconds: far below 1 % of training
-PLAIN_WIDTH = 100  # columns of a stream that is no terminal
 PROGRESS_SECONDS = 10.0  # at most one line of progress in so many, where there is no terminal
 LABEL_WIDTH = 48  # columns of an error's places at most
 NUMERIC = re.compile(r"[-+]?[\d.,]*(e[-+]\d+)?( %)?")
@@ -78,8 +78,14 @@ def _rich(stream: TextIO) -> RichConsole:
 
     if ascii_only(stream) and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")  # characters that the terminal cannot encode
-    width = None if stream.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
-    return RichConsole(file=stream, highlight=False, markup=False, emoji=False, width=width)
+    return RichConsole(
+        file=stream,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=columns_of(stream),
+        _environ=usable_environment(),
+    )
 
 
 class _Copy(io.StringIO):
@@ -125,7 +131,7 @@ class Console:
             size = os.get_terminal_size(sys.stdout.fileno())
         except (OSError, ValueError):
             return 80, 24
-        return size.columns, size.lines
+        return size.columns or 80, size.lines or 24
 
     # -- data, on stdout
 
@@ -233,15 +239,18 @@ class ProgressLines:
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, int]] = {}
+        self._first: dict[str, tuple[float, int]] = {}
 
     def __call__(self, label: str, done: int, total: int) -> None:
         """Report `done` of `total` (0: unknown)."""
         now = time.monotonic()
+        began, first = self._first.setdefault(label, (now, done))
         written, before = self._last.get(label, (-1e9, -1))
         finished = bool(total) and done >= total and before != done
         if finished or done < before or now - written >= PROGRESS_SECONDS:
             self._last[label] = (now, done)
-            write_line(f"{label}: {done:,}" + (f" of {total:,}" if total else ""))
+            text = f"{label}: {done:,}" + (f" of {total:,}" if total else "")
+            write_line(text + time_left(now - began, done - first, total - done))
 
 
 @contextmanager

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from stagecli.files import JsonRow
 from stagecli.metrics import in_training
 from stagecli.model.network import count_parameters
-from stagecli.runs.directory import Run, command_line
+from stagecli.runs.directory import Notice, Run, command_line
 from stagecli.schema import Recipe
 from stagecli.stage.base import Event
 from stagecli.train.prepare import Prepared
 from stagecli.train.recorder import Recorder
+from stagecli.train.schedule import schedule_change
 from stagecli.train.state import TrainingState
 
 SHOWN_CLIPS = 20  # skipped clips that the screen lists by name
@@ -36,7 +37,7 @@ def begin_attempt(
     run.save_info(parameters=parameters)
     recorder.view.start(view_header(recipe, run, step, parameters, device))
 
-    report_data(prepared, state, recorder)
+    report_data(recorder, prepared, state, f"all in {run.path / 'events.jsonl'}")
 
     # What this attempt continues, and whether its scores compare with those before.
     if resumed:
@@ -49,47 +50,47 @@ def begin_attempt(
                 reason=f"resumed from step {step}",
             ),
         )
-    if changes := run.evaluation_changes:
+    notices = list(run.notices)
+    change = schedule_change(step, run.before.train, recipe.train) if resumed and run.before else ""
+    if change:
+        notices.append(Notice("learning rate changed", change))
+    for notice in notices:
         recorder.event(
             step,
             Event(
-                mechanism="trainer",
-                before="unchanged",
-                after="evaluation settings changed",
-                reason="scores from here on are not comparable with earlier ones: "
-                + "; ".join(changes),
+                mechanism="trainer", before="unchanged", after=notice.after, reason=notice.reason
             ),
         )
 
 
-def report_data(prepared: Prepared, state: TrainingState, recorder: Recorder) -> None:
+def report_data(recorder: Recorder, prepared: Prepared, state: TrainingState, rest: str) -> None:
     """Show what is doubtful about the data; record changed data and clips left out as events.
 
-    Raises OSError.
+    rest: where the clips left out that are not shown can be read. Raises OSError.
     """
-    # What is doubtful, and what differs from the data that the run was trained on.
+    # What is doubtful, files passed over among it.
     for doubt in prepared.data.report.doubts:
         recorder.view.note(f"data: {doubt}")
     if state.probes is not None and (shortage := state.probes.shortage()):
         recorder.view.note(shortage)
+    for text in first_lines(prepared.left_out, rest):
+        recorder.view.note(f"left out: {text}")
+
+    # What differs from the data that the run was trained on, and what is not read.
     if prepared.data.event is not None:
         recorder.event(state.step, prepared.data.event)
-
-    # Clips left out: the first ones on the screen, all of them in the events.
+    passed_over = prepared.source.passed_over
+    if passed_over:
+        recorder.event(state.step, not_read("passed over", "; ".join(passed_over), {}))
     skipped = prepared.left_out
-    for text in first_lines(skipped, "all in events.jsonl"):
-        recorder.view.note(f"left out: {text}")
     if skipped:
-        recorder.event(
-            state.step,
-            Event(
-                mechanism="data",
-                before="found",
-                after="left out",
-                reason=f"{len(skipped)} clips left out",
-                evidence={"clips": skipped},
-            ),
-        )
+        reason = f"{len(skipped)} clips left out"
+        recorder.event(state.step, not_read("left out", reason, {"clips": skipped}))
+
+
+def not_read(outcome: str, reason: str, evidence: JsonRow) -> Event:
+    """The event of files or clips that are there and are not trained on."""
+    return Event(mechanism="data", before="found", after=outcome, reason=reason, evidence=evidence)
 
 
 def view_header(recipe: Recipe, run: Run, step: int, parameters: int, device: str) -> JsonRow:

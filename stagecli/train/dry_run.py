@@ -19,14 +19,14 @@ from stagecli.model.network import count_parameters, meta_network
 from stagecli.recipe.signature import signature
 from stagecli.report.data_table import data_table, totals
 from stagecli.schema import Recipe
-from stagecli.ssl import open_encoder
 from stagecli.stage.controller import Stages
 from stagecli.terminal.console import Console
 from stagecli.train.data_check import examine, open_training_data
+from stagecli.train.encoders import check_encoders, open_monitor
 from stagecli.train.precision import resolve_precision
 from stagecli.train.prepare import Prepared
 from stagecli.train.probe import shortage
-from stagecli.train.probe_setup import count_probe_clips, open_monitor
+from stagecli.train.probe_setup import count_probe_clips
 
 COPIES = 5  # of the parameters, in fp32: weights, gradients, two AdamW moments, the EMA
 
@@ -96,17 +96,21 @@ def plan_rows(prepared: Prepared, progress: Progress) -> JsonRow:
 def checked_data(recipe: Recipe, progress: Progress) -> Iterator[Prepared]:
     """What training would start from, with every clip checked and nothing cached or fitted.
 
-    Raises StageError with every problem.
+    Raises StageError for encoders that cannot be loaded, and with every problem of the data.
     """
+    # Every frozen network first: one that cannot be loaded costs no work on the data.
+    codec = make_codec(recipe)
+    text = text_encoder(recipe, torch.device("cpu"))
+    check_encoders(recipe)
+
     with tempfile.TemporaryDirectory() as scratch:  # for the indices of checked files
         source = open_training_data(recipe, progress, cache_dir=Path(scratch))
-        text = text_encoder(recipe, torch.device("cpu"))
         yield Prepared(
             recipe=recipe,
             source=source,
             train=source.clips("train"),
             valid=source.clips("valid"),
-            codec=make_codec(recipe),
+            codec=codec,
             data=examine(recipe, source, text, progress),
             text=text,
         )
@@ -126,12 +130,10 @@ def probe_plan(prepared: Prepared, stages: Stages, progress: Progress) -> str:
 
 
 def evaluation_plan(recipe: Recipe) -> str:
-    """How often generated audio is scored. Raises StageError where the judge cannot be loaded."""
+    """How often generated audio is scored."""
     options = recipe.train
     if not options.evaluate_every:
         return "none"
-    if recipe.task.kind == "t2a":
-        open_encoder(recipe.evaluate.judge)  # a missing judge is reported now
     steps = options.evaluate_steps or recipe.evaluate.steps
     return (
         f"every {options.evaluate_every} steps, {options.evaluate_clips} valid clips, "

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
+from stagecli.files import JsonRow, read_json_lines
 from stagecli.generate.pipeline import Pipeline
 from stagecli.metrics import in_training
 from stagecli.recipe.dump import dump_recipe
 from stagecli.runs import checkpoint
+from stagecli.stage.base import Event
+from stagecli.train.schedule import learning_rate
 from stagecli.train.scorer import Scorer
 from stagecli.train.state import RunContext, TrainingState
 from stagecli.train.validation import draw_samples, validate
+
+# A column of the row that records each kind of measurement.
+COLUMNS = {"metrics": "train/loss", "validation": "valid/loss", "scores": "eval/clips"}
 
 
 class Outputs:
@@ -40,30 +47,69 @@ class Outputs:
         self.scorer = scorer
         self.scores: dict[str, float] = {}  # of the newest evaluation
         self.scored_step = -1
+        self.saved_step = 0  # of the newest checkpoint; 0 before the first
 
     def after_step(self, lr: float) -> None:
         """Write everything that is due after this step; lr: the step's learning rate."""
+        self.recorder.view.step(self.state.step)
+        self.write(self.due(), lr)
+
+    def catch_up(self) -> None:
+        """Write what is due after the step resumed from and has no record.
+
+        A kill while samples were drawn, or an error in validation, came in between.
+        """
+        step = self.state.step
+        self.saved_step = step
+        if step == 0:
+            return
+        missing = self.due() - self.recorded()
+        self.accelerator.wait_for_everyone()  # before any process writes a record
+        if missing & {"validation", "scores"} and "checkpoint" in self.due():
+            missing.add("checkpoint")  # which of them is best depends on these
+        self.write(missing, learning_rate(step - 1, self.options))
+
+    def due(self) -> set[str]:
+        """Names of what is due after this step."""
         options = self.options
         step = self.state.step
         last = step == options.steps
-        self.recorder.view.step(step)
-
-        # Numbers of the training steps and of the validation loss.
-        if last or due(step, options.log_every):
-            self.log(lr)
-        if last or due(step, options.validate_every):
-            self.validate()
-
-        # Scores. A checkpoint without one could not be compared with the best, so it gets one too.
-        saves = last or due(step, options.checkpoint_every)
+        saves = last or is_due(step, options.checkpoint_every)
+        # A checkpoint without a score could not be compared with the best, so it gets one too.
         needs_score = saves and options.best != in_training.LOSS
-        if options.evaluate_every and (last or needs_score or due(step, options.evaluate_every)):
-            self.evaluate()
+        names = {
+            "metrics": last or is_due(step, options.log_every),
+            "validation": last or is_due(step, options.validate_every),
+            "scores": options.evaluate_every > 0
+            and (last or needs_score or is_due(step, options.evaluate_every)),
+            "checkpoint": saves,
+            "samples": options.samples > 0 and (last or is_due(step, options.sample_every)),
+        }
+        return {name for name, needed in names.items() if needed}
 
-        # Files.
-        if saves:
+    def recorded(self) -> set[str]:
+        """Names of what the run directory holds of the step resumed from."""
+        step = self.state.step
+        names = {"checkpoint"}
+        rows = self.run_dir / "metrics.jsonl"
+        for _, row in read_json_lines(rows) if rows.exists() else ():
+            if isinstance(row, dict) and row.get("step") == step:
+                names |= {name for name, column in COLUMNS.items() if column in row}
+        if (self.run_dir / "samples" / checkpoint.name_of(step) / "samples.jsonl").exists():
+            names.add("samples")
+        return names
+
+    def write(self, names: set[str], lr: float) -> None:
+        """Write what `names` lists, in the order in which one needs the other."""
+        if "metrics" in names:
+            self.log(lr)
+        if "validation" in names:
+            self.validate()
+        if "scores" in names:
+            self.evaluate()
+        if "checkpoint" in names:
             self.save()
-        if options.samples and (last or due(step, options.sample_every)):
+        if "samples" in names:
             self.draw_samples()
 
     def log(self, lr: float) -> None:
@@ -113,40 +159,70 @@ class Outputs:
             if run is not None:
                 folder = run.path / "samples" / checkpoint.name_of(state.step)
                 with state.ema.applied(state.network):
-                    draw_samples(
+                    rows = draw_samples(
                         self.pipeline, self.prepared, folder, self.options.samples, state.step
                     )
+                self._report_loud(rows)
             self.accelerator.wait_for_everyone()
 
+    def _report_loud(self, rows: Sequence[JsonRow]) -> None:
+        """An event if any sample exceeds full scale."""
+        loud = [row for row in rows if row["peak"] > 1]
+        if loud:
+            evidence = {
+                "peak": max(row["peak"] for row in loud),
+                "gain_db": min(row["gain_db"] for row in loud),
+            }
+            reason = f"{len(loud)} of {len(rows)} samples exceed full scale: " + (
+                "a peak of {peak:.3g}, written {gain_db:.1f} dB quieter".format(**evidence)
+            )
+            event = Event("samples", "drawn", "turned down", reason, evidence)
+            self.recorder.event(self.state.step, event)
+
     def save(self) -> None:
-        """Write a checkpoint; keep the newest ones and the best one by `train.best`.
+        """Write a checkpoint with a validation loss of its step.
 
         Raises StageError where it cannot be written.
         """
         state = self.state
-        run = self.recorder.run
         validated = state.newest_valid is not None and state.newest_valid[0] == state.step
         if self.prepared.valid and self.options.validate_every and not validated:
             self.validate()
         with state.log_window.paused():
-            if run is not None:
-                metric = self.options.best
-                best = in_training.best(run.info["best"], metric, state.step, self.value_of(metric))
-                codec = self.prepared.codec
-                checkpoint.save(
-                    run.checkpoints,
-                    state.step,
-                    model=state.network.state_dict(),
-                    ema=state.ema.weights,
-                    codec={"mean_C": codec.mean_C, "std_C": codec.std_C},
-                    recipe=dump_recipe(self.recipe),
-                    trainer=state.state_dict(),
-                    state={"samples": state.step * self.options.batch_size, "best": best},
-                )
-                run.save_info(best=best)
-                best_step = best["step"] if best else None
-                checkpoint.rotate(run.checkpoints, self.options.keep, best_step)
+            self.write_checkpoint()
             self.accelerator.wait_for_everyone()
+
+    def rescue(self) -> None:
+        """Save the last whole step after an error, if it is not saved yet.
+
+        Without the other processes, which may be gone, and without a validation, which may be the
+        error. Raises StageError where it cannot be written.
+        """
+        if self.state.whole and self.state.step != self.saved_step:
+            self.write_checkpoint()
+
+    def write_checkpoint(self) -> None:
+        """Write a checkpoint on the main process; keep the newest and the best by `train.best`."""
+        state = self.state
+        run = self.recorder.run
+        if run is not None:
+            metric = self.options.best
+            best = in_training.best(run.info["best"], metric, state.step, self.value_of(metric))
+            codec = self.prepared.codec
+            checkpoint.save(
+                run.checkpoints,
+                state.step,
+                model=state.network.state_dict(),
+                ema=state.ema.weights,
+                codec={"mean_C": codec.mean_C, "std_C": codec.std_C},
+                recipe=dump_recipe(self.recipe),
+                trainer=state.state_dict(),
+                state={"samples": state.step * self.options.batch_size, "best": best},
+            )
+            run.save_info(best=best)
+            best_step = best["step"] if best else None
+            checkpoint.rotate(run.checkpoints, self.options.keep, best_step)
+        self.saved_step = state.step
 
     def value_of(self, metric: str) -> float:
         """The metric for the weights of this very step; NaN where it was not measured."""
@@ -158,19 +234,14 @@ class Outputs:
         return value if step == self.state.step else math.nan
 
     def finish(self) -> str:
-        """Write what the end of training still lacks. Returns "finished" or "interrupted"."""
-        # Every process looks at the directory, so that all take the same branch.
-        step = self.state.step
-        if step >= self.options.steps:
-            drawn = (self.run_dir / "samples" / checkpoint.name_of(step)).is_dir()
-            if self.options.samples and not drawn:  # a kill came before the last samples
-                self.draw_samples()
+        """Save where a stop was requested. Returns "finished" or "interrupted"."""
+        if self.state.step >= self.options.steps:
             return "finished"
-        if step not in checkpoint.steps(self.run_dir / "checkpoints"):
+        if self.state.step != self.saved_step:
             self.save()
         return "interrupted"
 
 
-def due(step: int, every: int) -> bool:
+def is_due(step: int, every: int) -> bool:
     """Whether something that happens every `every` steps (0: never) is due after this step."""
     return every > 0 and step % every == 0

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from stagecli.codec import load_codec_state, make_codec
+from stagecli.codec import load_first_codec_state, make_codec, save_codec_state
 from stagecli.codec.base import Codec
 from stagecli.condition.text import PretrainedText, text_encoder
 from stagecli.data.cache import FeatureCache, Progress
 from stagecli.data.examples import CROP, Examples, crop, evenly, stream
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
-from stagecli.files import atomic_path
 from stagecli.hub import weights_hash
 from stagecli.schema import Recipe
 from stagecli.stage.base import FeatureSettings
 from stagecli.train.data_check import DataCheck, compare, examine, open_training_data
+from stagecli.train.encoders import check_encoders
 from stagecli.train.teacher_features import TargetFeatures, build_target_features
 
 STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are computed from
@@ -33,7 +32,7 @@ class Prepared:
     """The trainer's input: checked clips, a fitted codec, filled caches.
 
     data: the report on the clips; text, frames_cache, text_cache, features: None where the recipe
-    does not need them.
+    does not need them; rebuilt: what was damaged and has been computed again, and why.
     """
 
     recipe: Recipe
@@ -46,6 +45,7 @@ class Prepared:
     frames_cache: FeatureCache | None = None
     text_cache: FeatureCache | None = None
     features: TargetFeatures | None = None
+    rebuilt: list[str] = field(default_factory=list)
 
     @property
     def num_samples(self) -> int:
@@ -87,22 +87,26 @@ def prepare(
     run_dir: Path | None,
     device: torch.device,
     progress: Progress,
-    features: FeatureSettings | None = None,
     *,
+    features: FeatureSettings | None = None,
+    start: Path | None = None,
     accept_data: bool = False,
 ) -> Prepared:
     """Check the data, make and fit the codec, fill the caches.
 
     run_dir: where the codec's statistics are kept, so that a resume does not fit them again;
-    features: of the training clips, where a mechanism asks for them; accept_data: go on with other
-    data than those that the run was trained on.
+    features: of the training clips, where a mechanism asks for them; start: the checkpoint that a
+    resume continues from; accept_data: go on with other data than those of the run.
     Raises StageError with every problem of the data.
     """
+    # Every frozen network first: one that cannot be loaded costs no work on the data.
+    codec = make_codec(recipe).to(device).eval()
+    text = text_encoder(recipe, device)
+    check_encoders(recipe)
+
     # The clips, all of them checked.
     source = open_training_data(recipe, progress)
     train = source.clips("train")
-    codec = make_codec(recipe).to(device).eval()
-    text = text_encoder(recipe, device)
     data = examine(recipe, source, text, progress)
     if run_dir is not None:
         data = compare(data, run_dir, accept=accept_data)
@@ -114,6 +118,7 @@ def prepare(
         codec=codec,
         data=data,
         text=text,
+        rebuilt=list(source.notices),
     )
 
     # What frozen networks compute once: frames, caption embeddings, teacher features.
@@ -131,16 +136,26 @@ def prepare(
             progress=lambda done, total: progress("teacher features", done, total),
         )
 
-    # The codec's statistics: of this run, or computed now.
-    statistics = run_dir / "codec.safetensors" if run_dir else None
-    if statistics is not None and statistics.exists():
-        load_codec_state(codec, statistics)
-    else:
-        fit_codec(prepared, device, progress)
-        if statistics is not None:
-            with atomic_path(statistics) as partial:
-                save_file({"mean_C": codec.mean_C.cpu(), "std_C": codec.std_C.cpu()}, partial)
+    load_or_fit_codec(prepared, run_dir, start, device, progress)
     return prepared
+
+
+def load_or_fit_codec(
+    prepared: Prepared,
+    run_dir: Path | None,
+    start: Path | None,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """The codec's statistics: of this run, of the checkpoint it continues from, or computed now."""
+    kept = [folder / "codec.safetensors" for folder in (run_dir, start) if folder is not None]
+    kept = [path for path in kept if path.exists()]
+    loaded, problems = load_first_codec_state(prepared.codec, kept)
+    prepared.rebuilt += [f"{problem.where}: {problem.what}" for problem in problems]
+    if loaded is None:
+        fit_codec(prepared, device, progress)
+    if run_dir is not None and loaded != run_dir / "codec.safetensors":
+        save_codec_state(prepared.codec, run_dir / "codec.safetensors")
 
 
 def fit_codec(prepared: Prepared, device: torch.device, progress: Progress) -> None:
@@ -196,10 +211,11 @@ def cache_texts(prepared: Prepared, text: PretrainedText, progress: Progress) ->
     config = {
         "text": prepared.recipe.condition.model_dump(include={"max_length"}),
         "weights": weights_hash(text.network),
-        "vocabulary": text.vocabulary(),
+        "tokenizer": text.tokenizer_hash(),
     }
     cache = FeatureCache(Path(prepared.recipe.data.cache_dir), "text", config)
-    captions = sorted({"", *(clip.caption for clip in [*prepared.train, *prepared.valid])})
+    clips = [*prepared.train, *prepared.valid]
+    captions = sorted({"", *(caption for clip in clips for caption in clip.captions)})
     cache.fill(
         captions,
         lambda keys: [embedding.numpy() for embedding in text.embed(keys)],

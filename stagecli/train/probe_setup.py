@@ -17,10 +17,9 @@ from stagecli.data.frames import to_device, to_frames
 from stagecli.errors import Problem, StageError
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network
-from stagecli.schema import Recipe
-from stagecli.ssl import check_monitor, open_encoder
 from stagecli.stage import registry
 from stagecli.stage.base import ProbeSettings
+from stagecli.train.encoders import open_monitor
 from stagecli.train.prepare import Prepared
 from stagecli.train.probe import AT_ONCE, FeatureDistance, ProbeSet, Targets, feature_count
 
@@ -112,27 +111,6 @@ def build_probes(
         hold=hold,
         accelerator=accelerator,
     )
-
-
-def open_monitor(recipe: Recipe, settings: ProbeSettings) -> Encoder:
-    """The monitor, checked against the recipe. Raises StageError where it does not fit."""
-    monitor = open_encoder(settings.monitor, settings.layer)
-    cutoff = recipe.condition.cutoff
-    restored_band = None
-    if recipe.task.kind == "sr" and cutoff:
-        top = recipe.data.sample_rate / 2
-        if settings.partial_band and monitor.band > cutoff[0]:
-            top = min(top, monitor.band)
-        restored_band = (cutoff[0], top)
-    check_monitor(
-        monitor,
-        task=recipe.task.kind,
-        sample_rate=recipe.data.sample_rate,
-        restored_band=restored_band,
-        clip_seconds=recipe.data.seconds,
-        judge_name=recipe.evaluate.judge,
-    )
-    return monitor
 
 
 def count_probe_clips(

@@ -23,3 +23,20 @@ def learning_rate(step: int, options: Train) -> float:
         remaining = (options.steps - step) / max(1, options.steps // 5)
         return end + (options.lr - end) * min(1.0, remaining)
     return options.lr
+
+
+def schedule_change(step: int, before: Train, now: Train) -> str:
+    """What another `train.steps` does to the learning rate after `step`; "" if nothing."""
+    old = learning_rate(step, before)
+    new = learning_rate(step, now)
+    if math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-12):
+        return ""
+    way_out = 'to extend a run without that, train it with train.schedule = "constant" under --name'
+    if now.schedule == "wsd":
+        start = before.steps - before.steps // 5
+        way_out = f"to continue before its decay, add --from-checkpoint with a step up to {start}"
+    return (
+        f"train.steps {before.steps} -> {now.steps} stretches the {now.schedule} schedule: "
+        f"at step {step} the learning rate {'rises' if new > old else 'falls'} "
+        f"from {old:.3g} to {new:.3g}; {way_out}"
+    )

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 
-from stagecli.errors import Problem, StageError
+from stagecli import launcher
+from stagecli.errors import EXIT_FAILED, Problem, StageError, causes
 from stagecli.generate.pipeline import Pipeline
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network
 from stagecli.runs import checkpoint
-from stagecli.runs.directory import Run
+from stagecli.runs.directory import Notice, Run, move_aside
+from stagecli.runs.integrity import RESUMES, Choice, folders, newest_whole
 from stagecli.schema import Recipe, Train
 from stagecli.stage.controller import Stages
 from stagecli.terminal.views import View
+from stagecli.train.feed import micro_batches
 from stagecli.train.log_window import LogWindow
 from stagecli.train.outputs import Outputs
 from stagecli.train.prepare import Prepared, prepare
+from stagecli.train.probe import ProbeSet
 from stagecli.train.probe_setup import build_probes
 from stagecli.train.recorder import Recorder
 from stagecli.train.scorer import build_scorer
+from stagecli.train.shared_memory import check_shared_memory
 from stagecli.train.state import RunContext, TrainingState
 from stagecli.train.trainer import Trainer
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """Raises StageError where the precision or the batch size does not fit the machine."""
+    """The processes of this run, which work together on the CPU where there is no GPU.
+
+    Raises StageError where the precision, the batch size or the processes do not fit the machine.
+    """
     options = recipe.train
     precision = "no" if options.precision == "fp32" else options.precision
     if precision == "fp16" and not torch.cuda.is_available():
@@ -36,7 +46,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             problems=[Problem("train.precision", "fp16")],
             hint="use --set train.precision=bf16",
         )
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = connect(precision)
     divisor = accelerator.num_processes * options.accumulate
     if options.batch_size % divisor:
         raise StageError(
@@ -47,6 +57,67 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
+def connect(precision: str) -> Accelerator:
+    """Join the processes that a launcher started.
+
+    Raises StageError where there are not as many as it was asked for: each of them would train the
+    whole run.
+    """
+    # What can be seen before.
+    launcher.check_environment()
+    asked = launcher.processes()
+    gpus = torch.cuda.device_count()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    on_cpu = asked > 1 and not torch.accelerator.is_available()
+    if gpus and local > gpus and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise StageError(
+            f"{local} processes on this machine, which has {gpus} GPUs",
+            hint=f"start {gpus} processes; train.accumulate makes their batches smaller",
+        )
+
+    # What came of it.
+    try:
+        accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
+    except Exception as error:
+        raise StageError(
+            "the processes of this run cannot be connected",
+            problems=[Problem("cause", text) for text in causes(error)],
+            hint="start them with torchrun or accelerate launch; or unset RANK, WORLD_SIZE and "
+            "LOCAL_RANK to train in one process",
+            exit_code=EXIT_FAILED,
+        ) from error
+    if accelerator.num_processes != asked:
+        raise StageError(
+            f"{asked} processes were asked for, and {accelerator.num_processes} would train",
+            problems=[Problem("WORLD_SIZE", f"is {asked}; the device is {accelerator.device}")],
+            hint="start them with torchrun --nproc_per_node N -m stagecli train ...",
+        )
+    return accelerator
+
+
+def trainer_at(
+    start: Choice | None,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    run_dir: Path,
+    run: Run | None,
+    view: View,
+    *,
+    accept_data: bool,
+) -> Trainer:
+    """The trainer as it was at the checkpoint `start`; new where there is none.
+
+    Raises StageError, OSError.
+    """
+    path = start.path if start is not None else None
+    trainer = build_trainer(
+        recipe, accelerator, run_dir, run, view, start=path, accept_data=accept_data
+    )
+    if start is not None:
+        resume(trainer.state, start, run)
+    return trainer
+
+
 def build_trainer(
     recipe: Recipe,
     accelerator: Accelerator,
@@ -54,21 +125,22 @@ def build_trainer(
     run: Run | None,
     view: View,
     *,
+    start: Path | None = None,
     accept_data: bool = False,
 ) -> Trainer:
-    """Everything before the first step: data, network, measurements, and the newest checkpoint.
+    """Everything before the first step: data, network and measurements, not resumed yet.
 
-    run: the open run directory, None on all but the main process; accept_data: as in `prepare`.
+    run: the open run directory, None on all but the main process; start: the checkpoint to resume;
+    accept_data: as in `prepare`.
     Raises StageError for anything that would keep the run from training.
     """
     device = accelerator.device
 
     # The data, the codec, and what the frozen encoders compute once.
     stages = Stages.of(recipe)
-    with accelerator.main_process_first():
-        prepared = prepare(
-            recipe, run_dir, device, view.progress, stages.features, accept_data=accept_data
-        )
+    prepared = prepare_together(
+        recipe, accelerator, run_dir, run, view, start=start, accept_data=accept_data
+    )
 
     # What is trained.
     network = build_network(recipe, prepared, device)
@@ -77,9 +149,6 @@ def build_trainer(
     stages.attach(network, prepared.feature_width)
 
     # What measures it.
-    probes = None
-    if stages.probes is not None:
-        probes = build_probes(stages.probes, prepared, network, accelerator, view.progress)
     pipeline = build_pipeline(prepared, network, accelerator)
     scorer = None
     if recipe.train.evaluate_every:
@@ -92,10 +161,9 @@ def build_trainer(
         optimizer=optimizer,
         scaler=accelerator.scaler,
         stages=stages,
-        probes=probes,
+        probes=open_probes(stages, prepared, network, accelerator, view),
         log_window=LogWindow(recipe.train.bins),
     )
-    resume(state, run_dir / "checkpoints", run)
 
     # The loop and what it writes.
     context = RunContext(
@@ -107,6 +175,45 @@ def build_trainer(
         recorder=Recorder(run, view),
     )
     return Trainer(context, state, Outputs(context, state, pipeline, scorer))
+
+
+def prepare_together(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    run_dir: Path,
+    run: Run | None,
+    view: View,
+    *,
+    start: Path | None,
+    accept_data: bool,
+) -> Prepared:
+    """What `prepare` makes, by the main process first; the others then find its caches.
+
+    The arguments are those of `build_trainer`. Raises StageError.
+    """
+    with accelerator.main_process_first():
+        prepared = prepare(
+            recipe,
+            run_dir,
+            accelerator.device,
+            view.progress,
+            features=Stages.of(recipe).features,
+            start=start,
+            accept_data=accept_data,
+        )
+    check_shared_memory(prepared, micro_batches(recipe, rank=0, world=accelerator.num_processes))
+    if run is not None:
+        run.notices += [Notice("made again", problem) for problem in prepared.rebuilt]
+    return prepared
+
+
+def open_probes(
+    stages: Stages, prepared: Prepared, network: Network, accelerator: Accelerator, view: View
+) -> ProbeSet | None:
+    """The probes that the mechanisms ask for, if any. Raises StageError."""
+    if stages.probes is None:
+        return None
+    return build_probes(stages.probes, prepared, network, accelerator, view.progress)
 
 
 def build_pipeline(prepared: Prepared, network: Network, accelerator: Accelerator) -> Pipeline:
@@ -144,10 +251,30 @@ def build_optimizer(
     )
 
 
-def resume(state: TrainingState, checkpoints: Path, run: Run | None) -> None:
-    """Continue from the newest checkpoint, if any. Raises StageError where it is damaged."""
-    if not checkpoint.steps(checkpoints):
+def starting_point(checkpoints: Path, step: int | None) -> Choice | None:
+    """The checkpoint to continue from: that of `step`, else the newest that is whole.
+
+    None where there is none. Raises StageError where those there are cannot be used.
+    """
+    if step is None:
+        return newest_whole(checkpoints)
+    path = checkpoint.resolve(checkpoints, str(step), needed=RESUMES)
+    newer = [path for other, path in folders(checkpoints).items() if other > step]
+    return Choice(path, [(path, f"is newer than --from-checkpoint {step}") for path in newer])
+
+
+def resume(state: TrainingState, start: Choice, run: Run | None) -> None:
+    """Continue from a checkpoint; newer ones are moved aside, so that it is the newest.
+
+    Raises StageError where it does not fit, OSError where the run cannot be written.
+    """
+    progress = state.restore(start.path)
+    if run is None:
         return
-    progress = state.restore(checkpoint.resolve(checkpoints))
-    if run is not None:  # a kill may have come between the checkpoint and run.json
-        run.save_info(best=progress["best"])
+    run.save_info(
+        best=progress.get("best")
+    )  # a kill may have come between the checkpoint and run.json
+    for path, reason in start.passed_over:
+        kept = move_aside(path).name
+        text = f"{path.name} {reason}: continuing from {start.path.name}; it is kept as {kept}"
+        run.notices.append(Notice("checkpoint passed over", text))

@@ -46,7 +46,8 @@ class TrainingState:
     """Everything that changes from step to step and therefore belongs in a checkpoint.
 
     step: optimiser steps done; seconds: time spent on them over all attempts; probe_seconds: time
-    spent on probes; newest_valid: (step, validation loss) of the newest validation.
+    spent on probes; newest_valid: (step, validation loss) of the newest validation; whole: False
+    while a step is taken in, from the update of the weights to the last mechanism.
     """
 
     network: Network
@@ -60,6 +61,7 @@ class TrainingState:
     seconds: float = 0.0
     probe_seconds: float = 0.0
     newest_valid: tuple[int, float] | None = None
+    whole: bool = True
 
     def state_dict(self) -> dict[str, Any]:
         """All but the weights of the network and of its EMA, which have files of their own."""
@@ -82,6 +84,8 @@ class TrainingState:
         the state of other mechanisms.
         """
         progress, trainer = checkpoint.load_state(path)
+        if not isinstance(trainer, dict):
+            raise checkpoint.damaged(path, "its trainer state is not a dictionary")
         if set(trainer) != set(self.state_dict()):
             raise StageError(
                 f"cannot resume from {path}: another version of stagecli wrote its trainer state",
@@ -89,6 +93,17 @@ class TrainingState:
                 "inspect-regime, sample and evaluate still read this run",
             )
 
+        # Checkpoints of earlier versions have no sums: damage may show only here.
+        try:
+            self._restore_parts(path, trainer)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise checkpoint.damaged(path, f"its state does not fit this run: {error}") from error
+
+        # Where it stands.
+        self.step = progress["step"]
+        return progress
+
+    def _restore_parts(self, path: Path, trainer: dict[str, Any]) -> None:
         # Weights and optimiser.
         self.network.load_state_dict(checkpoint.load_weights(path, "model"))
         self.ema.load(checkpoint.load_weights(path, "ema"), trainer["ema_updates"])
@@ -102,9 +117,5 @@ class TrainingState:
         if self.probes is not None:
             self.probes.load_state_dict(trainer["probes"])
         self.newest_valid = tuple(trainer["newest_valid"]) if trainer["newest_valid"] else None
-
-        # Where it stands.
-        self.step = progress["step"]
-        self.seconds = trainer["seconds"]
-        self.probe_seconds = trainer["probe_seconds"]
-        return progress
+        self.seconds = float(trainer["seconds"])
+        self.probe_seconds = float(trainer["probe_seconds"])

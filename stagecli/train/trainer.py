@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NoReturn
@@ -18,18 +17,17 @@ from torch import Tensor
 
 from stagecli.data.examples import clip_at, stratified
 from stagecli.data.frames import to_device, to_frames
-from stagecli.data.loader import MicroBatches, loader
-from stagecli.errors import EXIT_FAILED, Problem, StageError
+from stagecli.errors import EXIT_FAILED, Problem
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
-from stagecli.stage.base import Event, Plan, Probe, Signals
+from stagecli.stage.base import Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.train.attempt import begin_attempt
+from stagecli.train.failure import StepError, rescue
+from stagecli.train.feed import Batch, Feed
 from stagecli.train.interrupt import Interrupt
 from stagecli.train.outputs import Outputs
 from stagecli.train.schedule import learning_rate
 from stagecli.train.state import RunContext, TrainingState
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(kw_only=True)
@@ -59,91 +57,82 @@ class Trainer:
         self.state = state
         self.stages = state.stages
         self.outputs = outputs
-        self.interrupt = Interrupt()
-        self.with_features = False  # whether batches carry features of the target
+        self.feed = Feed(context, state)
 
-    def fit(self) -> str:
+    def fit(self, interrupt: Interrupt) -> str:
         """Train to the last step, or until a stop is requested.
 
-        Returns "finished" or "interrupted". Raises StageError for a loss or gradient that is not
-        finite, and for files that cannot be written.
+        interrupt: entered by the caller. Returns "finished" or "interrupted". Raises StageError for
+        whatever else ends training, with the last whole step saved.
         """
+        begin_attempt(self.recipe, self.state, self.recorder, self.prepared, str(self.device))
+        try:
+            with interrupt.at_once(False):
+                self.outputs.catch_up()
+                self.train(interrupt)
+                return self.outputs.finish()
+        except Exception as error:
+            raise rescue(error, self.outputs) from error
+
+    def train(self, interrupt: Interrupt) -> None:
+        """The loop. Raises StageError for a loss or gradient that is not finite, or lost data."""
         options = self.options
         state = self.state
-        begin_attempt(self.recipe, state, self.recorder, self.prepared, str(self.device))
-        order = self.micro_batches()
-        with self.interrupt:
-            batches = self.load(order)
-            state.log_window.restart_clock()
-            while state.step < options.steps and not self.stop_requested():
-                # What this step does: the stages' plan, a stratified u for t, the learning rate.
-                began = time.monotonic()
-                plan = self.stages.plan(state.step)
-                u_B = stratified(options.seed, state.step, options.batch_size)
-                lr = learning_rate(state.step, options)
+        self.feed.open()
+        state.log_window.restart_clock()
+        while state.step < options.steps:
+            # The step's data, unless a stop is requested.
+            began = time.monotonic()
+            batches = self.feed.take(interrupt)
+            if batches is None:
+                return
 
-                # Forward and backward, one micro-batch at a time.
-                self.wrapped.train()
-                micro_steps = [
-                    self.forward_backward(plan, batches, u_B[order.rows(number)], number)
-                    for number in range(options.accumulate)
-                ]
+            # What this step does: the stages' plan, a stratified u for t, the learning rate.
+            plan = self.stages.plan(state.step)
+            u_B = stratified(options.seed, state.step, options.batch_size)
+            lr = learning_rate(state.step, options)
 
-                # Update the weights, unless the loss or the gradient is not finite.
-                loss = self.mean_loss(micro_steps)
-                grad_norm = self.clip_gradient(micro_steps)
-                self.update(lr)
-                state.step += 1
+            # Forward and backward, one micro-batch at a time.
+            self.wrapped.train()
+            micro_steps = [
+                self.forward_backward(plan, batch, u_B[self.feed.order.rows(number)], number)
+                for number, batch in enumerate(batches)
+            ]
 
-                # What the step showed, gathered over all processes.
-                t_B = self.gather([micro.t_B for micro in micro_steps])
-                loss_B = self.gather([micro.loss_B for micro in micro_steps])
-                state.log_window.add(t_B, loss_B, loss, grad_norm)
-                state.seconds += time.monotonic() - began
+            # Update the weights, unless the loss or the gradient is not finite.
+            loss = self.mean_loss(micro_steps)
+            grad_norm = self.clip_gradient(micro_steps)
+            state.whole = False
+            self.update(lr)
+            state.step += 1
 
-                # Measure what is due, and let the stages react.
-                probe, probe_seconds = self.probe()
-                for event in self.stages.observe(
-                    self.signals(t_B=t_B, loss_B=loss_B, grad_norm=grad_norm, lr=lr, probe=probe)
-                ):
-                    self.recorder.event(state.step, event)
-                if self.with_features and self.stages.features is None:
-                    batches = self.load(order.since(state.step))  # without features from here on
+            # What the step showed, gathered over all processes.
+            t_B = self.gather([micro.t_B for micro in micro_steps])
+            loss_B = self.gather([micro.loss_B for micro in micro_steps])
+            state.log_window.add(t_B, loss_B, loss, grad_norm)
+            state.seconds += time.monotonic() - began
 
-                # Rows, samples and checkpoints.
-                if probe is not None:
-                    self.record_probe(probe, probe_seconds)
-                self.outputs.after_step(lr)
-            return self.outputs.finish()
+            # Measure what is due, and let the stages react.
+            probe, probe_seconds = self.probe()
+            for event in self.stages.observe(
+                self.signals(t_B=t_B, loss_B=loss_B, grad_norm=grad_norm, lr=lr, probe=probe)
+            ):
+                self.recorder.event(state.step, event)
+            self.feed.follow_stages()
+            if probe is not None:
+                self.record_probe(probe, probe_seconds)
+            state.whole = True
 
-    def micro_batches(self) -> MicroBatches:
-        """This process's share of the examples of every step from the current one on."""
-        return MicroBatches(
-            batch_size=self.options.batch_size,
-            accumulate=self.options.accumulate,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            start=self.state.step,
-            stop=self.options.steps,
-        )
+            # Rows, samples and checkpoints.
+            self.outputs.after_step(lr)
 
-    def load(self, order: MicroBatches) -> Iterator[Batch]:
-        """Micro-batches in order, with features of the target while a mechanism asks for them."""
-        self.with_features = self.stages.features is not None
-        if not self.with_features:
-            self.prepared.features = None  # frees their memory
-        examples = self.prepared.examples(self.prepared.train, features=self.with_features)
-        return iter(loader(examples, order))
-
-    def forward_backward(
-        self, plan: Plan, batches: Iterator[Batch], u_B: Tensor, number: int
-    ) -> MicroStep:
-        """Accumulate the gradient of the next micro-batch.
+    def forward_backward(self, plan: Plan, batch: Batch, u_B: Tensor, number: int) -> MicroStep:
+        """Accumulate the gradient of a micro-batch.
 
         u_B: uniform numbers that the plan's density turns into t; number: of the micro-batch in its
         step. Processes exchange gradients in the last one only.
         """
-        batch = to_frames(to_device(next(batches), self.device), self.prepared.codec)
+        batch = to_frames(to_device(batch, self.device), self.prepared.codec)
         t_B, weight_B = (value.to(self.device) for value in plan.density.sample(u_B))
         last = number == self.options.accumulate - 1
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
@@ -238,18 +227,8 @@ class Trainer:
         """Values of this step's micro-batches, of all processes, on the CPU."""
         return self.accelerator.gather(torch.cat(parts)).cpu()
 
-    def stop_requested(self) -> bool:
-        """Whether any process got a signal to stop, so that all stop after the same step."""
-        if self.accelerator.num_processes == 1:
-            return self.interrupt.requested
-        flag = torch.tensor([float(self.interrupt.requested)], device=self.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
-
     def fail(self, quantity: str, batch: Batch) -> NoReturn:
-        """Save the state before this step, and raise a StageError that names the batch's clips."""
-        self.outputs.save()
-        step = self.state.step
-
+        """Raise a StageError that names the batch's clips."""
         # Which clips, and whether they or the network are the cause.
         train = self.prepared.train
         seed = self.options.seed
@@ -259,26 +238,16 @@ class Trainer:
         if not all(bool(torch.isfinite(value).all()) for value in inputs):
             cause = "the batch itself, which holds values that are not finite"
 
-        # The event, and the error that ends the run.
-        message = f"the {quantity} is not finite"
-        event = Event(
-            mechanism="trainer",
-            before="training",
-            after="failed",
-            reason=message,
-            evidence={"clips": keys},
-        )
-        self.recorder.event(step, event)
         more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-        raise StageError(
-            f"{message} at step {step + 1}",
+        raise StepError(
+            f"the {quantity} is not finite at step {self.state.step + 1}",
             problems=[
                 Problem("cause", cause),
                 Problem("last batch", ", ".join(keys[:4]) + more),
             ],
-            hint=f"the state before it is saved (step {step}); lower train.lr or train.clip, "
-            "or use precision fp32, under another --name",
+            hint="lower train.lr or train.clip, or use precision fp32, under another --name",
             exit_code=EXIT_FAILED,
+            evidence={"clips": keys},
         )
 
 

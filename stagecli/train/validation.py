@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from stagecli.data.audio import write_wav
 from stagecli.data.degrade import degrade, test_low_pass
 from stagecli.data.examples import VALID, VALID_NOISE, VALID_SEED, Collate, crop, evenly, stream
 from stagecli.data.frames import to_device, to_frames
 from stagecli.files import JsonRow, json_line, write_atomic
 from stagecli.flow.objective import flow_loss
+from stagecli.generate.listening import LISTING, write_listening
 from stagecli.generate.pipeline import Pipeline, SamplerSettings
 from stagecli.train.prepare import Prepared
 
@@ -69,11 +69,11 @@ def validate(prepared: Prepared, network: nn.Module, accelerator: Accelerator) -
 
 def draw_samples(
     pipeline: Pipeline, prepared: Prepared, folder: Path, count: int, step: int
-) -> None:
+) -> list[JsonRow]:
     """Write `count` samples as WAV files, and `samples.jsonl` with a row for each.
 
-    From validation captions (t2a) or low-passed validation clips (sr); step: of the weights. Raises
-    OSError.
+    From validation captions (t2a) or low-passed validation clips (sr); step: of the weights.
+    Returns the rows. Raises OSError.
     """
     settings = SamplerSettings.of(prepared.recipe.evaluate)
     origin = {
@@ -85,7 +85,8 @@ def draw_samples(
     draw = draw_restored if prepared.recipe.task.kind == "sr" else draw_generated
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{**row, **origin} for row in draw(pipeline, prepared, folder, count)]
-    write_atomic(folder / "samples.jsonl", "".join(map(json_line, rows)))
+    write_atomic(folder / LISTING, "".join(map(json_line, rows)))
+    return rows
 
 
 def draw_generated(
@@ -100,8 +101,8 @@ def draw_generated(
     rows = []
     for i, audio in enumerate(pipeline.generate(prompts, seed=options.seed, settings=settings)):
         name = f"{i:03d}.wav"
-        write_wav(folder / name, audio, prepared.recipe.data.sample_rate)
-        rows.append({"path": name, "prompt": prompts[i]})
+        levels = write_listening(folder / name, audio, prepared.recipe.data.sample_rate)
+        rows.append({"path": name, "prompt": prompts[i], **levels})
     return rows
 
 
@@ -122,7 +123,10 @@ def draw_restored(
         restored = pipeline.restore(
             low, cutoff, seed=options.seed, settings=settings, index=i, prompt=clip.caption
         )
-        for name, audio in (("input", low), ("output", restored), ("target", target)):
-            write_wav(folder / f"{i:03d}_{name}.wav", audio, rate)
-        rows.append({"path": f"{i:03d}_output.wav", "input": clip.key, "cutoff": cutoff})
+        # One gain for all three, so that they compare by ear.
+        clips = {"input": low, "target": target, "output": restored}
+        for name, audio in clips.items():
+            path = folder / f"{i:03d}_{name}.wav"
+            levels = write_listening(path, audio, rate, beside=list(clips.values()))
+        rows.append({"path": path.name, "input": clip.key, "cutoff": cutoff, **levels})
     return rows

@@ -73,6 +73,19 @@ def _writable(folder: Path) -> str:
     return f"{existing}: {free_mb:,} MB free"
 
 
+def _shared_memory() -> str:
+    """Never fails: `data.workers = 0` needs none."""
+    from stagecli.train.shared_memory import FOLDER, free_shared_memory
+
+    free = free_shared_memory()
+    if free is None:
+        return f"no {FOLDER} on this system"
+    detail = f"{FOLDER}: {free // 2**20:,} MB free"
+    if free // 2**20 < NEEDED_MB:
+        detail += "; little for data.workers: docker run --shm-size=8g, or --set data.workers=0"
+    return detail
+
+
 def examine_machine(runs_dir: Path) -> dict[str, Any]:
     """{"ok", "checks": [{"name", "ok", "detail"}], "environment"}; `detail` explains a failure."""
     tests: dict[str, Callable[[], str]] = {
@@ -81,6 +94,7 @@ def examine_machine(runs_dir: Path) -> dict[str, Any]:
         "bf16": _bf16,
         "accelerate": _accelerate,
         "soundfile": _soundfile,
+        "shared memory": _shared_memory,
         "runs directory": lambda: _writable(runs_dir),
     }
     checks = []

@@ -1,0 +1,48 @@
+"""The encoders, codecs and packages that a recipe names: which of them are not there.
+
+As far as it shows without loading them; `train` loads each before it looks at the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from stagecli.hub.folder import local_problem
+from stagecli.recipe.toml_positions import Key
+from stagecli.schema import Recipe
+from stagecli.ssl import name_problem
+
+
+def find_missing_parts(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    """(key, what is wrong) for every named part that cannot be had; `[stage.*]` must be valid."""
+    from stagecli.stage import registry
+
+    # SSL encoders.
+    encoders = [(use.key, use.encoder) for use in registry.encoders(recipe.stage)]
+    for key, name in (*encoders, ("evaluate.judge", recipe.evaluate.judge)):
+        problem = name_problem(name)
+        if problem is not None:
+            yield tuple(key.split(".")), problem
+
+    # Other checkpoints, where they are used.
+    codec = recipe.codec
+    checkpoints = [
+        (("codec", "model"), codec.model if codec.kind in ("dac", "encodec") else None),
+        (("codec", "vocoder"), codec.vocoder if codec.kind == "mel" else None),
+        (
+            ("condition", "model"),
+            recipe.condition.model if recipe.condition.text == "transformers" else None,
+        ),
+    ]
+    for place, source in checkpoints:
+        problem = local_problem(source) if source else None
+        if problem is not None:
+            yield place, problem
+
+    # Packages of an extra.
+    if recipe.data.source == "huggingface" and find_spec("datasets") is None:
+        yield (
+            ("data", "source"),
+            "needs the package `datasets`: pip install 'stagecli[datasets]'",
+        )

@@ -1,0 +1,110 @@
+"""How an error ends a run: the state of the last whole step is saved, and one error tells why."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stagecli.errors import EXIT_FAILED, Problem, StageError, causes
+from stagecli.stage.base import Event
+from stagecli.train.outputs import Outputs
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+LOST = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by peer")
+
+
+class StepError(StageError):
+    """A step that cannot be done. evidence: for the event that records it."""
+
+    def __init__(self, message: str, *, evidence: Mapping[str, Any], **details: Any) -> None:
+        super().__init__(message, **details)
+        self.evidence = evidence
+
+
+def rescue(error: Exception, outputs: Outputs) -> StageError:
+    """Save the last whole step, record the failure, and return the one error that tells it."""
+    # A checkpoint, by the main process. No error of the rescue may hide the first one.
+    state = outputs.state
+    saved: StageError | None = None
+    try:
+        outputs.rescue()
+    except StageError as failed:
+        saved = failed
+
+    # The event, and the error that ends the run.
+    failure = as_stage_error(error, outputs.run_dir, f"training failed at step {state.step + 1}")
+    evidence = error.evidence if isinstance(error, StepError) else {"causes": causes(error)}
+    event = Event(
+        mechanism="trainer",
+        before="training",
+        after="failed",
+        reason=failure.message,
+        evidence=evidence,
+    )
+    with suppress(OSError):
+        outputs.recorder.event(state.step, event)
+    return StageError(
+        failure.message,
+        problems=[*failure.problems, *_kept(outputs, saved)],
+        hint=failure.hint,
+        exit_code=failure.exit_code,
+    )
+
+
+def _kept(outputs: Outputs, failed: StageError | None) -> Sequence[Problem]:
+    """Which step the same command resumes from."""
+    step = outputs.state.step
+    if step == outputs.saved_step:
+        return [Problem("saved", f"step {step}")] if step else []
+    newest = f"the newest checkpoint is of step {outputs.saved_step}"
+    if not outputs.saved_step:
+        newest = "there is no checkpoint"
+    why = "the step was not complete" if failed is None else causes(failed)[0]
+    return [Problem("not saved", f"step {step}: {why}; {newest}")]
+
+
+def as_stage_error(error: Exception, run_dir: Path, message: str) -> StageError:
+    """Any exception as an error that the command line prints in a few lines.
+
+    message: for one that nobody expected.
+    """
+    if isinstance(error, StageError):
+        return error
+    if isinstance(error, OSError) and _is_of_run(error, run_dir):
+        return StageError(
+            f"cannot write the run: {error.strerror or error}",
+            problems=[Problem(str(error.filename or run_dir), str(error))],
+            hint="free some space and run the same command again: "
+            "it resumes from the last checkpoint",
+            exit_code=EXIT_FAILED,
+        )
+    hint = "run the same command again to resume; STAGECLI_DEBUG=1 shows where it happened"
+    if is_lost_connection(error):
+        message = "another process of this run has ended"
+        hint = "its own error is printed above, unless it was killed, for example for lack of "
+        hint += "memory; run the same command again to resume"
+    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        hint = "train under another name with a smaller train.batch_size or a larger "
+        hint += "train.accumulate, which needs less memory at once"
+    problems = [Problem("cause", text) for text in causes(error)]
+    return StageError(message, problems=problems, hint=hint, exit_code=EXIT_FAILED)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error only says that another process of the run is gone."""
+    if isinstance(error, StageError):
+        return error.__cause__ is not None and is_lost_connection(error.__cause__)
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return type(error) is RuntimeError and any(word in str(error) for word in LOST)
+
+
+def _is_of_run(error: OSError, run_dir: Path) -> bool:
+    """Whether an error is about a file of the run, or about the disk."""
+    name = str(error.filename or "")
+    return error.errno in DISK or (bool(name) and Path(name).is_relative_to(run_dir))
