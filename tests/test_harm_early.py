@@ -34,8 +34,7 @@ def no_data_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("the data was opened before the encoders")
 
-    for module in ("prepare", "dry_run"):
-        monkeypatch.setattr(f"stagecli.train.{module}.open_source", opened)
+    monkeypatch.setattr("stagecli.train.data_check.open_source", opened)
 
 
 @pytest.mark.usefixtures("no_data_work")

@@ -87,6 +87,8 @@ def test_unsigned_keys_do_not_change_the_signature(tmp_path: Path) -> None:
         "data.workers=0",
         "data.memory_mb=1",
         "data.cache_dir=elsewhere",
+        "data.path=elsewhere",
+        'data.on_bad_file="skip"',
         "train.steps=99",
         "train.log_every=3",
         "train.keep=9",

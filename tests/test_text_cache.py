@@ -11,6 +11,7 @@ import torch
 import transformers
 from conftest import write_recipe
 
+from stagecli.condition.text import load_text_encoder
 from stagecli.data.cache import FeatureCache
 from stagecli.recipe.load import load_recipe
 from stagecli.train.prepare import prepare
@@ -95,3 +96,14 @@ def test_other_weights_with_the_same_tokenizer_have_a_cache_of_their_own(
     second = text_cache(tmp_path, other)
     assert second.path != first.path
     assert differs(first, second)
+
+
+def test_the_part_of_a_caption_that_is_read_is_counted_in_tokens(encoder: Path) -> None:
+    """Two captions with one beginning are one condition when they are cut there."""
+    text = load_text_encoder(str(encoder), max_length=3)
+    short, loud, quiet = text.kept(["a bell", "a deep bell loud", "a deep bell quiet"])
+    assert not short.is_cut
+    assert loud.is_cut and quiet.is_cut
+    assert loud.part == quiet.part != short.part
+    embeddings = text.embed(["a deep bell loud", "a deep bell quiet"])
+    assert torch.equal(*embeddings)

@@ -100,6 +100,10 @@ Labels = Annotated[
         help="t2a: label for prompt accuracy (repeatable); default: all that captions determine.",
     ),
 ]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Where the run's data are now; default: the recipe's data.path."),
+]
 Quick = Annotated[
     bool,
     typer.Option("--quick", help="t2a: distances only, nothing that needs the training split."),
@@ -146,6 +150,7 @@ def evaluate(
     clap: Clap = None,
     labels: Labels = None,
     quick: Quick = False,
+    data: Data = None,
     reference: Reference = None,
     generated: Generated = None,
     training: Training = None,
@@ -178,6 +183,7 @@ def evaluate(
         clap=clap,
         labels=labels or [],
         quick=quick,
+        data=data,
         reference=reference,
         generated=generated,
         training=training,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from stagecli import launcher
 from stagecli.cli.options import Overrides, RunsDir
+from stagecli.cli.progress import progress_bars
 from stagecli.errors import EXIT_INTERRUPTED, StageError
 from stagecli.terminal.console import Console
 from stagecli.terminal.live import make_view
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from stagecli.schema import Recipe
     from stagecli.terminal.views import View
 
+ONCE = ("--restart", "--accept-data")  # flags that a resume does not repeat
 EXAMPLES = (
     "Examples:  stagecli train quickstart   |   "
     "stagecli train my.toml --set train.lr=1e-4 --name low-lr"
@@ -44,6 +47,12 @@ def train(
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Start over; the existing run is renamed, not deleted."),
+    ] = False,
+    accept_data: Annotated[
+        bool,
+        typer.Option(
+            "--accept-data", help="Resume although the data have changed; an event records how."
+        ),
     ] = False,
     from_checkpoint: Annotated[
         int | None,
@@ -82,17 +91,29 @@ def train(
         argv=sys.argv[1:],
         overrides=overrides or [],
         restart=restart,
+        accept_data=accept_data,
         from_checkpoint=from_checkpoint,
     )
     console = Console()
     if status == "interrupted":
         if is_main_process:
-            arguments = [word for word in sys.argv[1:] if word != "--restart"]
-            console.note(f"interrupted; resume with:  {launcher.command(arguments)}")
+            console.note(f"interrupted; resume with:  {launcher.command(_resuming(sys.argv[1:]))}")
         raise typer.Exit(EXIT_INTERRUPTED)
     if not quiet and is_main_process:
         console.note(f"run: {folder}   samples: {folder / 'samples'}")
         console.note(f"next:  stagecli evaluate {folder}   |   stagecli inspect-regime {folder}")
+
+
+def _resuming(arguments: Sequence[str]) -> list[str]:
+    """The arguments without those that are for one start only."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--from-checkpoint":
+            next(words, None)  # its value
+        elif word not in ONCE and not word.startswith("--from-checkpoint="):
+            kept.append(word)
+    return kept
 
 
 def _folder(recipe: Recipe, runs_dir: Path, name: str | None, reference: str) -> Path:
@@ -109,7 +130,9 @@ def _folder(recipe: Recipe, runs_dir: Path, name: str | None, reference: str) ->
 def _dry_run(recipe: Recipe) -> None:
     from stagecli.train import dry_run
 
-    dry_run.dry_run(recipe, Console())
+    with progress_bars() as report:
+        plan = dry_run.make_plan(recipe, report)
+    dry_run.show_plan(plan, Console())
 
 
 def _prepare(recipe: Recipe, view: View) -> None:
@@ -121,8 +144,8 @@ def _prepare(recipe: Recipe, view: View) -> None:
         f"{len(prepared.train)} training and {len(prepared.valid)} validation clips are ready",
     )
     console = Console()
-    for text in prepared.source.passed_over:
-        console.warn(f"{recipe.data.path}: {text}")
+    for doubt in prepared.data.report.doubts:
+        console.warn(f"data: {doubt}")
     skipped = prepared.source.skipped
     if skipped:
         console.warn(f"{len(skipped)} clips skipped:")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,20 @@ def byte_ids(captions: Sequence[str], max_length: int) -> Tensor:
     return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
 
 
+class Kept(NamedTuple):
+    """The part of a caption that the network reads: equal parts are one condition."""
+
+    part: Hashable
+    is_cut: bool
+
+
+def kept_bytes(captions: Sequence[str], max_length: int) -> list[Kept]:
+    """The part of each caption that `byte_ids` keeps."""
+    encoded = [caption.encode("utf-8") for caption in captions]
+    most = max_length - 1
+    return [Kept(text[:most], len(text) > most) for text in encoded]
+
+
 class PretrainedText:
     """A frozen text encoder of `transformers` and its tokenizer, from `load_text_encoder`.
 
@@ -71,6 +85,15 @@ class PretrainedText:
             del content["padding"], content["truncation"]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def kept(self, captions: Sequence[str]) -> list[Kept]:
+        """The part of each caption that `embed` keeps, as ids of tokens."""
+        whole = self.tokenizer(list(captions), verbose=False)["input_ids"]
+        read = self.tokenizer(list(captions), truncation=True, max_length=self.max_length)
+        return [
+            Kept(tuple(part), len(ids) > len(part))
+            for ids, part in zip(whole, read["input_ids"], strict=True)
+        ]
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> list[Tensor]:

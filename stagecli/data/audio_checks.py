@@ -11,6 +11,9 @@ from stagecli.data.decoding import AudioInfo, UndecodableError, open_audio
 # Peak of the mono mix; below the smallest 16-bit value (3e-5), above the rounding of antiphase.
 SILENCE = 2e-5
 _SILENT = "is silent"
+# Peak of the mono mix of float audio above which its scale is that of integers: a loud float file
+# may pass full scale (1.0), but not by 12 dB.
+LARGEST_PEAK = 4.0
 
 
 def check_content(audio: Path | bytes) -> tuple[AudioInfo | None, str | None]:
@@ -29,7 +32,7 @@ def check_content(audio: Path | bytes) -> tuple[AudioInfo | None, str | None]:
                 is_finite = is_finite and bool(np.isfinite(block_NC).all())
                 if is_finite:
                     peak = max(peak, float(np.abs(block_NC.mean(axis=1)).max()))
-            info = AudioInfo(stream.sample_rate, num_samples, stream.channels)
+            info = AudioInfo(stream.sample_rate, num_samples, stream.channels, peak)
     except UndecodableError as error:
         return None, str(error)
     if num_samples == 0:
@@ -51,3 +54,10 @@ def too_low(info: AudioInfo | None, sample_rate: int) -> str | None:
     if info is None or info.sample_rate >= sample_rate:
         return None
     return f"sample rate {info.sample_rate} Hz is below the recipe's {sample_rate} Hz"
+
+
+def wrong_scale(info: AudioInfo | None) -> str | None:
+    """The problem if samples are far above full scale, as in a float file of 16-bit integers."""
+    if info is None or info.peak <= LARGEST_PEAK:
+        return None
+    return f"peaks at {info.peak:.6g} times full scale: its samples must lie between -1 and 1"

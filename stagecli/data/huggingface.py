@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stagecli.data.cache import Stamp, content_hash
+from stagecli.data.cache import Stamp
 from stagecli.data.rows import SPLITS, Clip, Entry, Split, read_captions, split_names
 from stagecli.data.source import FileSource
 from stagecli.data.text_files import text_problem
@@ -30,12 +29,6 @@ class HuggingFaceSource(FileSource):
     def __init__(self, data: Data, tables: Mapping[Split, Any], entries: Sequence[Entry]) -> None:
         super().__init__(data, data.path, entries)
         self._tables = tables
-
-    def content_hash(self, clip: Clip) -> str:
-        audio = self._audio(clip)
-        if isinstance(audio, bytes):
-            return hashlib.sha256(audio).hexdigest()
-        return content_hash(audio, self._hashes)
 
     def _identity(self, clip: Clip) -> tuple[str, Stamp]:
         # The fingerprint depends on the content, which a stamp could add nothing to.

@@ -6,6 +6,8 @@ problems are reported together. No torch.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from stagecli.data.audio import read_mono
-from stagecli.data.audio_checks import check_content, too_low
+from stagecli.data.audio_checks import check_content, too_low, wrong_scale
+from stagecli.data.bandwidth import file_bandwidth
 from stagecli.data.cache import Count, FileIndex, Stamp, content_hash, open_index, stamp_of
 from stagecli.data.decoding import AudioInfo, file_problem
 from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
@@ -25,7 +28,8 @@ from stagecli.errors import Problem, StageError
 from stagecli.schema import Data
 
 LISTED = 50  # problems printed one by one
-CHECKS = 2  # version of the checks of `check_content`; raise it when they change
+CHECKS = 3  # version of the checks of `check_content`; raise it when they change
+BANDWIDTHS = 1  # version of `file_bandwidth`, likewise
 WRITE_EVERY = 256  # results of checks that are stored with one write
 
 Check = tuple[AudioInfo | None, str | None]
@@ -57,6 +61,18 @@ class Source(Protocol):
         """Hex digest of the audio content, unchanged when a file is moved or touched."""
         ...
 
+    def content_hashes(self, clips: Sequence[Clip], progress: Count | None = None) -> list[str]:
+        """`content_hash` of many clips, at once. progress: (clips done, clips)."""
+        ...
+
+    def info(self, clip: Clip) -> AudioInfo | None:
+        """Format and peak of a clip's audio; None where no file holds it."""
+        ...
+
+    def bandwidth(self, clip: Clip) -> float | None:
+        """Hz up to which a clip's audio has content; None where no file holds it."""
+        ...
+
 
 class FileSource:
     """Recorded audio: the entries of a manifest or a folder. `check` turns entries into clips.
@@ -77,7 +93,9 @@ class FileSource:
         self.notices: list[str] = []
         self._entries = list(entries)
         self._clips: dict[Split, list[Clip]] = {}
+        self._infos: dict[str, AudioInfo] = {}
         self._hashes: FileIndex | None = None
+        self._bandwidths: FileIndex | None = None
 
     def clips(self, split: Split) -> list[Clip]:
         return list(self._clips[split])
@@ -86,8 +104,37 @@ class FileSource:
         return read_mono(self._audio(clip), self.sample_rate, clip.key)
 
     def content_hash(self, clip: Clip) -> str:
-        assert clip.path is not None
-        return content_hash(clip.path, self._hashes)
+        audio = self._audio(clip)
+        if isinstance(audio, Path):
+            return content_hash(audio, self._hashes)
+        name, stamp = self._identity(clip)
+        digest = self._hashes.get(name, stamp) if self._hashes else None
+        if not isinstance(digest, str):
+            digest = hashlib.sha256(audio).hexdigest()
+            if self._hashes:
+                self._hashes.put(name, stamp, digest)
+        return digest
+
+    def content_hashes(self, clips: Sequence[Clip], progress: Count | None = None) -> list[str]:
+        hashes = []
+        with ThreadPoolExecutor(self.workers) as pool:
+            for digest in pool.map(self.content_hash, clips):
+                hashes.append(digest)
+                if progress:
+                    progress(len(hashes), len(clips))
+        return hashes
+
+    def info(self, clip: Clip) -> AudioInfo | None:
+        return self._infos[clip.key]
+
+    def bandwidth(self, clip: Clip) -> float | None:
+        assert self._bandwidths is not None
+        name, stamp = self._identity(clip)
+        hertz = self._bandwidths.get(name, stamp)
+        if not isinstance(hertz, float):
+            hertz = file_bandwidth(self._audio(clip))
+            self._bandwidths.put(name, stamp, hertz)
+        return hertz
 
     def check(
         self, splits: Sequence[Split], cache_dir: Path, progress: Count | None = None
@@ -98,6 +145,9 @@ class FileSource:
         problem, unless `data.on_bad_file` is "skip".
         """
         self._hashes = self._open_index(cache_dir / "hashes.jsonl", 1, _is_hash)
+        self._bandwidths = self._open_index(
+            cache_dir / "bandwidths.jsonl", BANDWIDTHS, _is_frequency
+        )
         wanted = [
             entry.clip
             for entry in self._entries
@@ -112,10 +162,11 @@ class FileSource:
             problem = entry.problem
             if entry.clip is not None and entry.clip.key in checks:
                 info, problem = checks[entry.clip.key]
-                problem = problem or too_low(info, self.sample_rate)
+                problem = problem or too_low(info, self.sample_rate) or wrong_scale(info)
                 if problem is None and info is not None:
                     clip = replace(entry.clip, seconds=info.seconds)
                     self._clips[clip.split].append(clip)
+                    self._infos[clip.key] = info
                 elif not entry.where.endswith(entry.clip.key):
                     problem = f"{entry.clip.key}: {problem}"
             if problem:
@@ -211,7 +262,7 @@ class FileSource:
 
 def _as_json(check: Check) -> list[Any]:
     info, problem = check
-    numbers = [info.sample_rate, info.frames, info.channels] if info else None
+    numbers = [info.sample_rate, info.frames, info.channels, info.peak] if info else None
     return [numbers, problem]
 
 
@@ -222,8 +273,10 @@ def _is_check(value: Any) -> bool:
     numbers, problem = value
     good_numbers = numbers is None or (
         isinstance(numbers, list)
-        and len(numbers) == 3
-        and all(type(number) is int and number > 0 for number in numbers)
+        and len(numbers) == 4
+        and all(type(number) is int and number > 0 for number in numbers[:3])
+        and isinstance(numbers[3], float)
+        and 0 <= numbers[3] < math.inf
     )
     good_problem = problem is None or isinstance(problem, str)
     return good_numbers and good_problem and not (numbers is None and problem is None)
@@ -231,6 +284,10 @@ def _is_check(value: Any) -> bool:
 
 def _is_hash(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_frequency(value: Any) -> bool:
+    return isinstance(value, float) and 0 <= value < math.inf
 
 
 def _listed(problems: list[Problem], name: str) -> list[Problem]:

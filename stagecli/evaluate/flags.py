@@ -29,6 +29,7 @@ class Flags:
     preset: str | None = None
     by: str | None = None
     perceptual: bool = False
+    data: Path | None = None
     judge: str | None = None
     clap: str | None = None
     labels: Sequence[str] = ()
@@ -86,6 +87,7 @@ def _run_flags(flags: Flags) -> dict[str, object]:
         "--by": flags.by,
         "--label": flags.labels,
         "--quick": flags.quick,
+        "--data": flags.data,
     }
 
 

@@ -9,10 +9,9 @@ from typing import cast
 from stagecli import __version__
 from stagecli.data.cache import Progress
 from stagecli.data.examples import evenly
-from stagecli.data.open import open_source
 from stagecli.data.rows import Clip, Split
-from stagecli.data.source import Source
 from stagecli.errors import Problem, StageError
+from stagecli.evaluate.data import open_data
 from stagecli.evaluate.differences import Outcome, compare_outcomes
 from stagecli.evaluate.flags import Flags, check_run_flags
 from stagecli.evaluate.job import Job, wants_full
@@ -23,6 +22,7 @@ from stagecli.evaluate.t2a import score_t2a
 from stagecli.files import JsonRow, finite, write_atomic, write_json
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
 from stagecli.recipe.load import load_from_run
+from stagecli.recipe.signature import UNSIGNED
 from stagecli.runs import checkpoint
 from stagecli.runs.directory import command_line, environment, read_info
 from stagecli.schema import Recipe
@@ -31,6 +31,8 @@ from stagecli.ssl.base import Encoder
 from stagecli.stage import registry
 
 Say = Callable[[str], None]
+# Keys of `[data]` that decide where and how clips are read, not which: not part of an evaluation.
+PLACES = UNSIGNED["data"]
 
 
 def evaluate_runs(
@@ -134,7 +136,7 @@ def _job(
     """Open the data, and resolve the flags against the recipe."""
     # The clips, and how they are sampled.
     recipe = pipeline.recipe
-    source = _source(recipe, flags, progress)
+    source = open_data(recipe, flags, run_dir, progress=progress, warn=warn)
     clips = evenly(source.clips(cast(Split, flags.split)), flags.samples or recipe.evaluate.samples)
     seed = recipe.evaluate.seed if flags.seed is None else flags.seed
     sampling = SamplerSettings.of(
@@ -185,22 +187,6 @@ def _warn_about_split(flags: Flags, warn: Say) -> None:
         )
 
 
-def _source(recipe: Recipe, flags: Flags, progress: Progress) -> Source:
-    """The recipe's data: the split to score, and for t2a the splits it is compared with."""
-    splits: list[Split] = [cast(Split, flags.split)]
-    if recipe.task.kind == "t2a":
-        others: list[Split] = ["train", "valid"] if wants_full(flags) else ["train"]
-        splits = list(dict.fromkeys([*others, *splits]))
-    return open_source(
-        recipe.data,
-        need_captions=recipe.condition.text != "none",
-        base=Path.cwd(),
-        splits=splits,
-        seed=recipe.train.seed,
-        progress=lambda done, total: progress("checking audio", done, total),
-    )
-
-
 def _settings(
     head: JsonRow,
     identity: JsonRow,
@@ -215,7 +201,7 @@ def _settings(
         "version": __version__,
         "cfg_interval": list(sampling.cfg_interval),
         "batch_size": sampling.batch_size,
-        "data": recipe.data.model_dump(mode="json"),
+        "data": recipe.data.model_dump(mode="json", exclude=PLACES),
         "clip_keys": fingerprint({"keys": [clip.key for clip in clips]}),
     }
 

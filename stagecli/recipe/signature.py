@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from stagecli.recipe.load import PATH_KEYS
 from stagecli.schema import Recipe
 
 UNSIGNED: dict[str, set[str] | None] = {
     "about": None,
     "evaluate": None,
-    "data": {"workers", "memory_mb", "cache_dir"},
+    "data": {"path", "on_bad_file", "workers", "memory_mb", "cache_dir"},  # see data.json
     "train": {
         "steps",
         "log_every",
@@ -47,13 +50,22 @@ def _walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 def signed_keys(recipe: Recipe) -> dict[str, Any]:
     """The flattened keys that decide what is trained."""
+    from stagecli.stage import registry
+
+    paths = {".".join(key) for key in (*PATH_KEYS, *registry.path_keys(recipe.stage))}
     signed = {}
     for key, value in flatten(recipe).items():
         section, _, name = key.partition(".")
         unsigned = UNSIGNED.get(section, set())
         if unsigned is not None and name not in unsigned:
-            signed[key] = value
+            signed[key] = _portable(value) if key in paths else value
     return signed
+
+
+def _portable(value: Any) -> Any:
+    """A path to a folder of a model as its last part, with the kind before it: folders move."""
+    match = re.fullmatch(r"([\w-]+:)?([/~.].*)", value) if isinstance(value, str) else None
+    return f"{match[1] or ''}{Path(match[2]).name}" if match else value
 
 
 def signature(recipe: Recipe) -> str:

@@ -3,6 +3,7 @@
 runs/<name>/  recipe.toml (resolved; runnable)  run.json  environment.json  .lock
   metrics.jsonl  bins.jsonl  events.jsonl  probes.jsonl     flat rows: step, time, attempt, ...
   codec.safetensors                                         statistics of the training set
+  data.json                                                 report on the data, fingerprint
   checkpoints/step_00010000/  latest (text pointer)         see checkpoint.py
   samples/  evals/
 """

@@ -13,6 +13,7 @@ from stagecli.files import JsonRow, write_atomic
 from stagecli.recipe.dump import dump_recipe
 from stagecli.recipe.signature import signature
 from stagecli.report.run_info import SCHEMA
+from stagecli.runs import data_file
 from stagecli.runs.directory import Notice, Run, free_name, is_run, move_aside, now, read_info
 from stagecli.runs.integrity import folders
 from stagecli.runs.lock import RunLock, lock_run
@@ -111,8 +112,9 @@ def _prepare(recipe: Recipe, folder: Path, lock: RunLock, new: JsonRow) -> Run:
     run = Run(folder, info, lock, before=before, notices=notices)
     for name in FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    if not resumes:  # statistics of a failed start
-        (folder / "codec.safetensors").unlink(missing_ok=True)
+    if not (info["attempts"] or folders(folder / "checkpoints")):  # of a start that trained nothing
+        for name in ("codec.safetensors", data_file.NAME):
+            (folder / name).unlink(missing_ok=True)
     run.save_info()
     write_atomic(folder / "recipe.toml", dump_recipe(recipe))
     return run

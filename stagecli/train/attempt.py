@@ -21,7 +21,7 @@ SHOWN_CLIPS = 20  # skipped clips that the screen lists by name
 def begin_attempt(
     recipe: Recipe, state: TrainingState, recorder: Recorder, prepared: Prepared, device: str
 ) -> None:
-    """Open a new attempt on the main process and report what is special about it.
+    """Open a new attempt on the main process and report what is special about it and its data.
 
     Raises OSError.
     """
@@ -37,7 +37,7 @@ def begin_attempt(
     run.save_info(parameters=parameters)
     recorder.view.start(view_header(recipe, run, step, parameters, device))
 
-    report_left_out(recorder, prepared, step, f"all in {run.path / 'events.jsonl'}")
+    report_data(recorder, prepared, state, f"all in {run.path / 'events.jsonl'}")
 
     # What this attempt continues, and whether its scores compare with those before.
     if resumed:
@@ -63,30 +63,34 @@ def begin_attempt(
         )
 
 
-def report_left_out(recorder: Recorder, prepared: Prepared, step: int, rest: str) -> None:
-    """Files passed over, and clips left out: the first on the screen, all in the events.
+def report_data(recorder: Recorder, prepared: Prepared, state: TrainingState, rest: str) -> None:
+    """Show what is doubtful about the data; record changed data and clips left out as events.
 
-    rest: where those that are not shown can be read. Raises OSError.
+    rest: where the clips left out that are not shown can be read. Raises OSError.
     """
-    passed_over = prepared.source.passed_over
-    skipped = prepared.left_out
-    for text in passed_over:
-        recorder.view.note(f"{prepared.recipe.data.path}: {text}")
-    for text in first_lines(skipped, rest):
+    # What is doubtful, files passed over among it.
+    for doubt in prepared.data.report.doubts:
+        recorder.view.note(f"data: {doubt}")
+    if state.probes is not None and (shortage := state.probes.shortage()):
+        recorder.view.note(shortage)
+    for text in first_lines(prepared.left_out, rest):
         recorder.view.note(f"left out: {text}")
-    reasons = {"passed over": passed_over, "left out": [f"{len(skipped)} clips left out"]}
-    for outcome, files in (("passed over", passed_over), ("left out", skipped)):
-        if files:
-            recorder.event(
-                step,
-                Event(
-                    mechanism="data",
-                    before="found",
-                    after=outcome,
-                    reason="; ".join(reasons[outcome]),
-                    evidence={"clips": list(skipped)} if files is skipped else {},
-                ),
-            )
+
+    # What differs from the data that the run was trained on, and what is not read.
+    if prepared.data.event is not None:
+        recorder.event(state.step, prepared.data.event)
+    passed_over = prepared.source.passed_over
+    if passed_over:
+        recorder.event(state.step, not_read("passed over", "; ".join(passed_over), {}))
+    skipped = prepared.left_out
+    if skipped:
+        reason = f"{len(skipped)} clips left out"
+        recorder.event(state.step, not_read("left out", reason, {"clips": skipped}))
+
+
+def not_read(outcome: str, reason: str, evidence: JsonRow) -> Event:
+    """The event of files or clips that are there and are not trained on."""
+    return Event(mechanism="data", before="found", after=outcome, reason=reason, evidence=evidence)
 
 
 def view_header(recipe: Recipe, run: Run, step: int, parameters: int, device: str) -> JsonRow:

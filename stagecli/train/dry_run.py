@@ -3,66 +3,82 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from stagecli.codec import make_codec
 from stagecli.condition.text import text_encoder
-from stagecli.data.open import open_source
-from stagecli.data.source import Source
+from stagecli.data.cache import Progress
+from stagecli.data.report import DataReport
 from stagecli.files import JsonRow
 from stagecli.model.network import count_parameters, meta_network
 from stagecli.recipe.signature import signature
+from stagecli.report.data_table import data_table, totals
 from stagecli.schema import Recipe
 from stagecli.stage.controller import Stages
 from stagecli.terminal.console import Console
+from stagecli.train.data_check import examine, open_training_data
 from stagecli.train.encoders import check_encoders, open_monitor
 from stagecli.train.precision import resolve_precision
+from stagecli.train.prepare import Prepared
+from stagecli.train.probe import shortage
+from stagecli.train.probe_setup import count_probe_clips
 
 COPIES = 5  # of the parameters, in fp32: weights, gradients, two AdamW moments, the EMA
 
 
-def dry_run(recipe: Recipe, out: Console) -> None:
-    """Print the plan of a run as a table. Raises StageError where it could not be trained."""
-    rows = [
-        [name, f"{value:,}" if isinstance(value, int) else value]
-        for name, value in plan_rows(recipe).items()
-    ]
-    out.table("", ["", ""], rows)
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """rows: figures by name; data: the report on the clips."""
+
+    rows: JsonRow
+    data: DataReport
 
 
-def plan_rows(recipe: Recipe) -> JsonRow:
+def make_plan(recipe: Recipe, progress: Progress) -> Plan:
+    """The plan of a run. Raises StageError if it cannot be trained."""
+    with checked_data(resolve_precision(recipe), progress) as prepared:
+        rows = plan_rows(prepared, progress)
+    return Plan(rows=rows, data=prepared.data.report)
+
+
+def show_plan(plan: Plan, out: Console) -> None:
+    """Print a plan as tables; warn about what is doubtful in the data."""
+    out.table("", ["", ""], [[name, _cell(value)] for name, value in plan.rows.items()])
+    out.text()
+    out.table("", *data_table(plan.data.facts))
+    for doubt in plan.data.doubts:
+        out.warn(f"data: {doubt}")
+
+
+def plan_rows(prepared: Prepared, progress: Progress) -> JsonRow:
     """Data counts, shapes, parameters, memory and measurements of a run, by name.
 
-    Raises StageError for bad data, and for encoders that cannot be loaded.
+    Raises StageError for encoders that cannot be loaded.
     """
-    # Every frozen network, then the data and the shape of one crop.
-    recipe = resolve_precision(recipe)
-    options = recipe.train
-    codec = make_codec(recipe)
-    text = text_encoder(recipe, torch.device("cpu"))
-    check_encoders(recipe)
-    source = check_data(recipe)
-    train = source.clips("train")
-    num_samples = round(recipe.data.seconds * recipe.data.sample_rate)
-
     # The model, without memory for its weights.
-    text_width = text.width if text is not None else None
-    network = meta_network(recipe, channels=codec.channels, text_width=text_width)
+    recipe = prepared.recipe
+    options = recipe.train
+    text_width = prepared.text.width if prepared.text is not None else None
+    network = meta_network(recipe, channels=prepared.codec.channels, text_width=text_width)
     parameters = count_parameters(network)
     width, depth, heads = recipe.model.resolved()
+    frames, channels = prepared.shape
 
     stages = Stages.of(recipe)
+    train = prepared.train
     return {
         "recipe": recipe.about.name,
         "task": recipe.task.kind,
         "training clips": len(train),
-        "validation clips": len(source.clips("valid")),
-        "left out": len(source.skipped),
-        "passed over": "; ".join(source.passed_over) or "nothing",
+        "validation clips": len(prepared.valid),
+        **totals(prepared.data.report.facts),
         "hours of training audio": round(sum(clip.seconds for clip in train) / 3600, 3),
-        "frames x channels": f"{codec.frames(num_samples)} x {codec.channels}",
+        "frames x channels": f"{frames} x {channels}",
         "model": f"width {width}, depth {depth}, heads {heads}",
         "parameters": parameters,
         "weights and optimiser, MB": round(parameters * 4 * COPIES / 2**20),  # without activations
@@ -70,35 +86,47 @@ def plan_rows(recipe: Recipe) -> JsonRow:
         "steps": options.steps,
         "passes over the data": round(options.steps * options.batch_size / max(1, len(train)), 2),
         "mechanisms": ", ".join(stages.mechanisms) or "none (plain training)",
-        "probes": probe_plan(recipe, stages),
+        "probes": probe_plan(prepared, stages, progress),
         "evaluation while training": evaluation_plan(recipe),
         "signature": signature(recipe),
     }
 
 
-def check_data(recipe: Recipe) -> Source:
-    """The data set with every clip checked. Raises StageError with every problem."""
-    with tempfile.TemporaryDirectory() as scratch:  # for the index of checked files
-        return open_source(
-            recipe.data,
-            need_captions=recipe.condition.text != "none",
-            base=Path.cwd(),
-            splits=("train", "valid"),
-            seed=recipe.train.seed,
-            cache_dir=Path(scratch),
+@contextmanager
+def checked_data(recipe: Recipe, progress: Progress) -> Iterator[Prepared]:
+    """What training would start from, with every clip checked and nothing cached or fitted.
+
+    Raises StageError for encoders that cannot be loaded, and with every problem of the data.
+    """
+    # Every frozen network first: one that cannot be loaded costs no work on the data.
+    codec = make_codec(recipe)
+    text = text_encoder(recipe, torch.device("cpu"))
+    check_encoders(recipe)
+
+    with tempfile.TemporaryDirectory() as scratch:  # for the indices of checked files
+        source = open_training_data(recipe, progress, cache_dir=Path(scratch))
+        yield Prepared(
+            recipe=recipe,
+            source=source,
+            train=source.clips("train"),
+            valid=source.clips("valid"),
+            codec=codec,
+            data=examine(recipe, source, text, progress),
+            text=text,
         )
 
 
-def probe_plan(recipe: Recipe, stages: Stages) -> str:
+def probe_plan(prepared: Prepared, stages: Stages, progress: Progress) -> str:
     """How the discrepancy is measured. Raises StageError where the monitor does not fit."""
     settings = stages.probes
     if settings is None:
         return "none"
-    monitor = open_monitor(recipe, settings)
+    monitor = open_monitor(prepared.recipe, settings)
+    count = count_probe_clips(settings, prepared, torch.device("cpu"), progress)
+    if problem := shortage(count, settings.clips):
+        prepared.data.report.doubts.append(problem)
     levels = ", ".join(map(str, settings.t))
-    return (
-        f"every {settings.every} steps, {settings.clips} clips at t = {levels}, by {monitor.label}"
-    )
+    return f"every {settings.every} steps, {count} clips at t = {levels}, by {monitor.label}"
 
 
 def evaluation_plan(recipe: Recipe) -> str:
@@ -111,3 +139,7 @@ def evaluation_plan(recipe: Recipe) -> str:
         f"every {options.evaluate_every} steps, {options.evaluate_clips} valid clips, "
         f"{steps} sampler steps"
     )
+
+
+def _cell(value: object) -> object:
+    return f"{value:,}" if isinstance(value, int) else value

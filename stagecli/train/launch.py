@@ -20,7 +20,7 @@ from stagecli.train.failure import as_stage_error, is_lost_connection
 from stagecli.train.interrupt import Interrupt
 from stagecli.train.precision import resolve_precision
 from stagecli.train.prepare import Prepared, prepare
-from stagecli.train.setup import build_accelerator, build_trainer, resume, starting_point
+from stagecli.train.setup import build_accelerator, starting_point, trainer_at
 
 
 def train(
@@ -31,12 +31,14 @@ def train(
     argv: Sequence[str] = (),
     overrides: Sequence[str] = (),
     restart: bool = False,
+    accept_data: bool = False,
     from_checkpoint: int | None = None,
 ) -> str:
     """Train a recipe in `run_dir`, or resume it there.
 
-    argv, overrides: the command line and its `--set` values, for run.json; from_checkpoint: the
-    step to continue from, instead of the newest checkpoint.
+    argv, overrides: the command line and its `--set` values, for run.json; accept_data: resume with
+    other data than the run was trained on; from_checkpoint: the step to continue from, instead of
+    the newest checkpoint.
     Returns "finished" or "interrupted". Raises StageError.
     """
     recipe = resolve_precision(recipe)
@@ -54,11 +56,9 @@ def train(
                 run = open_run(recipe, run_dir, argv=argv, overrides=overrides, restart=restart)
             accelerator.wait_for_everyone()
             start = starting_point(run_dir / "checkpoints", from_checkpoint)
-            trainer = build_trainer(
-                recipe, accelerator, run_dir, run, view, start=start.path if start else None
+            trainer = trainer_at(
+                start, recipe, accelerator, run_dir, run, view, accept_data=accept_data
             )
-            if start is not None:
-                resume(trainer.state, start, run)
             status = trainer.fit(interrupt)
         except KeyboardInterrupt:
             status = "interrupted"

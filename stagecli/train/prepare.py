@@ -15,12 +15,12 @@ from stagecli.codec.base import Codec
 from stagecli.condition.text import PretrainedText, text_encoder
 from stagecli.data.cache import FeatureCache, Progress
 from stagecli.data.examples import CROP, Examples, crop, evenly, stream
-from stagecli.data.open import open_source
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
 from stagecli.hub import weights_hash
 from stagecli.schema import Recipe
 from stagecli.stage.base import FeatureSettings
+from stagecli.train.data_check import DataCheck, compare, examine, open_training_data
 from stagecli.train.encoders import check_encoders
 from stagecli.train.teacher_features import TargetFeatures, build_target_features
 
@@ -31,8 +31,8 @@ STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are comp
 class Prepared:
     """The trainer's input: checked clips, a fitted codec, filled caches.
 
-    text, frames_cache, text_cache, features: None where the recipe does not need them; rebuilt:
-    what was damaged and has been computed again, and why.
+    data: the report on the clips; text, frames_cache, text_cache, features: None where the recipe
+    does not need them; rebuilt: what was damaged and has been computed again, and why.
     """
 
     recipe: Recipe
@@ -40,6 +40,7 @@ class Prepared:
     train: list[Clip]
     valid: list[Clip]
     codec: Codec
+    data: DataCheck
     text: PretrainedText | None = None
     frames_cache: FeatureCache | None = None
     text_cache: FeatureCache | None = None
@@ -55,6 +56,11 @@ class Prepared:
     def shape(self) -> tuple[int, int]:
         """(T, C) of one crop."""
         return self.codec.frames(self.num_samples), self.codec.channels
+
+    @property
+    def feature_width(self) -> int | None:
+        """D of the teacher's features; None where no mechanism uses any."""
+        return self.features.width if self.features is not None else None
 
     @property
     def left_out(self) -> list[str]:
@@ -84,12 +90,13 @@ def prepare(
     *,
     features: FeatureSettings | None = None,
     start: Path | None = None,
+    accept_data: bool = False,
 ) -> Prepared:
     """Check the data, make and fit the codec, fill the caches.
 
     run_dir: where the codec's statistics are kept, so that a resume does not fit them again;
     features: of the training clips, where a mechanism asks for them; start: the checkpoint that a
-    resume continues from.
+    resume continues from; accept_data: go on with other data than those of the run.
     Raises StageError with every problem of the data.
     """
     # Every frozen network first: one that cannot be loaded costs no work on the data.
@@ -98,14 +105,18 @@ def prepare(
     check_encoders(recipe)
 
     # The clips, all of them checked.
-    source = open_data(recipe, progress)
+    source = open_training_data(recipe, progress)
     train = source.clips("train")
+    data = examine(recipe, source, text, progress)
+    if run_dir is not None:
+        data = compare(data, run_dir, accept=accept_data)
     prepared = Prepared(
         recipe=recipe,
         source=source,
         train=train,
         valid=source.clips("valid"),
         codec=codec,
+        data=data,
         text=text,
         rebuilt=list(source.notices),
     )
@@ -145,18 +156,6 @@ def load_or_fit_codec(
         fit_codec(prepared, device, progress)
     if run_dir is not None and loaded != run_dir / "codec.safetensors":
         save_codec_state(prepared.codec, run_dir / "codec.safetensors")
-
-
-def open_data(recipe: Recipe, progress: Progress) -> Source:
-    """The clips of training and validation. Raises StageError with every problem."""
-    return open_source(
-        recipe.data,
-        need_captions=recipe.condition.text != "none",
-        base=Path.cwd(),
-        splits=("train", "valid"),
-        seed=recipe.train.seed,
-        progress=lambda done, total: progress("checking audio", done, total),
-    )
 
 
 def fit_codec(prepared: Prepared, device: torch.device, progress: Progress) -> None:

@@ -87,6 +87,16 @@ class FeatureDistance:
         return 1 - torch.where(inside_BL, cosine_BL, 0).sum(1) / inside_BL.sum(1)
 
 
+def shortage(count: int, asked: int) -> str | None:
+    """A sentence if a probe set of `count` clips is smaller than was asked for."""
+    if count >= asked:
+        return None
+    return (
+        f"the probe set holds {count} of the {asked} clips that were asked for: "
+        "the valid split has no more that can be measured"
+    )
+
+
 def feature_count(monitor: Encoder, length: int, sample_rate: int) -> int:
     """Features that lie in the first `length` samples of a clip at `sample_rate` Hz, at least 1."""
     return max(1, monitor.frames(int(length * (monitor.sample_rate / sample_rate))))
@@ -118,6 +128,10 @@ class ProbeSet:
     ema: EMA
     hold: int
     accelerator: Accelerator
+
+    def shortage(self) -> str | None:
+        """A sentence if the probe set holds fewer clips than were asked for."""
+        return shortage(len(self.clips), self.settings.clips)
 
     def follow(self, network: Network, step: int) -> None:
         """Update the EMA with the weights after `step` steps."""

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from stagecli.ssl.base import Encoder
 
 CENTRE_CLIPS = 128  # training clips whose mean feature is the centre
+PLANNED_CENTRE = 16  # training clips, and
+PLANNED_CANDIDATES = 64  # candidates from which a plan estimates the size of the probe set (sr)
 CANDIDATES = 4  # candidates per clip of the probe set (sr)
 LEAST_GAP = 0.02  # between ceiling and reference; a smaller gap cannot be normalised by
+FEWEST = 2  # clips of a probe set
 UPDATES = 10  # of the followed EMA per probe interval, at most
 
 
@@ -74,11 +77,15 @@ def build_probes(
     progress("probe set", 0, 1)
     if recipe.task.kind == "sr":
         examples = prepared.examples(evenly(prepared.valid, settings.clips * CANDIDATES))
-        clips = load_clips(examples, restorable(examples, distance, settings.clips), distance)
-        reference = float(input_distance(clips, distance).mean())
+        indices = evenly(restorable(examples, distance), settings.clips)
     else:
         examples = prepared.examples(evenly(prepared.valid, settings.clips))
-        clips = load_clips(examples, range(len(examples)), distance)
+        indices = list(range(len(examples)))
+    check_count(len(indices), settings.clips)
+    clips = load_clips(examples, indices, distance)
+    if recipe.task.kind == "sr":
+        reference = float(input_distance(clips, distance).mean())
+    else:
         reference = mismatch_distance(clips.targets, [clip.caption for clip in examples.clips])
 
     # The scale starts at what the codec itself loses.
@@ -103,6 +110,39 @@ def build_probes(
         ema=EMA(network, 0.5 ** (hold / (settings.every / 2))),
         hold=hold,
         accelerator=accelerator,
+    )
+
+
+def count_probe_clips(
+    settings: ProbeSettings, prepared: Prepared, device: torch.device, progress: Progress
+) -> int:
+    """Clips that the probe set will hold; for sr an estimate from some of the candidates.
+
+    Raises StageError where they are too few.
+    """
+    recipe = prepared.recipe
+    count = min(settings.clips, len(prepared.valid))
+    if recipe.task.kind == "sr":
+        monitor = open_monitor(recipe, settings).to(device)
+        centre_D = mean_feature(monitor, prepared, device, progress, PLANNED_CENTRE)
+        distance = FeatureDistance(monitor, centre_D, recipe.data.sample_rate)
+        candidates = min(settings.clips * CANDIDATES, len(prepared.valid))
+        examples = prepared.examples(evenly(prepared.valid, min(candidates, PLANNED_CANDIDATES)))
+        usable = len(restorable(examples, distance))
+        count = min(settings.clips, round(candidates * usable / len(examples)))
+    check_count(count, settings.clips)
+    return count
+
+
+def check_count(count: int, asked: int) -> None:
+    """Raises StageError where the probe set has nothing to compare its only clip with."""
+    if count >= FEWEST:
+        return
+    problem = f"asks for {asked}, and the valid split has {count} that can be measured"
+    raise StageError(
+        "the probe set has a single clip and nothing to compare it with",
+        problems=[Problem(f"stage.{registry.REGIME}.clips", problem)],
+        hint="give the valid split at least two clips (sr: with content above the cutoffs)",
     )
 
 
@@ -149,8 +189,8 @@ def load_clips(examples: Examples, indices: Sequence[int], distance: FeatureDist
     )
 
 
-def restorable(examples: Examples, distance: FeatureDistance, count: int) -> list[int]:
-    """At most `count` examples whose missing band changes the monitor's features (sr).
+def restorable(examples: Examples, distance: FeatureDistance) -> list[int]:
+    """The examples whose missing band changes the monitor's features (sr).
 
     The others cost as much and measure nothing. All count where there is no such example.
     """
@@ -159,7 +199,7 @@ def restorable(examples: Examples, distance: FeatureDistance, count: int) -> lis
         rows = range(first, min(first + AT_ONCE, len(examples)))
         gaps += input_distance(load_clips(examples, rows, distance), distance).tolist()
     audible = [index for index, gap in enumerate(gaps) if gap >= LEAST_GAP]
-    return evenly(audible or list(range(len(gaps))), count)
+    return audible or list(range(len(gaps)))
 
 
 # -- the scale -----------------------------------------------------------------------------------
@@ -167,21 +207,25 @@ def restorable(examples: Examples, distance: FeatureDistance, count: int) -> lis
 
 @torch.no_grad()
 def mean_feature(
-    monitor: Encoder, prepared: Prepared, device: torch.device, progress: Progress
+    monitor: Encoder,
+    prepared: Prepared,
+    device: torch.device,
+    progress: Progress,
+    count: int = CENTRE_CLIPS,
 ) -> Tensor:
-    """Mean feature [D] over the training set, without padding."""
+    """Mean feature [D] over `count` clips of the training set, without padding."""
     sample_rate = prepared.recipe.data.sample_rate
-    examples = prepared.examples(evenly(prepared.train, CENTRE_CLIPS))
+    examples = prepared.examples(evenly(prepared.train, count))
     total_D = torch.zeros(monitor.dimension, dtype=torch.float64, device=device)
-    count = 0
+    frames = 0
     for index in range(len(examples)):
         audio_N, length = true_audio(examples, index, examples.valid_item(index))
         features_BLD = monitor(torch.from_numpy(audio_N)[None].to(device), sample_rate)
         features_LD = features_BLD[0, : feature_count(monitor, length, sample_rate)]
         total_D += features_LD.double().sum(0)
-        count += features_LD.shape[0]
+        frames += features_LD.shape[0]
         progress("features of the training set", index + 1, len(examples))
-    return (total_D / count).float()
+    return (total_D / frames).float()
 
 
 @torch.no_grad()
@@ -202,7 +246,7 @@ def input_distance(clips: ProbeClips, distance: FeatureDistance) -> Tensor:
 def mismatch_distance(targets: Targets, captions: Sequence[str]) -> float:
     """Mean d between clips of different captions, of any two where all captions agree (t2a).
 
-    Such a pair sounds equally real and means something else. Raises StageError for a single clip.
+    Such a pair sounds equally real and means something else. There are at least two clips.
     """
     # The mean cosine of every pair, over the shorter clip's features.
     features_BLD = targets.features_BLD * targets.inside_BL[..., None]
@@ -214,11 +258,4 @@ def mismatch_distance(targets: Targets, captions: Sequence[str]) -> float:
     differ_BB = torch.tensor([[a != b for b in captions] for a in captions])
     if not bool(differ_BB.any()):
         differ_BB = ~torch.eye(len(captions), dtype=torch.bool)
-    distances = 1 - cosine_BB[differ_BB.to(cosine_BB.device)]
-    if not len(distances):
-        raise StageError(
-            "the probe set has a single clip and nothing to compare it with",
-            problems=[Problem(f"stage.{registry.REGIME}.clips", str(len(captions)))],
-            hint="give the valid split at least two clips",
-        )
-    return float(distances.mean())
+    return float((1 - cosine_BB[differ_BB.to(cosine_BB.device)]).mean())

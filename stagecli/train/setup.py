@@ -95,6 +95,29 @@ def connect(precision: str) -> Accelerator:
     return accelerator
 
 
+def trainer_at(
+    start: Choice | None,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    run_dir: Path,
+    run: Run | None,
+    view: View,
+    *,
+    accept_data: bool,
+) -> Trainer:
+    """The trainer as it was at the checkpoint `start`; new where there is none.
+
+    Raises StageError, OSError.
+    """
+    path = start.path if start is not None else None
+    trainer = build_trainer(
+        recipe, accelerator, run_dir, run, view, start=path, accept_data=accept_data
+    )
+    if start is not None:
+        resume(trainer.state, start, run)
+    return trainer
+
+
 def build_trainer(
     recipe: Recipe,
     accelerator: Accelerator,
@@ -103,47 +126,43 @@ def build_trainer(
     view: View,
     *,
     start: Path | None = None,
+    accept_data: bool = False,
 ) -> Trainer:
     """Everything before the first step: data, network and measurements, not resumed yet.
 
-    run: the open run directory, None on all but the main process; start: the checkpoint to resume.
+    run: the open run directory, None on all but the main process; start: the checkpoint to resume;
+    accept_data: as in `prepare`.
     Raises StageError for anything that would keep the run from training.
     """
-    options = recipe.train
     device = accelerator.device
 
     # The data, the codec, and what the frozen encoders compute once.
     stages = Stages.of(recipe)
-    with accelerator.main_process_first():
-        prepared = prepare(
-            recipe, run_dir, device, view.progress, features=stages.features, start=start
-        )
-    check_shared_memory(prepared, micro_batches(recipe, rank=0, world=accelerator.num_processes))
-    if run is not None:
-        run.notices += [Notice("made again", problem) for problem in prepared.rebuilt]
+    prepared = prepare_together(
+        recipe, accelerator, run_dir, run, view, start=start, accept_data=accept_data
+    )
 
     # What is trained.
     network = build_network(recipe, prepared, device)
-    ema = EMA(network, options.ema)
-    optimizer = build_optimizer(network, options, device)
+    optimizer = build_optimizer(network, recipe.train, device)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
-    stages.attach(network, prepared.features.width if prepared.features is not None else None)
+    stages.attach(network, prepared.feature_width)
 
     # What measures it.
     pipeline = build_pipeline(prepared, network, accelerator)
     scorer = None
-    if options.evaluate_every:
+    if recipe.train.evaluate_every:
         scorer = build_scorer(prepared, pipeline, accelerator, view.progress)
 
     # Where training stands.
     state = TrainingState(
         network=network,
-        ema=ema,
+        ema=EMA(network, recipe.train.ema),
         optimizer=optimizer,
         scaler=accelerator.scaler,
         stages=stages,
         probes=open_probes(stages, prepared, network, accelerator, view),
-        log_window=LogWindow(options.bins),
+        log_window=LogWindow(recipe.train.bins),
     )
 
     # The loop and what it writes.
@@ -156,6 +175,36 @@ def build_trainer(
         recorder=Recorder(run, view),
     )
     return Trainer(context, state, Outputs(context, state, pipeline, scorer))
+
+
+def prepare_together(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    run_dir: Path,
+    run: Run | None,
+    view: View,
+    *,
+    start: Path | None,
+    accept_data: bool,
+) -> Prepared:
+    """What `prepare` makes, by the main process first; the others then find its caches.
+
+    The arguments are those of `build_trainer`. Raises StageError.
+    """
+    with accelerator.main_process_first():
+        prepared = prepare(
+            recipe,
+            run_dir,
+            accelerator.device,
+            view.progress,
+            features=Stages.of(recipe).features,
+            start=start,
+            accept_data=accept_data,
+        )
+    check_shared_memory(prepared, micro_batches(recipe, rank=0, world=accelerator.num_processes))
+    if run is not None:
+        run.notices += [Notice("made again", problem) for problem in prepared.rebuilt]
+    return prepared
 
 
 def open_probes(
