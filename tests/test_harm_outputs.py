@@ -250,7 +250,7 @@ def test_every_call_without_an_output_has_a_folder_of_its_own(
     for number in (1, 2):
         result = cli("sample", "runs/t2a", "-p", "x", "--seed", number)
         folder = f"runs/t2a/samples/step_00000010_prompts_00{number}"
-        assert result.code == 0 and f"wrote 1 files to {folder}" in result.stderr
+        assert result.code == 0 and f"wrote 1 file to {folder}" in result.stderr
         assert sorted(p.name for p in (tmp_path / folder).iterdir()) == [
             "0000.wav",
             "samples.jsonl",

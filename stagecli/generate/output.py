@@ -104,7 +104,8 @@ def open_results(
             with suppress(OSError):  # keeps what has been written
                 folder.rmdir()
         raise
-    destination.note(f"wrote {len(results.rows)} files to {folder}")
+    number = len(results.rows)
+    destination.note(f"wrote {number} {'file' if number == 1 else 'files'} to {folder}")
     line = loudness_note(results.rows)
     if line:
         destination.warn(line)
