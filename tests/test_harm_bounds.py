@@ -262,6 +262,37 @@ def test_a_terminal_of_no_width_still_shows_everything(columns: str, cli: Cli) -
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+LONG = "x" * 300
+FOLDERS = "y/" * 3000
+
+
+@pytest.mark.parametrize("name", [LONG, FOLDERS])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train {0}",
+        "train t2a.toml --name {0}",
+        "train t2a.toml --runs-dir {0}",
+        "train t2a.toml --dry-run --set data.source=folder --set data.path={0}",
+        "train t2a.toml --dry-run --set data.source=manifest --set data.path={0}",
+        "train t2a.toml --dry-run --set stage.regime.monitor=transformers:{0}",
+        "inspect-regime {0}",
+        "evaluate {0}",
+        "evaluate --task t2a --reference {0} --generated {0}",
+        "sample {0} -p a",
+        "recipes copy quickstart {0}",
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_error(
+    name: str, command: str, t2a_recipe: Callable[..., Path], cli: Cli
+) -> None:
+    t2a_recipe()
+    result = cli(*command.format(name).split())
+    assert result.code == 2
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.stderr
+
+
 PROMPTS = {
     "deep.jsonl": (b'{"prompt": "a"}\n' + b"[" * 100_000 + b"]" * 100_000, "deep.jsonl:2"),
     "digits.jsonl": (b'{"prompt": ' + b"1" * 5000 + b"}", "digits.jsonl:1"),
