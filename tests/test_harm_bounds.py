@@ -320,3 +320,27 @@ def test_devices_and_pipes_hold_no_prompts(tmp_path: Path) -> None:
     for path in (pipe, Path("/dev/zero"), tmp_path):
         with pytest.raises(StageError, match="is not a regular file"):
             read_prompts(path)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size", [{"model__width": 512}, {"condition__width": 512}, {"train__batch_size": 65536}]
+)
+def test_what_needs_many_times_the_memory_is_refused_before_it_is_taken(
+    size: dict[str, int],
+    t2a_recipe: Callable[..., Path],
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sysconf = os.sysconf
+    monkeypatch.setattr(
+        os, "sysconf", lambda name: {"SC_PHYS_PAGES": 256}.get(name) or sysconf(name)
+    )
+    result = cli("train", t2a_recipe(**size))
+    assert result.code == 2
+    assert "error: training needs at least " in result.stderr
+    assert "choose a smaller model or batch_size" in result.stderr
+    plan = cli("train", t2a_recipe(**size), "--dry-run")
+    assert "memory at least, MB" in plan.stdout

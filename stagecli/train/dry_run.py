@@ -18,10 +18,9 @@ from stagecli.schema import Recipe
 from stagecli.ssl import open_encoder
 from stagecli.stage.controller import Stages
 from stagecli.terminal.console import Console
+from stagecli.train.memory import least_bytes
 from stagecli.train.precision import resolve_precision
 from stagecli.train.probe_setup import open_monitor
-
-COPIES = 5  # of the parameters, in fp32: weights, gradients, two AdamW moments, the EMA
 
 
 def dry_run(recipe: Recipe, out: Console) -> None:
@@ -64,7 +63,7 @@ def plan_rows(recipe: Recipe) -> JsonRow:
         "frames x channels": f"{codec.frames(num_samples)} x {codec.channels}",
         "model": f"width {width}, depth {depth}, heads {heads}",
         "parameters": parameters,
-        "weights and optimiser, MB": round(parameters * 4 * COPIES / 2**20),  # without activations
+        "memory at least, MB": round(least_bytes(recipe, codec, parameters) / 2**20),
         "precision": options.precision,
         "steps": options.steps,
         "passes over the data": round(options.steps * options.batch_size / max(1, len(train)), 2),

@@ -17,6 +17,7 @@ from stagecli.schema import Recipe, Train
 from stagecli.stage.controller import Stages
 from stagecli.terminal.views import View
 from stagecli.train.log_window import LogWindow
+from stagecli.train.memory import refuse_what_cannot_fit
 from stagecli.train.outputs import Outputs
 from stagecli.train.prepare import Prepared, prepare
 from stagecli.train.probe_setup import build_probes
@@ -65,6 +66,9 @@ def build_trainer(
     features = prepared.features
 
     # What is trained.
+    text_width = prepared.text.width if prepared.text is not None else None
+    processes = accelerator.num_processes
+    refuse_what_cannot_fit(recipe, prepared.codec, text_width, device, processes)
     network = build_network(recipe, prepared, device)
     ema = EMA(network, options.ema)
     optimizer = build_optimizer(network, options, device)
