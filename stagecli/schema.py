@@ -120,7 +120,7 @@ class Data(Section):
     """Name of the validation split in the data set."""
     test_split: str = "test"
     """Name of the test split in the data set."""
-    clips: Clips = 2000
+    clips: Annotated[int, Range(1, 100_000)] = 2000
     """Number of training clips of `synth`; valid and test have a tenth each (at least 16)."""
     workers: Annotated[int, Range(0, 256)] = 1
     """Data loader processes; the result does not depend on their number."""

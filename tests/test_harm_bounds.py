@@ -262,6 +262,37 @@ def test_a_terminal_of_no_width_still_shows_everything(columns: str, cli: Cli) -
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+LONG = "x" * 300
+FOLDERS = "y/" * 3000
+
+
+@pytest.mark.parametrize("name", [LONG, FOLDERS])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train {0}",
+        "train t2a.toml --name {0}",
+        "train t2a.toml --runs-dir {0}",
+        "train t2a.toml --dry-run --set data.source=folder --set data.path={0}",
+        "train t2a.toml --dry-run --set data.source=manifest --set data.path={0}",
+        "train t2a.toml --dry-run --set stage.regime.monitor=transformers:{0}",
+        "inspect-regime {0}",
+        "evaluate {0}",
+        "evaluate --task t2a --reference {0} --generated {0}",
+        "sample {0} -p a",
+        "recipes copy quickstart {0}",
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_error(
+    name: str, command: str, t2a_recipe: Callable[..., Path], cli: Cli
+) -> None:
+    t2a_recipe()
+    result = cli(*command.format(name).split())
+    assert result.code == 2
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.stderr
+
+
 PROMPTS = {
     "deep.jsonl": (b'{"prompt": "a"}\n' + b"[" * 100_000 + b"]" * 100_000, "deep.jsonl:2"),
     "digits.jsonl": (b'{"prompt": ' + b"1" * 5000 + b"}", "digits.jsonl:1"),
@@ -289,3 +320,27 @@ def test_devices_and_pipes_hold_no_prompts(tmp_path: Path) -> None:
     for path in (pipe, Path("/dev/zero"), tmp_path):
         with pytest.raises(StageError, match="is not a regular file"):
             read_prompts(path)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size", [{"model__width": 512}, {"condition__width": 512}, {"train__batch_size": 65536}]
+)
+def test_what_needs_many_times_the_memory_is_refused_before_it_is_taken(
+    size: dict[str, int],
+    t2a_recipe: Callable[..., Path],
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sysconf = os.sysconf
+    monkeypatch.setattr(
+        os, "sysconf", lambda name: {"SC_PHYS_PAGES": 256}.get(name) or sysconf(name)
+    )
+    result = cli("train", t2a_recipe(**size))
+    assert result.code == 2
+    assert "error: training needs at least " in result.stderr
+    assert "choose a smaller model or batch_size" in result.stderr
+    plan = cli("train", t2a_recipe(**size), "--dry-run")
+    assert "memory at least, MB" in plan.stdout

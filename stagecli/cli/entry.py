@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -11,10 +12,19 @@ import typer
 
 from stagecli import __version__, launcher
 from stagecli.cli import doctor, evaluate, inspect_regime, recipes, sample, train
-from stagecli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, StageError, conceal
+from stagecli.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    Problem,
+    StageError,
+    conceal,
+)
 from stagecli.terminal.console import Console, write_line
 from stagecli.terminal.streams import protect_streams
 
+SHOWN_PATH = 200  # characters of a path in an error
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 # Flags that nobody gave are False. Without this they are None, and newer versions of Typer import
 # pydantic to convert that, which doubles the time that the --help of a command takes.
 DEFAULT_FLAGS = {
@@ -59,6 +69,30 @@ app.command()(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
 
 
+def _run() -> None:
+    """Run the command. What the system refuses, such as too long a name, is a StageError."""
+    try:
+        app(standalone_mode=True)
+    except BrokenPipeError:
+        raise
+    except MemoryError as error:
+        raise StageError(
+            "there is not enough memory",
+            hint="choose a smaller batch, shorter crops or a smaller model",
+            exit_code=EXIT_FAILED,
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        place = str(error.filename or "")
+        problems = [Problem(place[:SHOWN_PATH], reason)] if place else []
+        raise StageError(
+            f"the system refuses: {reason}",
+            problems=problems,
+            hint="STAGECLI_DEBUG=1 shows where in the program",
+            exit_code=EXIT_FAILED if error.errno in OUT_OF_SPACE else EXIT_USAGE,
+        ) from error
+
+
 def main() -> None:
     """Run the command line; a StageError becomes a message and an exit code.
 
@@ -67,7 +101,7 @@ def main() -> None:
     """
     protect_streams()
     try:
-        app(standalone_mode=True)
+        _run()
     except StageError as error:
         if os.environ.get("STAGECLI_DEBUG") == "1":
             write_line(conceal(traceback.format_exc()))

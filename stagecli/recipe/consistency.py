@@ -55,6 +55,8 @@ def _data_and_codec(recipe: Recipe) -> Iterator[tuple[Key, str]]:
     nyquist = data.sample_rate / 2
     if condition.text == "transformers" and not condition.model:
         yield ("condition", "model"), "required: hub id or folder of the text encoder"
+    if condition.text == "bytes" and condition.width % 8:
+        yield ("condition", "width"), "must be a multiple of 8: four heads of an even width"
     if codec.kind in ("dac", "encodec") and not codec.model:
         yield ("codec", "model"), f"required for {codec.kind}: hub id or folder"
     if data.source != "synth" and not data.path:

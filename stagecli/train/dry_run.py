@@ -23,12 +23,11 @@ from stagecli.stage.controller import Stages
 from stagecli.terminal.console import Console
 from stagecli.train.data_check import examine, open_training_data
 from stagecli.train.encoders import check_encoders, open_monitor
+from stagecli.train.memory import least_bytes
 from stagecli.train.precision import resolve_precision
 from stagecli.train.prepare import Prepared
 from stagecli.train.probe import shortage
 from stagecli.train.probe_setup import count_probe_clips
-
-COPIES = 5  # of the parameters, in fp32: weights, gradients, two AdamW moments, the EMA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ def plan_rows(prepared: Prepared, progress: Progress) -> JsonRow:
         "frames x channels": f"{frames} x {channels}",
         "model": f"width {width}, depth {depth}, heads {heads}",
         "parameters": parameters,
-        "weights and optimiser, MB": round(parameters * 4 * COPIES / 2**20),  # without activations
+        "memory at least, MB": round(least_bytes(recipe, prepared.codec, parameters) / 2**20),
         "precision": options.precision,
         "steps": options.steps,
         "passes over the data": round(options.steps * options.batch_size / max(1, len(train)), 2),

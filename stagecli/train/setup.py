@@ -22,6 +22,7 @@ from stagecli.stage.controller import Stages
 from stagecli.terminal.views import View
 from stagecli.train.feed import micro_batches
 from stagecli.train.log_window import LogWindow
+from stagecli.train.memory import refuse_what_cannot_fit
 from stagecli.train.outputs import Outputs
 from stagecli.train.prepare import Prepared, prepare
 from stagecli.train.probe import ProbeSet
@@ -143,6 +144,9 @@ def build_trainer(
     )
 
     # What is trained.
+    text_width = prepared.text.width if prepared.text is not None else None
+    processes = accelerator.num_processes
+    refuse_what_cannot_fit(recipe, prepared.codec, text_width, device, processes)
     network = build_network(recipe, prepared, device)
     optimizer = build_optimizer(network, recipe.train, device)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
