@@ -7,6 +7,7 @@ never fails over such damage: what can be read is used and the rest is named in 
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,15 +171,20 @@ def _read_recipe(report: RunReport) -> None:
 
 
 def _read_checkpoints(folder: Path, damage: list[str]) -> list[JsonRow]:
-    names = sorted(p.name for p in folder.glob("step_*") if p.is_dir())
+    names = sorted(
+        path.name
+        for path in folder.glob("step_*")
+        if re.fullmatch("step_[0-9]{1,13}", path.name) and path.is_dir()
+    )
     pointer = folder / "latest"
     latest = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
     if latest and latest not in names:
         damage.append(f"checkpoints/latest: points to `{latest}`, which does not exist")
     checkpoints = []
     for name in names:
-        digits = name.removeprefix("step_")
-        step = int(digits) if digits.isdigit() else None
+        if not (folder / name / "state.json").is_file():
+            damage.append(f"checkpoints/{name}: has no state.json; `train` passes it over")
+        step = int(name.removeprefix("step_"))
         checkpoints.append({"name": name, "step": step, "latest": name == latest})
     return checkpoints
 

@@ -106,7 +106,7 @@ class TrainingState:
     def _restore_parts(self, path: Path, trainer: dict[str, Any]) -> None:
         # Weights and optimiser.
         self.network.load_state_dict(checkpoint.load_weights(path, "model"))
-        self.ema.load(checkpoint.load_weights(path, "ema"), trainer["ema_updates"])
+        self.ema.load(checkpoint.load_weights(path, "ema"), int(trainer["ema_updates"]))
         self.optimizer.load_state_dict(trainer["optimizer"])
         if self.scaler is not None and trainer["scaler"] is not None:
             self.scaler.load_state_dict(trainer["scaler"])
