@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 from stagecli.files import JsonRow
 from stagecli.report.formats import ascii_text
-from stagecli.report.regime_text import legend, regime_facts, regime_timeline
+from stagecli.report.regime_text import (
+    LEVEL_COLUMNS,
+    legend,
+    level_rows,
+    regime_facts,
+    regime_timeline,
+)
 from stagecli.terminal.console import Console
 from stagecli.terminal.layout import print_curves, print_facts
 
@@ -23,6 +29,13 @@ def print_regime(summaries: Sequence[JsonRow], out: Console) -> None:
         facts = [regime_facts(summary["regime"], out.ascii_only) for summary in summaries]
         references = dict.fromkeys(regime["reference"] for regime in regimes)
         print_facts(out, "Regime", names, facts, notes=legend(" or ".join(references)))
+    for summary in summaries:
+        rows = level_rows(summary["regime"])
+        if rows:
+            suffix = f", {summary['name']}" if len(summaries) > 1 else ""
+            title = f"Progress by noise level, in Dn (t = 1 is noise){suffix}"
+            out.table(title, list(LEVEL_COLUMNS), rows)
+            out.text()
     notes = [summary for summary in summaries if summary["regime_note"]]
     for summary in notes:
         name = f"{summary['name']}: " if len(summaries) > 1 else ""

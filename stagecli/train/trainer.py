@@ -21,12 +21,12 @@ from stagecli.data.frames import to_device, to_frames
 from stagecli.data.loader import MicroBatches, loader
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
+from stagecli.flow.schedule import learning_rate
 from stagecli.stage.base import Event, Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.train.attempt import begin_attempt
 from stagecli.train.interrupt import Interrupt
 from stagecli.train.outputs import Outputs
-from stagecli.train.schedule import learning_rate
 from stagecli.train.state import RunContext, TrainingState
 
 Batch = dict[str, Tensor]

@@ -23,3 +23,8 @@ def learning_rate(step: int, options: Train) -> float:
         remaining = (options.steps - step) / max(1, options.steps // 5)
         return end + (options.lr - end) * min(1.0, remaining)
     return options.lr
+
+
+def total_time(options: Train) -> float:
+    """Optimiser time of the whole budget: the sum of the learning rate over its maximum."""
+    return math.fsum(learning_rate(step, options) for step in range(options.steps)) / options.lr
