@@ -35,8 +35,8 @@ def by_discrepancy(
     levels: tuple[NoiseLevel, ...], power: float, floor: float
 ) -> TimeDensity | None:
     """Proportional to t (1 - t) Dn^power, Dn linear in t and constant beyond the levels."""
-    Dn = [max(0.0, level.Dn) for level in levels]
-    return _hump([level.t for level in levels], [value**power for value in Dn], floor)
+    Dn = np.interp(GRID, [level.t for level in levels], [max(0.0, level.Dn) for level in levels])
+    return _hump(Dn**power, floor)
 
 
 def by_loss(t: Sequence[float], losses: Sequence[float], floor: float) -> TimeDensity | None:
@@ -47,13 +47,12 @@ def by_loss(t: Sequence[float], losses: Sequence[float], floor: float) -> TimeDe
     velocity loss weighs it by 1 / t^2, so that density over weight, as a density of t, is this. The
     factor t (1 - t) and the floor do the gate's work.
     """
-    return _hump(t, losses, floor)
+    return _hump(np.interp(GRID, t, losses), floor)
 
 
-def _hump(t: Sequence[float], factors: Sequence[float], floor: float) -> TimeDensity | None:
-    """t (1 - t) times factors that are linear between the given t and constant beyond."""
-    factor = np.interp(GRID, t, factors).tolist()
-    values = tuple(x * (1 - x) * y for x, y in zip(GRID, factor, strict=True))
+def _hump(factors: np.ndarray, floor: float) -> TimeDensity | None:
+    """t (1 - t) times factors, which are given on the grid."""
+    values = tuple(x * (1 - x) * y for x, y in zip(GRID, factors.tolist(), strict=True))
     return _above_floor(GRID, values, floor) if any(values) else None
 
 
