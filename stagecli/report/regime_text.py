@@ -11,7 +11,7 @@ from stagecli.report.formats import ascii_text, bar, duration, significant
 FACTS = (
     "stage",
     "r",
-    "present estimate",
+    "r now",
     "Dn",
     "D",
     "scale of D",
@@ -28,7 +28,7 @@ BAR_WIDTH = 12
 def legend(reference: str) -> tuple[str, str]:
     """What r and Dn mean, one line each; reference: what Dn = 1 stands for."""
     return (
-        "r: share of the semantic progress within the budget that has been made; it never falls",
+        "r: share of the semantic progress within the budget that has been made",
         f"Dn: distance to the targets (0: the codec's own error, 1: {reference})",
     )
 

@@ -29,18 +29,24 @@ def print_regime(summaries: Sequence[JsonRow], out: Console) -> None:
         facts = [regime_facts(summary["regime"], out.ascii_only) for summary in summaries]
         references = dict.fromkeys(regime["reference"] for regime in regimes)
         print_facts(out, "Regime", names, facts, notes=legend(" or ".join(references)))
-    for summary in summaries:
-        rows = level_rows(summary["regime"])
-        if rows:
-            suffix = f", {summary['name']}" if len(summaries) > 1 else ""
-            title = f"Progress by noise level, in Dn (t = 1 is noise){suffix}"
-            out.table(title, list(LEVEL_COLUMNS), rows)
-            out.text()
     notes = [summary for summary in summaries if summary["regime_note"]]
     for summary in notes:
         name = f"{summary['name']}: " if len(summaries) > 1 else ""
         out.text(f"{name}{summary['regime_note']}")
     if notes:
+        out.text()
+
+
+def print_regime_levels(summaries: Sequence[JsonRow], out: Console) -> None:
+    """Dn, progress made and to come, and r of each noise level."""
+    several = len(summaries) > 1
+    rows: list[list[object]] = []
+    for summary in summaries:
+        name = [summary["name"]] if several else []
+        rows += [[*name, *row] for row in level_rows(summary["regime"])]
+    if rows:
+        columns = ["run", *LEVEL_COLUMNS] if several else list(LEVEL_COLUMNS)
+        out.table("Progress in Dn by noise level", columns, rows)
         out.text()
 
 

@@ -115,8 +115,7 @@ class RegimeBoard:
         elif not levels or rate is None:
             text = "too few probes yet"
         else:
-            text = f"{100 * share_of_progress(levels):.0f} % of what the budget allows is made"
-            text += f"   Dn {rate_text(rate)}"
+            text = f"{100 * share_of_progress(levels):.0f} % made   Dn {rate_text(rate)}"
         return [(f"{'progress':<{LABEL}}", "dim"), (text, "")]
 
 
