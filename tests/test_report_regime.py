@@ -240,7 +240,7 @@ def test_few_probes(tmp_path: Path, capsys: pytest.CaptureFixture[str], count: i
     assert re.search(r"slope of Dn +-\n", facts + "\n") or count >= 5
     assert ("Progress in Dn by noise level" in text) == (count >= 5)
     drawn = [len(panel.traces) for panel in run_panels([read_run(run)]) if isinstance(panel, Panel)]
-    assert sum(drawn) == 4 + 3 + (4 + 1)
+    assert sum(drawn) == 4 + 3 + (4 + 2)
 
 
 def test_alarm_and_controls_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

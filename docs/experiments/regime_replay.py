@@ -2,9 +2,9 @@
 
     python docs/experiments/regime_replay.py runs/digits-0 runs/digits-1 runs/sr-0
 
-Needs no training: Dn by noise level is read from probes.jsonl and passed to today's rule. The old r
-is that in the rows of a run of an earlier version (a dash for other runs). Optimiser time comes from
-the learning rate in the recipe of the run.
+Needs no training: Dn by noise level is read from probes.jsonl and passed to today's rule, with
+optimiser time from the recipe of the run. The old r is that in the rows of a run of an earlier
+version; a dash for other runs.
 """
 
 from __future__ import annotations
