@@ -61,16 +61,17 @@ PROBE = {
     "Dn_t0.50": 0.42,
     "Dn_t0.70": 0.51,
     "tau": 9.0,
+    "tau_end": 90.0,
     "slope": -0.002,
     "slope_se": 0.0001,
-    "q": 0.4,
-    "q_se": 0.05,
-    "target": 0.5,
+    "p_rise": 0.99,
     "r": 0.12,
+    "r_now": 0.11,
+    **{f"G_t{t}": 0.1 for t in ("0.30", "0.50", "0.70")},
+    **{f"R_t{t}": to_come for t, to_come in (("0.30", 0.2), ("0.50", 0.3), ("0.70", 0.424))},
+    **{f"r_t{t}": 0.3 for t in ("0.30", "0.50", "0.70")},
     "frozen": False,
-    "failsafe": False,
     "stage": "acquisition",
-    "clock_step": 5,
     "source": "measured",
     "seconds": 1.25,
     "seconds_total": 190.0,
@@ -377,7 +378,7 @@ def test_board_shows_the_regime_from_the_first_probe_on(
         "mechanism": "regime",
         "from": "waiting",
         "to": "acquisition",
-        "reason": "Dn is under 0.9",
+        "reason": "5 probes are enough",
     }
     board.add_event(EVENT)
     board.add_event(regime)
@@ -394,19 +395,19 @@ def test_board_shows_the_regime_from_the_first_probe_on(
         assert all(
             len(line) <= width
             for line in text.splitlines()
-            if line.startswith(("regime", "Dn", "D ", "   "))
+            if line.startswith(("regime", "Dn", "to come", "progress", "   "))
         )
         assert "r 0.120" in text
     if width >= 76:
         assert re.search(r"noise t +loss", text)
         for part in (
-            "t 0.30",
+            "t 0.3",
             "0.310",
-            "0.334",
+            "0.424",
             "##" if plain else "██",
+            "24 % made   Dn -0.018",
             "per 10 steps",
-            f"progress rate 40 % {'+-' if plain else '±'} 10 of its average",
-            "Dn is under 0.9",
+            "5 probes are enough",
             "3m 10s, 2.1 % of training",
             "last event  step 10  trainer",
         ):

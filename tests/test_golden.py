@@ -41,11 +41,11 @@ def test_without_mechanisms_training_is_the_plain_loop(
     """The same data, order, t and noise in a loop without stages: equal to the bit."""
     from stagecli.data.examples import Collate, stratified
     from stagecli.data.frames import to_frames
+    from stagecli.flow.schedule import learning_rate
     from stagecli.model.ema import EMA
     from stagecli.model.network import Network
     from stagecli.recipe.load import load_recipe
     from stagecli.train.prepare import prepare
-    from stagecli.train.schedule import learning_rate
 
     changes = {
         "train__steps": STEPS,

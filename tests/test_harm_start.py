@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import read_rows, run_cli, tree, write_recipe
 
-from stagecli.train.schedule import learning_rate
+from stagecli.flow.schedule import learning_rate
 
 NAMES = {
     "the folder above": "..",

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from stagecli.flow import sampler
 from stagecli.flow.objective import flow_loss, interpolate
+from stagecli.flow.schedule import learning_rate
 from stagecli.model.dit import Output
 from stagecli.schema import Train
 from stagecli.stage.densities import LogitNormal, Uniform
-from stagecli.train.schedule import learning_rate
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -30,12 +30,13 @@ from stagecli.model.network import Network
 from stagecli.recipe.load import load_recipe
 from stagecli.stage.base import Probe, ProbeSettings
 from stagecli.stage.controller import Stages
-from stagecli.stage.regime import read_r
+from stagecli.stage.regime_controls import read_replay
 from stagecli.train.encoders import open_monitor
 from stagecli.train.prepare import prepare
 from stagecli.train.probe import ProbeSet
 from stagecli.train.probe_setup import build_probes
 
+LEVELS = (0.15, 0.35, 0.55, 0.75, 0.9, 0.97)
 REGIME: dict[str, Any] = {"stage__regime__every": 2, "stage__regime__clips": 4, "train__steps": 12}
 CLOCK = ("seconds", "seconds_total", "share")
 
@@ -96,8 +97,8 @@ def test_rows_of_probes_hold_what_was_measured(kind: str, whole: Path) -> None:
     rows = read_rows(whole / kind, "probes")
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
     for row in rows:
-        by_t = [row[f"D_t{t:.2f}"] for t in (0.3, 0.5, 0.7)]
-        assert row["D"] == pytest.approx(sum(by_t) / 3)
+        by_t = [row[f"D_t{t:.2f}"] for t in LEVELS]
+        assert row["D"] == pytest.approx(sum(by_t) / 6)
         assert row["Dn"] == pytest.approx(
             (row["D"] - row["d_ceiling"]) / (row["d_ref"] - row["d_ceiling"])
         )
@@ -107,12 +108,17 @@ def test_rows_of_probes_hold_what_was_measured(kind: str, whole: Path) -> None:
     taus = [row["tau"] for row in rows]
     assert taus == sorted(taus)
     assert taus[-1] < 12  # warm-up and decay count less than a full step
+    assert taus[-1] == pytest.approx(rows[-1]["tau_end"])
+    for row in rows:  # progress by noise level, from the fifth probe on
+        for t in LEVELS:
+            names = {f"{letter}_t{t:.2f}" for letter in "GRr"}
+            assert names & set(row) == (names if row["step"] >= 10 else set())
 
 
 def test_the_recipe_of_the_run_has_every_default(whole: Path) -> None:
     table = load_recipe(whole / "t2a" / "recipe.toml").stage["regime"]
     assert table["monitor"] == "bundled:teacher"
-    assert tuple(table["t"]) == (0.3, 0.5, 0.7)
+    assert tuple(table["t"]) == LEVELS
 
 
 # -- resume ----------------------------------------------------------------------------------------
@@ -187,13 +193,17 @@ def test_a_run_that_cannot_be_replayed_is_refused(whole: Path, tmp_path: Path) -
     shutil.copytree(whole / "t2a-plain", empty)
     for where in (tmp_path / "nowhere", empty):
         with pytest.raises(StageError, match="replay"):
-            read_r(where)
+            read_replay(where)
     damaged = tmp_path / "damaged"
     shutil.copytree(whole / "t2a", damaged)
     lines = (damaged / "probes.jsonl").read_text().splitlines()
     (damaged / "probes.jsonl").write_text("\n".join([lines[0], "not a row", *lines[1:]]) + "\n")
     with pytest.raises(StageError, match="damaged"):
-        read_r(damaged)
+        read_replay(damaged)
+    short = [line for line in lines if json.loads(line)["step"] < 10]
+    (damaged / "probes.jsonl").write_text("\n".join(short) + "\n")
+    with pytest.raises(StageError, match="too short, or of an earlier version"):
+        read_replay(damaged)
 
 
 # -- bad input ---------------------------------------------------------------------------

@@ -31,33 +31,36 @@ from scipy.special import logit
 from stagecli.data.examples import stratified
 from stagecli.errors import StageError
 from stagecli.flow.objective import Result as Objective
-from stagecli.recipe.load import load_recipe
+from stagecli.recipe.load import load_from_run, load_recipe
 from stagecli.schema import Recipe
 from stagecli.stage import loss_weights
-from stagecli.stage.base import Plan, Signals
+from stagecli.stage.base import NoiseLevel, Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.stage.densities import (
     LogitLogistic,
     LogitNormal,
+    PiecewiseLinear,
     TimeDensity,
     Uniform,
     log_snr_normal,
 )
 from stagecli.stage.densities_composed import Binned, Floored, Weighted
-from stagecli.stage.loss_history import LossFall
+from stagecli.stage.densities_measured import by_discrepancy, by_loss, by_progress
 from stagecli.stage.loss_weights import ChangeAware, LossWeight, MinSNR, effective_share
 from stagecli.stage.quadrature import integral
-from stagecli.stage.timesteps import TimestepsMechanism, TimestepsOptions
+from stagecli.stage.timesteps import TimestepsMechanism
+from stagecli.stage.timesteps_options import TimestepsOptions
 from stagecli.train.trainer import total_loss
 
 STAGE: dict[str, Any] = {
-    "stage__regime__every": 2,
+    "stage__regime__every": 1,
     "stage__regime__clips": 4,
-    "stage__regime__source": "linear",
 }
 SMALL = {"stage__timesteps__bins": 2, "stage__timesteps__history": 2}
 KINDS = [
-    "adaptive",
+    "progress",
+    "discrepancy",
+    "infonoise",
     "uniform",
     "logit-normal",
     "truncated-logit-normal",
@@ -68,7 +71,17 @@ KINDS = [
     "loss-second-moment",
 ]
 EDGES = (0.0, 0.2, 0.5, 0.7, 1.0)
-EARLY = LogitLogistic(0.4, 0.56)  # of the adaptive family at r = 0
+EARLY = LogitLogistic(0.4, 0.56)
+NODES = (0.0, 0.15, 0.55, 0.9, 1.0)
+HEIGHTS = (0.15, 0.4, 1.2, 2.0, 2.0)
+LEVELS = tuple(
+    NoiseLevel(t=t, Dn=Dn, made=made, to_come=to_come, scope=made + to_come)
+    for t, Dn, made, to_come in (
+        (0.15, 0.05, 0.01, 0.01),
+        (0.55, 0.3, 0.2, 0.1),
+        (0.9, 0.7, 0.2, 0.4),
+    )
+)
 
 
 def truncated(t: np.ndarray) -> np.ndarray:
@@ -83,12 +96,21 @@ def binned(t: np.ndarray) -> np.ndarray:
     )
 
 
+def piecewise(t: np.ndarray) -> np.ndarray:
+    grid = np.unique(np.concatenate([np.linspace(0, 1, 20001), NODES]))
+    heights = np.interp(grid, NODES, HEIGHTS)
+    below = np.concatenate([[0], np.cumsum((heights[1:] + heights[:-1]) / 2 * np.diff(grid))])
+    k = np.searchsorted(grid, t, side="right") - 1
+    inside = (heights[k] + np.interp(t, NODES, HEIGHTS)) / 2 * (t - grid[k])
+    return (below[k] + inside) / below[-1]
+
+
 # Each density with its CDF written a second time, from other functions.
 CASES: dict[str, tuple[TimeDensity, Callable[[np.ndarray], np.ndarray]]] = {
     "uniform": (Uniform(), lambda t: t),
     "LL at r = 0": (EARLY, lambda t: stats.logistic.cdf((logit(t) - 0.4) / 0.56)),
     "LL wide": (LogitLogistic(-0.3, 1.4), lambda t: stats.logistic.cdf((logit(t) + 0.3) / 1.4)),
-    "adaptive at r = 0": (
+    "LL, floored": (
         Floored(EARLY, 0.05),
         lambda t: 0.95 * stats.logistic.cdf((logit(t) - 0.4) / 0.56) + 0.05 * t,
     ),
@@ -111,16 +133,25 @@ CASES: dict[str, tuple[TimeDensity, Callable[[np.ndarray], np.ndarray]]] = {
         Floored(LogitNormal(), 0.5),
         lambda t: 0.5 * stats.norm.cdf(logit(t)) + 0.5 * t,
     ),
+    "piecewise linear": (PiecewiseLinear(NODES, HEIGHTS), piecewise),
+    "triangle": (PiecewiseLinear((0.0, 1.0), (0.0, 1.0)), lambda t: t**2),
     "binned": (Binned(Uniform(), EDGES, (1.0, 4.0, 0.5, 2.0)), binned),
     "weighted": (
         Weighted(Floored(EARLY, 0.05), LogitNormal(), 0.5),
         lambda t: 0.95 * stats.logistic.cdf((logit(t) - 0.4) / 0.56) + 0.05 * t,
     ),
 }
-OTHERS = {
+OTHERS: dict[str, Any] = {
     "binned LL": Binned(EARLY, EDGES, (1.0, 4.0, 0.5, 2.0)),
     "binned LL, floored": Floored(Binned(EARLY, EDGES, (1.0, 4.0, 0.5, 2.0)), 0.05),
-    "by loss": Weighted(Binned(Uniform(), EDGES, (1.0, 4.0, 0.5, 2.0)), Uniform()),
+    "by squared loss": Weighted(Binned(Uniform(), EDGES, (1.0, 4.0, 0.5, 2.0)), Uniform()),
+}
+OTHERS |= {
+    "by progress": by_progress(LEVELS, 0.15),
+    "by progress, without a floor": by_progress(LEVELS, 0.0),
+    "by discrepancy": by_discrepancy(LEVELS, 2.0, 0.15),
+    "by loss": by_loss((0.1, 0.5, 0.9), (1.0, 0.5, 2.0), 0.15),
+    "by progress, weighted": Weighted(by_progress(LEVELS, 0.15), LogitNormal(), 0.5),
 }
 ALL = {name: density for name, (density, _) in CASES.items()} | OTHERS
 
@@ -225,11 +256,8 @@ def test_each_sample_has_its_own_t_whatever_the_batch(name: str) -> None:
 
 
 def test_uniform_is_u_to_the_bit() -> None:
-    for density in (
-        Uniform(),
-        adaptive().density(0, 1.0),
-        adaptive(follow_loss=True).density(5, 1.0),
-    ):
+    for density in (Uniform(), by_progress(LEVELS, 1.0), by_loss((0.5,), (1.0,), 1.0)):
+        assert density is not None
         u = stratified(1, 2, 64)
         t_B, w_B = density.sample(u)
         assert torch.equal(t_B, u)
@@ -254,23 +282,6 @@ def test_a_logit_logistic_density_is_near_logit_normal() -> None:
 
     assert distance(0.61) == pytest.approx(0.0334, abs=2e-4)
     assert distance(0.61) < min(distance(0.56), distance(0.7))
-
-
-def test_the_mass_near_noise_that_the_documentation_states() -> None:
-    """docs/timesteps.md: moments and P(t > 0.95) of the adaptive family at three r, and others."""
-    expected = {
-        0.0: (0.579, 0.290, 0.596, 0.839, 0.0125),
-        0.5: (0.535, 0.175, 0.548, 0.873, 0.0299),
-        1.0: (0.5, 0.1, 0.5, 0.9, 0.05),
-    }
-    for r, (mean, *quantiles, above) in expected.items():
-        density = adaptive().density(0, r)
-        assert integral(lambda t, d=density: t * d.pdf(t)) == pytest.approx(mean, abs=6e-4)
-        assert density.quantile(double(0.1, 0.5, 0.9)).tolist() == pytest.approx(
-            quantiles, abs=6e-4
-        )
-        assert 1 - float(density.cdf(double(0.95))) == pytest.approx(above, abs=6e-5)
-    assert 1 - float(LogitNormal().cdf(double(0.95))) == pytest.approx(0.0016, abs=6e-5)
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4, 1, 1, 1), (1, 4), ()])
@@ -420,8 +431,9 @@ def build(
     return TimestepsMechanism.build(TimestepsOptions(**options), recipe)
 
 
-def adaptive(**options: Any) -> TimestepsMechanism:
-    return build(kind="adaptive", **options)
+def at(r: float = 0.0, levels: tuple[NoiseLevel, ...] = LEVELS) -> Plan:
+    """The plan that a regime hands on."""
+    return Plan(r=1.0, r_now=r, levels=levels)
 
 
 def feed(
@@ -431,7 +443,7 @@ def feed(
     first: int = 0,
 ) -> None:
     for step in range(first, first + steps):
-        t_B = mechanism.plan(step, Plan(r=0.2)).density.sample(stratified(0, step, 16))[0]
+        t_B = mechanism.plan(step, at(0.2)).density.sample(stratified(0, step, 16))[0]
         mechanism.observe(Signals(step + 1, t_B, loss(t_B), 1.0, 1e-3))
 
 
@@ -439,30 +451,95 @@ def peak(t: torch.Tensor) -> torch.Tensor:
     return 0.1 + 5 * torch.exp(-((t - 0.9) ** 2) / 0.005)
 
 
-def test_adaptive_goes_from_noise_to_uniform_with_r() -> None:
-    mechanism = adaptive()
-    means = [
-        integral(lambda t, r=r: t * mechanism.density(0, r).pdf(t)) for r in np.linspace(0, 1, 11)
-    ]
-    assert means == sorted(means, reverse=True)
-    assert mechanism.density(7, 0.3) == mechanism.density(9, 0.3)
-    assert mechanism.density(0, 1.0) == Uniform()
-    assert adaptive(kappa=1.0).density(0, 1.0) == Uniform()
-    assert mechanism.density(0, 0.0) == Floored(LogitLogistic(0.4, 0.56), 0.05)
-    assert adaptive(floor=0.0).density(0, 0.0) == LogitLogistic(0.4, 0.56)
-    assert adaptive(floor=1.0).density(0, 0.0) == Uniform()
+def test_progress_by_hand() -> None:
+    """Scopes 0.02, 0.3, 0.6: area 0.0015 + 0.064 + 0.1575 + 0.06, 15 % uniform beside it."""
+    density = build().density(0, at())
+    area = 0.15 * 0.01 + 0.4 * 0.16 + 0.35 * 0.45 + 0.1 * 0.6
+    heights = [0.85 * value / area + 0.15 for value in (0.0, 0.02, 0.3, 0.6, 0.6)]
+    assert density.pdf(double(0.0, 0.15, 0.55, 0.9, 0.999)).tolist() == pytest.approx(heights)
+    middle = 0.85 * (0.3 + 0.6) / 2 / area + 0.15
+    assert density.pdf(double(0.725)).tolist() == pytest.approx([middle])
 
 
-def test_adaptive_ends_at_the_density_of_the_objective() -> None:
-    normal = {"density": "logit-normal", "mean": 0.3, "std": 0.8}
-    late = build(objective=normal, kind="adaptive", floor=0.0).density(0, 1.0)
-    grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
-    distance = (late.pdf(grid) - LogitNormal(0.3, 0.8).pdf(grid)).abs().mean() / 2
-    assert float(distance) < 0.04
-    assert build(objective=normal, kind="adaptive", m1=0.0, s1=1.0).density(0, 1.0) == Uniform()
-    assert build(objective=normal, kind="adaptive", floor=0.0).density(0, 0.0) == LogitLogistic(
-        0.4, 0.56
+def test_the_floor_grows_with_the_present_r_where_asked() -> None:
+    mechanism = build(floor=0.15, floor_r=0.35)
+    for r, floor in ((0.0, 0.15), (0.4, 0.29), (1.0, 0.5)):
+        assert float(mechanism.density(0, at(r)).pdf(double(0.0))) == pytest.approx(floor)
+    assert build(floor_r=1.0).density(0, at(1.0)) == Uniform()
+    assert build().density(0, at(0.0)) == build().density(9, at(1.0))
+
+
+def test_discrepancy_by_hand() -> None:
+    """t (1 - t) Dn^2 at t = 0.25, 0.55, 0.95, with Dn linear between the levels."""
+    density = build(kind="discrepancy", floor=0.0, power=2.0, power_r=1.0).density(0, at(0.0))
+    grid = np.linspace(0, 1, 20001)
+    Dn = np.interp(grid, (0.15, 0.55, 0.9), (0.05, 0.3, 0.7))
+    wanted = grid * (1 - grid) * Dn**2
+    wanted /= np.trapezoid(wanted, grid)
+    for t in (0.25, 0.55, 0.95):
+        expected = float(np.interp(t, grid, wanted))
+        assert float(density.pdf(double(t))) == pytest.approx(expected, rel=0.02, abs=0.01)
+    later = build(kind="discrepancy", power=2.0, power_r=1.0).density(0, at(1.0))
+    assert later == build(kind="discrepancy", power=1.0).density(0, at(0.3))
+
+
+def test_infonoise_finds_a_peak_of_the_loss_above_its_floor() -> None:
+    mechanism = build(kind="infonoise", bins=8)
+    assert mechanism.density(0, Plan()) == Uniform()
+    feed(mechanism, lambda t: torch.where(t > 0.75, 4.0, 1.0), 300)
+    density = mechanism.density(300, Plan())
+    assert float(density.pdf(double(0.8125)) / density.pdf(double(0.1875))) > 3
+    assert float(density.pdf(double(0.0))) == pytest.approx(0.15)
+    even = build(kind="infonoise", bins=8, floor=0.0)
+    feed(even, torch.ones_like, 300)
+    assert even.density(300, Plan()).pdf(double(0.5, 0.25)).tolist() == pytest.approx(
+        [1.5, 1.125], rel=1e-3
     )
+
+
+@pytest.mark.parametrize("kind", ["progress", "discrepancy"])
+def test_before_progress_is_measured_t_is_drawn_as_in_the_objective(kind: str) -> None:
+    normal = {"density": "logit-normal", "mean": 0.3, "std": 0.8, "floor": 0.05}
+    mechanism = build(objective=normal, kind=kind)
+    expected = Floored(LogitNormal(0.3, 0.8), 0.05)
+    assert mechanism.density(0, Plan(r=0.5)) == expected
+    nothing = tuple(
+        NoiseLevel(t=level.t, Dn=0.0, made=0.0, to_come=0.0, scope=0.001) for level in LEVELS
+    )
+    assert mechanism.density(0, at(levels=nothing)) == expected
+    assert mechanism.density(0, at()) != expected
+
+
+def test_an_event_says_when_t_begins_to_follow_the_regime_and_when_it_stops() -> None:
+    mechanism = build()
+    nothing = tuple(
+        NoiseLevel(t=level.t, Dn=0.0, made=0.0, to_come=0.0, scope=0.001) for level in LEVELS
+    )
+    changes = []
+    for step, plan in enumerate([Plan(), Plan(), at(), at(0.3), at(levels=nothing), at()]):
+        mechanism.plan(step, plan)
+        for event in mechanism.observe(Signals(step + 1, iid(4), iid(4, 1), 1.0, 1e-3)):
+            changes.append((step + 1, event.before, event.after))
+            assert event.reason
+    assert changes == [
+        (3, "objective", "progress"),
+        (5, "progress", "objective"),
+        (6, "objective", "progress"),
+    ]
+
+
+def test_the_row_of_a_probe_holds_the_density() -> None:
+    mechanism = build()
+    assert mechanism.probe_row() == {}
+    density = mechanism.plan(0, at()).density
+    probe = Probe({0.15: 0.1, 0.55: 0.3, 0.9: 0.7}, ceiling=0.0, reference=1.0)
+    mechanism.observe(Signals(1, iid(4), iid(4, 1), 1.0, 1e-3, probe))
+    row = mechanism.probe_row()
+    quantiles = density.quantile(double(0.1, 0.5, 0.9)).tolist()
+    heights = density.pdf(double(0.15, 0.55, 0.9)).tolist()
+    assert [row[f"density_{name}"] for name in ("q10", "q50", "q90")] == quantiles
+    assert [row[f"density_t{name}"] for name in ("0.15", "0.55", "0.90")] == heights
+    assert row["density_state"] == "progress"
 
 
 def test_the_objectives_floor_is_drawn_with_and_without_the_mechanism(tmp_path: Path) -> None:
@@ -474,29 +551,55 @@ def test_the_objectives_floor_is_drawn_with_and_without_the_mechanism(tmp_path: 
         == floored
     )
     for floor, expected in ((0.0, LogitNormal(0.3, 0.8)), (0.05, floored), (1.0, Uniform())):
-        weighted = build(objective={**normal, "floor": floor}, kind="adaptive", kappa=1.0)
+        weighted = build(objective={**normal, "floor": floor}, kappa=1.0)
         assert weighted.reference == expected
-        late = weighted.density(0, 1.0)  # its own floor is 0.05
-        assert integral(lambda t, d=late: d.pdf(t) * d.weight(t)) == pytest.approx(1, abs=1e-6)
-    assert build(objective={"floor": 0.5}, kind="adaptive").reference == Uniform()
+        density = weighted.density(0, at())
+        mean = integral(lambda t, d=density: d.pdf(t) * d.weight(t), density.breaks)
+        assert mean == pytest.approx(1, abs=1e-6)
 
 
-def test_adaptive_without_regime_is_refused(tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path / "a.toml", stage__timesteps__kind="adaptive"))
+def test_progress_without_regime_is_refused(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path / "a.toml", stage__timesteps__kind="progress"))
     with pytest.raises(StageError, match=r"stage\.regime"):
         Stages.of(recipe)
     result = run_cli("train", tmp_path / "a.toml", cwd=tmp_path)
     assert result.code == 2
-    assert 'source = "linear"' in " ".join(result.stderr.split())
+    assert "[stage.regime]" in " ".join(result.stderr.split())
     assert not (tmp_path / "runs" / "a" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "what"),
+    [
+        ({"stage__timesteps__kind": "adaptive"}, "stage.timesteps.kind", "`adaptive` is gone"),
+        ({"stage__timesteps__m0": 1.6}, "stage.timesteps.m0", "this key is gone; delete it"),
+        ({"stage__timesteps__follow_loss": True}, "stage.timesteps.follow_loss", "infonoise"),
+        ({"stage__regime__window": 14}, "stage.regime.window", "this key is gone; delete it"),
+        ({"stage__regime__failsafe": False}, "stage.regime.failsafe", "by measurement"),
+    ],
+)
+def test_options_of_earlier_versions_are_refused_with_a_hint(
+    changes: dict[str, Any], where: str, what: str, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "old.toml", **{**STAGE, **changes})
+    with pytest.raises(StageError) as caught:
+        load_recipe(recipe)
+    (problem,) = caught.value.problems
+    assert what in problem.what
+    assert where.rpartition(".")[2] in (problem.excerpt or "")
+    run = tmp_path / "run" / "recipe.toml"
+    run.parent.mkdir()
+    run.write_text(recipe.read_text())
+    assert load_from_run(run).stage["regime"]["every"] == 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"kappa": 0.5, "floor": 0.0}, "no bound"),
-        ({"kappa": 0.5, "kind": "shift"}, "adaptive"),
-        ({"follow_loss": True, "kind": "uniform"}, "adaptive"),
+        ({"kappa": 0.5, "kind": "shift"}, "progress"),
+        ({"floor_r": 0.5, "kind": "infonoise"}, "discrepancy"),
+        ({"kind": "discrepancy", "power": 1.0, "power_r": 2.0}, "negative"),
         ({"kind": "truncated-logit-normal", "low": 0.5, "high": 0.5}, "below"),
         ({"kind": "truncated-logit-normal", "mean": 9.0, "high": 0.5}, "hardly anything"),
         ({"kind": "logit-normall"}, "logit-normal"),
@@ -513,10 +616,10 @@ def test_options_that_contradict_each_other(
 
 def test_curriculum_switches_or_mixes_and_says_so() -> None:
     switch = build(kind="curriculum", at=0.6)
-    assert switch.density(59, 0.0) == LogitNormal()
-    assert switch.density(60, 0.0) == Uniform()
+    assert switch.density(59, Plan()) == LogitNormal()
+    assert switch.density(60, Plan()) == Uniform()
     mixing = build(kind="curriculum", at=0.5, mix=0.2)
-    assert mixing.density(60, 0.0) == Floored(LogitNormal(), 0.5)
+    assert mixing.density(60, Plan()) == Floored(LogitNormal(), 0.5)
     for mechanism, changes in (
         (switch, [(60, "uniform")]),
         (mixing, [(51, "mixture"), (70, "uniform")]),
@@ -533,9 +636,9 @@ def test_curriculum_switches_or_mixes_and_says_so() -> None:
 def test_loss_second_moment_finds_a_peak_and_stays_unbiased(objective: dict[str, Any]) -> None:
     mechanism = build(kind="loss-second-moment", objective=objective)
     reference = mechanism.reference
-    assert mechanism.density(0, 0.0) == reference
+    assert mechanism.density(0, Plan()) == reference
     feed(mechanism, peak, 400)
-    density = mechanism.density(400, 0.0)
+    density = mechanism.density(400, Plan())
     assert isinstance(density, Weighted)
     assert float(density.pdf(double(0.9)) / reference.pdf(double(0.9))) > 3
     assert float(density.pdf(double(0.3)) / reference.pdf(double(0.3))) < 0.5
@@ -555,19 +658,19 @@ def test_loss_second_moment_by_hand() -> None:
     """Two bins, mean squares 1 and 9: sqrt 1 : 3, mixed with 0.1 of the reference."""
     mechanism = build(kind="loss-second-moment", bins=2, history=2, history_floor=0.1)
     for step in range(2):
-        assert mechanism.density(step, 0.0) == Uniform()
+        assert mechanism.density(step, Plan()) == Uniform()
         events = mechanism.observe(
             Signals(step + 1, torch.tensor([0.2, 0.9]), torch.tensor([1.0, 3.0]), 1.0, 1e-3)
         )
         assert [event.after for event in events] == (["following the loss"] if step == 1 else [])
-    density = mechanism.density(2, 0.0)
+    density = mechanism.density(2, Plan())
     low, high = density.pdf(double(0.2, 0.9)).tolist()
     assert (low, high) == pytest.approx((0.9 * 0.5 + 0.1, 0.9 * 1.5 + 0.1))
     assert density.weight(double(0.2, 0.9)).tolist() == pytest.approx([1 / low, 1 / high])
     mechanism.observe(
         Signals(3, torch.tensor([0.9, 0.2]), torch.tensor([3.0, math.nan]), 1.0, 1e-3)
     )
-    assert mechanism.density(3, 0.0) == density  # a loss that is no number is not remembered
+    assert mechanism.density(3, Plan()) == density  # a loss that is no number is not remembered
 
 
 def test_what_is_remembered_does_not_depend_on_the_order_of_the_batch() -> None:
@@ -578,40 +681,12 @@ def test_what_is_remembered_does_not_depend_on_the_order_of_the_batch() -> None:
         order = torch.randperm(32, generator=torch.Generator().manual_seed(step))
         one.observe(Signals(step + 1, t_B, loss_B, 1.0, 1e-3))
         other.observe(Signals(step + 1, t_B[order], loss_B[order], 1.0, 1e-3))
-    assert one.density(4, 0.0) == other.density(4, 0.0)
+    assert one.density(4, Plan()) == other.density(4, Plan())
     assert one.metrics() == other.metrics()
 
 
-def test_follow_loss_prefers_what_falls_within_its_bounds() -> None:
-    history = LossFall((0.0, 0.25, 0.5, 0.75, 1.0))
-    for step in range(200):
-        t_B = stratified(0, step, 16)
-        falling = 2.0 * 0.995**step
-        history.add(
-            t_B, torch.where(t_B < 0.25, torch.full_like(t_B, falling), torch.ones_like(t_B))
-        )
-    assert history.ready
-    assert history.factors(0.5) == pytest.approx((2.0, 0.5, 0.5, 0.5))
-    assert history.factors(0.0) == (1.0, 1.0, 1.0, 1.0)
-    mechanism = adaptive(follow_loss=True, bins=4, kappa=1.0)
-    mechanism.history = history
-    density = mechanism.density(0, 0.0)
-    assert float(density.pdf(double(0.2))) > 1.5 * float(
-        adaptive().density(0, 0.0).pdf(double(0.2))
-    )
-    assert float(density.pdf(double(0.999))) >= 0.05
-    assert integral(lambda t: density.pdf(t) * density.weight(t), density.breaks) == pytest.approx(
-        1, abs=1e-8
-    )
-    assert mechanism.density(0, 1.0) == Uniform()
-    still = LossFall((0.0, 0.5, 1.0))
-    for step in range(40):
-        still.add(stratified(0, step, 16), torch.ones(16))
-    assert still.factors(0.5) == (1.0, 1.0)
-
-
 @pytest.mark.parametrize(
-    "options", [{"kind": "loss-second-moment", "bins": 5}, {"follow_loss": True, "bins": 5}]
+    "options", [{"kind": "loss-second-moment", "bins": 5}, {"kind": "infonoise", "bins": 5}]
 )
 def test_state_survives_a_checkpoint_to_the_bit(options: dict[str, Any]) -> None:
     from stagecli.runs.checkpoint import pack, unpack
@@ -625,7 +700,7 @@ def test_state_survives_a_checkpoint_to_the_bit(options: dict[str, Any]) -> None
     resumed.load_state_dict(unpack(json.loads(json.dumps(tree)), tensors))
     feed(cut, peak, 60, first=60)  # the original going on must not change what was saved
     feed(resumed, peak, 60, first=60)
-    assert resumed.density(120, 0.3) == whole.density(120, 0.3) == cut.density(120, 0.3)
+    assert resumed.density(120, Plan()) == whole.density(120, Plan()) == cut.density(120, Plan())
     assert resumed.metrics() == whole.metrics()
     for other in (build(kind="uniform"), build(**{**options, "bins": 6})):
         with pytest.raises(StageError, match="another name"):
@@ -641,17 +716,16 @@ def test_metrics_say_what_was_drawn(kind: str) -> None:
     assert 0 < values["t_q10"] < values["t_q50"] < values["t_q90"] < 1
     assert 0 < values["ess"] < 1
     assert len(mechanism.t_N) == 1024
-    if kind == "adaptive":
-        assert (values["m"], values["s"]) == pytest.approx((0.32, 0.648))
-        expected = mechanism.density(0, 0.2).quantile(double(0.1, 0.5, 0.9)).tolist()
+    if kind == "progress":
+        expected = mechanism.density(0, at(0.2)).quantile(double(0.1, 0.5, 0.9)).tolist()
         assert [values["t_q10"], values["t_q50"], values["t_q90"]] == pytest.approx(
             expected, abs=0.01
         )
 
 
 def test_the_plan_is_pure_and_keeps_the_rest() -> None:
-    mechanism = adaptive()
-    plan = Plan(r=0.4, hidden=(1,), active=("other",), loss_weight=torch.ones_like)
+    mechanism = build()
+    plan = Plan(r=0.4, levels=LEVELS, hidden=(1,), active=("other",), loss_weight=torch.ones_like)
     first = mechanism.plan(3, plan)
     second = mechanism.plan(3, plan)
     assert first == second
@@ -679,8 +753,8 @@ def test_weights_hardly_cost_anything_twice() -> None:
 
 
 def stage(kind: str, **more: Any) -> dict[str, Any]:
-    regime = STAGE if kind == "adaptive" else {}
-    small = SMALL if kind == "loss-second-moment" else {}
+    regime = STAGE if kind in ("progress", "discrepancy") else {}
+    small = SMALL if kind in ("loss-second-moment", "infonoise") else {}
     return {**regime, **small, "stage__timesteps__kind": kind, **more}
 
 
@@ -691,14 +765,46 @@ def trained(folder: Path, name: str, task: str = "t2a", **changes: Any) -> Path:
     return folder / "runs" / name
 
 
+def source_run(folder: Path) -> Path:
+    """The run directory of a regime to replay: progress at three noise levels from step 3 on."""
+    run = folder / "source"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"steps": 10}))
+    rows = []
+    for step in range(1, 11):
+        row: dict[str, Any] = {"step": step, "r": 0.1 * step, "r_now": 0.1 * step}
+        for level in LEVELS if step >= 3 else ():
+            name = f"{level.t:.2f}"
+            row |= {f"Dn_t{name}": level.Dn, f"G_t{name}": level.made + 0.01 * step}
+            row |= {f"R_t{name}": level.to_come}
+        rows.append(row)
+    (run / "probes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def replayed(folder: Path) -> dict[str, Any]:
+    """Sections of a recipe whose regime replays `source_run`."""
+    return {
+        **STAGE,
+        "stage__regime__source": "replay",
+        "stage__regime__replay": str(source_run(folder)),
+    }
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/adaptive and runs/loss-second-moment, never stopped."""
+    """runs/progress and runs/loss-second-moment, never stopped."""
     folder = tmp_path_factory.mktemp("timesteps")
     trained(
         folder,
-        "adaptive",
-        **stage("adaptive", stage__timesteps__kappa=0.5, stage__timesteps__weighting="min-snr"),
+        "progress",
+        **stage(
+            "progress",
+            **replayed(folder),
+            stage__timesteps__kappa=0.5,
+            stage__timesteps__floor_r=0.35,
+            stage__timesteps__weighting="min-snr",
+        ),
     )
     trained(folder, "loss-second-moment", **stage("loss-second-moment"))
     return folder
@@ -716,8 +822,9 @@ def test_uniform_trains_as_no_stage_at_all(task: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "task", "more"),
     [
-        *((kind, "t2a", {}) for kind in KINDS if kind not in ("adaptive", "uniform")),
-        ("adaptive", "sr", {"stage__timesteps__follow_loss": True}),
+        *((kind, "t2a", {}) for kind in KINDS if kind not in ("progress", "uniform")),
+        ("progress", "sr", {"stage__timesteps__floor_r": 0.3}),
+        ("infonoise", "sr", {"objective__density": "logit-normal"}),
         ("speed", "sr", {"stage__timesteps__weighting": "min-snr"}),
         ("loss-second-moment", "sr", {"objective__density": "logit-normal"}),
         ("curriculum", "t2a", {"stage__timesteps__mix": 0.3, "train__precision": "bf16"}),
@@ -736,14 +843,20 @@ def test_every_kind_trains(kind: str, task: str, more: dict[str, Any], tmp_path:
         )
 
 
-def test_t_follows_r_while_training(whole: Path) -> None:
-    rows = [row for row in read_rows(whole / "runs" / "adaptive") if "train/loss" in row]
-    assert [row["stage/timesteps/m"] for row in rows] == pytest.approx(
-        [0.4 * (1 - (step - step % 2) / 10) for step in range(10)]
-    )
+def test_t_follows_the_progress_while_training(whole: Path) -> None:
+    """The levels come with the probe after step 3, so t follows them from step 4 on."""
+    run = whole / "runs" / "progress"
+    probes = read_rows(run, "probes")
+    assert [row["density_state"] for row in probes] == ["objective"] * 3 + ["progress"] * 7
+    assert [row["density_q50"] for row in probes[:3]] == pytest.approx([0.5] * 3)
+    medians = [row["density_q50"] for row in probes[3:]]
+    assert medians == sorted(medians, reverse=True)  # the floor grows with r
+    assert 0.6 < medians[-1] < medians[0] < 0.8
+    rows = [row for row in read_rows(run) if "train/loss" in row]
     assert all(0 < row["stage/timesteps/ess"] <= 1 for row in rows)
-    table = load_recipe(whole / "runs" / "adaptive" / "recipe.toml").stage["timesteps"]
-    assert (table["floor"], table["gamma"], table["kappa"]) == (0.05, 5.0, 0.5)
+    table = load_recipe(run / "recipe.toml").stage["timesteps"]
+    assert (table["floor"], table["gamma"], table["kappa"]) == (0.15, 5.0, 0.5)
+    assert [(step, to) for step, to, _ in timesteps_events(run)] == [(4, "progress")]
 
 
 def timesteps_events(run: Path) -> set[tuple[int, str, str]]:
@@ -755,7 +868,7 @@ def timesteps_events(run: Path) -> set[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "step"), [("adaptive", 7), ("loss-second-moment", 3), ("loss-second-moment", 10)]
+    ("kind", "step"), [("progress", 7), ("loss-second-moment", 3), ("loss-second-moment", 10)]
 )
 def test_kill_9_and_resume_draw_the_same_t(
     kind: str, step: int, whole: Path, tmp_path: Path
@@ -781,7 +894,7 @@ def test_kill_9_and_resume_draw_the_same_t(
     assert sha(run / "recipe.toml") == sha(reference / "recipe.toml")
 
 
-@pytest.mark.parametrize("kind", ["adaptive", "loss-second-moment"])
+@pytest.mark.parametrize("kind", ["progress", "loss-second-moment"])
 def test_two_processes_draw_the_t_of_one(kind: str, whole: Path, tmp_path: Path) -> None:
     """gloo on two processes.
 
@@ -797,6 +910,6 @@ def test_two_processes_draw_the_t_of_one(kind: str, whole: Path, tmp_path: Path)
         values, expected = (
             [row[f"stage/timesteps/{name}"] for row in rows] for rows in (ours, theirs)
         )
-        assert values == (expected if kind == "adaptive" else pytest.approx(expected, rel=1e-3)), (
+        assert values == (expected if kind == "progress" else pytest.approx(expected, rel=1e-3)), (
             name
         )

@@ -31,7 +31,7 @@ from typing import Any
 from compare_tables import SCORES, plot, print_tables, scores_of, task_of
 
 GUIDANCE = "stage.guidance.weight=0.5"
-TIMESTEPS = "stage.timesteps.kind=adaptive"
+TIMESTEPS = "stage.timesteps.kind=progress"
 ALL = [GUIDANCE, TIMESTEPS, "stage.structure.when=converged"]
 VARIANTS: dict[str, list[str]] = {
     "static": [],
@@ -86,7 +86,6 @@ def settings(comparison: Comparison, recipe: str, steps: int, variant: str, seed
         "train.samples=0",
         f"data.cache_dir={comparison.runs / '.cache'}",
         "stage.regime.clips=16",
-        "stage.regime.window=14",
         f"stage.regime.every={max(1, steps // PROBES)}",
         *TASKS[task_of(recipe)],
         *VARIANTS[variant],

@@ -92,5 +92,4 @@ def _stages(recipe: Recipe) -> Iterator[tuple[Key, str]]:
             registry.options(name, options)
         except ValidationError as error:
             known_keys = list(registry.load(name).Options.model_fields)
-            for key, message in explain(error, known_keys):
-                yield ("stage", name, *key), message
+            yield from explain(error, ("stage", name), known_keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stagecli.recipe.toml_positions import Key
+from stagecli.stage import registry
 
 RENAMED: dict[Key, str] = {
     ("objective", "timesteps"): "density",
@@ -23,13 +24,27 @@ def describe_old_key(key: Key) -> str | None:
     """What became of a key of an earlier version; None if there never was such a key."""
     if key in RENAMED:
         return f"this key is now called `{RENAMED[key]}`"
-    if key in REMOVED:
-        return f"this key is gone; delete it: {REMOVED[key]}"
-    return None
+    reason = REMOVED.get(key)
+    if reason is None and len(key) == 3:
+        section, name, option = key
+        reason = registry.removed_options(name).get(option) if section == "stage" else None
+    return None if reason is None else f"this key is gone; delete it: {reason}"
+
+
+def describe_old_value(key: Key, value: str) -> str | None:
+    """What became of a value that a mechanism's option could have; None if there never was one."""
+    if len(key) != 3 or key[0] != "stage":
+        return None
+    _, name, option = key
+    instead = registry.removed_values(name).get((option, value))
+    return None if instead is None else f"`{value}` is gone: {instead}"
 
 
 def update_old_keys(tree: dict[str, Any]) -> None:
-    """Rename and remove the old keys of a parsed recipe, in place."""
+    """Rename and remove the old keys of a parsed recipe, in place.
+
+    A mechanism's option with an old value is left out, so that it has its default.
+    """
     for (section, old), new in RENAMED.items():
         options = tree.get(section)
         if isinstance(options, dict) and old in options:
@@ -38,3 +53,15 @@ def update_old_keys(tree: dict[str, Any]) -> None:
         options = tree.get(section)
         if isinstance(options, dict):
             options.pop(old, None)
+    stage = tree.get("stage")
+    for name, options in stage.items() if isinstance(stage, dict) else ():
+        if isinstance(options, dict):
+            _update_options(options, name)
+
+
+def _update_options(options: dict[str, Any], mechanism: str) -> None:
+    for option in registry.removed_options(mechanism):
+        options.pop(option, None)
+    for option, value in registry.removed_values(mechanism):
+        if options.get(option) == value:
+            del options[option]

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stagecli.recipe.history import describe_old_key
+from stagecli.recipe.history import describe_old_key, describe_old_value
 from stagecli.recipe.toml_positions import Key
 from stagecli.schema import Recipe
 
@@ -30,21 +30,21 @@ OUR_WORDS = {
 
 
 def explain(
-    error: ValidationError, known_keys: Sequence[str] | None = None
+    error: ValidationError, section: Key = (), known_keys: Sequence[str] | None = None
 ) -> Iterator[tuple[Key, str]]:
     """(key, what is wrong with it) for every error.
 
-    known_keys: keys of the section that was validated, to suggest the nearest one; by default
-    those of the recipe's own section.
+    section: key of what was validated, if that was not the whole recipe, with its known_keys, to
+    suggest the nearest one.
     """
     for item in error.errors():
-        key = error_key(item)
+        key = (*section, *error_key(item))
         if item["type"] == "extra_forbidden":
             yield key, describe_old_key(key) or _unknown_key(key, known_keys)
         elif item["type"] == "missing":
             yield key, "required, and missing"
         else:
-            yield key, _bad_value(item)
+            yield key, describe_old_value(key, str(item["input"])) or _bad_value(item)
 
 
 def error_key(item: Any) -> Key:

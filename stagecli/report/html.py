@@ -11,7 +11,14 @@ from stagecli.report.formats import duration, signed_percent, significant, step_
 from stagecli.report.panel import event_text
 from stagecli.report.panels import run_panels
 from stagecli.report.pictures.sheet import draw_inline
-from stagecli.report.regime_text import evidence_text, legend, regime_facts, regime_timeline
+from stagecli.report.regime_text import (
+    LEVEL_COLUMNS,
+    evidence_text,
+    legend,
+    level_rows,
+    regime_facts,
+    regime_timeline,
+)
 from stagecli.report.run_report import RunReport
 from stagecli.report.sentences import best_checkpoint_text
 from stagecli.report.summary import summarize_run
@@ -101,6 +108,12 @@ def _regime_section(summaries: Sequence[JsonRow]) -> list[str]:
         section.append(
             _facts_table(names, [regime_facts(summary["regime"]) for summary in summaries])
         )
+    rows = [
+        [summary["name"], *row] for summary in summaries for row in level_rows(summary["regime"])
+    ]
+    if rows:
+        section.append("<h2>Progress by noise level</h2>")
+        section.append(_table(["run", *LEVEL_COLUMNS], rows))
     for summary in summaries:
         if summary["regime_note"]:
             section.append(f"<p>{escape(summary['name'])}: {escape(summary['regime_note'])}</p>")

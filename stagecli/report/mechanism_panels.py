@@ -20,6 +20,7 @@ from stagecli.report.panel import (
 )
 from stagecli.report.run_report import RunReport
 from stagecli.stage import registry
+from stagecli.stage.probe_columns import ProbeColumns
 
 
 def probe_panels(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
@@ -27,21 +28,37 @@ def probe_panels(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
     panels: list[Panel | HeatMap] = []
     for mechanism, columns in registry.probe_columns().items():
         for index, report in enumerate(reports):
-            matrix = columns.matrix(columns.summary(report.probes))
-            if matrix is None:
+            summary = columns.summary(report.probes)
+            if summary is None:
                 continue
             suffix = f", {report.name}" if len(reports) > 1 else ""
-            panels.append(HeatMap.of(matrix, suffix))
-            own = [event for event in report.events if event.get("mechanism") == mechanism]
-            marks = [
-                Mark(event["step"], f"{event.get('from')} -> {event.get('to')}")
-                for event in report_mechanisms.transitions(own)
-            ]
-            for curve in columns.curves:
-                trace = run_trace(report.name, report.probes, curve.column, index)
-                if curve.panel and trace:
-                    title = f"{curve.panel}{suffix}"
-                    panels.append(Panel(title=title, traces=[trace], marks=marks))
+            matrix = columns.matrix(summary)
+            if matrix is not None:
+                panels.append(HeatMap.of(matrix, suffix))
+            panels += _column_panels(mechanism, columns, report, index, suffix)
+    return panels
+
+
+def _column_panels(
+    mechanism: str, columns: ProbeColumns, report: RunReport, index: int, suffix: str
+) -> list[Panel]:
+    """The columns that a mechanism wants drawn; those with the same title share a panel."""
+    own = [event for event in report.events if event.get("mechanism") == mechanism]
+    marks = [
+        Mark(event["step"], f"{event.get('from')} -> {event.get('to')}")
+        for event in report_mechanisms.transitions(own)
+    ]
+    panels = []
+    for title in dict.fromkeys(curve.panel for curve in columns.curves if curve.panel):
+        together = [curve for curve in columns.curves if curve.panel == title]
+        labels = [curve.label if len(together) > 1 else report.name for curve in together]
+        candidates = [
+            run_trace(label, report.probes, curve.column, index + k)
+            for k, (label, curve) in enumerate(zip(labels, together, strict=True))
+        ]
+        traces = [trace for trace in candidates if trace]
+        if traces:
+            panels.append(Panel(title=f"{title}{suffix}", traces=traces, marks=marks))
     return panels
 
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from stagecli.files import JsonRow, number
 from stagecli.report.formats import counted
 
-LEVEL = re.compile(r"Dn?_t(\d+(?:\.\d+)?)")  # D or Dn at one noise level, such as Dn_t0.30
+LEVEL = re.compile(r"(Dn?|[GRr])_t(\d+(?:\.\d+)?)")  # a value at one noise level, as in Dn_t0.30
 NUMBERS = (
     "D",
     "Dn",
     "d_ceiling",
     "d_ref",
     "tau",
+    "tau_end",
     "slope",
     "slope_se",
-    "q",
-    "q_se",
-    "target",
     "r",
+    "r_now",
     "p_rise",
     "seconds",
     "seconds_total",
@@ -58,7 +58,7 @@ def in_order(rows: Sequence[JsonRow], damage: list[str]) -> list[JsonRow]:
 
 def noise_levels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The noise levels t of the probes as the rows spell them, lowest first."""
-    matches = {match[1] for row in rows for key in row if (match := LEVEL.fullmatch(key))}
+    matches = {match[2] for row in rows for key in row if (match := LEVEL.fullmatch(key))}
     return sorted(matches, key=float)
 
 
@@ -87,8 +87,34 @@ def _clean(row: JsonRow) -> JsonRow:
             clean[key] = number(row[key])
         elif key in TEXTS and not isinstance(row[key], str):
             del clean[key]
-    for key in ("frozen", "failsafe"):
-        clean[key] = row.get(key) is True
-    clock = row.get("clock_step")
-    clean["clock_step"] = clock if type(clock) is int else None
+    clean["frozen"] = row.get("frozen") is True
     return clean
+
+
+def is_old(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of an earlier version, whose slopes and r were computed by another rule."""
+    return "r" in row and "r_now" not in row
+
+
+@dataclass(frozen=True)
+class LevelProgress:
+    """Progress at one noise level, spelt as in the row: made and to come, in units of Dn."""
+
+    t: str
+    made: float
+    to_come: float
+
+    @property
+    def total(self) -> float:
+        return self.made + self.to_come
+
+
+def progress_by_level(row: Mapping[str, Any]) -> list[LevelProgress]:
+    """Progress at the noise levels of a row that have both numbers, lowest first."""
+    levels = []
+    for t in noise_levels([row]):
+        made = number(row.get(f"G_t{t}"))
+        to_come = number(row.get(f"R_t{t}"))
+        if made is not None and to_come is not None:
+            levels.append(LevelProgress(t, max(0.0, made), max(0.0, to_come)))
+    return levels

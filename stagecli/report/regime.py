@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stagecli.files import JsonRow, number
+from stagecli.files import JsonRow
 from stagecli.report.curves import curve_summary, series
-from stagecli.report.probe_rows import noise_levels
-from stagecli.report.regime_sentences import horizon, regime_sentences
+from stagecli.report.probe_rows import is_old, noise_levels
+from stagecli.report.regime_sentences import Slope, horizon, regime_sentences
 
-RECENT = 6  # probes over which optimiser time per step is taken
 LARGEST_UNIT = 1000  # slopes are given per 1,000 steps, or per 100 or 10 in a short run
 NEWEST_VALUES = ("D", "Dn", "d_ceiling", "d_ref")  # of the newest probe that has a value
-NEWEST_STATE = ("tau", "slope", "slope_se", "q", "q_se", "target", "r", "p_rise")
-NEWEST_FLAGS = ("frozen", "failsafe", "stage", "clock_step", "source", "monitor")
+NEWEST_STATE = ("tau", "tau_end", "slope", "slope_se", "r", "r_now", "p_rise")
+NEWEST_FLAGS = ("frozen", "stage", "source", "monitor")
+BY_LEVEL = {"D": "D", "Dn": "Dn", "G": "made", "R": "to_come", "r": "r"}  # column -> name
 
 
 def summarize_regime(
@@ -31,7 +30,8 @@ def summarize_regime(
 
     rows: from `probe_rows.in_order`; events: all of the run; steps: the budget; points: per curve
     in "series". "rows" carries every probe. "rate" is the slope as people read it (`dn_rate`),
-    "slope" is per unit of optimiser time.
+    "slope" is per unit of optimiser time. "by_t" holds D, Dn and the progress of the newest probe
+    with a value, by noise level.
     """
     if not rows:
         return None
@@ -52,7 +52,8 @@ def summarize_regime(
     }
     document |= {key: newest.get(key) for key in NEWEST_VALUES}
     document["by_t"] = {
-        t: {"D": newest.get(f"D_t{t}"), "Dn": newest.get(f"Dn_t{t}")} for t in noise_levels(rows)
+        t: {name: newest.get(f"{column}_t{t}") for column, name in BY_LEVEL.items()}
+        for t in noise_levels(rows)
     }
 
     # What the regime made of it, and what the probes cost.
@@ -64,7 +65,8 @@ def summarize_regime(
         "stages": stage_spans(rows),
         "events": [event for event in events if event.get("mechanism") == "regime"],
         "series": _curves(rows, points),
-        "reading": _sentences(rows, steps, task),
+        "old_rule": is_old(last),
+        "reading": regime_sentences(rows, steps=steps, reference=reference_name(task)),
         "rows": list(rows),
     }
 
@@ -74,32 +76,15 @@ def slope_unit(steps: int | None, seen: int) -> int:
     return max(1, min(LARGEST_UNIT, horizon(max(1, steps or seen))))
 
 
-def dn_rate(rows: Sequence[Mapping[str, Any]], unit: int) -> JsonRow | None:
-    """Relative change of Dn (+ 0.01) in `unit` steps at the last probe's slope; None without one.
+def dn_rate(rows: Sequence[JsonRow], unit: int) -> JsonRow | None:
+    """Change of Dn in `unit` steps at the last probe's slope and learning rate; None without one.
 
-    {"per_steps", "change", "error"}: error is two standard errors, None if unknown. Optimiser time
-    per step is that of the last probes: under a falling learning rate a step counts for less.
+    {"per_steps", "change", "error"}: error is two standard errors.
     """
-    last = rows[-1] if rows else {}
-    slope = number(last.get("slope"))
-    error = number(last.get("slope_se"))
-    timed = [row for row in rows[-RECENT:] if number(row.get("tau")) is not None]
-    if slope is None or not timed or not timed[-1]["step"]:
+    slope = Slope.of([row for row in rows if row.get("Dn") is not None])
+    if slope is None:
         return None
-    first = timed[0]
-    newest = timed[-1]
-    if newest["step"] > first["step"]:
-        pace = (newest["tau"] - first["tau"]) / (newest["step"] - first["step"])
-    else:
-        pace = newest["tau"] / newest["step"]
-
-    def change(beta: float) -> float:
-        return math.expm1(min(50.0, max(-50.0, beta * pace * unit)))
-
-    width = None
-    if error is not None:
-        width = abs(change(slope + 2 * error) - change(slope - 2 * error)) / 2
-    return {"per_steps": unit, "change": change(slope), "error": width}
+    return {"per_steps": unit, "change": -unit * slope.fall, "error": 2 * unit * slope.error}
 
 
 def stage_spans(rows: Sequence[Mapping[str, Any]]) -> list[JsonRow]:
@@ -144,10 +129,3 @@ def _curves(rows: Sequence[JsonRow], points: int) -> JsonRow:
         if values:
             curves[key] = curve_summary(steps, values, points)
     return curves
-
-
-def _sentences(rows: Sequence[JsonRow], steps: int | None, task: Any) -> list[str]:
-    """`regime_sentences`, which needs tau wherever there is a slope."""
-    if any(row.get("tau") is None for row in rows if row.get("Dn") is not None):
-        rows = [{**row, "slope": None} for row in rows]
-    return regime_sentences(rows, steps=steps, reference=reference_name(task))

@@ -21,11 +21,13 @@ from stagecli.report.probe_rows import noise_levels
 from stagecli.report.regime import reference_name
 from stagecli.report.run_report import RunReport
 
-TARGET_COLOUR = 7  # grey: the target of r is a guide, not a result
+ESTIMATE_COLOUR = 7  # grey: the estimate that r follows is a guide, not a result
 
 
 def regime_panels(reports: Sequence[RunReport]) -> list[Panel]:
-    """Dn by noise level of each run with its stages; then r of all, or r and its target of one."""
+    """Dn by noise level of each run with its stages; then r of all, or of one with the estimate
+    that it follows.
+    """
     several = len(reports) > 1
     measured = [report for report in reports if report.probes]
     panels = [
@@ -38,13 +40,14 @@ def regime_panels(reports: Sequence[RunReport]) -> list[Panel]:
     else:
         candidates = [run_trace("r", report.probes, "r", 0) for report in measured]
         candidates += [
-            run_trace("target", report.probes, "target", TARGET_COLOUR) for report in measured
+            run_trace("present estimate", report.probes, "r_now", ESTIMATE_COLOUR)
+            for report in measured
         ]
     traces = [trace for trace in candidates if trace]
     if traces:
         panels.append(
             Panel(
-                title="Regime variable r (0: acquiring meaning, 1: refinement)",
+                title="Regime variable r (share of the semantic progress made)",
                 traces=traces,
                 marks=[] if several else stage_marks(measured[0], several),
                 bounds=(0.0, 1.15),  # room above 1 for the labels of the marks
@@ -87,10 +90,8 @@ def _level_traces(report: RunReport) -> list[Trace]:
 
 
 def stage_marks(report: RunReport, several: bool) -> list[Mark]:
-    """Where the clock started and the stage changed: by the events, else by the probes."""
+    """Where the stage changed: by the events, else by the probes."""
     prefix = f"{report.name}: " if several else ""
-    clocks = (row.get("clock_step") for row in reversed(report.probes))
-    clock = next((step for step in clocks if step is not None), None)
 
     # Changes that have an event.
     marks = []
@@ -98,9 +99,8 @@ def stage_marks(report: RunReport, several: bool) -> list[Mark]:
     for event in report.events:
         if event.get("mechanism") == "regime" and event.get("from") != event.get("to"):
             stage = str(event.get("to"))
-            label = f"clock: {stage}" if event["step"] == clock else stage
             text = f"{prefix}step {event['step']:,}, {event_text(event)}"
-            marks.append(Mark(event["step"], text, label))
+            marks.append(Mark(event["step"], text, stage))
             marked.add(stage)
 
     # Changes that only the probes show: events.jsonl may be lost or older.
@@ -110,6 +110,4 @@ def stage_marks(report: RunReport, several: bool) -> list[Mark]:
         if before is not None and current and current != before and current not in marked:
             marks.append(Mark(row["step"], f"{prefix}step {row['step']:,}, {current}", current))
         before = current or before
-    if clock is not None and all(mark.step != clock for mark in marks):
-        marks.append(Mark(clock, f"{prefix}step {clock:,}, the clock starts", "clock"))
     return sorted(marks, key=lambda mark: mark.step)[:MARKS]

@@ -5,16 +5,32 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from stagecli.files import JsonRow, number
-from stagecli.stage.regime_progress import LEAST_FALL, OFFSET
+from stagecli.report.probe_rows import LevelProgress, is_old, progress_by_level
+from stagecli.stage.base import LEAST_PROGRESS
+from stagecli.stage.regime_progress import SPOKEN
 from stagecli.stage.regime_variable import REFINEMENT
 
-EARLY = 0.25  # of the steps seen: a curve that did 90 % of its fall by then saturated early
-NEAR_REFERENCE = 0.9  # Dn from here on is hardly closer than the reference
-UNCERTAIN = 0.5  # with a larger standard error, q may be anything up to the average itself
+RECENT = 6  # probes over which optimiser time per step is taken
 LEAST_GAIN = 5e-4  # of Dn; a smaller one to the end of the run is not worth a sentence
-SATURATION_PROBES = 20  # before an early saturation is reported
+NEARLY_ALL = 0.95  # of the progress: from here on the rest is hardly worth its steps
+LONG = 0.5  # a budget is too long if nearly all of the progress was made in this share of it
+SHORT = 0.5  # ... too short if Dn still falls at this share of its average pace at its end
+AT_END = 0.95  # of the steps from which a budget is judged too short
+LATCHED = 0.05  # by which r exceeds the present estimate before that is explained
+# Shares of the progress at a noise level in words, by their upper ends.
+SHARES = (
+    (0.07, "hardly anything"),
+    (0.15, "a tenth"),
+    (0.29, "a quarter"),
+    (0.42, "a third"),
+    (0.58, "half"),
+    (0.71, "two thirds"),
+    (0.85, "three quarters"),
+    (math.inf, "nearly everything"),
+)
 
 
 def regime_sentences(
@@ -32,12 +48,19 @@ def regime_sentences(
     if not measured:
         which = "the only probe" if len(rows) == 1 else f"all {len(rows):,} probes"
         return [f"{which} gave no value"]
+    scale = f"(0: the codec's own error, 1: {reference})"
+    distance = f"Dn is {level_of(measured):.3f} {scale}"
+    missing = len(rows) - len(measured)
+    if is_old(rows[-1]):
+        return [distance, *_old_rule(rows), *_warnings(rows, missing)]
+    levels = progress_by_level(measured[-1])
     return [
-        _progress(measured, reference),
+        *_progress(levels, distance),
+        *_still_to_come(levels),
         *_stage(rows),
         *_gain(measured, steps),
-        *_saturation(measured),
-        *_warnings(rows, len(rows) - len(measured)),
+        *_budget(measured, levels, steps),
+        *_warnings(rows, missing),
     ]
 
 
@@ -46,40 +69,58 @@ def horizon(seen: int) -> int:
     return int(10 ** math.floor(math.log10(max(seen / 5, 1))))
 
 
-def _progress(measured: Sequence[JsonRow], reference: str) -> str:
-    last = measured[-1]
-    level = statistics.median(row["Dn"] for row in measured[-3:])
-    distance = f"Dn is {level:.3f} (0: the codec's own error, 1: {reference})"
-    if last.get("clock_step") is None:
-        if level >= 1:
-            reason = f"no closer to the target than {reference}"
-        elif level >= NEAR_REFERENCE:
-            reason = f"hardly closer to the target than {reference}"
-        else:
-            reason = "low enough, but not yet for enough probes in a row"
-        return f"{distance}, {reason}: the clock has not started, so progress is not measured yet"
+def level_of(measured: Sequence[JsonRow]) -> float:
+    """Dn of the last probes with a value, as their median."""
+    return statistics.median(row["Dn"] for row in measured[-3:])
 
-    q = number(last.get("q"))
-    error = number(last.get("q_se"))
-    since = f"since step {last['clock_step']:,}"
-    if q is None:
-        return f"{distance}; progress is measured {since}, with too few probes yet for a slope"
-    if error is not None and error > UNCERTAIN:
-        return (
-            f"{distance}; whether semantic progress is faster or slower than its average {since}"
-            " is still too uncertain"
-        )
-    if error is not None and q + 2 * error < 0:
-        return f"semantic progress is negative: predictions move away from the target; {distance}"
-    interval = "" if error is None else f" (± {200 * error:.0f})"
-    return f"semantic progress is at {100 * q:.0f} %{interval} of its average {since}; {distance}"
+
+def share_of_progress(levels: Sequence[LevelProgress]) -> float:
+    """Share of the progress within the budget that has been made, as r is computed."""
+    made = math.fsum(level.made for level in levels)
+    return made / (math.fsum(level.total for level in levels) + LEAST_PROGRESS)
+
+
+def share_in_words(share: float) -> str:
+    """`a quarter`, `half`, `nearly everything`."""
+    return next(word for end, word in SHARES if share < end)
+
+
+def _progress(levels: Sequence[LevelProgress], distance: str) -> list[str]:
+    if not levels:
+        return [f"{distance}; progress is measured from the {SPOKEN}th probe on"]
+    if math.fsum(level.made for level in levels) < LEAST_PROGRESS:
+        return [f"no semantic progress beyond the noise yet: {distance}"]
+    percent = f"{100 * share_of_progress(levels):.0f} %"
+    return [f"{percent} of the semantic progress that this budget allows has been made; {distance}"]
+
+
+def _still_to_come(levels: Sequence[LevelProgress]) -> list[str]:
+    """The noise level with the most progress to come, and how much that is."""
+    candidates = [level for level in levels if level.total >= LEAST_PROGRESS]
+    if not candidates:
+        return []
+    most = max(candidates, key=lambda level: level.to_come)
+    share = most.to_come / most.total
+    if share < SHARES[0][0]:
+        return ["at every noise level hardly anything is still to come"]
+    return [f"at t = {float(most.t):g} {share_in_words(share)} is still to come"]
 
 
 def _stage(rows: Sequence[JsonRow]) -> list[str]:
     last = rows[-1]
     sentences = []
-    if number(last.get("r")) is not None:
-        sentences.append(_stage_sentence(rows))
+    r = number(last.get("r"))
+    now = number(last.get("r_now"))
+    refining = next((row for row in rows if row.get("stage") == "refinement"), None)
+    if r is not None and refining is not None:
+        sentences.append(f"refinement since step {refining['step']:,} (r = {r:.2f})")
+    elif r is not None and last.get("stage") != "waiting":
+        sentences.append(f"semantic acquisition (r = {r:.2f}; refinement starts at {REFINEMENT})")
+    if r is not None and now is not None and r - now > LATCHED:
+        sentences.append(
+            f"r stays at {r:.2f}, which an earlier estimate reached: it never falls, although the"
+            f" present estimate is {now:.2f}"
+        )
     source = last.get("source", "measured")
     if source == "replay":
         sentences.append("r was replayed from another run: it was not measured here")
@@ -88,109 +129,135 @@ def _stage(rows: Sequence[JsonRow]) -> list[str]:
     return sentences
 
 
-def _stage_sentence(rows: Sequence[JsonRow]) -> str:
-    last = rows[-1]
-    r = last["r"]
-    refining = next((row for row in rows if row.get("stage") == "refinement"), None)
-    if refining is not None:
-        text = f"refinement since step {refining['step']:,} (r = {r:.2f})"
-        return (
-            f"{text}, set by the fail-safe and not by measurement"
-            if refining.get("failsafe")
-            else text
-        )
-    if last.get("stage") == "waiting":
-        if last.get("failsafe"):
-            return f"r = {r:.2f} is set by the fail-safe although the clock has not started"
-        return f"r stays at {r:.2f} until the clock starts"
-    if r >= REFINEMENT:
-        return (
-            f"r = {r:.2f} has reached the threshold of refinement ({REFINEMENT}), but not yet for"
-            " enough probes in a row: the stage is still semantic acquisition"
-        )
-    return f"semantic acquisition (r = {r:.2f}; refinement starts at {REFINEMENT})"
+@dataclass(frozen=True)
+class Slope:
+    """Fall of Dn per step at the last slope and learning rate, with a standard error."""
+
+    fall: float
+    error: float
+
+    @classmethod
+    def of(cls, measured: Sequence[JsonRow]) -> Slope | None:
+        """None without a slope of this version's rule."""
+        if not measured or is_old(measured[-1]):
+            return None
+        last = measured[-1]
+        slope = number(last.get("slope"))
+        error = number(last.get("slope_se"))
+        pace = _pace(measured)
+        if slope is None or error is None or pace is None:
+            return None
+        return cls(-slope * pace, error * pace)
+
+
+def _pace(measured: Sequence[JsonRow]) -> float | None:
+    """Optimiser time per step over the last probes: under a falling learning rate a step counts
+    for less.
+    """
+    timed = [row for row in measured[-RECENT:] if number(row.get("tau")) is not None]
+    if not timed or timed[-1]["step"] <= 0:
+        return None
+    first = timed[0]
+    newest = timed[-1]
+    if newest["step"] > first["step"]:
+        return (newest["tau"] - first["tau"]) / (newest["step"] - first["step"])
+    return newest["tau"] / newest["step"]
 
 
 def _gain(measured: Sequence[JsonRow], steps: int | None) -> list[str]:
-    """What more steps buy at the present slope, or that it cannot be told from noise."""
+    """What more steps would buy at the present slope, or that it cannot be told from noise."""
+    slope = Slope.of(measured)
+    if slope is None:
+        return []
+    more = horizon(measured[-1]["step"])
+    gain, least, most = (more * (slope.fall + width * slope.error) for width in (0, -2, 2))
+    if least > 0:
+        return [
+            f"{more:,} more steps would buy about {gain:.2g} of Dn ({least:.2g} to {most:.2g}), at"
+            " the present slope and learning rate"
+        ]
+    if most > 0:
+        return [
+            f"{more:,} more steps would buy at most {most:.2g} of Dn, if anything: the slope cannot"
+            " be told apart from 0"
+        ]
+    return []
+
+
+def _budget(
+    measured: Sequence[JsonRow], levels: Sequence[LevelProgress], steps: int | None
+) -> list[str]:
+    """What the rest of the budget will bring, and whether it is too long or too short."""
+    if not levels or not steps:
+        return []
+    last = measured[-1]
+    to_come = math.fsum(level.to_come for level in levels) / len(levels)
+    sentences = []
+    if last["step"] < steps and to_come >= LEAST_GAIN:
+        level = level_of(measured)
+        sentences.append(
+            f"Dn would go from {level:.3f} to about {max(0.0, level - to_come):.3f} by the end of"
+            f" the budget, step {steps:,}"
+        )
+    return [*sentences, *_too_long(measured, levels, steps), *_too_short(measured, levels, steps)]
+
+
+def _too_long(
+    measured: Sequence[JsonRow], levels: Sequence[LevelProgress], steps: int
+) -> list[str]:
+    if share_of_progress(levels) < NEARLY_ALL:
+        return []
+    values = [row["Dn"] for row in measured]
+    smooth = [statistics.median(values[max(0, i - 2) : i + 1]) for i in range(len(values))]
+    limit = smooth[-1] + (1 - NEARLY_ALL) * (max(smooth) - smooth[-1])
+    done = next(row["step"] for row, value in zip(measured, smooth, strict=True) if value <= limit)
+    if done > LONG * steps:
+        return []
+    return [
+        f"the budget is longer than needed: {100 * NEARLY_ALL:.0f} % of the progress was made by"
+        f" step {done:,}, {100 * done / steps:.0f} % of the steps"
+    ]
+
+
+def _too_short(
+    measured: Sequence[JsonRow], levels: Sequence[LevelProgress], steps: int
+) -> list[str]:
     last = measured[-1]
     slope = number(last.get("slope"))
     error = number(last.get("slope_se"))
-    if slope is None or error is None or len(measured) < 2:
+    tau = number(last.get("tau"))
+    made = math.fsum(level.made for level in levels) / len(levels)
+    if last["step"] < AT_END * steps or slope is None or error is None or not tau or made <= 0:
         return []
-
-    # Optimiser time per step over the last probes: under a falling rate a step counts for less.
-    before = measured[max(0, len(measured) - 6)]
-    pace = (last["tau"] - before["tau"]) / (last["step"] - before["step"])
-    level = statistics.median(max(row["Dn"], 0.0) for row in measured[-5:]) + OFFSET
-
-    def fall(beta: float, more: int) -> float:
-        return level * -math.expm1(min(50.0, beta * pace * more))
-
-    # Over the next steps, with the range that two standard errors leave.
-    more = horizon(last["step"])
-    most = fall(slope - 2 * error, more)
-    least = fall(slope + 2 * error, more)
-    sentences = []
-    if least > 0:
-        sentences.append(
-            f"at this slope {more:,} more steps buy about {fall(slope, more):.2g} of Dn"
-            f" ({least:.2g} to {most:.2g})"
-        )
-    elif most > 0:
-        sentences.append(
-            f"at this slope {more:,} more steps buy at most {most:.2g} of Dn, if anything:"
-            " the slope cannot be told apart from 0"
-        )
-
-    # To the end of the budget, where the slope is no transient.
-    left = (steps or 0) - last["step"]
-    gain = fall(slope, left) if left > 0 else 0.0
-    if least > 0 and gain >= LEAST_GAIN and last.get("stage") == "refinement":
-        sentences.append(
-            f"at this slope Dn would go from {level - OFFSET:.3f} to about"
-            f" {level - OFFSET - gain:.3f} by step {steps:,}, with the learning rate as it is now"
-        )
-    return sentences
-
-
-def _saturation(measured: Sequence[JsonRow]) -> list[str]:
-    """Whether most of the fall was early, as usual in sr: the input has the meaning already."""
-    start = measured[-1].get("clock_step")
-    if start is None or len(measured) < SATURATION_PROBES:
-        return []
-    logs = [math.log(max(row["Dn"], 0.0) + OFFSET) for row in measured]
-    smooth = [statistics.median(logs[max(0, i - 2) : i + 3]) for i in range(len(logs))]
-    first = next((i for i, row in enumerate(measured) if row["step"] >= start), 0)
-    fall = smooth[first] - smooth[-1]
-    if fall < 0:
-        return []
-    if fall < 2 * LEAST_FALL:
-        return [f"Dn has hardly moved since step {start:,} ({100 * -math.expm1(-fall):.1f} %)"]
-    done = next(
-        row["step"]
-        for row, value in zip(measured[first:], smooth[first:], strict=True)
-        if smooth[first] - value >= 0.9 * fall
-    )
-    share = done / measured[-1]["step"]
-    if share > EARLY:
+    pace = -slope * tau / made
+    if slope + 2 * error >= 0 or pace < SHORT:
         return []
     return [
-        f"D saturated early: 90 % of its fall since step {start:,} was done by step {done:,}"
-        f" ({100 * share:.0f} % of the steps so far)"
+        f"the budget is too short: at its end Dn still falls at {100 * pace:.0f} % of its average"
+        " pace, the decay of the learning rate aside, so a longer one would buy more"
     ]
+
+
+def _old_rule(rows: Sequence[JsonRow]) -> list[str]:
+    """r and stage of a run of an earlier version."""
+    last = rows[-1]
+    r = number(last.get("r"))
+    sentences = []
+    if r is not None:
+        sentences.append(f"r = {r:.2f} was computed by the rule of an earlier version")
+    lifted = next((row["step"] for row in rows if row.get("failsafe") is True), None)
+    if lifted is not None:
+        sentences.append(
+            f"from step {lifted:,} on r followed the step count (the fail-safe of that version),"
+            " not the measurement"
+        )
+    return sentences
 
 
 def _warnings(rows: Sequence[JsonRow], missing: int) -> list[str]:
     sentences = []
     if rows[-1].get("frozen"):
         sentences.append(_frozen_sentence(rows))
-    lifted = next((row["step"] for row in rows if row.get("failsafe")), None)
-    if lifted is not None:
-        sentences.append(
-            f"from step {lifted:,} on r was lifted by the fail-safe: it follows the step count,"
-            " not the measurement"
-        )
     if missing:
         sentences.append(f"{missing} of {len(rows)} probes gave no value; r did not move there")
     return sentences
@@ -205,6 +272,6 @@ def _frozen_sentence(rows: Sequence[JsonRow]) -> str:
         since = row["step"]
     measured = last.get("source", "measured") == "measured"
     state = "r has been frozen" if measured else "there has been an alarm"
-    text = f"{state} since step {since:,}: D is rising"
+    text = f"{state} since step {since:,}: D is rising, so predictions move away from the targets"
     p = number(last.get("p_rise"))
     return text if p is None else f"{text} (p = {p:.1g})"

@@ -11,25 +11,24 @@ from stagecli.report.formats import ascii_text, bar, duration, significant
 FACTS = (
     "stage",
     "r",
-    "target of r",
+    "r now",
     "Dn",
     "D",
     "scale of D",
     "slope of Dn",
-    "progress rate",
-    "clock",
     "source of r",
     "monitor",
     "probes",
     "probe time",
 )
+LEVEL_COLUMNS = ("t", "Dn", "made", "to come", "r")
 BAR_WIDTH = 12
 
 
 def legend(reference: str) -> tuple[str, str]:
     """What r and Dn mean, one line each; reference: what Dn = 1 stands for."""
     return (
-        "r: 0 while the model acquires meaning, 1 when it only refines",
+        "r: share of the semantic progress within the budget that has been made",
         f"Dn: distance to the targets (0: the codec's own error, 1: {reference})",
     )
 
@@ -39,18 +38,16 @@ def regime_facts(regime: JsonRow | None, ascii_only: bool = False) -> dict[str, 
     if regime is None:
         return dict.fromkeys(FACTS, "-")
     level = regime["r"]
-    target = regime["target"]
+    now = regime["r_now"]
     values = (
         _stage(regime),
         "-" if level is None else f"{level:.3f} {bar(level, BAR_WIDTH, ascii_only)}",
-        "-" if target is None else f"{target:.2f}",
+        "-" if now is None else f"{now:.3f}",
         _distance(regime),
         "-" if regime["D"] is None else f"{regime['D']:.3f}",
         _scale(regime),
         rate_text(regime["rate"]),
-        progress_text(regime["q"], regime["q_se"]),
-        "not started" if regime["clock_step"] is None else f"since step {regime['clock_step']:,}",
-        regime["source"] or "-",
+        _source(regime),
         regime["monitor"] or "-",
         _probes(regime),
         cost_text(regime["seconds"], regime["share"]),
@@ -72,9 +69,30 @@ def state_flags(row: Mapping[str, Any]) -> list[str]:
     flags = []
     if row.get("frozen") is True:
         flags.append("r is frozen because D is rising")
-    if row.get("failsafe") is True:
-        flags.append("r is set by the fail-safe")
     return flags
+
+
+def _source(regime: JsonRow) -> str:
+    source = regime["source"] or "-"
+    return f"{source}, by the rule of an earlier version" if regime["old_rule"] else source
+
+
+def level_rows(regime: JsonRow | None) -> list[list[str]]:
+    """Dn, progress made and to come, and r of each noise level as text, in `LEVEL_COLUMNS`.
+
+    Empty where progress has not been measured.
+    """
+    if regime is None:
+        return []
+    return [
+        [f"{float(t):g}", *(_value(level[name]) for name in ("Dn", "made", "to_come", "r"))]
+        for t, level in regime["by_t"].items()
+        if level["made"] is not None
+    ]
+
+
+def _value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _distance(regime: JsonRow) -> str:
@@ -106,22 +124,10 @@ def _probes(regime: JsonRow) -> str:
 
 
 def rate_text(rate: JsonRow | None) -> str:
-    """`-2.1 % ± 0.4 per 1,000 steps`, from `regime.dn_rate`; `-` for None."""
+    """`-0.0042 ± 0.0008 per 1,000 steps`, from `regime.dn_rate`; `-` for None."""
     if rate is None:
         return "-"
-    change = f"{100 * rate['change']:+.2g} %"
-    error = rate["error"]
-    if error is not None:
-        change += f" ± {100 * error:.2g}" if error < 1 else " ± over 100"
-    return f"{change} per {rate['per_steps']:,} steps"
-
-
-def progress_text(q: float | None, standard_error: float | None) -> str:
-    """`13 % ± 12 of its average`: the present rate of progress; `-` if unknown."""
-    if q is None:
-        return "-"
-    error = "" if standard_error is None else f" ± {200 * standard_error:.0f}"
-    return f"{100 * q:.0f} %{error} of its average"
+    return f"{rate['change']:+.2g} ± {rate['error']:.1g} per {rate['per_steps']:,} steps"
 
 
 def cost_text(seconds: float | None, share: float | None) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # reading a recipe imports this file and needs no torch
     from stagecli.schema import Recipe
     from stagecli.stage.densities import TimeDensity
 
+LEAST_PROGRESS = 0.02  # of Dn, summed over the noise levels: anything smaller counts as noise
+
 
 def _uniform() -> TimeDensity:
     from stagecli.stage.densities import Uniform
@@ -29,17 +31,42 @@ def _uniform() -> TimeDensity:
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseLevel:
+    """Semantic progress at one noise level t, in units of Dn.
+
+    Dn: of the last probe; made: fall so far; to_come: fall still expected within the budget; scope:
+    moving average of made + to_come over the probes.
+    """
+
+    t: float
+    Dn: float
+    made: float
+    to_come: float
+    scope: float
+
+    @property
+    def r(self) -> float:
+        """Share of this level's progress that has been made; 0 where there is none."""
+        total = self.made + self.to_come
+        return self.made / total if total > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Instructions for the next step. The defaults are plain training.
 
     density: density that t is drawn from; loss_weight: maps t [B] to weights of the loss [B]; r:
-    regime variable, 0 where no mechanism measures it; hidden: blocks, counted from 1, whose output
-    the network returns; active: names of the mechanisms that add a term to the loss.
+    regime variable, which never falls, for decisions that are final; r_now: its present estimate,
+    for what can be taken back; both are 0 where no mechanism measures them; levels: progress by
+    noise level, empty until it is measured; hidden: blocks, counted from 1, whose output the
+    network returns; active: names of the mechanisms that add a term to the loss.
     """
 
     density: TimeDensity = field(default_factory=_uniform)
     loss_weight: Callable[[Tensor], Tensor] | None = None
     r: float = 0.0
+    r_now: float = 0.0
+    levels: tuple[NoiseLevel, ...] = ()
     hidden: tuple[int, ...] = ()
     active: tuple[str, ...] = ()
 

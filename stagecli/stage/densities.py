@@ -152,6 +152,51 @@ class LogitNormal(TimeDensity):
         return (y - self.low) / (self.high - self.low)
 
 
+@dataclass(frozen=True)
+class PiecewiseLinear(TimeDensity):
+    """Linear between nodes, normalised.
+
+    nodes: ascending from 0 to 1; values: at the nodes, at least 0 and not all 0.
+    """
+
+    nodes: tuple[float, ...]
+    values: tuple[float, ...]
+
+    @property
+    def breaks(self) -> tuple[float, ...]:
+        return self.nodes[1:-1]
+
+    @cached_property
+    def _pieces(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(nodes [n], normalised values [n], slopes [n - 1], cdf at the nodes [n])."""
+        x = torch.tensor(self.nodes, dtype=torch.float64)
+        y = torch.tensor(self.values, dtype=torch.float64)
+        areas = (y[1:] + y[:-1]) / 2 * x.diff()
+        y = y / areas.sum()
+        below = torch.cat([torch.zeros(1, dtype=torch.float64), areas.cumsum(0) / areas.sum()])
+        return x, y, y.diff() / x.diff(), below
+
+    def cdf(self, t: Tensor) -> Tensor:
+        x, y, slopes, below = self._pieces
+        k = torch.searchsorted(x[1:-1].contiguous(), t.contiguous(), right=True)
+        inside = t - x[k]
+        return below[k] + inside * (y[k] + slopes[k] * inside / 2)
+
+    def log_prob(self, t: Tensor) -> Tensor:
+        x, y, slopes, _ = self._pieces
+        k = torch.searchsorted(x[1:-1].contiguous(), t.contiguous(), right=True)
+        return (y[k] + slopes[k] * (t - x[k])).clamp_min(1e-300).log()
+
+    def quantile(self, u: Tensor) -> Tensor:
+        x, y, slopes, below = self._pieces
+        k = torch.searchsorted(below[1:-1].contiguous(), u.contiguous(), right=True)
+        rest = (u - below[k]).clamp_min(0)
+        # The stable root of y s + slope s^2 / 2 = rest, also for a slope of 0.
+        root = (y[k].square() + 2 * slopes[k] * rest).clamp_min(0).sqrt()
+        inside = 2 * rest / (y[k] + root).clamp_min(1e-300)
+        return torch.minimum(x[k] + inside, x[k + 1])
+
+
 def log_snr_normal(mean: float, std: float) -> LogitNormal:
     """ln SNR ~ N(mean, std^2) with SNR = ((1 - t) / t)^2, so that logit t = -ln(SNR) / 2."""
     return LogitNormal(-mean / 2, std / 2)

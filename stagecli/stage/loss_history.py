@@ -12,10 +12,7 @@ from torch import Tensor
 
 from stagecli.stage.densities import per_sample
 
-# Half-lives, in samples, of the two averages of a bin's loss.
-FAST = 128
-SLOW = 1024
-LEAST_FALL = 1e-4  # mean relative fall of the loss below which no bin is preferred
+HALF_LIFE = 128  # of the average of a bin's loss, in samples of that bin
 
 
 class LossHistory(Protocol):
@@ -79,38 +76,32 @@ class SquaredLosses:
         self.seen = state["seen"].clone()
 
 
-class LossFall:
-    """Relative fall of the loss per bin, from a fast and a slow average whose half-lives count
-    samples.
+class RecentLosses:
+    """Mean loss per bin over its last samples, for the kind `infonoise`.
 
     edges: of the bins, ascending from 0 to 1.
     """
 
     def __init__(self, edges: tuple[float, ...]) -> None:
         self.inner = torch.tensor(edges[1:-1], dtype=torch.float64)
-        self.sums = torch.zeros(2, len(edges) - 1, dtype=torch.float64)  # fast and slow
+        self.sums = torch.zeros(len(edges) - 1, dtype=torch.float64)
         self.norms = torch.zeros_like(self.sums)
         self.seen = torch.zeros(len(edges) - 1, dtype=torch.int64)
 
     def add(self, t_B: Tensor, loss_B: Tensor) -> None:
         count, mean = _by_bin(self.inner, t_B, loss_B)
-        half_lives = torch.tensor([[FAST], [SLOW]], dtype=torch.float64)
-        keep = 0.5 ** (count / half_lives)  # 1 where a bin has no sample
+        keep = 0.5 ** (count / HALF_LIFE)  # 1 where a bin has no sample
         self.sums = keep * self.sums + (1 - keep) * mean
         self.norms = keep * self.norms + (1 - keep)
         self.seen += count
 
     @property
     def ready(self) -> bool:
-        return bool((self.seen >= FAST).all())
+        return bool((self.seen >= HALF_LIFE).all())
 
-    def factors(self, power: float) -> tuple[float, ...]:
-        """(fall / mean fall)^power, between 1/2 and 2; all 1 where the loss hardly falls."""
-        fast, slow = self.sums / self.norms
-        fall = ((slow - fast) / slow.clamp_min(1e-12)).clamp_min(0)
-        mean = float(fall.mean())
-        relative = fall / mean if mean > LEAST_FALL else torch.ones_like(fall)
-        return tuple(relative.pow(power).clamp(0.5, 2.0).tolist())
+    def means(self) -> tuple[float, ...]:
+        """Mean loss of every bin, once `ready`."""
+        return tuple((self.sums / self.norms).tolist())
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"sums": self.sums, "norms": self.norms, "seen": self.seen}

@@ -50,10 +50,14 @@ class MechanismOptions(Section):
     """Options of a mechanism. What other packages have to know about it is declared here, not in a
     list of theirs.
 
-    paths: names of the options that may hold `${VAR}`.
+    paths: names of the options that may hold `${VAR}`; removed: options of earlier versions, with
+    the reason they are no longer needed; removed_values: (option, value) of earlier versions, with
+    what to use instead.
     """
 
     paths: ClassVar[tuple[str, ...]] = ()
+    removed: ClassVar[Mapping[str, str]] = {}
+    removed_values: ClassVar[Mapping[tuple[str, str], str]] = {}
 
     def encoders(self) -> Mapping[str, Role]:
         """Options that name an SSL encoder which steers training, with the encoder's role."""

@@ -1,55 +1,136 @@
-"""The controls of the regime variable: r from the step, or from the probes of another run."""
+"""The controls of the regime variable: r from the step, or all of the regime from another run."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from stagecli.errors import StageError
+from stagecli.errors import Problem, StageError
+from stagecli.files import read_json_lines
+from stagecli.stage.base import NoiseLevel
+from stagecli.stage.regime_progress import blend
+
+LEVEL = re.compile(r"G_t(\d+\.\d+)")
+REPLAY_HINT = "name the directory of a run that was trained with [stage.regime]"
 
 
-def linear(steps: int) -> Callable[[int], float]:
-    """r = share of the budget of `steps` that is done: the control that measures nothing."""
-    return lambda step: min(1.0, max(0.0, step / steps))
+@dataclass(frozen=True)
+class Control:
+    """What stands in for the measurement.
 
-
-def replay(
-    rows: Sequence[Mapping[str, Any]], *, steps: int, source_steps: int | None = None
-) -> Callable[[int], float]:
-    """r of another run, linear between its probes; 0 before the first, held after the last.
-
-    Interpolated in the step, not in optimiser time: a plan belongs to a step, so two runs with the
-    same probe steps get the same r at every step whatever their learning rates.
-
-    rows: the other run's probes, with "step" and "r"; source_steps: its budget, if it differs from
-    `steps`; r is then replayed at the same share of the budget. Raises StageError if no row has
-    both numbers.
+    source: its name; values: step -> (r, r_now); levels: step -> progress by noise level, None
+    where that is measured all the same.
     """
-    known = sorted({int(row["step"]): float(row["r"]) for row in rows if _has_r(row)}.items())
-    if not known:
-        raise StageError(
-            "the run to replay has no probe with an r",
-            hint='name a run that was trained with [stage.regime], or choose source = "linear"',
-        )
-    scale = (source_steps or steps) / steps
-    probe_steps = [step for step, _ in known]
-    highest = 0.0
-    values = [highest := max(highest, min(1.0, r)) for _, r in known]
 
-    def schedule(step: int) -> float:
+    source: str
+    values: Callable[[int], tuple[float, float]]
+    levels: Callable[[int], tuple[NoiseLevel, ...]] | None = None
+
+
+def linear(steps: int) -> Control:
+    """r = share of the budget of `steps` that is done: the control that measures no r."""
+
+    def values(step: int) -> tuple[float, float]:
+        share = min(1.0, max(0.0, step / steps))
+        return share, share
+
+    return Control("linear", values)
+
+
+def replay(rows: Sequence[Mapping[str, Any]], *, steps: int, source_steps: int) -> Control:
+    """r, r_now and the progress by noise level of another run, whatever is measured.
+
+    r and r_now are linear in the step between the other run's probes, 0 before the first and held
+    after the last; the levels are those of its last probe. In the step, not in optimiser time: a
+    plan belongs to a step, so two runs with the same probe steps get the same r at every step
+    whatever their learning rates.
+
+    rows: the other run's probes, from `read_replay`; source_steps: its budget: where that differs
+    from `steps`, the same shares of the two budgets correspond.
+    """
+    scale = source_steps / steps
+    probe_steps = [int(row["step"]) for row in rows]
+    values = [(float(row["r"]), float(row["r_now"])) for row in rows]
+    levels: list[tuple[NoiseLevel, ...]] = []
+    for row in rows:
+        before = levels[-1] if levels else ()
+        measured = [NoiseLevel(**level) for level in row["levels"]]
+        levels.append(blend(before, measured) if measured else before)
+
+    def values_at(step: int) -> tuple[float, float]:
         position = step * scale
         i = bisect_right(probe_steps, position)
         if i == 0:
-            return 0.0
+            return 0.0, 0.0
         if i == len(probe_steps):
             return values[-1]
         share = (position - probe_steps[i - 1]) / (probe_steps[i] - probe_steps[i - 1])
-        return values[i - 1] + share * (values[i] - values[i - 1])
+        r, r_now = (a + share * (b - a) for a, b in zip(values[i - 1], values[i], strict=True))
+        return r, r_now
 
-    return schedule
+    def levels_at(step: int) -> tuple[NoiseLevel, ...]:
+        i = bisect_right(probe_steps, step * scale)
+        return levels[i - 1] if i else ()
+
+    return Control("replay", values_at, levels_at)
 
 
-def _has_r(row: Mapping[str, Any]) -> bool:
-    return all(type(row.get(k)) in (int, float) and math.isfinite(row[k]) for k in ("step", "r"))
+def read_replay(run: Path) -> dict[str, Any]:
+    """{"steps": budget, "rows": [{"step", "r", "r_now", "levels"}]} of a run's probes, as JSON.
+
+    The later attempt wins where two overlap. A run that is being written may end in half a row.
+    Raises StageError where there is no such run, a row before the last is damaged, or no probe
+    measured progress by noise level.
+    """
+    try:
+        budget = int(json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"])
+        lines = list(read_json_lines(run / "probes.jsonl"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _cannot_replay("the run to replay cannot be read", f"{run}: {error}") from error
+    by_step: dict[int, dict[str, Any]] = {}
+    for expected, (number, row) in enumerate(lines, 1):
+        if number != expected:
+            raise _cannot_replay("the run to replay is damaged", f"probes.jsonl:{expected}")
+        try:
+            by_step[int(row["step"])] = _replayed(row)
+        except (ValueError, KeyError, TypeError) as error:
+            place = f"probes.jsonl:{number}: no number {error}"
+            raise _cannot_replay("the run to replay is damaged", place) from error
+    if not by_step:
+        raise _cannot_replay(f"{run} has no probes to replay", str(run))
+    if not any(row["levels"] for row in by_step.values()):
+        problem = f"{run}: no probe has progress by noise level (G_t...)"
+        raise _cannot_replay("the run to replay is too short, or of an earlier version", problem)
+    return {"steps": budget, "rows": [row for _, row in sorted(by_step.items())]}
+
+
+def _replayed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of probes.jsonl holds of the regime. Raises ValueError, KeyError or TypeError."""
+    names = [match[1] for key in row if (match := LEVEL.fullmatch(key))]
+    levels = []
+    for name in names:
+        made = _number(row[f"G_t{name}"])
+        to_come = _number(row[f"R_t{name}"])
+        Dn = _number(row[f"Dn_t{name}"])
+        level = NoiseLevel(t=float(name), Dn=Dn, made=made, to_come=to_come, scope=made + to_come)
+        levels.append(asdict(level))
+    r = _number(row["r"])
+    return {"step": row["step"], "r": r, "r_now": _number(row.get("r_now", r)), "levels": levels}
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"but {value}")
+    return number
+
+
+def _cannot_replay(message: str, problem: str) -> StageError:
+    problems = [Problem("stage.regime.replay", problem)]
+    return StageError(message, problems=problems, hint=REPLAY_HINT)

@@ -1,79 +1,89 @@
-"""The probes of a run so far, and the pace of the progress they show. Plain arithmetic."""
+"""Semantic progress at the noise levels of the probes: how much is made, how much is to come.
+
+Its inputs are Dn at each noise level (1: as far from the target as another clip; 0: as good as the
+codec allows) and optimiser time tau, the sum of lr / lr_max, whose value at the end of the budget
+is known. The formulas are this project's own; `docs/regime.md` has the measurements behind them.
+Plain arithmetic.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from stagecli.stage.regime_settings import RegimeSettings
-from stagecli.stage.regime_slope import fit_line
+from stagecli.metrics.theil_sen import theil_sen
+from stagecli.stage.base import LEAST_PROGRESS, NoiseLevel
 
-OFFSET = 0.01  # in L = ln(Dn + OFFSET): keeps the logarithm finite at the codec's ceiling
-LEAST_FALL = 0.02  # of L since the start; under 2 % there is no average rate to compare with
-ENDS = 5  # probes whose median is "L at the start" and "L now"; also the median over targets
-STEADY = 0.9  # r's target is 1 where progress is at 1 - STEADY of its average
+SPOKEN = 5  # probes before progress is measured
+MIDDLE = 3  # probes whose median counts as one value of Dn
+SHORTEST = 5  # probes that a slope is taken over, at least; else a third of all
+KEPT = 0.5  # of the moving average of a level's scope, at each probe
 
 
 @dataclass
 class ProbeHistory:
-    """The probes with a finite Dn so far: step, optimiser time, Dn, and L = ln(Dn + OFFSET)."""
+    """The probes with finite values so far: step, optimiser time, and Dn by noise level t."""
 
     steps: list[int] = field(default_factory=list)
     taus: list[float] = field(default_factory=list)
-    discrepancies: list[float] = field(default_factory=list)
-    logs: list[float] = field(default_factory=list)
+    Dn_t: dict[float, list[float]] = field(default_factory=dict)
 
-    def add(self, step: int, tau: float, Dn: float) -> None:
+    def add(self, step: int, tau: float, Dn_t: Mapping[float, float]) -> None:
         self.steps.append(step)
         self.taus.append(tau)
-        self.discrepancies.append(Dn)
-        self.logs.append(math.log(max(Dn, 0.0) + OFFSET))
+        for t, Dn in Dn_t.items():
+            self.Dn_t.setdefault(t, []).append(Dn)
+
+    @property
+    def means(self) -> list[float]:
+        """Dn of every probe, as the mean over the noise levels."""
+        rows = zip(*self.Dn_t.values(), strict=True)
+        return [math.fsum(row) / len(row) for row in rows]
+
+    @property
+    def window(self) -> slice:
+        """The probes that a slope is taken over."""
+        return slice(-max(SHORTEST, len(self.steps) // 3), None)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Pace of the progress at the newest probe; None until there are enough probes for a slope.
+def measure_levels(
+    history: ProbeHistory, tau_end: float, before: Sequence[NoiseLevel] = ()
+) -> tuple[NoiseLevel, ...]:
+    """Progress at every noise level after the newest probe; empty before the fifth.
 
-    beta: slope of L per unit of tau; q: present rate over the average rate since the clock's start;
-    beta_se, q_se: their standard errors; target: value that r moves towards; p_rise: one-sided p of
-    "not rising".
+    tau_end: optimiser time at the end of the budget; before: the result of the previous probe.
     """
-
-    beta: float | None = None
-    beta_se: float | None = None
-    q: float | None = None
-    q_se: float | None = None
-    target: float | None = None
-    p_rise: float | None = None
+    if len(history.steps) < SPOKEN:
+        return ()
+    levels = tuple(_measure(history, t, tau_end) for t in history.Dn_t)
+    return blend(before, levels)
 
 
-def measure_progress(
-    history: ProbeHistory, clock: int, settings: RegimeSettings, known_phi: float
-) -> tuple[Progress, float]:
-    """The pace at the newest probe, and the lag-1 correlation of the noise around the slope.
+def _measure(history: ProbeHistory, t: float, tau_end: float) -> NoiseLevel:
+    values = history.Dn_t[t]
+    middles = [statistics.median(values[i : i + MIDDLE]) for i in range(len(values) - MIDDLE + 1)]
+    now = middles[-1]
+    made = max(0.0, max(middles[:-1]) - now)
+    slope = theil_sen(history.taus[history.window], values[history.window])
+    left = max(0.0, tau_end - history.taus[-1])
+    to_come = min(max(0.0, now), max(0.0, -slope) * left)
+    return NoiseLevel(t=t, Dn=values[-1], made=made, to_come=to_come, scope=made + to_come)
 
-    clock: index of the probe at which the clock started, at least MIN_POINTS ago; known_phi: that
-    correlation as seen by earlier windows.
-    """
-    taus = history.taus
-    logs = history.logs
 
-    # The present slope.
-    first = max(clock, len(logs) - settings.window)
-    line = fit_line(taus[first:], logs[first:], known_phi)
+def blend(before: Sequence[NoiseLevel], levels: Sequence[NoiseLevel]) -> tuple[NoiseLevel, ...]:
+    """`levels` with their scope averaged with that of the probe before."""
+    if not before:
+        return tuple(levels)
+    return tuple(
+        replace(new, scope=KEPT * old.scope + (1 - KEPT) * new.scope)
+        for old, new in zip(before, levels, strict=True)
+    )
 
-    # The average rate. Medians of both ends: one stray probe at the start would shift every later
-    # average.
-    head = slice(clock, clock + ENDS)
-    elapsed = statistics.median(taus[-ENDS:]) - statistics.median(taus[head])
-    fall = statistics.median(logs[head]) - statistics.median(logs[-ENDS:])
-    scale = elapsed / max(fall, LEAST_FALL)
-    q = -line.slope * scale
-    q_se = line.se * scale if scale > 0 else math.inf
 
-    # The margin: without it, noise around a steady line turns into targets, and the latch keeps
-    # every one.
-    sure = q + settings.margin * q_se
-    target = min(1.0, max(0.0, (1 - sure) / STEADY))
-    return Progress(line.slope, line.se, q, q_se, target, line.p_rise), line.phi
+def share_made(levels: Sequence[NoiseLevel]) -> float:
+    """The share of the semantic progress within the budget that has been made, in [0, 1)."""
+    made = math.fsum(level.made for level in levels)
+    to_come = math.fsum(level.to_come for level in levels)
+    return made / (made + to_come + LEAST_PROGRESS)

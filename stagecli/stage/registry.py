@@ -31,6 +31,7 @@ REGIME = "regime"
 # torch.
 PROBE_COLUMNS: dict[str, str] = {
     "structure": "stagecli.stage.structure_columns:COLUMNS",
+    "timesteps": "stagecli.stage.timesteps_columns:COLUMNS",
 }
 
 
@@ -63,6 +64,16 @@ def unknown(name: str) -> str | None:
     if near:
         return f"no such mechanism; did you mean `{near[0]}`?"
     return f"no such mechanism; there are: {', '.join(MECHANISMS)}"
+
+
+def removed_options(name: str) -> Mapping[str, str]:
+    """Options of earlier versions of a mechanism -> why they are gone."""
+    return load(name).Options.removed if name in MECHANISMS else {}
+
+
+def removed_values(name: str) -> Mapping[tuple[str, str], str]:
+    """(option, value) of earlier versions of a mechanism -> what to use instead."""
+    return load(name).Options.removed_values if name in MECHANISMS else {}
 
 
 def path_keys(stage: object) -> list[tuple[str, str, str]]:

@@ -21,6 +21,7 @@ FILES = ("run.json", "metrics.jsonl", "bins.jsonl", "events.jsonl", "probes.json
 PRIORITY = (
     "regime",
     "reading",
+    "regime levels",
     "regime curves",
     "head",
     "bins",

@@ -18,7 +18,12 @@ from stagecli.report.regime_text import change_text
 from stagecli.report.sentences import best_checkpoint_text
 from stagecli.terminal.console import Console
 from stagecli.terminal.inspect_mechanisms import print_mechanisms, print_probe_columns
-from stagecli.terminal.inspect_regime import print_regime, print_regime_curves, print_regime_events
+from stagecli.terminal.inspect_regime import (
+    print_regime,
+    print_regime_curves,
+    print_regime_events,
+    print_regime_levels,
+)
 from stagecli.terminal.layout import print_curves, print_facts, sparkline_width
 
 __all__ = ["inspect", "sections"]
@@ -50,6 +55,7 @@ def sections(summaries: Sequence[JsonRow], out: Console) -> list[Section]:
     printers: list[tuple[str, Callable[[Sequence[JsonRow], Console], None]]] = [
         ("head", _print_head),
         ("regime", print_regime),
+        ("regime levels", print_regime_levels),
         ("regime curves", print_regime_curves),
         ("regime events", print_regime_events),
         ("probe columns", print_probe_columns),

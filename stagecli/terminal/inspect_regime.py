@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 from stagecli.files import JsonRow
 from stagecli.report.formats import ascii_text
-from stagecli.report.regime_text import legend, regime_facts, regime_timeline
+from stagecli.report.regime_text import (
+    LEVEL_COLUMNS,
+    legend,
+    level_rows,
+    regime_facts,
+    regime_timeline,
+)
 from stagecli.terminal.console import Console
 from stagecli.terminal.layout import print_curves, print_facts
 
@@ -28,6 +34,19 @@ def print_regime(summaries: Sequence[JsonRow], out: Console) -> None:
         name = f"{summary['name']}: " if len(summaries) > 1 else ""
         out.text(f"{name}{summary['regime_note']}")
     if notes:
+        out.text()
+
+
+def print_regime_levels(summaries: Sequence[JsonRow], out: Console) -> None:
+    """Dn, progress made and to come, and r of each noise level."""
+    several = len(summaries) > 1
+    rows: list[list[object]] = []
+    for summary in summaries:
+        name = [summary["name"]] if several else []
+        rows += [[*name, *row] for row in level_rows(summary["regime"])]
+    if rows:
+        columns = ["run", *LEVEL_COLUMNS] if several else list(LEVEL_COLUMNS)
+        out.table("Progress in Dn by noise level", columns, rows)
         out.text()
 
 

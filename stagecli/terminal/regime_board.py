@@ -9,21 +9,16 @@ from typing import Any
 from stagecli.files import JsonRow, number
 from stagecli.report.curves import GrowingCurve
 from stagecli.report.formats import ascii_text, bar, sparkline
-from stagecli.report.probe_rows import noise_levels
-from stagecli.report.regime import RECENT, dn_rate, reference_name, slope_unit
-from stagecli.report.regime_text import (
-    change_text,
-    cost_text,
-    progress_text,
-    rate_text,
-    state_flags,
-)
+from stagecli.report.probe_rows import is_old, noise_levels, progress_by_level
+from stagecli.report.regime import dn_rate, reference_name, slope_unit
+from stagecli.report.regime_sentences import RECENT, share_of_progress
+from stagecli.report.regime_text import change_text, cost_text, rate_text, state_flags
 from stagecli.terminal.console import StyledLine
 
 __all__ = ["RegimeBoard", "probe_text", "regime_key"]
 
-COLUMN = 9  # characters per noise level in the table of D
-LABEL = 8
+COLUMN = 7  # characters per noise level in the table of Dn
+LABEL = 9
 HEADING = "regime"
 LONGEST_BAR = 40
 SHORTEST_BAR = 8
@@ -58,18 +53,18 @@ class RegimeBoard:
         if row is None or room < 1:
             return []
         info = info or {}
-        heading, means, distances = self._table(width, plain)
+        heading, distances, to_come = self._table(width, plain)
         # (rank, line): where room is short, the lines of highest rank are left out.
         ranked = [
             (0, _state_line(row, width, plain)),
-            (2, heading),
-            (1, means),
-            (6, distances),
-            (3, self._slope_line(row, info.get("steps"))),
-            (5, _cost_line(row)),
+            (3, heading),
+            (1, distances),
+            (4, to_come),
+            (2, self._progress_line(row, info.get("steps"))),
+            (6, _cost_line(row)),
         ]
         if self.event:
-            ranked.append((4, _event_line(self.event)))
+            ranked.append((5, _event_line(self.event)))
         key = regime_key(info.get("task"))
         if len(key) <= width:
             ranked.append((7, [(key, "dim")]))
@@ -81,10 +76,13 @@ class RegimeBoard:
         ]
 
     def _table(self, width: int, plain: bool) -> list[StyledLine]:
-        """Heading, Dn and D: the mean and each noise level, of the newest probe with a value."""
+        """Heading, Dn and what is still to come of it: the mean and each noise level, of the newest
+        probe with a value.
+        """
         newest = self.recent[-1] if self.recent else self.last or {}
-        levels = noise_levels([newest])[: max(0, (width - 20) // COLUMN - 1)]
-        heading = "".join(f"{name:<{COLUMN}}" for name in ("mean", *(f"t {t}" for t in levels)))
+        levels = noise_levels([newest])[: max(0, (width - LABEL) // COLUMN - 1)]
+        names = ("mean", *(f"t {float(t):.2g}" for t in levels))
+        heading = "".join(f"{name:<{COLUMN}}" for name in names)
 
         # The curve of Dn, where there is room for one beside the columns.
         room = width - LABEL - len(heading)
@@ -95,32 +93,42 @@ class RegimeBoard:
         if curve and room >= 12:
             heading += "Dn over time"
 
-        lines: list[StyledLine] = [[(" " * LABEL + heading, "dim")]]
-        for name in ("Dn", "D"):
-            values = [number(newest.get(key)) for key in (name, *(f"{name}_t{t}" for t in levels))]
-            text = "".join(f"{'-' if v is None else f'{v:.3f}':<{COLUMN}}" for v in values)
-            lines.append(
-                [(f"{name:<{LABEL}}", "dim"), (text[:COLUMN], "bold"), (text[COLUMN:], "")]
-            )
+        progress = {level.t: level for level in progress_by_level(newest)}
+        left = [progress[t].to_come if t in progress else None for t in levels]
+        known = [value for value in left if value is not None]
+        distances = [number(newest.get(key)) for key in ("Dn", *(f"Dn_t{t}" for t in levels))]
+        lines: list[StyledLine] = [
+            [(" " * LABEL + heading, "dim")],
+            _numbers("Dn", distances),
+            _numbers("to come", [sum(known) / len(known) if known else None, *left]),
+        ]
         if curve:
             lines[1].append((curve, "cyan"))
         return lines
 
-    def _slope_line(self, row: JsonRow, steps: int | None) -> StyledLine:
+    def _progress_line(self, row: JsonRow, steps: int | None) -> StyledLine:
+        newest = self.recent[-1] if self.recent else row
+        levels = progress_by_level(newest)
         rate = dn_rate(self.recent, slope_unit(steps, row["step"]))
-        text = "too few probes yet" if rate is None else f"Dn {rate_text(rate)}"
-        line = [(f"{'slope':<{LABEL}}", "dim"), (text, "")]
-        q = number(row.get("q"))
-        if q is not None:
-            line.append(("   progress rate ", "dim"))
-            line.append((progress_text(q, number(row.get("q_se"))), ""))
-        return line
+        if is_old(newest):
+            text = "by the rule of an earlier version"
+        elif not levels or rate is None:
+            text = "too few probes yet"
+        else:
+            text = f"{100 * share_of_progress(levels):.0f} % made   Dn {rate_text(rate)}"
+        return [(f"{'progress':<{LABEL}}", "dim"), (text, "")]
+
+
+def _numbers(name: str, values: list[float | None]) -> StyledLine:
+    """A row of the table: the mean in bold, then the noise levels."""
+    text = "".join(f"{'-' if v is None else f'{v:.3f}':<{COLUMN}}" for v in values)
+    return [(f"{name:<{LABEL}}", "dim"), (text[:COLUMN], "bold"), (text[COLUMN:], "")]
 
 
 def _state_line(row: JsonRow, width: int, plain: bool) -> StyledLine:
     """The stage, what is unusual about r, and r with a bar."""
     stage = str(row.get("stage") or "unknown stage")
-    words = ["waiting for the clock" if stage == "waiting" else stage, *state_flags(row)]
+    words = ["waiting for probes" if stage == "waiting" else stage, *state_flags(row)]
     source = row.get("source")
     if source not in (None, "measured"):
         words.append(SOURCES.get(str(source), f"r is {source}"))
@@ -156,7 +164,7 @@ def _event_line(event: JsonRow) -> StyledLine:
 
 def regime_key(task: Any) -> str:
     """What r and Dn mean, in one line."""
-    return f"r: 0 acquiring meaning, 1 refining   Dn: 0 codec's own error, 1 {reference_name(task)}"
+    return f"r: share of progress made   Dn: 0 codec's own error, 1 {reference_name(task)}"
 
 
 def probe_text(row: JsonRow, step: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stagecli.files import JsonRow
+from stagecli.flow.schedule import schedule_change
 from stagecli.metrics import in_training
 from stagecli.model.network import count_parameters
 from stagecli.runs.directory import Notice, Run, command_line
@@ -12,7 +13,6 @@ from stagecli.schema import Recipe
 from stagecli.stage.base import Event
 from stagecli.train.prepare import Prepared
 from stagecli.train.recorder import Recorder
-from stagecli.train.schedule import schedule_change
 from stagecli.train.state import TrainingState
 
 SHOWN_CLIPS = 20  # skipped clips that the screen lists by name

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 
 from stagecli.files import JsonRow, read_json_lines
+from stagecli.flow.schedule import learning_rate
 from stagecli.generate.pipeline import Pipeline
 from stagecli.metrics import in_training
 from stagecli.recipe.dump import dump_recipe
 from stagecli.runs import checkpoint
 from stagecli.stage.base import Event
-from stagecli.train.schedule import learning_rate
 from stagecli.train.scorer import Scorer
 from stagecli.train.state import RunContext, TrainingState
 from stagecli.train.validation import draw_samples, validate

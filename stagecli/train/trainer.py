@@ -19,6 +19,7 @@ from stagecli.data.examples import clip_at, stratified
 from stagecli.data.frames import to_device, to_frames
 from stagecli.errors import EXIT_FAILED, Problem
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
+from stagecli.flow.schedule import learning_rate
 from stagecli.stage.base import Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.train.attempt import begin_attempt
@@ -26,7 +27,6 @@ from stagecli.train.failure import StepError, rescue
 from stagecli.train.feed import Batch, Feed
 from stagecli.train.interrupt import Interrupt
 from stagecli.train.outputs import Outputs
-from stagecli.train.schedule import learning_rate
 from stagecli.train.state import RunContext, TrainingState
 
 

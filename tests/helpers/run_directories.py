@@ -137,7 +137,7 @@ def probe_rows(
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     """Rows of probes.jsonl and of events.jsonl; Dn carries AR(1) noise of correlation 0.5."""
     draw = random.Random(seed)
-    regime = Regime(RegimeSettings(steps=steps, failsafe=None))
+    regime = Regime(RegimeSettings(probes=count, tau_end=0.9 * steps))
     rows = []
     events = []
     error = 0.0
@@ -148,7 +148,8 @@ def probe_rows(
         Dn = two_stages(step / steps) * math.exp(error)
         spent = spent + 1.2
         stamp = {"step": step, "time": T0 + 0.5 * step, "attempt": 1}
-        for event in regime.observe(step, 0.9 * step, Dn):
+        Dn_t = {float(t): factor * Dn for t, factor in LEVELS.items()}
+        for event in regime.observe(step, 0.9 * step, Dn_t):
             row = {
                 "mechanism": "regime",
                 "from": event.before,

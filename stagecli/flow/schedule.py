@@ -40,3 +40,8 @@ def schedule_change(step: int, before: Train, now: Train) -> str:
         f"at step {step} the learning rate {'rises' if new > old else 'falls'} "
         f"from {old:.3g} to {new:.3g}; {way_out}"
     )
+
+
+def total_time(options: Train) -> float:
+    """Optimiser time of the whole budget: the sum of the learning rate over its maximum."""
+    return math.fsum(learning_rate(step, options) for step in range(options.steps)) / options.lr
