@@ -401,6 +401,26 @@ def test_a_poisoned_cache_of_checks_is_made_again_and_an_event_says_so(tmp_path:
     assert not (tmp_path / "runs" / "third" / "events.jsonl").exists()
 
 
+@pytest.mark.parametrize("kind", ["cut", "header", "shape"])
+def test_a_damaged_array_of_a_cache_is_made_again_and_an_event_says_so(
+    run: Path, kind: str
+) -> None:
+    """Features of the teacher, which `[stage.guidance]` caches for every training clip."""
+    path = sorted((run.parent / ".cache").glob("features-*/*/*.npy"))[0]
+    content = path.read_bytes()
+    damaged = {
+        "cut": content[:-1],
+        "header": content[:10] + b"(" * 60 + content[70:],
+        "shape": content.replace(b"(", b"(99999999999999999999,", 1),
+    }
+    path.write_bytes(damaged[kind])
+    result = resumed(run, "--restart")
+    assert result.code == 0, result.stderr
+    (reason,) = events(run, "made again")
+    assert "damaged files made again: 1" in reason
+    assert path.read_bytes() == content
+
+
 def test_poisoned_scores_of_an_evaluation_are_dropped(tmp_path: Path) -> None:
     from stagecli.evaluate.ledger import open_ledger
 

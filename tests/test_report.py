@@ -25,6 +25,7 @@ from stagecli.report.summary import summarize_run
 def test_whole_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo")
     (run / "checkpoints" / "step_00001000").mkdir(parents=True)
+    (run / "checkpoints" / "step_00001000" / "state.json").write_text("{}")
     (run / "checkpoints" / "latest").write_text("step_00001000\n")
     (run / "samples" / "step_00001000").mkdir(parents=True)
     write_rows(

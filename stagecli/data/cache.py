@@ -156,7 +156,8 @@ class FeatureCache:
     config: everything that the values depend on (codec configuration, hash of the weights, sample
     rate, crop seconds, seed), written beside them as config.json. Another config is another folder,
     and nothing is ever deleted but files that cannot be read. Damage that keeps the size of a file
-    goes unnoticed. A key is any string.
+    goes unnoticed. A key is any string. damaged: number of files that could not be read and were
+    removed, to be computed again.
     """
 
     def __init__(self, root: Path, kind: str, config: Mapping[str, Any]) -> None:
@@ -165,6 +166,7 @@ class FeatureCache:
         self._identity = canonical({"format": FORMAT, "kind": kind, "config": config})
         digest = hashlib.sha256(self._identity.encode()).hexdigest()
         self.path = Path(root) / f"{kind}-{digest[:16]}"
+        self.damaged = 0
 
     def file_of(self, key: str) -> Path:
         """Path of the array of `key`, whether it exists or not."""
@@ -198,8 +200,11 @@ class FeatureCache:
                 return np.memmap(file, dtype, "r", file.tell(), shape, order)
         except FileNotFoundError:
             return None
-        except (ValueError, EOFError):
+        except OSError:
+            raise
+        except Exception:  # numpy evaluates the header, which fails in as many ways as Python does
             _remove_unless_replaced(path, status)
+            self.damaged += 1
             return None
 
     def put(self, key: str, array: np.ndarray) -> None:
