@@ -255,7 +255,7 @@ MUTATIONS = (
     Mutation(
         name="text-cache-ignores-the-tokenizer",
         room="train",
-        pattern=r"text\.vocabulary\(\)",
+        pattern=r"text\.tokenizer_hash\(\)",
         replacement='"same"',
         tests=("test_text_cache.py",),
     ),
