@@ -153,6 +153,7 @@ def test_a_list_that_nobody_means_is_refused_where_it_stands(key: str, tmp_path:
         ("train.best=" + '"' + "x" * 5000 + '"', "is too long: 4,000 characters at most, got 'xx"),
         ('data.path="a\\u0000b"', "must be text without control characters, got 'a\\x00b'"),
         ("data.path=\udcff", "must be UTF-8 text, got '\\udcff'"),
+        ("condition.width=12", "condition.width: must be a multiple of 8: four heads"),
         ("train=3", "train: must be a section, got 3"),
         ("train.compile=3", "train.compile: must be true or false, got 3"),
         ('stage.regime.layer="last"', 'must be whole numbers from -1,000 to 1,000, or "mean", got'),

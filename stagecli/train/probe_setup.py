@@ -151,11 +151,14 @@ def check_scale(monitor: str, ceiling: float, reference: float) -> None:
     if reference - ceiling >= LEAST_GAP:
         return
     raise StageError(
-        f"monitor {monitor} cannot measure this run: what holds no information beyond the "
-        f"condition (d = {reference:.4f}) is hardly further away than the codec's own round trip "
-        f"(d = {ceiling:.4f})",
+        f"monitor {monitor} cannot measure this run: to it, audio of which nothing was learnt is "
+        f"hardly further from the original (distance {reference:.4f}) than audio that only went "
+        f"through the codec ({ceiling:.4f})",
         problems=[
-            Problem(f"stage.{registry.REGIME}.monitor", f"needs a gap of at least {LEAST_GAP}")
+            Problem(
+                f"stage.{registry.REGIME}.monitor",
+                f"the two distances must differ by at least {LEAST_GAP}",
+            )
         ],
         hint="use another monitor or layer, or a codec that keeps more",
     )
