@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,12 @@ def test_written_audio_is_read_back(tmp_path: Path) -> None:
 def test_checks_of_a_good_file(tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", tone(), RATE)
     info = AudioInfo(sample_rate=RATE, frames=3200, channels=1)
-    assert check_content(tmp_path / "a.wav") == (info, None)
-    assert check_content((tmp_path / "a.wav").read_bytes()) == (info, None)
+    for audio in (tmp_path / "a.wav", (tmp_path / "a.wav").read_bytes()):
+        checked, problem = check_content(audio)
+        assert checked is not None
+        assert replace(checked, peak=0.0) == info
+        assert checked.peak == pytest.approx(float(np.abs(tone()).max()), abs=1e-4)
+        assert problem is None
     assert too_low(info, RATE) is None
     assert "below the recipe's" in str(too_low(info, 2 * RATE))
     with pytest.raises(FileNotFoundError):

@@ -26,7 +26,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "guidance, every fourth frame": {**GUIDED, "stage__guidance__conflict_every": 5},
     "ablation": {**GUIDED, "stage__guidance__ablation": 1, "stage__guidance__ablation_start": 0.5},
     "structure": STRUCTURE,
-    "timesteps by r": {**REGIME, "stage__timesteps__kind": "adaptive"},
+    "timesteps by r": {**REGIME, "stage__timesteps__kind": "progress"},
     "weights of the loss": {
         "stage__timesteps__kind": "speed",
         "stage__timesteps__weighting": "min-snr",

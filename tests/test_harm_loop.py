@@ -235,7 +235,7 @@ def test_a_kill_while_samples_are_drawn_draws_them_at_the_resume(
 
     def arrange() -> None:
         name = f"step_{step:08d}/{file:03d}.wav"
-        die_at(validation, "write_wav", lambda path, *rest, **keys: str(path).endswith(name))
+        die_at(validation, "write_listening", lambda path, *rest, **keys: str(path).endswith(name))
 
     killed(tmp_path, "train", recipe, arrange=arrange)
     result = run_cli("train", recipe, cwd=tmp_path)
@@ -292,6 +292,7 @@ def test_a_random_kill_loses_no_record(whole: Path, tmp_path: Path) -> None:
 def test_every_ending_signal_finishes_the_step_and_saves_it(
     sent: signal.Signals, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it stays ignored
     after_step = trainer.Outputs.after_step
     handlers = [signal.getsignal(number) for number in ENDING]
 

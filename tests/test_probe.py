@@ -265,7 +265,7 @@ def test_a_monitor_whose_band_is_below_what_is_restored(wav2vec2: Path, tmp_path
         ({"stage__regime__clips": 1}, "single clip"),
         ({"stage__regime__source": "replay"}, "belong together"),
         ({"stage__regime__source": "replay", "stage__regime__replay": "nowhere"}, "cannot be read"),
-        ({"stage__regime__t": [0.5, 1.0]}, "less than 1"),
+        ({"stage__regime__t": [0.5, 1.0]}, "below 1"),
         ({"stage__regime__evry": 3}, "did you mean `every`"),
         ({"stage__regim__every": 3}, "did you mean `regime`"),
     ],
@@ -411,7 +411,7 @@ def test_two_processes_measure_and_decide_as_one(whole: Path, tmp_path: Path) ->
     for one, other in zip(ours, theirs, strict=True):
         assert one["D"] == pytest.approx(other["D"], rel=1e-3)
         assert one["stage"] == other["stage"]
-        assert one["r"] == pytest.approx(other["r"], abs=1e-6)
+        assert one["r"] == pytest.approx(other["r"], abs=1e-3)
     assert facts(tmp_path / "runs" / "t2a")
 
 

@@ -603,8 +603,8 @@ def test_options_of_earlier_versions_are_refused_with_a_hint(
         ({"kind": "truncated-logit-normal", "low": 0.5, "high": 0.5}, "below"),
         ({"kind": "truncated-logit-normal", "mean": 9.0, "high": 0.5}, "hardly anything"),
         ({"kind": "logit-normall"}, "logit-normal"),
-        ({"kappa": 2.0}, "less than or equal to 1"),
-        ({"std": 0.0}, "greater than"),
+        ({"kappa": 2.0}, "from 0 to 1"),
+        ({"std": 0.0}, "from 0.05"),
     ],
 )
 def test_options_that_contradict_each_other(

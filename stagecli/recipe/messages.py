@@ -44,7 +44,9 @@ def explain(
         elif item["type"] == "missing":
             yield key, "required, and missing"
         else:
-            yield key, describe_old_value(key, str(item["input"])) or _bad_value(item)
+            value = item["input"]  # an integer may have more digits than text can be made of
+            old = describe_old_value(key, value) if isinstance(value, str) else None
+            yield key, old or _bad_value(item)
 
 
 def error_key(item: Any) -> Key:

@@ -208,13 +208,12 @@ class Outputs:
         if run is not None:
             metric = self.options.best
             best = in_training.best(run.info["best"], metric, state.step, self.value_of(metric))
-            codec = self.prepared.codec
             checkpoint.save(
                 run.checkpoints,
                 state.step,
                 model=state.network.state_dict(),
                 ema=state.ema.weights,
-                codec={"mean_C": codec.mean_C, "std_C": codec.std_C},
+                codec=self.prepared.codec.statistics(),
                 recipe=dump_recipe(self.recipe),
                 trainer=state.state_dict(),
                 state={"samples": state.step * self.options.batch_size, "best": best},
