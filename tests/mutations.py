@@ -133,7 +133,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="warm-up-begins-at-zero",
-        room="train",
+        room="flow",
         pattern=r"(\w+\.lr) \* \(step \+ 1\) / ",
         replacement=r"\1 * step / ",
         tests=("test_model.py", "test_golden.py", "test_resume.py"),
