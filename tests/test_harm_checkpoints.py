@@ -211,7 +211,11 @@ def test_sample_asks_no_question_about_the_text_encoder_of_a_run(
     recipe = runs / "t2a" / "recipe.toml"
     changed = f'text = "transformers"\nmodel = {json.dumps(str(folder))}'
     text = recipe.read_text().replace('text = "bytes"', changed)
-    recipe.write_text("\n".join(line for line in text.splitlines() if line != 'model = ""'))
+    text = "\n".join(line for line in text.splitlines() if line != 'model = ""')
+    recipe.write_text(text)
+    for saved in (runs / "t2a" / "checkpoints").glob("step_*"):
+        (saved / "recipe.toml").write_text(text)
+        (saved / "sha256sums.txt").unlink(missing_ok=True)
     result = cli("sample", "runs/t2a", "-p", "hi")
     assert result.code == EXIT_USAGE
     assert "auto_map" in result.stderr

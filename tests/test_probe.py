@@ -313,7 +313,7 @@ def test_a_probe_that_is_not_finite_is_an_event_and_training_continues(
     assert [
         e
         for e in read_rows(run, "events")
-        if e["mechanism"] == "regime" and "probe is nan" in e["reason"]
+        if e["mechanism"] == "regime" and "the probe has no value" in e["reason"]
     ]
     assert losses_of(run) == losses_of(whole / "t2a-plain")
 
@@ -411,7 +411,11 @@ def test_two_processes_measure_and_decide_as_one(whole: Path, tmp_path: Path) ->
     for one, other in zip(ours, theirs, strict=True):
         assert one["D"] == pytest.approx(other["D"], rel=1e-3)
         assert one["stage"] == other["stage"]
+<<<<<<< HEAD
         assert one["r"] == pytest.approx(other["r"], abs=1e-3)
+=======
+        assert one["r"] == pytest.approx(other["r"], abs=5e-3)
+>>>>>>> m-regime
     assert facts(tmp_path / "runs" / "t2a")
 
 
