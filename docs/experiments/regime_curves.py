@@ -57,16 +57,9 @@ def follow(values: np.ndarray) -> tuple[list[float], bool]:
 
 
 def main() -> None:
-<<<<<<< HEAD
-    print(
-        "| curve | noise | r at 25 % | 50 % | 75 % | 100 % | alarms |\n"
-        "|---|---|---|---|---|---|---|"
-    )
-=======
     columns = ("curve", "noise", "r at 25 %", "50 %", "75 %", "100 %", "alarms")
     print(f"| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|")
->>>>>>> m-regime
     for name, curve in CURVES.items():
         for deviation in NOISES:
             seeds = range(SEEDS if deviation else 1)
