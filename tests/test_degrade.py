@@ -79,7 +79,7 @@ def test_is_scipys_filter_forward_and_backward(
             order, cutoff, rp=0.05, rs=60.0, btype="lowpass", ftype=family, output="sos", fs=RATE
         )
     hertz_F = np.linspace(0, cutoff, 500)
-    _, expected_F = signal.freqz_sos(sections, hertz_F, fs=RATE)
+    _, expected_F = signal.sosfreqz(sections, hertz_F, fs=RATE)
     np.testing.assert_allclose(
         response(LowPass(family, order, cutoff), hertz_F, RATE),
         np.abs(expected_F) ** 2,
