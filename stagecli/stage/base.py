@@ -93,13 +93,17 @@ class Event:
         }
 
 
+LEVELS_PER_CLIP = 2  # noise levels at which a clip of the probe set is measured
+
+
 @dataclass(frozen=True)
 class ProbeSettings:
     """The measurement of the discrepancy that a mechanism requests.
 
     monitor: SSL encoder, as "kind:model"; layer: as in `ssl.make_encoder`; clips: number of clips
-    of the valid split; t: noise levels at which each clip is measured; every: steps between probes;
-    partial_band: accept a monitor whose bandwidth covers only part of the restored band.
+    of the valid split; t: noise levels, of which each clip is measured at LEVELS_PER_CLIP; every:
+    steps between probes; partial_band: accept a monitor whose bandwidth covers only part of the
+    restored band.
     """
 
     monitor: str
