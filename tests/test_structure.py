@@ -39,8 +39,10 @@ BASE: dict[str, Any] = {
     "stage__regime__every": 2,
     "stage__regime__clips": 4,
 }
+# Guidance reads hidden states of the same blocks.
+GUIDED = {**BASE, "stage__guidance__schedule": "constant", "stage__guidance__hidden": 16}
 ALWAYS = {
-    **BASE,
+    **GUIDED,
     "stage__structure__action": "align",
     "stage__structure__when": "always",
     "stage__structure__ramp": 0.3,
@@ -494,6 +496,10 @@ def test_state_is_exact(tmp_path: Path) -> None:
         assert one.state == "active"
     with pytest.raises(StageError, match="12 blocks"):
         mechanism(tmp_path, 8, when="always").load_state_dict(one.state_dict())
+    old = {k: v for k, v in one.state_dict().items() if k != "labels"}
+    with pytest.raises(StageError, match="another version") as caught:
+        other.load_state_dict({**old, "term": {}, "size": {}})
+    assert caught.value.hint
 
 
 # -- in training -----------------------------------------------------------------------------------
@@ -503,7 +509,7 @@ def test_state_is_exact(tmp_path: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """runs/t2a: aligns from the second probe on; runs/t2a-plain: without the section."""
     folder = tmp_path_factory.mktemp("structured")
-    for name, changes in (("t2a", ALWAYS), ("t2a-plain", BASE)):
+    for name, changes in (("t2a", ALWAYS), ("t2a-plain", GUIDED)):
         result = run_cli(
             "train", write_recipe(folder / f"{name}.toml", "t2a", **changes), cwd=folder
         )
@@ -571,7 +577,7 @@ def test_two_processes_decide_as_one(whole: Path, tmp_path: Path) -> None:
 
 
 def test_measuring_only_is_bit_identical_to_no_section(whole: Path, tmp_path: Path) -> None:
-    changes = {**BASE, "stage__structure__when": "always"}
+    changes = {**GUIDED, "stage__structure__when": "always"}
     recipe = write_recipe(tmp_path / "with.toml", "t2a", **changes)
     assert run_cli("train", recipe, cwd=tmp_path).code == 0
     run = tmp_path / "runs" / "with"
@@ -695,3 +701,6 @@ def test_probes_of_an_earlier_version_are_read(whole: Path) -> None:
     assert all("structure_streak" in row for row in rows)
     old = [{k.replace("streak", "row"): v for k, v in row.items()} for row in rows]
     assert summary_of(old, []) == summary_of(rows, [])
+    # Their term acted on weights, and no row names an action.
+    unnamed = [{k: v for k, v in row.items() if k != "structure_action"} for row in old]
+    assert COLUMNS.facts(summary_of(unnamed, []))["structure"] == "the term acts"

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor, nn
 
+from stagecli.errors import StageError
 from stagecli.flow.objective import Result
 from stagecli.schema import Recipe
 from stagecli.stage import grouping
@@ -198,7 +199,12 @@ class StructureMechanism(Mechanism):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises StageError for the state of a network of another depth."""
+        """Raises StageError for the state of another version, or of a network of another depth."""
+        if set(state) != set(self.state_dict()):
+            raise StageError(
+                "the checkpoint's state of [stage.structure] is of another version of stagecli",
+                hint="train under another name with --name",
+            )
         self.groups.load_state_dict(state["groups"])
         self.watch.load_state_dict(state["watch"])
         self.planned = PlannedStep(state["step"], state["r"])
