@@ -347,6 +347,13 @@ MUTATIONS = (
         tests=("test_structure.py",),
     ),
     Mutation(
+        name="align-moves-the-teacher-too",
+        room="stage",
+        pattern=r"(result\.hidden\[teacher\])\.detach\(\)",
+        replacement=r"\1",
+        tests=("test_structure_actions.py",),
+    ),
+    Mutation(
         name="checkpoint-of-other-mechanisms-accepted",
         room="stage",
         pattern=r"if set\(state\) != set\(self\.mechanisms\):",

@@ -73,7 +73,7 @@ class Network(nn.Module):
         batch: Mapping[str, Tensor] | Conditioning,
         return_hidden: Collection[int] = (),
     ) -> Output:
-        """Velocity of x_t [B, T, C] at t [B]; return_hidden: block numbers, from 1."""
+        """Velocity of x_t [B, T, C] at t [B]; return_hidden: keys of `Output.hidden`."""
         condition = batch if isinstance(batch, Conditioning) else self.encode_condition(batch)
         return self.dit(x_BTC, t_B, condition, return_hidden)
 

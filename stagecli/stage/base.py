@@ -59,7 +59,8 @@ class Plan:
     regime variable, which never falls, for decisions that are final; r_now: its present estimate,
     for what can be taken back; both are 0 where no mechanism measures them; levels: progress by
     noise level, empty until it is measured; hidden: blocks, counted from 1, whose output the
-    network returns; active: names of the mechanisms that add a term to the loss.
+    network returns (0: the input of the first); active: names of the mechanisms that add a term to
+    the loss.
     """
 
     density: TimeDensity = field(default_factory=_uniform)
