@@ -250,7 +250,7 @@ class Mechanism:
         """`plan` with this mechanism's part replaced."""
         return plan
 
-    def begin(self, t_B: Tensor) -> None:
+    def begin_step(self, t_B: Tensor) -> None:
         """Take in the noise levels of the step to come, if the plan names this mechanism active.
 
         t_B: of all examples of all micro-batches and processes, [B] on the CPU; `loss` is then

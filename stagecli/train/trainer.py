@@ -135,7 +135,7 @@ class Trainer:
         options = self.options
         u_B = stratified(options.seed, self.state.step, options.batch_size)
         t_B, weight_B = plan.density.sample(u_B)
-        self.stages.begin(plan, t_B)
+        self.stages.begin_step(plan, t_B)
         rows = [self.feed.order.rows(number) for number in range(options.accumulate)]
         return [(t_B[own], weight_B[own]) for own in rows]
 
