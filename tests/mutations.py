@@ -363,8 +363,8 @@ MUTATIONS = (
     Mutation(
         name="guidance-ends-late",
         room="stage",
-        pattern=r"share = r / ([\w.]+\.end)",
-        replacement=r"share = r / \1 / 2",
+        pattern=r"share = max\(0\.0, r - self\.fade\) /",
+        replacement="share = max(0.0, r - self.fade) / 2 /",
         tests=("test_guidance.py",),
     ),
     # Recipe and command line

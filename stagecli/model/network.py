@@ -49,6 +49,11 @@ class Network(nn.Module):
         """The transformer blocks (`dit.Block`) from input to output."""
         return self.dit.blocks
 
+    @property
+    def channels(self) -> int:
+        """Channels C of the frames x [B, T, C]."""
+        return self.dit.channels
+
     def encode_condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
         """The encoded condition of a batch, which a sampler encodes once and uses in every step."""
         condition = Conditioning(

@@ -195,6 +195,23 @@ class NetworkWithBlocks(Protocol):
         ...
 
 
+@runtime_checkable
+class NetworkOfFrames(Protocol):
+    """A network that reports the size of the frames it is trained on."""
+
+    @property
+    def channels(self) -> int:
+        """Channels C of the frames x [B, T, C]."""
+        ...
+
+
+def channels_of(network: nn.Module) -> int:
+    """Channels of a network's frames. Raises StageError for a network that has none."""
+    if not isinstance(network, NetworkOfFrames):
+        raise StageError(f"a network of class {type(network).__name__} has no channels of frames")
+    return network.channels
+
+
 def blocks_of(network: nn.Module) -> list[Block]:
     """The transformer blocks of a network. Raises StageError for a network that does not offer
     them.
@@ -237,6 +254,13 @@ class Mechanism:
     def plan(self, step: int, plan: Plan) -> Plan:
         """`plan` with this mechanism's part replaced."""
         return plan
+
+    def begin_step(self, t_B: Tensor) -> None:
+        """Take in the noise levels of the step to come, if the plan names this mechanism active.
+
+        t_B: of all examples of all micro-batches and processes, [B] on the CPU; `loss` is then
+        called for one micro-batch after the other.
+        """
 
     def loss(self, result: Result) -> Tensor | None:
         """A term to add to the loss, or None."""
