@@ -27,9 +27,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of the mean of `values` [n] (Efron, 1979).
 
-    median: of the median instead. Clips are resampled with replacement `draws` times; the same seed gives the same interval. It
-    covers other clips from the same source, not other seeds or trainings. Below about 10 values it
-    is too narrow.
+    median: of the median instead. Clips are resampled with replacement `draws` times; the same seed
+    gives the same interval. It covers other clips from the same source, not other seeds or
+    trainings. Below about 10 values it is too narrow.
     Raises ValueError: fewer than two values, NaN or infinity, level outside (0, 1).
     """
     array = _checked(values)

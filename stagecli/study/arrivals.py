@@ -60,9 +60,7 @@ def arrival_summary(results: StudyResults, strengths: Mapping[str, BestStrength]
     log = uses_log(metric, curves)
 
     def of_arms(each: bool) -> JsonRow:
-        return {
-            arm: _of_arm(results, arm, tables[each], strengths, log=log) for arm in plan.arms
-        }
+        return {arm: _of_arm(results, arm, tables[each], strengths, log=log) for arm in plan.arms}
 
     return {"log": log, "arms": of_arms(False), "arms_best_at_each_step": of_arms(True)}
 
@@ -100,9 +98,7 @@ def _of_arm(
 class _Seconds:
     """Training time of one run by step; linear between scored steps, from 0 at step 0."""
 
-    def __init__(
-        self, results: StudyResults, arm: str, seed: int, strength: float | None
-    ) -> None:
+    def __init__(self, results: StudyResults, arm: str, seed: int, strength: float | None) -> None:
         rows = (
             (step, results.value(ScoreKey(arm, seed, step, strength), SECONDS))
             for step in results.plan.score_steps

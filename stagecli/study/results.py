@@ -86,9 +86,7 @@ class StudyResults:
     runs: dict[tuple[str, int], RunReport] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def values(
-        self, arm: str, metric: str, step: int, strength: float | None
-    ) -> dict[int, float]:
+    def values(self, arm: str, metric: str, step: int, strength: float | None) -> dict[int, float]:
         """Seed -> score, for the seeds that have a finite one."""
         pairs = (
             (seed, self.value(ScoreKey(arm, seed, step, strength), metric))

@@ -1,4 +1,4 @@
-"""Scores of each arm at its best strength, by step: the mean over seeds and its spread. No torch."""
+"""Scores of each arm at its best strength, by step: mean and spread over seeds. No torch."""
 
 from __future__ import annotations
 
