@@ -53,19 +53,20 @@ class TimestepsColumns(ProbeColumns):
 
     def density(self, rows: Sequence[JsonRow]) -> DensityCourse | None:
         """Of the rows that have the shares; None for those of a version that wrote none."""
-        courses = [
+        probes = [
             (row["step"], shares, quantiles)
             for row in rows
             if (shares := _shares(row)) and (quantiles := _quantiles(row))
         ]
-        if not courses:
+        if not probes:
             return None
-        steps, shares, quantiles = zip(*courses, strict=True)
         return DensityCourse(
             title="Density of t (1 is noise)",
-            steps=steps,
-            shares=shares,
-            quantiles={name: tuple(one[name] for one in quantiles) for name in QUANTILES},
+            steps=tuple(step for step, _, _ in probes),
+            shares=tuple(shares for _, shares, _ in probes),
+            quantiles={
+                name: tuple(quantiles[name] for _, _, quantiles in probes) for name in QUANTILES
+            },
         )
 
     def sentences(self, summary: JsonRow, events: Sequence[JsonRow]) -> list[str]:

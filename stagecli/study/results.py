@@ -31,12 +31,15 @@ class ScoredMetric:
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm; adaptive: its density of t is measured while training."""
+    """One arm; settings: its overrides as text; adaptive: its density of t is measured while
+    training.
+    """
 
     name: str
     summary: str
     seeds: tuple[int, ...]
     adaptive: bool
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +150,7 @@ def _plan(document: Any) -> StudyPlan:
             summary=str(entry.get("summary") or ""),
             seeds=tuple(map(int, entry["seeds"])),
             adaptive=bool(entry.get("adaptive")),
+            settings=tuple(f"{key} = {value}" for key, value in (entry.get("set") or {}).items()),
         )
         for name, entry in document["arms"].items()
     }

@@ -59,7 +59,7 @@ def draw_density_map(axes: Axes, panel: DensityMap, tooltips: dict[str, str]) ->
     map_width = width - (BAR_GAP + BAR_WIDTH + BAR_LABELS) * inch
     axes.set_position((left, bottom, map_width, height))
     place = (left + map_width + BAR_GAP * inch, bottom, BAR_WIDTH * inch, height)
-    bar = axes.figure.add_axes(place)  # type: ignore[union-attr]
+    bar = axes.figure.add_axes(place)
     bar.grid(False)
     axes.figure.colorbar(cells, cax=bar)
     bar.set_facecolor(PAPER)
