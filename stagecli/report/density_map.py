@@ -9,7 +9,7 @@ from stagecli.report.run_report import RunReport
 from stagecli.stage import registry
 from stagecli.stage.probe_columns import DensityCourse
 
-STRETCHES = 80  # of the steps; more probes are averaged
+STRETCHES = 40  # of the steps; more probes are averaged
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ STYLE = """:root { color-scheme: light dark;
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+h1, h2, p, li { overflow-wrap: anywhere }
+h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: left; vertical-align: top;
   padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid var(--rule) }

@@ -13,20 +13,22 @@ from stagecli.study.statistics import ALPHA, holm, paired_test, smallest_group_e
 
 BETTER = "better"
 WORSE = "worse"
-UNCORRECTED = "undecided after correction"
-UNDECIDED = "not distinguishable"
+UNCORRECTED = "undecided (Holm)"
+UNDECIDED = "undecided"
 TOO_FEW = "one seed"
 
 
 def pairs(plan: StudyPlan) -> list[tuple[str, str]]:
-    """(arm, reference): every arm with the baseline, then adaptive arms with each of `against`."""
+    """(arm, reference): every arm with the baseline, then adaptive arms with each of `against`, no
+    two arms twice.
+    """
     compared = [(arm.name, plan.baseline) for arm in plan.others]
     for reference in plan.against:
         if reference != plan.baseline:
             compared += [
                 (arm.name, reference)
                 for arm in plan.others
-                if arm.adaptive and arm.name != reference
+                if arm.adaptive and arm.name != reference and (reference, arm.name) not in compared
             ]
     return compared
 

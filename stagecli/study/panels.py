@@ -75,11 +75,11 @@ def _score_panels(
     better = "lower" if metric.lower else "higher"
     panels: list[Drawing] = []
     for x_label, data in (("step", by_step), ("seconds of training", by_second)):
-        traces = _traces(data)
+        traces = _traces(group, data)
         if traces:
             panels.append(
                 Panel(
-                    title=f"{metric.title} ({better} is better)",
+                    title=f"{metric.title}, {better} is better",
                     traces=traces,
                     log=log,
                     x_label=x_label,
@@ -104,12 +104,14 @@ def _over_seconds(
     }
 
 
-def _traces(data: Mapping[str, Mapping[int, Curve]]) -> list[Trace]:
-    """Seeds of each arm as faint lines, and their mean on top."""
+def _traces(group: Sequence[str], data: Mapping[str, Mapping[int, Curve]]) -> list[Trace]:
+    """Seeds of each arm as faint lines, and their mean on top; an arm's place in its group gives
+    its colour.
+    """
     faint = []
     means = []
-    for index, (arm, by_seed) in enumerate(data.items()):
-        curves = {seed: curve for seed, curve in by_seed.items() if curve}
+    for index, arm in enumerate(group):
+        curves = {seed: curve for seed, curve in data.get(arm, {}).items() if curve}
         if not curves:
             continue
         colour = RUN_COLOURS[index % len(RUN_COLOURS)]
@@ -154,10 +156,11 @@ def _regime_panels(results: StudyResults, group: Sequence[str]) -> list[Drawing]
             if steps:
                 points = zip(steps, values, strict=True)
                 data.setdefault(arm, {})[seed] = {step: (step, r) for step, r in points}
-    traces = _traces(data)
+    traces = _traces(group, data)
     if not traces:
         return []
-    return [Panel(title="Regime variable r", traces=traces, bounds=(0.0, 1.05))]
+    only = f", {next(iter(data))}" if len(data) == 1 else ""
+    return [Panel(title=f"Regime variable r{only}", traces=traces, bounds=(0.0, 1.05))]
 
 
 def _density_maps(results: StudyResults) -> list[Drawing]:

@@ -6,7 +6,7 @@ counted in `StudyResults.notes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -221,20 +221,20 @@ def _read_runs(results: StudyResults) -> None:
 
 def _gaps(results: StudyResults) -> Iterator[str]:
     """Seeds that have not all of their scores, by arm."""
+    steps = len(results.plan.score_steps)
     for arm in results.plan.arms.values():
         missing: dict[int, set[int]] = {}
         for key in results.expected(arm):
             if key not in results.rows:
                 missing.setdefault(key.seed, set()).add(key.step)
-        steps = len(results.plan.score_steps)
+        alike: dict[str, list[int]] = {}
         for seed, unscored in missing.items():
             run = results.runs.get((arm.name, seed))
             state = "not begun" if run is None else str(run.info.get("status") or "unknown")
-            scored = steps - len(unscored)
-            yield (
-                f"`{arm.name}`, seed {seed}: {scored} of {counted(steps, 'step')} scored in full"
-                f" (run: {state})"
-            )
+            scored = f"{steps - len(unscored)} of {counted(steps, 'step')} scored in full"
+            alike.setdefault(f"{scored} (run: {state})", []).append(seed)
+        for text, seeds in alike.items():
+            yield f"`{arm.name}`, {_seeds_text(seeds)}: {text}"
 
 
 def _without_value(results: StudyResults) -> Iterator[str]:
@@ -244,8 +244,13 @@ def _without_value(results: StudyResults) -> Iterator[str]:
         for name in results.plan.metrics:
             empty = [key for key in rows if results.value(key, name) is None]
             if empty:
-                seeds = ", ".join(str(seed) for seed in sorted({key.seed for key in empty}))
+                seeds = _seeds_text(sorted({key.seed for key in empty}))
                 yield (
-                    f"`{arm.name}`: {name} is no finite number in {len(empty)} of"
-                    f" {counted(len(rows), 'row')} (seeds {seeds}); left out"
+                    f"`{arm.name}`: {name} is not a finite number in {len(empty)} of"
+                    f" {counted(len(rows), 'row')} ({seeds}); left out"
                 )
+
+
+def _seeds_text(seeds: Sequence[int]) -> str:
+    """`seed 1`, `seeds 0, 1, 2`."""
+    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"

@@ -54,9 +54,10 @@ def arrival_sentence(plan: StudyPlan, arm: str, summary: JsonRow) -> str:
         f"`{arm}` reaches {goal} after {bound}{share * plan.steps:,.0f} of {plan.steps:,} steps"
         f" ({percent(share)}"
     )
-    bounds = summary["share"]["bootstrap"]
+    kind = "bootstrap" if never or summary["by_first"] else "t"
+    bounds = summary["share"][kind]
     if bounds:
-        sentence += f", 95 % interval {percents(bounds)}"
+        sentence += f", 95 % {kind} interval {percents(bounds)}"
     sentence += f", {counted(n, 'seed')})"
     details = []
     if never:
@@ -86,7 +87,7 @@ def difference_sentence(title: str, row: JsonRow) -> str:
     if row["verdict"] == TOO_FEW:
         return f"{title} at the end, {arm} and {reference}: {size} in the one seed that both have."
     facts = (
-        f"{size}, 95 % interval {interval(row['t'])}, Holm p {p_text(row['p_holm'])},"
+        f"{size}, 95 % t interval {interval(row['t'])}, Holm p {p_text(row['p_holm'])},"
         f" {row['n']} seeds"
     )
     verdicts = {

@@ -23,19 +23,23 @@ def arrival_table(plan: StudyPlan, summary: JsonRow) -> ReportTable:
         if not entry or not entry["n"]:
             continue
         each = summary["arms_best_at_each_step"][arm]
-        variant = [_bounded(each) if each and each["n"] else NONE] if several else []
+        variant = (
+            [_bounded(each, each["share"]["mean"]) if each and each["n"] else NONE]
+            if several
+            else []
+        )
         times = entry["seconds_share"]
         n = entry["n"]
         rows.append(
             [
                 arm,
-                _bounded(entry),
-                percents(entry["share"]["bootstrap"]),
-                percents(entry["share"]["t"]),
+                _bounded(entry, entry["share"]["mean"]),
+                percents(entry["share"]["bootstrap"]) if entry["reached"] else NONE,
+                percents(entry["share"]["t"]) if _is_exact(entry) else NONE,
                 NONE if entry["median"] is None else percent(entry["median"]),
                 f"{entry['reached']} of {n}",
-                NONE if times is None else percent(times["mean"]),
-                NONE if times is None else percents(times["bootstrap"]),
+                NONE if times is None else _bounded(entry, times["mean"]),
+                percents(times["bootstrap"]) if times and entry["reached"] else NONE,
                 *variant,
             ]
         )
@@ -45,8 +49,9 @@ def arrival_table(plan: StudyPlan, summary: JsonRow) -> ReportTable:
         f" {plan.baseline} ends with in the same seed; the {between} is linear between scored"
         " steps.",
         "A seed that never gets there counts as the whole budget (>=), one that was there at the"
-        " first scored step as that step (<=). Median: - if half of the seeds or more never get"
-        " there. Time: training seconds, probes included, over the baseline's whole.",
+        " first scored step as that step (<=); the t interval is left out with such seeds."
+        " Median: - if half of the seeds or more never get there. Time: training seconds, probes"
+        " included, over the baseline's whole.",
         FEW_SEEDS,
     ]
     unfinished = [
@@ -75,9 +80,14 @@ def arrival_table(plan: StudyPlan, summary: JsonRow) -> ReportTable:
     )
 
 
-def _bounded(entry: JsonRow) -> str:
+def _is_exact(entry: JsonRow) -> bool:
+    """Whether no seed of it is a bound only."""
+    return entry["reached"] == entry["n"] and not entry["by_first"]
+
+
+def _bounded(entry: JsonRow, share: float) -> str:
     """`48 %`, `>= 90 %` if seeds never arrive, `<= 25 %` if seeds were there first."""
-    mean = percent(entry["share"]["mean"])
+    mean = percent(share)
     never = entry["reached"] < entry["n"]
     if never and entry["by_first"]:
         return f"about {mean}"
@@ -92,7 +102,8 @@ def difference_table(plan: StudyPlan, summary: JsonRow, name: str) -> ReportTabl
     better = "negative" if metric.lower else "positive"
     rows = [
         [
-            f"{row['arm']} - {row['reference']}",
+            row["arm"],
+            row["reference"],
             signed(row["mean"]),
             interval(row["t"]),
             interval(row["bootstrap"]),
@@ -112,7 +123,8 @@ def difference_table(plan: StudyPlan, summary: JsonRow, name: str) -> ReportTabl
         title=f"{metric.title}, differences at step {plan.score_steps[-1]:,} ({better}: the first"
         " arm is better)",
         columns=[
-            "arms",
+            "arm",
+            "minus",
             "mean",
             "t 95 %",
             "bootstrap 95 %",

@@ -50,8 +50,3 @@ def p_text(p: float | None) -> str:
 
 def strength_text(strength: float | None) -> str:
     return NONE if strength is None else f"{strength:g}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

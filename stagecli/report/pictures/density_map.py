@@ -26,13 +26,23 @@ def draw_density_map(axes: Axes, panel: DensityMap, tooltips: dict[str, str]) ->
     """The map at the left, its quantiles as lines labelled at their ends, and the colour bar."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    # The map: one rectangle per stretch and bin, sharp, so that no seams show.
+    # The map: one rectangle per stretch and bin, with its edges in its colour, so that no seams
+    # show.
     colours = LinearSegmentedColormap.from_list("density", COLOURS)
     bins = len(panel.heights[0])
     highest = max(max(column) for column in panel.heights)
     rows = list(zip(*panel.heights, strict=True))
     t_edges = [k / bins for k in range(bins + 1)]
-    cells = axes.pcolormesh(panel.edges, t_edges, rows, cmap=colours, vmin=0, vmax=highest)
+    cells = axes.pcolormesh(
+        panel.edges,
+        t_edges,
+        rows,
+        cmap=colours,
+        vmin=0,
+        vmax=highest,
+        edgecolors="face",
+        linewidth=0.4,
+    )
     add_tooltip(cells, panel.title, tooltips)
 
     # Quantiles: constant over each stretch, as the density is.
