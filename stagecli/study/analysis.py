@@ -5,7 +5,7 @@ from __future__ import annotations
 from stagecli.files import JsonRow, finite
 from stagecli.study.arrivals import arrival_summary
 from stagecli.study.comparisons import comparison_summary
-from stagecli.study.movement import density_summary, regime_summary
+from stagecli.study.movement import density_summary, r_summary
 from stagecli.study.results import StudyResults
 from stagecli.study.scores import BestStrength, score_summary
 from stagecli.study.sentences import conclusions
@@ -35,7 +35,7 @@ def analyse(results: StudyResults, strengths: dict[str, BestStrength]) -> JsonRo
         "arms": score_summary(results, strengths),
         "steps_to_baseline": arrival_summary(results, strengths),
         "differences": comparison_summary(results, strengths),
-        "regime": regime_summary(results),
+        "r": r_summary(results),
         "density": density_summary(results),
     }
     document["conclusions"] = conclusions(plan, document)

@@ -17,7 +17,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)  # of the budget, at which r is reported
 HALF = 0.5
 
 
-def regime_summary(results: StudyResults) -> JsonRow:
+def r_summary(results: StudyResults) -> JsonRow:
     """Arm -> {"r", "half"} for arms with probes; r: share of the budget -> `mean_and_spread` over
     the runs that are so far; half: the shares at which r reaches 0.5, with "never": seeds.
     """
@@ -29,11 +29,11 @@ def regime_summary(results: StudyResults) -> JsonRow:
             if (steps := (columns := series(report.probes, "r"))[0]) and (values := columns[1])
         }
         if courses:
-            document[arm.name] = _regime(courses, results.plan.steps)
+            document[arm.name] = _r_over_budget(courses, results.plan.steps)
     return document
 
 
-def _regime(courses: dict[int, tuple[list[int], list[float]]], budget: int) -> JsonRow:
+def _r_over_budget(courses: dict[int, tuple[list[int], list[float]]], budget: int) -> JsonRow:
     r: JsonRow = {}
     for share in SHARES:
         values = {seed: r_at(*course, share * budget) for seed, course in courses.items()}
@@ -90,8 +90,8 @@ def crossing(steps: Sequence[int], values: Sequence[float], level: float) -> flo
 
 
 def density_summary(results: StudyResults) -> JsonRow:
-    """Adaptive arm -> {"n", "seeds", "distance", "farthest", "first", "last"}, None if no run of it
-    recorded a density.
+    """Adaptive arm that has begun -> {"n", "distance", "farthest", "first", "last"}, None if no run
+    of it recorded a density.
 
     distance: total variation between the densities of the first and of the last probe, half of the
     summed differences over bins of t; farthest: the largest from the first to any probe; first,
@@ -99,12 +99,11 @@ def density_summary(results: StudyResults) -> JsonRow:
     """
     document: JsonRow = {}
     for arm in results.plan.arms.values():
-        if not arm.adaptive:
+        runs = _runs(results, arm)
+        if not arm.adaptive or not runs:
             continue
         courses = {
-            seed: course
-            for seed, report in _runs(results, arm)
-            if (course := density_course(report)) is not None
+            seed: course for seed, report in runs if (course := density_course(report)) is not None
         }
         document[arm.name] = _density(courses) if courses else None
     return document

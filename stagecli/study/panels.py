@@ -53,6 +53,7 @@ def _score_panels(
     group: Sequence[str],
 ) -> list[Drawing]:
     """A score of a group of arms: against steps, then against seconds where they are known."""
+    # Whether there is anything to draw, and how.
     curves = {arm: seed_curves(results, arm, metric.name, strengths[arm]) for arm in group}
     together = [curve for by_seed in curves.values() for curve in by_seed.values()]
     values = [value for curve in together for value in curve.values]

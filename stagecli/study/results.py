@@ -144,6 +144,7 @@ def _read_plan(path: Path) -> StudyPlan:
 
 def _plan(document: Any) -> StudyPlan:
     """The plan in study.json. Raises KeyError, TypeError, ValueError or AttributeError."""
+    # Arms and scores, and what must be one of them.
     arms = {
         name: Arm(
             name=name,
@@ -164,6 +165,8 @@ def _plan(document: Any) -> StudyPlan:
         raise ValueError(f"its baseline {baseline!r} is none of its arms")
     if primary not in metrics:
         raise ValueError(f"its primary score {primary!r} is none of its metrics")
+
+    # What is scored.
     steps = tuple(sorted(map(int, document["score_steps"])))
     if not steps:
         raise ValueError("it has no steps to score")

@@ -21,7 +21,7 @@ def conclusions(plan: StudyPlan, document: JsonRow) -> list[str]:
     lines += _difference_sentences(plan, document)
     lines += _sensitivity(plan, document)
     lines += _density_sentences(document)
-    lines += _regime_sentences(document)
+    lines += _r_sentences(document)
     return lines
 
 
@@ -34,6 +34,7 @@ def _arrival_sentences(plan: StudyPlan, document: JsonRow) -> Iterator[str]:
 
 def arrival_sentence(plan: StudyPlan, arm: str, summary: JsonRow) -> str:
     """How much of the budget an arm needs for the baseline's final score."""
+    # The goal, and whether it is reached at all.
     title = plan.metrics[plan.primary].title
     goal = f"the final {title} of `{plan.baseline}` ({significant(summary['target'])})"
     n = summary["n"]
@@ -135,8 +136,8 @@ def _density_sentences(document: JsonRow) -> Iterator[str]:
         )
 
 
-def _regime_sentences(document: JsonRow) -> Iterator[str]:
-    for arm, summary in document["regime"].items():
+def _r_sentences(document: JsonRow) -> Iterator[str]:
+    for arm, summary in document["r"].items():
         half = summary["half"]
         never = counted(len(summary["never"]), "seed") if summary["never"] else ""
         if half is None:

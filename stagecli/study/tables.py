@@ -8,7 +8,7 @@ from stagecli.files import JsonRow
 from stagecli.report.formats import duration
 from stagecli.study.report_table import ReportTable
 from stagecli.study.results import StudyPlan
-from stagecli.study.tables_movement import density_table, regime_table
+from stagecli.study.tables_movement import density_table, r_table
 from stagecli.study.tables_paired import arrival_table, difference_table
 from stagecli.study.words import NONE, figure, strength_text
 
@@ -23,7 +23,7 @@ def report_tables(plan: StudyPlan, document: JsonRow) -> list[ReportTable]:
         *(_scores(plan, document, name) for name in metrics),
         *(difference_table(plan, document["differences"], name) for name in metrics),
         _seconds(plan, document["arms"]),
-        regime_table(plan, document["regime"]),
+        r_table(plan, document["r"]),
         density_table(document["density"]),
     ]
     return [table for table in tables if table.rows]

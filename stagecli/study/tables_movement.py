@@ -11,7 +11,7 @@ from stagecli.study.results import StudyPlan
 from stagecli.study.words import NONE, figure, percent, percents
 
 
-def regime_table(plan: StudyPlan, regimes: JsonRow) -> ReportTable:
+def r_table(plan: StudyPlan, regimes: JsonRow) -> ReportTable:
     rows = []
     for arm, summary in regimes.items():
         seeds = len(plan.arms[arm].seeds)

@@ -13,41 +13,78 @@ FEW_SEEDS = (
 )
 
 
+ARRIVAL_COLUMNS = (
+    "arm",
+    "mean",
+    "bootstrap 95 %",
+    "t 95 %",
+    "median",
+    "reached",
+    "time",
+    "bootstrap 95 %",
+)
+DIFFERENCE_COLUMNS = (
+    "arm",
+    "minus",
+    "mean",
+    "t 95 %",
+    "bootstrap 95 %",
+    "p (t)",
+    "p (Holm)",
+    "p (signs)",
+    "seeds",
+    "verdict",
+    "smallest effect",
+)
+
+
 def arrival_table(plan: StudyPlan, summary: JsonRow) -> ReportTable:
     """Share of the budget until the baseline's final score."""
-    metric = plan.metrics[plan.primary]
+    title = plan.metrics[plan.primary].title
     several = len(plan.strengths) > 1
     rows = []
     for arm in plan.arms:
         entry = summary["arms"][arm]
-        if not entry or not entry["n"]:
-            continue
-        each = summary["arms_best_at_each_step"][arm]
-        variant = (
-            [_bounded(each, each["share"]["mean"]) if each and each["n"] else NONE]
-            if several
-            else []
-        )
-        times = entry["seconds_share"]
-        n = entry["n"]
-        rows.append(
-            [
-                arm,
-                _bounded(entry, entry["share"]["mean"]),
-                percents(entry["share"]["bootstrap"]) if entry["reached"] else NONE,
-                percents(entry["share"]["t"]) if _is_exact(entry) else NONE,
-                NONE if entry["median"] is None else percent(entry["median"]),
-                f"{entry['reached']} of {n}",
-                NONE if times is None else _bounded(entry, times["mean"]),
-                percents(times["bootstrap"]) if times and entry["reached"] else NONE,
-                *variant,
-            ]
-        )
+        if entry and entry["n"]:
+            each = summary["arms_best_at_each_step"][arm] if several else None
+            rows.append([arm, *_arrival_cells(entry), *([_share(each)] if several else [])])
+    variant = ["mean, best cfg_scale of each step"] if several else []
+    return ReportTable(
+        title=f"Steps to the final {title} of {plan.baseline}, as a share of the budget",
+        columns=[*ARRIVAL_COLUMNS, *variant],
+        rows=rows if len(rows) > 1 else [],
+        notes=_arrival_notes(plan, summary),
+        brief=True,
+    )
+
+
+def _arrival_cells(entry: JsonRow) -> list[str]:
+    """The cells of an arm after its name."""
+    share = entry["share"]
+    times = entry["seconds_share"]
+    exact = entry["reached"] == entry["n"] and not entry["by_first"]
+    return [
+        _share(entry),
+        percents(share["bootstrap"]) if entry["reached"] else NONE,
+        percents(share["t"]) if exact else NONE,
+        NONE if entry["median"] is None else percent(entry["median"]),
+        f"{entry['reached']} of {entry['n']}",
+        _bounded(entry, times["mean"]) if times else NONE,
+        percents(times["bootstrap"]) if times and entry["reached"] else NONE,
+    ]
+
+
+def _share(entry: JsonRow | None) -> str:
+    """The mean share of the budget; `-` without a seed."""
+    return _bounded(entry, entry["share"]["mean"]) if entry and entry["n"] else NONE
+
+
+def _arrival_notes(plan: StudyPlan, summary: JsonRow) -> list[str]:
     between = "logarithm of the best score so far" if summary["log"] else "best score so far"
     notes = [
-        f"Paired by seed: the first step at which an arm has the {metric.title} that"
-        f" {plan.baseline} ends with in the same seed; the {between} is linear between scored"
-        " steps.",
+        f"Paired by seed: the first step at which an arm has the"
+        f" {plan.metrics[plan.primary].title} that {plan.baseline} ends with in the same seed; the"
+        f" {between} is linear between scored steps.",
         "A seed that never gets there counts as the whole budget (>=), one that was there at the"
         " first scored step as that step (<=); the t interval is left out with such seeds."
         " Median: - if half of the seeds or more never get there. Time: training seconds, probes"
@@ -61,28 +98,7 @@ def arrival_table(plan: StudyPlan, summary: JsonRow) -> ReportTable:
     ]
     if unfinished:
         notes.append(f"Not counted, as they are still on the way (seeds): {', '.join(unfinished)}.")
-    return ReportTable(
-        title=f"Steps to the final {metric.title} of {plan.baseline}, as a share of the budget",
-        columns=[
-            "arm",
-            "mean",
-            "bootstrap 95 %",
-            "t 95 %",
-            "median",
-            "reached",
-            "time",
-            "bootstrap 95 %",
-            *(["mean, best cfg_scale of each step"] if several else []),
-        ],
-        rows=rows if len(rows) > 1 else [],
-        notes=notes,
-        brief=True,
-    )
-
-
-def _is_exact(entry: JsonRow) -> bool:
-    """Whether no seed of it is a bound only."""
-    return entry["reached"] == entry["n"] and not entry["by_first"]
+    return notes
 
 
 def _bounded(entry: JsonRow, share: float) -> str:
@@ -122,19 +138,7 @@ def difference_table(plan: StudyPlan, summary: JsonRow, name: str) -> ReportTabl
     return ReportTable(
         title=f"{metric.title}, differences at step {plan.score_steps[-1]:,} ({better}: the first"
         " arm is better)",
-        columns=[
-            "arm",
-            "minus",
-            "mean",
-            "t 95 %",
-            "bootstrap 95 %",
-            "p (t)",
-            "p (Holm)",
-            "p (signs)",
-            "seeds",
-            "verdict",
-            "smallest effect",
-        ],
+        columns=DIFFERENCE_COLUMNS,
         rows=rows,
         notes=notes,
         brief=name == plan.primary,
