@@ -229,6 +229,21 @@ def test_a_half_done_study_is_reported_with_its_gaps(tmp_path: Path) -> None:
         assert "seeds 2, 3: 0 of 4 steps" in (path / name).read_text()
 
 
+def test_a_score_that_an_arm_never_has_is_no_gap(tmp_path: Path) -> None:
+    path = write_study(tmp_path / "study")
+
+    def change(row: dict[str, Any]) -> bool:
+        if row["arm"] == "standard":
+            row["label_accuracy"] = None
+        return True
+
+    change_rows(path, change)
+    document = report_of(path)
+    assert document["missing"] == []
+    assert document["not_measured"] == ["label_accuracy: in no row of standard"]
+    assert "## Not measured" in (path / "report.md").read_text()
+
+
 def test_a_study_without_scores_says_so(tmp_path: Path) -> None:
     path = write_study(tmp_path / "study")
     (path / "scores.jsonl").unlink()

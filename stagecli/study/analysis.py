@@ -32,6 +32,7 @@ def analyse(results: StudyResults, strengths: dict[str, BestStrength]) -> JsonRo
         },
         "seeds": {arm.name: list(arm.seeds) for arm in plan.arms.values()},
         "missing": results.notes,
+        "not_measured": results.unmeasured,
         "arms": score_summary(results, strengths),
         "steps_to_baseline": arrival_summary(results, strengths),
         "differences": comparison_summary(results, strengths),

@@ -157,7 +157,7 @@ def _summary(arrivals: Sequence[SeedArrival], unfinished: Sequence[int]) -> Json
         "reached": len(arrivals) - states.count(NEVER),
         "by_first": states.count(BY_FIRST),
         "target": statistics.fmean(one.target for one in arrivals),
-        "share": _over_seeds(shares),
+        "share": _over_seeds(shares, highest=1.0),
         "median": median if median < math.inf else None,
         "median_bootstrap": _bootstrap(shares, median=True),
         "seconds_share": _over_seeds(times) if len(times) == len(arrivals) else None,
@@ -167,14 +167,15 @@ def _summary(arrivals: Sequence[SeedArrival], unfinished: Sequence[int]) -> Json
     }
 
 
-def _over_seeds(values: Sequence[float]) -> JsonRow:
-    """{"mean", "bootstrap", "t"}: intervals are None for one seed."""
-    several = len(values) > 1
-    return {
-        "mean": statistics.fmean(values),
-        "bootstrap": _bootstrap(values),
-        "t": t_interval(values) if several else None,
-    }
+def _over_seeds(values: Sequence[float], highest: float = math.inf) -> JsonRow:
+    """{"mean", "bootstrap", "t"}: intervals are None for one seed; that by t is cut to what a mean
+    can be, from 0 to `highest`.
+    """
+    t = None
+    if len(values) > 1:
+        low, high = t_interval(values)
+        t = (max(0.0, low), min(highest, high))
+    return {"mean": statistics.fmean(values), "bootstrap": _bootstrap(values), "t": t}
 
 
 def _bootstrap(values: Sequence[float], median: bool = False) -> tuple[float, float] | None:

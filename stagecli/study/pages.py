@@ -21,9 +21,8 @@ def markdown_page(document: JsonRow, tables: Sequence[ReportTable]) -> str:
     """Conclusions, what is missing, and all tables."""
     lines = [f"# Study {document['name']}", ""]
     lines += [f"- {_markdown_text(sentence)}" for sentence in document["conclusions"]]
-    if document["missing"]:
-        lines += ["", "## Missing", ""]
-        lines += [f"- {_markdown_text(note)}" for note in document["missing"]]
+    for title, notes in gap_lists(document):
+        lines += ["", f"## {title}", "", *(f"- {_markdown_text(note)}" for note in notes)]
     for one in tables:
         lines += ["", f"## {one.title}", ""]
         lines += [_markdown_row(one.columns), "|" + "---|" * len(one.columns)]
@@ -31,6 +30,12 @@ def markdown_page(document: JsonRow, tables: Sequence[ReportTable]) -> str:
         if one.notes:
             lines += ["", *(f"{_markdown_text(note)}  " for note in one.notes)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def gap_lists(document: JsonRow) -> list[tuple[str, list[str]]]:
+    """Headings and lists of what the study has no numbers of; empty lists are left out."""
+    lists = [("Missing", document["missing"]), ("Not measured", document["not_measured"])]
+    return [(title, notes) for title, notes in lists if notes]
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -47,8 +52,8 @@ def html_page(document: JsonRow, tables: Sequence[ReportTable], drawings: Sequen
     """One self-contained page: conclusions, curves, tables."""
     title = f"Study {document['name']}"
     body = [f"<h1>{escape(title)}</h1>", "<h2>Conclusions</h2>", _items(document["conclusions"])]
-    if document["missing"]:
-        body += ["<h2>Missing</h2>", _items(document["missing"])]
+    for heading, notes in gap_lists(document):
+        body += [f"<h2>{heading}</h2>", _items(notes)]
     if drawings:
         figures = "".join(
             f'<figure aria-label="{escape(drawing.title)}">{draw_inline(drawing)}</figure>'

@@ -9,7 +9,7 @@ from stagecli.errors import EXIT_FAILED, StageError
 from stagecli.files import JsonRow, write_atomic, write_json
 from stagecli.report.formats import ascii_text
 from stagecli.study.analysis import analyse
-from stagecli.study.pages import html_page, markdown_page
+from stagecli.study.pages import gap_lists, html_page, markdown_page
 from stagecli.study.panels import study_panels
 from stagecli.study.report_table import ReportTable
 from stagecli.study.results import read_study
@@ -53,10 +53,10 @@ def _print(document: JsonRow, tables: Sequence[ReportTable], console: Console) -
     console.text(f"Study {document['name']}", style="bold")
     for sentence in document["conclusions"]:
         console.text(f"- {ascii_text(sentence, plain)}")
-    if document["missing"]:
+    for title, notes in gap_lists(document):
         console.text()
-        console.text("Missing", style="bold")
-        for note in document["missing"]:
+        console.text(title, style="bold")
+        for note in notes:
             console.text(f"- {note}")
     for table in tables:
         if not table.brief:

@@ -80,7 +80,8 @@ class StudyResults:
     """A study as read.
 
     rows: the last row of every key. runs: (arm, seed) -> run directory, for those that have begun.
-    notes: what is missing, damaged or no number, in words.
+    notes: what is missing, damaged or no number, in words. unmeasured: scores that some arms never
+    have, such as those of probes where an arm has none.
     """
 
     path: Path
@@ -88,6 +89,7 @@ class StudyResults:
     rows: dict[ScoreKey, JsonRow] = field(default_factory=dict)
     runs: dict[tuple[str, int], RunReport] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    unmeasured: list[str] = field(default_factory=list)
 
     def values(self, arm: str, metric: str, step: int, strength: float | None) -> dict[int, float]:
         """Seed -> score, for the seeds that have a finite one."""
@@ -119,7 +121,8 @@ def read_study(path: Path) -> StudyResults:
         raise StageError(
             f"cannot read the study `{path}`: {problem}", hint="check its permissions"
         ) from None
-    results.notes += [*_gaps(results), *_without_value(results)]
+    results.notes += _gaps(results)
+    _list_without_value(results)
     return results
 
 
@@ -240,18 +243,27 @@ def _gaps(results: StudyResults) -> Iterator[str]:
             yield f"`{arm.name}`, {_seeds_text(seeds)}: {text}"
 
 
-def _without_value(results: StudyResults) -> Iterator[str]:
-    """Scores that are no finite numbers, by arm and metric."""
-    for arm in results.plan.arms.values():
-        rows = [key for key in results.expected(arm) if key in results.rows]
-        for name in results.plan.metrics:
-            empty = [key for key in rows if results.value(key, name) is None]
-            if empty:
+def _list_without_value(results: StudyResults) -> None:
+    """Scores that are not finite numbers: single ones by arm, and arms that never have one."""
+    plan = results.plan
+    scored = {
+        arm.name: [key for key in results.expected(arm) if key in results.rows]
+        for arm in plan.arms.values()
+    }
+    for name in plan.metrics:
+        never = []
+        for arm, keys in scored.items():
+            empty = [key for key in keys if results.value(key, name) is None]
+            if empty and len(empty) == len(keys) and name != plan.primary:
+                never.append(arm)
+            elif empty:
                 seeds = _seeds_text(sorted({key.seed for key in empty}))
-                yield (
-                    f"`{arm.name}`: {name} is not a finite number in {len(empty)} of"
-                    f" {counted(len(rows), 'row')} ({seeds}); left out"
+                results.notes.append(
+                    f"`{arm}`: {name} is not a finite number in {len(empty)} of"
+                    f" {counted(len(keys), 'row')} ({seeds}); left out"
                 )
+        if never:
+            results.unmeasured.append(f"{name}: in no row of {', '.join(never)}")
 
 
 def _seeds_text(seeds: Sequence[int]) -> str:

@@ -114,7 +114,7 @@ def _sensitivity(plan: StudyPlan, document: JsonRow) -> Iterator[str]:
             f" {base['smallest_effect']:.2g} would be missed more than once in five times."
         )
     rows = document["differences"][plan.primary]["rows"]
-    effects = [row["smallest_effect"] for row in rows if row["smallest_effect"] is not None]
+    effects = [row["smallest_effect"] for row in rows if row["smallest_effect"]]
     if effects:
         yield (
             "Paired by seed, as compared here, the smallest effects that could have been shown are"
