@@ -20,6 +20,7 @@ from stagecli.stage import registry
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
+    ("study",),
     ("train", "evaluate"),
     ("generate",),
     ("terminal", "runs"),

@@ -1,0 +1,1 @@
+"""Studies: arms of one recipe, trained over seeds and compared."""
