@@ -102,6 +102,8 @@ def _work(schedule: Schedule, pool: Workers, view: StudyView, interrupt: Interru
                 pool.stop()
             while not stopping and pool.free and (run := schedule.next()) is not None:
                 pool.start(run)
+            if not pool.running:  # nothing can start, and nothing will change that
+                break
             for message in pool.messages(WAIT):
                 if message.kind == "note":
                     _note(view, message, told)

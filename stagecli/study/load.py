@@ -34,7 +34,9 @@ from stagecli.study.schema import NAME, ArmSection, StudyFile
 
 MOST_CHECKPOINTS = 200  # of a run
 HINT = "`stagecli study` reads what docs/studies.md describes; recipe keys: `stagecli recipes show`"
-SHARED = ("task.", "data.", "evaluate.")  # keys in which arms must not differ, as prefixes
+# Keys in which arms must not differ, as prefixes: scores would not compare, and a process trains in
+# one precision.
+SHARED = ("task.", "data.", "evaluate.", "train.precision")
 UNSHARED = ("data.workers", "data.memory_mb", "data.cache_dir")
 
 
@@ -256,7 +258,7 @@ def _recipe_problems(study: Study, recipes: Mapping[str, Recipe]) -> Iterator[tu
             shared = key.startswith(SHARED) and key not in UNSHARED
             if shared and value != theirs.get(key):
                 place = ("arms", name, "set", key)
-                yield place, "must be the same in all arms: scores would not compare; use [set]"
+                yield place, "must be the same in all arms: set it in [set]"
 
     # Scores that there are.
     if first.task.kind == "sr" and study.score.strengths:

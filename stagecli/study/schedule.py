@@ -70,6 +70,7 @@ class Schedule:
             state.state = "scoring"
             state.scored = float(values[0])
         elif kind == "done":
+            self.trained.add(run)
             state.state = "done"
         elif kind == "stopped":
             state.state = "waiting"
