@@ -17,8 +17,8 @@ TINY: dict[str, Any] = {
     "train__steps": 8,
     "train__validate_every": 4,
     "train__samples": 0,
-    "stage__regime__every": 2,
-    "stage__regime__clips": 4,
+    "stage__regime__every": 1,
+    "stage__regime__clips": 2,
 }
 STUDY = """
 name = "tiny"
