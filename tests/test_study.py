@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import forked, losses_of, read_rows, run_cli, tree
-from helpers.studies import REPLAYED, STUDY, Here, tiny_study
+from helpers.tiny_studies import REPLAYED, STUDY, Here, tiny_study
 
 from stagecli.errors import StageError
 from stagecli.study.launch import run_study, selected_runs

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.studies import REPLAYED, STUDY, write_study
+from helpers.tiny_studies import REPLAYED, STUDY, write_study
 
 from stagecli.errors import StageError
 from stagecli.recipe.source import shipped_studies

@@ -1,94 +1,136 @@
-"""Tiny studies, and workers that do their runs in this process."""
+"""Study directories as a study writes them, made from formulas instead of training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conftest import fresh_accelerate, write_recipe
+from helpers.run_directories import make_run, probe_rows, write_rows
 
-from stagecli.study.load import load_study
-from stagecli.study.plan import RunId, Study
-from stagecli.study.pool import Message
-from stagecli.study.work import Work
+BINS = 40
 
-TINY: dict[str, Any] = {
-    "train__steps": 8,
-    "train__validate_every": 4,
-    "train__samples": 0,
-    "stage__regime__every": 1,
-    "stage__regime__clips": 2,
+
+@dataclass(kw_only=True)
+class Arm:
+    """halving: steps in which its score halves; noise: sd of a run's log score, and shared: of the
+    part that all arms have in common in a seed; moves: how far the median of its density goes.
+    """
+
+    halving: float
+    noise: float = 0.03
+    shared: float = 0.1
+    seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    moves: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+ARMS = {
+    "standard": Arm(halving=150),
+    "strongest": Arm(halving=84),
+    "all": Arm(halving=80, moves=0.25),
 }
-STUDY = """
-name = "tiny"
-recipe = "tiny.toml"
-seeds = [0, 1]
-baseline = "standard"
-[score]
-steps = [4, 8]
-clips = 8
-sampler_steps = 2
-strengths = [1.0, 2.0]
-[set]
-"train.log_every" = 1
-[arms.standard]
-summary = "no mechanism"
-[arms.progress.set]
-"stage.timesteps.kind" = "progress"
-"""
-REPLAYED = """
-[arms.replayed.set]
-"stage.regime.source" = "replay"
-"stage.regime.replay" = "{progress@next}"
-"""
 
 
-def write_study(folder: Path, text: str = STUDY, kind: str = "t2a", **changes: Any) -> Path:
-    """Write a study and its recipe."""
-    write_recipe(folder / "tiny.toml", kind, **{**TINY, **changes})
-    path = folder / "tiny.study.toml"
-    path.write_text(text)
+def write_study(
+    path: Path,
+    arms: Mapping[str, Arm] | None = None,
+    *,
+    task: str = "t2a",
+    steps: Sequence[int] = (150, 300, 450, 600),
+    strengths: Sequence[float] = (1.0, 1.5, 2.0),
+    against: Sequence[str] = ("strongest",),
+    seed: int = 0,
+) -> Path:
+    """A finished study. kad = 40 * 2^(-step / halving), best at cfg_scale 1.5."""
+    arms = ARMS if arms is None else arms
+    path.mkdir(parents=True)
+    metrics = {
+        "kad": {"direction": "lower", "title": "KAD"},
+        "label_accuracy": {"direction": "higher", "title": "digits heard right"},
+    }
+    document = {
+        "name": "digits",
+        "recipe": "studies/digits",
+        "task": task,
+        "steps": steps[-1],
+        "baseline": next(iter(arms)),
+        "against": [name for name in against if name in arms],
+        "primary": "kad",
+        "score_steps": list(steps),
+        "strengths": list(strengths) if task == "t2a" else [None],
+        "metrics": metrics,
+        "arms": {
+            name: {
+                "summary": f"the arm {name}",
+                "seeds": list(arm.seeds),
+                "set": dict(arm.settings),
+                "adaptive": arm.moves is not None,
+            }
+            for name, arm in arms.items()
+        },
+    }
+    (path / "study.json").write_text(json.dumps(document))
+    rows = []
+    for name, arm in arms.items():
+        for run_seed in arm.seeds:
+            rows += score_rows(name, arm, run_seed, document, seed)
+            _write_run(path / "runs" / f"{name}-{run_seed}", arm, run_seed, steps[-1])
+    write_rows(path / "scores.jsonl", rows)
     return path
 
 
-def tiny_study(folder: Path, text: str = STUDY, kind: str = "t2a", **changes: Any) -> Study:
-    """A study in `folder`/study; its caches are there, too."""
-    changes.setdefault("data__cache_dir", str(folder / "cache"))
-    return load_study(write_study(folder, text, kind, **changes), folder / "study")
+def score_rows(
+    name: str, arm: Arm, run_seed: int, document: dict[str, Any], seed: int
+) -> list[dict[str, Any]]:
+    """Rows of scores.jsonl of one run."""
+    common = random.Random(f"{seed}/{run_seed}").gauss(0, arm.shared)
+    own = random.Random(f"{seed}/{name}/{run_seed}").gauss(0, arm.noise)
+    rows = []
+    for step in document["score_steps"]:
+        for strength in document["strengths"]:
+            penalty = 0.0 if strength is None else (strength - 1.5) ** 2
+            kad = 40 * math.exp(common + own + penalty) * 2 ** (-step / arm.halving)
+            rows.append(
+                {
+                    "arm": name,
+                    "seed": run_seed,
+                    "step": step,
+                    "strength": strength,
+                    "seconds": 0.3 * step * (1.1 if arm.moves else 1.0),
+                    "kad": kad,
+                    "label_accuracy": 1 / (1 + 0.3 * kad),
+                }
+            )
+    return rows
 
 
-class Here:
-    """Workers of a study that do each run as it is started, in this process."""
+def _write_run(path: Path, arm: Arm, run_seed: int, steps: int) -> None:
+    """The run directory, with probes and densities if the arm is adaptive."""
+    make_run(path, steps=steps)
+    if arm.moves is None:
+        return
+    rows, _ = probe_rows(steps, 24, seed=run_seed)
+    for k, row in enumerate(rows):
+        middle = 0.45 + arm.moves * min(1.0, max(0.0, (k - 5) / 12))
+        row |= density(middle)
+    write_rows(path / "probes.jsonl", rows)
 
-    def __init__(self, study: Study, size: int = 1) -> None:
-        fresh_accelerate()
-        self.started: list[RunId] = []
-        self.inbox: list[Message] = []
-        self.work = Work(study, self.report)
 
-    @property
-    def free(self) -> int:
-        return 0 if self.inbox else 1
-
-    @property
-    def running(self) -> list[RunId]:
-        return self.started[-1:] if self.inbox else []
-
-    def report(self, kind: str, *values: Any) -> None:
-        self.inbox.append(Message(self.started[-1], kind, values))
-
-    def start(self, run: RunId) -> None:
-        self.started.append(run)
-        try:
-            self.report("done" if self.work.do(run) else "stopped")
-        except Exception as error:
-            self.report("failed", str(error))
-
-    def messages(self, seconds: float) -> Iterator[Message]:
-        while self.inbox:
-            yield self.inbox.pop(0)
-
-    def stop(self) -> None: ...
-    def close(self) -> None: ...
-    def kill(self) -> None: ...
+def density(middle: float, width: float = 0.15) -> dict[str, Any]:
+    """Columns of a density of t that is normal around `middle`, cut to (0, 1)."""
+    heights = [math.exp(-((((k + 0.5) / BINS - middle) / width) ** 2) / 2) for k in range(BINS)]
+    shares = [height / sum(heights) for height in heights]
+    quantiles = {}
+    for name, level in (("q10", 0.1), ("q50", 0.5), ("q90", 0.9)):
+        below = 0.0
+        for k, share in enumerate(shares):
+            if below + share >= level:
+                quantiles[f"density_{name}"] = (k + (level - below) / share) / BINS
+                break
+            below += share
+    return {"density_shares": shares, **quantiles, "density_state": "progress"}
