@@ -68,3 +68,7 @@ class MechanismOptions(Section):
     def regime_need(self) -> RegimeNeed | None:
         """Why these options need the regime, or None if they don't."""
         return None
+
+    def adapts_density(self) -> bool:
+        """Whether the density of t follows something that is measured while training."""
+        return False

@@ -109,6 +109,11 @@ def encoders(stage: Mapping[str, Mapping[str, Any]]) -> list[EncoderUse]:
     return uses
 
 
+def adapts_density(stage: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a mechanism of valid sections lets the density of t follow a measurement."""
+    return any(options(name, section).adapts_density() for name, section in stage.items())
+
+
 def check_needs(chosen: Mapping[str, MechanismOptions]) -> None:
     """Refuse mechanisms that need the regime in a recipe that does not measure it.
 
