@@ -21,7 +21,7 @@ from stagecli.stage.controller import Stages
 from stagecli.stage.guidance import GuidanceMechanism
 from stagecli.stage.guidance_gate import Gate
 from stagecli.stage.guidance_heads import CodecHead, FrameChoice, standardised
-from stagecli.stage.guidance_options import GuidanceOptions
+from stagecli.stage.guidance_options import GuidanceOptions, check_guidance
 from stagecli.train.teacher_features import TargetFeatures
 
 STEPS = 8
@@ -129,6 +129,25 @@ def test_the_term_is_the_mean_over_the_samples_that_count(tmp_path: Path) -> Non
         loss_B = head.losses(hidden, result.condition, FRAMES)[0]
         expected = loss_B.mean() if t == 0.5 else loss_B[0]
         assert float(term.detach()) == pytest.approx(0.5 * float(expected.detach()), rel=1e-6)
+
+
+def test_shuffled_targets_are_those_of_the_next_clip(tmp_path: Path) -> None:
+    guidance = mechanism(tmp_path, {}, layers=[1], stride=1, shuffled=True, target="both")
+    guidance.plan(0, Plan())
+    result = part_of(example_batch(), slice(None))
+    result.t_B = torch.full((BATCH,), 0.5)
+    guidance.begin_step(result.t_B)
+    term = guidance.loss(result)
+    hidden = torch.stack([result.hidden[1]])
+    others = {name: value.roll(1, 0) for name, value in result.condition.items()}
+    expected = [
+        head.losses(hidden, others, FRAMES).mean().detach() for head in guidance.heads.values()
+    ]
+    assert term is not None
+    assert float(term.detach()) == pytest.approx(0.25 * float(sum(expected)), rel=1e-6)
+    alone = load_recipe(write_recipe(tmp_path / "one.toml", train__batch_size=1))
+    with pytest.raises(StageError, match="a batch of one clip"):
+        check_guidance(GuidanceOptions(shuffled=True), alone)
 
 
 def test_a_step_without_samples_inside_the_window_has_a_term_of_zero(tmp_path: Path) -> None:

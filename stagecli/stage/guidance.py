@@ -161,10 +161,14 @@ class GuidanceMechanism(Mechanism):
         # The heads share the weight. The mean of h is that of the whole step: the mean over its
         # micro-batches and processes is then sum_B h l / sum_B h.
         hidden_KBPW = torch.stack(hidden).float()
+        batch = dict(result.condition)
+        if self.options.shuffled:
+            targets = {"features", "x0", "weight"} & batch.keys()
+            batch |= {name: batch[name].roll(1, 0) for name in targets}
         terms = []
         figures_KB = {}
         for head in self.heads.values():
-            loss_KB = head.losses(hidden_KBPW, result.condition, frames)
+            loss_KB = head.losses(hidden_KBPW, batch, frames)
             terms.append((h_B * loss_KB).mean())
             figures_KB[head.figure] = head.reported(loss_KB.detach())
         self.planned.add(figures_KB, h_B)

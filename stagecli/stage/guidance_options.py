@@ -61,6 +61,9 @@ class GuidanceOptions(MechanismOptions):
     threshold: Annotated[float, Range(-1, 1)] = -0.05
     """Mean cosine of the two gradients below which guidance ends (conflict)."""
 
+    shuffled: bool = False
+    """Control: predict the target of the next clip of the batch, which says nothing about this."""
+
     @model_validator(mode="before")
     @classmethod
     def end_by_step(cls, values: Any) -> Any:
@@ -111,6 +114,12 @@ def check_guidance(options: GuidanceOptions, recipe: Recipe) -> None:
             f"teacher {options.teacher} is also the judge, and would score what it taught",
             problems=[Problem("stage.guidance.teacher", "is evaluate.judge")],
             hint="choose another encoder for one of the two",
+        )
+    if options.shuffled and recipe.train.batch_size < 2 * recipe.train.accumulate:
+        raise StageError(
+            "a batch of one clip has no other clip whose target could be predicted",
+            problems=[Problem("stage.guidance.shuffled", "requires two clips per micro-batch")],
+            hint="raise train.batch_size, or lower train.accumulate",
         )
     depth = recipe.model.resolved()[1]
     absent = [k for k in (*options.layers, options.ablation) if k > depth]
