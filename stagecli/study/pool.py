@@ -170,6 +170,7 @@ def serve(study: Study, pipe: Connection) -> None:
 
     from stagecli.study.work import Work
 
+    # Runs, until there are no more.
     torch.set_num_threads(1)
     work = Work(study, lambda kind, *values: pipe.send((kind, *values)))
     while True:
