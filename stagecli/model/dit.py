@@ -41,7 +41,9 @@ class Conditioning:
 
 @dataclass
 class Output:
-    """velocity_BTC: predicted eps - x0; hidden: block number (from 1) -> its output [B, P, D]."""
+    """velocity_BTC: predicted eps - x0; hidden: number of a block, from 1 -> its output [B, P, D],
+    and 0 -> the input of the first block.
+    """
 
     velocity_BTC: Tensor
     hidden: dict[int, Tensor] = field(default_factory=dict)
@@ -254,7 +256,7 @@ class DiT(nn.Module):
         condition: Conditioning,
         return_hidden: Collection[int] = (),
     ) -> Output:
-        """Velocity of x_t [B, T, C] at t [B]; return_hidden: numbers of blocks, from 1."""
+        """Velocity of x_t [B, T, C] at t [B]; return_hidden: keys of `Output.hidden`."""
         frames = x_BTC.shape[1]
         if condition.mask_BT is not None:
             # A token of several frames may hold padding beside real frames.
@@ -280,7 +282,7 @@ class DiT(nn.Module):
         if condition.mask_BT is not None:
             mask_BP = self.tokens(condition.mask_BT[..., None]).any(-1)
         table = rotary_table(x_BPD.shape[1], self.width // self.heads, x_BPD.device)
-        hidden: dict[int, Tensor] = {}
+        hidden = {0: x_BPD} if 0 in return_hidden else {}
         for number, block in enumerate(self.blocks, 1):
             args = (x_BPD, c_BD, table, mask_BP, condition.text_BLD, condition.text_mask_BL)
             if self.activation_checkpointing and self.training:

@@ -76,6 +76,11 @@ def removed_values(name: str) -> Mapping[tuple[str, str], str]:
     return load(name).Options.removed_values if name in MECHANISMS else {}
 
 
+def earlier_values(name: str) -> Mapping[str, Any]:
+    """Options that earlier versions of a mechanism lacked -> the value that repeats them."""
+    return load(name).Options.earlier if name in MECHANISMS else {}
+
+
 def path_keys(stage: object) -> list[tuple[str, str, str]]:
     """Keys ("stage", name, option) that may hold `${VAR}`, of sections that were not checked yet.
 

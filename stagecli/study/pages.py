@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
@@ -44,8 +45,8 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """One line that Markdown shows as it is, with its code in backticks."""
-    return " ".join(text.replace("<", "&lt;").split())
+    """One line without HTML, with its code in backticks."""
+    return " ".join(re.sub("<(?=[a-zA-Z/!?])", "&lt;", text).split())
 
 
 def html_page(document: JsonRow, tables: Sequence[ReportTable], drawings: Sequence[Drawing]) -> str:
