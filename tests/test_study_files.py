@@ -13,6 +13,7 @@ from stagecli.recipe.source import shipped_studies
 from stagecli.study.load import find_study, load_study
 from stagecli.study.plan import RunId, flat_keys
 from stagecli.terminal.study_board import RunState, StudyBoard, study_lines
+from stagecli.terminal.study_views import PlainStudyView
 
 SELF = REPLAYED.replace("progress@next", "replayed@next")
 
@@ -153,6 +154,23 @@ def test_the_table_fits_the_terminal() -> None:
     lines = study_lines(board(states), 50, 12, True)
     assert len(lines) <= 12
     assert all(sum(len(text) for text, _ in line) <= 50 + 40 for line in lines)
+
+
+def test_lines_tell_states_and_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each state of a run once; steps again only after a while."""
+    view = PlainStudyView()
+    state = RunState(state="training", step=0, steps=100)
+    view.start(board([state]))
+    for step in (0, 1, 2):
+        state.step = step
+        view.changed(("arm0", 0))
+    state.state = "failed"
+    state.message = "no luck"
+    view.changed(("arm0", 0))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("arm0-0: step 0/100")
+    assert lines[1] == "arm0-0: failed: no luck"
 
 
 def test_the_time_left_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:

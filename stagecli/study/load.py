@@ -145,6 +145,7 @@ def _recipe_path(source: RecipeSource, reference: str) -> Path:
 
 def _contradictions(study: Study) -> Iterator[tuple[Key, str]]:
     """(key, what is wrong) within the study file."""
+    # Arms and seeds.
     names = ", ".join(study.arms)
     if not study.arms:
         yield ("arms",), "there must be at least one arm: [arms.NAME]"
@@ -160,6 +161,8 @@ def _contradictions(study: Study) -> Iterator[tuple[Key, str]]:
     for name in study.against:
         if name not in study.arms:
             yield ("against",), f"there is no arm {name!r}; there are: {names}"
+
+    # Keys that the study sets, and what is scored.
     own: list[tuple[Key, str]] = [(("set", key), key) for key in study.shared]
     own += [
         (("arms", n, "set", key), key) for n, arm in study.arms.items() for key in arm.overrides

@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -89,6 +89,8 @@ class Pool:
     def close(self) -> None:
         """End all workers: free ones at once, the others when they have stopped."""
         for worker in self.workers:
+            with suppress(OSError):
+                worker.pipe.send(None)
             worker.pipe.close()
         for worker in self.workers:
             worker.process.join(PATIENCE)
@@ -156,7 +158,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def serve(study: Study, pipe: Connection) -> None:
-    """Do the runs that come through the pipe, until it is closed or a signal ends one."""
+    """Do the runs that come through the pipe, until None comes or a signal ends one."""
     # A process that Ctrl-C reaches through the study only, and that ends with it.
     os.setpgid(0, 0)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -168,6 +170,7 @@ def serve(study: Study, pipe: Connection) -> None:
 
     from stagecli.study.work import Work
 
+    # Runs, until there are no more.
     torch.set_num_threads(1)
     work = Work(study, lambda kind, *values: pipe.send((kind, *values)))
     while True:
@@ -175,10 +178,16 @@ def serve(study: Study, pipe: Connection) -> None:
             run = pipe.recv()
         except (EOFError, OSError):
             return
+        if run is None:
+            return
         try:
-            pipe.send(("done",) if work.do(run) else ("stopped",))
+            if not work.do(run):
+                pipe.send(("stopped",))
+                return
+            pipe.send(("done",))
         except KeyboardInterrupt:
             pipe.send(("stopped",))
+            return
         except Exception as error:
             sys.stderr.write(f"{run}:\n{traceback.format_exc()}\n")
             pipe.send(("failed", failure_text(error)))

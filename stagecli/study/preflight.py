@@ -58,7 +58,6 @@ def check(study: Study, runs: list[RunId], progress: Progress) -> Checked:
 
     # Encoders of every arm.
     for name, recipe in recipes.items():
-        progress("opening encoders", 0, 0)
         try:
             _open_encoders(study, name, recipe)
         except StageError as error:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from stagecli.terminal.console import LivePanel, StyledLine, stderr_can_redraw, write_line
+from stagecli.terminal.console import (
+    LivePanel,
+    ProgressLines,
+    StyledLine,
+    stderr_can_redraw,
+    write_line,
+)
 from stagecli.terminal.study_board import Cell, StudyBoard, study_lines
 
 __all__ = ["StudyView", "make_study_view"]
 
 LINE_SECONDS = 30.0  # between lines about the steps of a run
+SLOW = 3.0  # seconds after which work before the first run is shown
 TOLD = ("training", "scoring", "done")
 
 
@@ -52,10 +59,24 @@ class QuietStudyView:
     def close(self) -> None: ...
 
 
-class PlainStudyView(QuietStudyView):
+class ShowingStudyView(QuietStudyView):
+    """Shows also the work before the first run, where it takes long."""
+
+    def __init__(self) -> None:
+        self.lines = ProgressLines()
+        self.began: dict[str, float] = {}
+
+    def progress(self, job: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.began.setdefault(job, now) >= SLOW:
+            self.lines(job, done, total)
+
+
+class PlainStudyView(ShowingStudyView):
     """A line when a run gets into another state, and now and then one about its steps."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.told: dict[Cell, tuple[str, float]] = {}
 
     def changed(self, cell: Cell) -> None:
@@ -70,10 +91,11 @@ class PlainStudyView(QuietStudyView):
             write_line(f"{cell[0]}-{cell[1]}: {text}   ({self.board.summary()})")
 
 
-class LiveStudyView(QuietStudyView):
+class LiveStudyView(ShowingStudyView):
     """A table, redrawn in place."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.panel = LivePanel(self._content)
 
     def _content(self, width: int, height: int, plain: bool) -> tuple[str, list[StyledLine]]:

@@ -17,6 +17,7 @@ TINY: dict[str, Any] = {
     "train__steps": 8,
     "train__validate_every": 4,
     "train__samples": 0,
+    "condition__max_length": 64,
     "stage__regime__every": 1,
     "stage__regime__clips": 2,
 }
