@@ -21,8 +21,9 @@ import numpy as np
 from stagecli.data.audio import read_mono
 from stagecli.data.audio_checks import check_content, too_low, wrong_scale
 from stagecli.data.bandwidth import file_bandwidth
-from stagecli.data.cache import Count, FileIndex, Stamp, content_hash, open_index, stamp_of
+from stagecli.data.cache import Count
 from stagecli.data.decoding import AudioInfo, file_problem
+from stagecli.data.file_index import FileIndex, Stamp, content_hash, open_index, stamp_of
 from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Data

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from stagecli import __version__
-from stagecli.data.cache import Progress, stamp_of
+from stagecli.data.cache import Progress
+from stagecli.data.file_index import stamp_of
 from stagecli.errors import Problem, StageError
 from stagecli.evaluate.averages import average_scores
 from stagecli.evaluate.clip_warnings import ClipWarnings

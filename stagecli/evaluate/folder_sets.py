@@ -55,7 +55,7 @@ def score_folder_sets(
     clap = open_clap(flags.clap) if flags.clap else None
     prompts = read_prompts(generated, list(headers["generated"])) if clap else []
     judge = open_encoder(flags.judge or Evaluate().judge)
-    embedder = open_embedder(judge, rate, flags.cache_dir)
+    embedder = open_embedder(judge, rate, flags.cache_dir, note=warn)
     _warn_about_shapes(headers["reference"], headers["generated"], warn)
 
     # Embed every set, looking at each clip as it is read.
@@ -82,6 +82,7 @@ def score_folder_sets(
             rate=rate,
             cache_dir=flags.cache_dir,
             progress=progress,
+            note=warn,
         )
         scores.row["metrics"]["clap_score"] = average(cosines, 0)
         convention = f"{METRICS['clap_score'].convention}; {clap.convention}"

@@ -40,6 +40,7 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
         job.pipeline.sample_rate,
         Path(job.recipe.data.cache_dir),
         job.pipeline.device,
+        note=job.note,
     )
 
     # The sets of clips, and their embeddings.
@@ -191,6 +192,7 @@ def _add_clap_scores(rows: T2ARows, material: Material, clap: Clap) -> None:
             rate=job.pipeline.sample_rate,
             cache_dir=Path(job.recipe.data.cache_dir),
             progress=job.progress,
+            note=job.note,
         )
         rows.metrics(name)["clap_score"] = average(cosines, job.seed)
         if name == "samples":

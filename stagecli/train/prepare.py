@@ -139,8 +139,8 @@ def prepare(
     load_or_fit_codec(prepared, run_dir, start, device, progress)
     targets = prepared.features.cache if prepared.features is not None else None
     for cache in (prepared.frames_cache, prepared.text_cache, targets):
-        if cache is not None and cache.damaged:
-            prepared.rebuilt.append(f"{cache.path}: damaged files made again: {cache.damaged}")
+        if cache is not None:
+            prepared.rebuilt += cache.damage_notice()
     return prepared
 
 
