@@ -13,7 +13,7 @@ import torch
 from stagecli import __version__
 from stagecli.data.cache import Progress
 from stagecli.data.file_index import stamp_of
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, among, counted
 from stagecli.evaluate.averages import average_scores
 from stagecli.evaluate.clip_warnings import ClipWarnings
 from stagecli.evaluate.flags import Flags
@@ -98,7 +98,10 @@ def score_folder_pairs(
     key = fingerprint({**facts, "version": __version__})
     ledger = open_ledger(flags.cache_dir / "pairs" / f"{key}.clips.jsonl", LEDGER)
     if ledger.damaged:
-        warn(f"{ledger.path}: {ledger.damaged} damaged entries; these pairs are scored again")
+        warn(
+            f"{ledger.path}: {counted(ledger.damaged, 'damaged entry', 'damaged entries')}; "
+            "scored again"
+        )
     gains = {
         **read_gains(reference, [pair.reference for pair in folders.pairs], warn),
         **read_gains(generated, [pair.generated for pair in folders.pairs], warn),
@@ -176,7 +179,7 @@ def _score_all(
         progress("scoring pairs", done, len(pairs))
     if problems:
         raise StageError(
-            f"{len(problems)} of {len(pairs)} pairs cannot be scored",
+            f"{among(len(problems), len(pairs), 'pair')} cannot be scored",
             problems=problems[:MAX_LISTED],
         )
     return results

@@ -15,7 +15,7 @@ from stagecli.data.bandwidth import widest_bandwidth
 from stagecli.data.cache import Count
 from stagecli.data.finding import find_audio
 from stagecli.dsp.resample import resample
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, among
 from stagecli.files import JsonRow
 from stagecli.generate.output import Destination, open_results, provenance
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
@@ -138,7 +138,7 @@ def _plan(
             warn(f"{file}: {rate} Hz is above the model's {target} Hz; the result has {target} Hz")
     if problems:
         raise StageError(
-            f"{len(problems)} of {len(files)} input files are full-band",
+            f"{among(len(problems), len(files), 'input file', 'is', 'are')} full-band",
             problems=problems,
             hint="pass --cutoff HZ to set the frequency above which to regenerate",
         )

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from stagecli.errors import counted
+
 # Below lie offset and rumble, which would turn into tones at multiples of the cutoff.
 _LOWEST_HZ = 20.0
 # Band that sets the level, as shares of the cutoff; the transition of the filter lies above it.
@@ -47,7 +49,8 @@ def copy_up(audio_N: Tensor, sample_rate: int, cutoff_hz: float) -> Tensor:
     edge = slice(int(_EDGE[0] * cutoff), int(_EDGE[1] * cutoff))
     if edge.stop - max(edge.start, bottom) < _MIN_BINS:
         raise ValueError(
-            f"{num_samples} samples are too few to copy the band below {cutoff_hz:g} Hz"
+            f"{counted(num_samples, 'sample is', 'samples are')} too few to copy the band below "
+            f"{cutoff_hz:g} Hz"
         )
 
     # Copy the low band upward, at the level of its upper edge.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stagecli.errors import counted
 from stagecli.metrics.gain import least_squares_gain
 
 # Peaks that tools normalise to: full scale, round numbers, -1 dB and -3 dB.
@@ -71,18 +72,20 @@ class ClipStatistics:
         """One phrase for each thing that makes a score doubtful, most serious first."""
         lines = []
         if self.non_finite:
-            lines.append(f"{self.non_finite} NaN or infinite samples")
+            lines.append(counted(self.non_finite, "NaN or infinite sample"))
         if self.silent:
             lines.append("silent: every sample is zero")
         elif self.rms_db < _NEAR_SILENCE_DB:
             lines.append(f"nearly silent, {self.rms_db:.0f} dB")
         if self.over:
             lines.append(
-                f"{self.over} samples beyond full scale, largest {self.peak:.3g}: PCM would clip "
-                "them"
+                f"{counted(self.over, 'sample')} beyond full scale, largest {self.peak:.3g}: "
+                "PCM would clip"
             )
         if self.clipped:
-            lines.append(f"{self.clipped} samples in flat tops at {self.peak:.3g}: clipped")
+            lines.append(
+                f"{counted(self.clipped, 'sample')} in flat tops at {self.peak:.3g}: clipped"
+            )
         if self.normalised_to is not None:
             lines.append(f"peak {self.peak:.4g}: perhaps peak-normalised")
         if abs(self.offset) > _OFFSET:

@@ -12,6 +12,7 @@ import torch
 
 from stagecli.data.cache import Progress
 from stagecli.data.report import DataReport
+from stagecli.errors import counted
 from stagecli.files import JsonRow
 from stagecli.model.network import count_parameters, meta_network
 from stagecli.recipe.signature import signature
@@ -121,7 +122,10 @@ def probe_plan(prepared: Prepared, stages: Stages, progress: Progress) -> str:
     if problem := shortage(count, settings.clips):
         prepared.data.report.doubts.append(problem)
     levels = ", ".join(map(str, settings.t))
-    return f"every {settings.every} steps, {count} clips at t = {levels}, by {monitor.label}"
+    return (
+        f"every {counted(settings.every, 'step')}, {counted(count, 'clip')} at t = {levels}, "
+        f"by {monitor.label}"
+    )
 
 
 def evaluation_plan(recipe: Recipe) -> str:
@@ -131,8 +135,8 @@ def evaluation_plan(recipe: Recipe) -> str:
         return "none"
     steps = options.evaluate_steps or recipe.evaluate.steps
     return (
-        f"every {options.evaluate_every} steps, {options.evaluate_clips} valid clips, "
-        f"{steps} sampler steps"
+        f"every {counted(options.evaluate_every, 'step')}, "
+        f"{counted(options.evaluate_clips, 'valid clip')}, {counted(steps, 'sampler step')}"
     )
 
 

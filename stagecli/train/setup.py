@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 
 from stagecli import launcher
-from stagecli.errors import EXIT_FAILED, Problem, StageError, causes
+from stagecli.errors import EXIT_FAILED, Problem, StageError, causes, counted
 from stagecli.generate.pipeline import Pipeline
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network
@@ -73,8 +73,11 @@ def connect(precision: str) -> Accelerator:
     on_cpu = asked > 1 and not torch.accelerator.is_available()
     if gpus and local > gpus and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         raise StageError(
-            f"{local} processes on this machine, which has {gpus} GPUs",
-            hint=f"start {gpus} processes; train.accumulate makes their batches smaller",
+            f"{local} processes on this machine, which has {counted(gpus, 'GPU')}",
+            hint=(
+                f"start {counted(gpus, 'process', 'processes')}; train.accumulate makes their "
+                "batches smaller"
+            ),
         )
 
     # What came of it.
@@ -90,7 +93,8 @@ def connect(precision: str) -> Accelerator:
         ) from error
     if accelerator.num_processes != asked:
         raise StageError(
-            f"{asked} processes were asked for, and {accelerator.num_processes} would train",
+            f"{counted(asked, 'process was', 'processes were')} asked for, and "
+            f"{accelerator.num_processes} would train",
             problems=[Problem("WORLD_SIZE", f"is {asked}; the device is {accelerator.device}")],
             hint="start them with torchrun --nproc_per_node N -m stagecli train ...",
         )

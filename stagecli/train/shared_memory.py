@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from stagecli.data.loader import MicroBatches, example_bytes, shared_bytes
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, counted
 from stagecli.schema import Recipe
 from stagecli.train.encoders import Frozen
 from stagecli.train.prepare import Prepared
@@ -72,9 +72,14 @@ def _refuse(workers: int, size: int, order: MicroBatches) -> None:
     # What fits.
     fits = max((n for n in range(1, workers) if needed(n) <= USABLE * free), default=0)
     raise StageError(
-        f"the batches of {workers} loader processes do not fit into shared memory",
+        f"the batches of {counted(workers, 'loader process', 'loader processes')} do not fit into "
+        "shared memory",
         problems=[
-            Problem("data.workers", f"{workers} need up to {_mb(needed(workers))} MB in {FOLDER}"),
+            Problem(
+                "data.workers",
+                f"{counted(workers, 'process needs', 'processes need')} up to "
+                f"{_mb(needed(workers))} MB in {FOLDER}",
+            ),
             Problem(str(FOLDER), f"{_mb(free)} MB are free"),
         ],
         hint=f"--set data.workers={fits} fits; or give the container more, "
