@@ -90,7 +90,7 @@ def check_environment() -> None:
             raise StageError(
                 "accelerate launch seems to have been asked for several processes and started one",
                 problems=[Problem("MASTER_ADDR", "is set, WORLD_SIZE is not")],
-                hint="for one process unset MASTER_ADDR and MASTER_PORT, and give accelerate launch "
+                hint="for one process unset MASTER_ADDR and MASTER_PORT, and give it "
                 "--num_processes 1; for several on a CPU use torchrun --nproc_per_node N "
                 "-m stagecli train ...",
             )

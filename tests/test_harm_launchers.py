@@ -53,7 +53,7 @@ def test_accelerate_launch_that_starts_fewer_than_asked_for_is_refused(
 ) -> None:
     """`accelerate launch --num_processes 2 --cpu` sets an address and starts one process.
 
-    With 1 it passes on an address of the shell, which looks the same: the error names both ways out.
+    With 1 it passes on an address of the shell, which looks the same: both ways out are named.
     """
     env = {
         "ACCELERATE_USE_CPU": "True",

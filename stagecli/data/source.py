@@ -29,7 +29,7 @@ from stagecli.errors import Problem, StageError, counted
 from stagecli.schema import Data
 
 LISTED = 50  # problems printed one by one
-CHECKS = 3  # version of the checks of `check_content`; raise it when they change
+CHECKS = 4  # version of the checks of `check_content`; raise it when they change
 BANDWIDTHS = 2  # version of `file_bandwidth`, likewise
 WRITE_EVERY = 256  # results of checks that are stored with one write
 
