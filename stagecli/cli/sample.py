@@ -63,7 +63,10 @@ def sample(
     sampler: Sampler = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate audio from prompts, or restore the high band of files."""
+    """Generate audio from prompts, or restore the high band of files.
+
+    Nothing is read but the run and what is given here: the data of the run may be gone.
+    """
     console = Console(as_json)
     if bool(prompts or prompt_file) == bool(source):
         raise StageError(
