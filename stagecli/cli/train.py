@@ -29,6 +29,7 @@ EXAMPLES = (
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
+    *,
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the run; default: the recipe's.")
     ] = None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecli.data.cache import canonical
+from stagecli.errors import counted
 from stagecli.files import append_json_lines, number, opened_line, read_json_lines, sealed_line
 
 SystemScores = dict[str, dict[str, float]]
@@ -32,6 +33,11 @@ class Ledger:
     path: Path | None = None
     scores: dict[tuple[str, str], SystemScores] = field(default_factory=dict)
     damaged: int = 0
+
+    def damage_notice(self) -> list[str]:
+        """What to report about damaged lines: one line or none."""
+        lines = counted(self.damaged, "damaged entry", "damaged entries")
+        return [f"{self.path}: {lines}; scored again"] if self.damaged else []
 
     def get(self, setting: str, clip: str) -> SystemScores | None:
         """The scores of a clip, or None."""

@@ -49,16 +49,11 @@ def score_sr(job: Job) -> Scores:
     key = fingerprint({**job.settings, **settings})
     required = dict.fromkeys(SYSTEMS, SR_METRICS)
     ledger = open_ledger(job.evals_dir / f"{job.stem}_{key}.clips.jsonl", required)
-    if ledger.damaged:
-        job.note(
-            f"{ledger.path}: {counted(ledger.damaged, 'damaged entry', 'damaged entries')}; "
-            "scored again"
-        )
+    for line in ledger.damage_notice():
+        job.note(line)
     if ledger.scores:
-        job.note(
-            f"reusing {counted(len(ledger.scores), 'score')} with the same settings from "
-            f"{ledger.path}"
-        )
+        scores = counted(len(ledger.scores), "score")
+        job.note(f"reusing {scores} with the same settings from {ledger.path}")
 
     # Perceptual metrics are computed only where they see some of the restored band.
     perceptual: Mapping[float, list[str]] = {}

@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from stagecli.errors import counted
-
 # Below lie offset and rumble, which would turn into tones at multiples of the cutoff.
 _LOWEST_HZ = 20.0
 # Band that sets the level, as shares of the cutoff; the transition of the filter lies above it.
@@ -48,10 +46,7 @@ def copy_up(audio_N: Tensor, sample_rate: int, cutoff_hz: float) -> Tensor:
     cutoff = math.ceil(cutoff_hz * num_samples / sample_rate)
     edge = slice(int(_EDGE[0] * cutoff), int(_EDGE[1] * cutoff))
     if edge.stop - max(edge.start, bottom) < _MIN_BINS:
-        raise ValueError(
-            f"{counted(num_samples, 'sample is', 'samples are')} too few to copy the band below "
-            f"{cutoff_hz:g} Hz"
-        )
+        raise ValueError(f"too few samples ({num_samples}) to copy the band below {cutoff_hz:g} Hz")
 
     # Copy the low band upward, at the level of its upper edge.
     spectrum_F = torch.fft.rfft(audio_N.double())

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from stagecli.dsp.mel import mel_filters as shared_mel_filters
-from stagecli.errors import counted
 from stagecli.metrics.checks import checked_pair
 from stagecli.metrics.stft import spectra_in_blocks
 
@@ -57,8 +56,7 @@ def log_mel_statistics(audio_BN: Tensor, sample_rate: int, bands: int = 64) -> T
     n_fft = window_size(sample_rate)
     if audio_BN.shape[1] <= n_fft // 2:
         raise ValueError(
-            f"{counted(audio_BN.shape[1], 'sample is', 'samples are')} too few: more than "
-            f"{n_fft // 2} are needed"
+            f"too few samples ({audio_BN.shape[1]}): more than {n_fft // 2} are needed"
         )
     if not bool(torch.isfinite(audio_BN).all()):
         raise ValueError("the audio contains NaN or infinite samples")

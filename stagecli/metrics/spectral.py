@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stagecli.errors import counted
 from stagecli.metrics.checks import checked_pair
 from stagecli.metrics.lsd_presets import LSD_PRESETS, LSDPreset
 from stagecli.metrics.stft import spectra_in_blocks
@@ -67,8 +66,7 @@ def _band_distances(
     half = n_fft // 2
     if num_samples <= half:
         raise ValueError(
-            f"{counted(num_samples, 'sample is', 'samples are')} too few for LSD {chosen.name}: "
-            f"more than {half} are needed"
+            f"too few samples ({num_samples}) for LSD {chosen.name}: more than {half} are needed"
         )
     bands = [slice(None)]
     if split_hz is not None:

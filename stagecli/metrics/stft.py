@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stagecli.errors import counted
 from stagecli.metrics.checks import checked_pair
 
 VALUES_PER_BLOCK = 2**21  # complex128 values of one signal in memory at a time: 32 MiB
@@ -37,8 +36,7 @@ def spectra_in_blocks(
     half = n_fft // 2
     if num_samples <= half:
         raise ValueError(
-            f"{counted(num_samples, 'sample is', 'samples are')} too few for a window of {n_fft}: "
-            f"more than {half} are needed"
+            f"too few samples ({num_samples}) for a window of {n_fft}: more than {half} are needed"
         )
     x_BN, y_BN = (
         F.pad(z.reshape(-1, num_samples), (half, half), mode=pad_mode)

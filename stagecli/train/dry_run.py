@@ -68,6 +68,7 @@ def plan_rows(prepared: Prepared, progress: Progress) -> JsonRow:
     width, depth, heads = recipe.model.resolved()
     frames, channels = prepared.shape
 
+    # The figures.
     stages = Stages.of(recipe)
     train = prepared.train
     return {

@@ -56,7 +56,7 @@ def train(
             accelerator.wait_for_everyone()
             start = starting_point(run_dir / "checkpoints", from_checkpoint)
             trainer = trainer_at(
-                start, recipe, accelerator, run_dir, run, view, accept_data=accept_data
+                start, recipe, accelerator, run_dir, run=run, view=view, accept_data=accept_data
             )
             status = trainer.fit(interrupt)
         except KeyboardInterrupt:

@@ -106,9 +106,9 @@ def trainer_at(
     recipe: Recipe,
     accelerator: Accelerator,
     run_dir: Path,
+    *,
     run: Run | None,
     view: View,
-    *,
     accept_data: bool,
 ) -> Trainer:
     """The trainer as it was at the checkpoint `start`; new where there is none.
