@@ -32,6 +32,22 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """A number with its noun, and a verb if it has one: `1 file was`, `1,200 files were`.
+
+    several: the words for other numbers than one; by default the noun with an s.
+    """
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def among(count: int, total: int, noun: str, one: str = "", several: str = "") -> str:
+    """A number of a total, whose noun goes with the total and the verb with the number.
+
+    `1 of 3 files was`, `1 of 1 file was`, `2 of 3 files were`.
+    """
+    return f"{count:,} of {counted(total, noun)} {one if count == 1 else several}".rstrip()
+
+
 def note_variables(names: Iterable[str]) -> None:
     """Remember variables of the environment whose values errors must not quote."""
     _variables.update(names)

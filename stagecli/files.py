@@ -5,6 +5,7 @@ No torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -24,6 +25,8 @@ _DECODE = json.JSONDecoder(parse_constant=lambda _: None).decode
 LONGEST_STEM = 200  # bytes of a file's name that the name of its temporary file repeats
 JsonRow = dict[str, Any]
 """One line of a JSONL file, or one JSON object."""
+SEAL = "checksum"  # the field of a sealed document
+CHANGED = "has changed since it was written"
 
 
 @contextmanager
@@ -132,6 +135,49 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, parse_json(line)
         except ValueError:
             continue
+
+
+# -- checksums: JSON stays valid when a digit of it flips ----------------------------------------
+
+
+def checksum(value: Any) -> str:
+    """16 hex digits for a JSON value, whatever the order of its keys."""
+    text = json.dumps(finite(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sealed(document: Mapping[str, Any]) -> JsonRow:
+    """A document with the checksum of its other fields as the last one."""
+    content = {key: value for key, value in document.items() if key != SEAL}
+    return {**content, SEAL: checksum(content)}
+
+
+def opened(document: Mapping[str, Any]) -> tuple[JsonRow, str | None]:
+    """(a document without its checksum, what is wrong with it or None).
+
+    A document without a checksum, which earlier versions wrote, passes.
+    """
+    content = dict(document)
+    stated = content.pop(SEAL, None)
+    return content, None if stated in (None, checksum(content)) else CHANGED
+
+
+def sealed_line(*values: Any) -> list[Any]:
+    """Values of a line in a cache, followed by their checksum."""
+    return [*values, checksum(values)]
+
+
+def opened_line(line: Any, count: int) -> list[Any] | None:
+    """The `count` values of a line that `sealed_line` made, or an earlier version without checksum.
+
+    None for any other line. Raises ValueError where the values have changed.
+    """
+    if not isinstance(line, list) or len(line) not in (count, count + 1):
+        return None
+    values = line[:count]
+    if len(line) > count and line[count] != checksum(values):
+        raise ValueError(CHANGED)
+    return values
 
 
 def is_regular_file(path: Path) -> bool:

@@ -83,14 +83,16 @@ def check_environment() -> None:
             hint="unset RANK, WORLD_SIZE and LOCAL_RANK to train in one process, or start them "
             "with torchrun --nproc_per_node N -m stagecli train ...",
         )
-    # `accelerate launch` on a CPU sets the address for several processes and then starts one.
+    # `accelerate launch` on a CPU sets the address for several processes and then starts one. It
+    # passes on an address that the shell has set, which looks the same.
     if os.environ.get("ACCELERATE_USE_CPU") and "MASTER_ADDR" in os.environ:
         if _number(SIZES) is None:
             raise StageError(
-                "accelerate launch was asked for several processes and started one",
+                "accelerate launch seems to have been asked for several processes and started one",
                 problems=[Problem("MASTER_ADDR", "is set, WORLD_SIZE is not")],
-                hint="on a CPU use torchrun --nproc_per_node N -m stagecli train ..., "
-                "or accelerate launch --num_processes 1",
+                hint="for one process unset MASTER_ADDR and MASTER_PORT, and give it "
+                "--num_processes 1; for several on a CPU use torchrun --nproc_per_node N "
+                "-m stagecli train ...",
             )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagecli.data.cache import FeatureCache, canonical, content_hash, open_index, stamp_of
+from stagecli.data.cache import FeatureCache, canonical
+from stagecli.data.file_index import content_hash, open_index, stamp_of
 
 CONFIG = {
     "codec": {"kind": "mel", "hop": 256},

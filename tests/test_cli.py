@@ -55,6 +55,7 @@ def test_exit_code(
     arguments: list[str],
     code: int,
     words: list[str],
+    *,
     cli: Cli,
     runs: Path,
     tmp_path: Path,

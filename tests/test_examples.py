@@ -137,7 +137,7 @@ def test_strata_come_in_random_order_and_fill_the_interval() -> None:
 
 
 def micro_batches(
-    batch_size: int, accumulate: int, rank: int, world: int, start: int, stop: int
+    batch_size: int, accumulate: int, rank: int, world: int, *, start: int, stop: int
 ) -> MicroBatches:
     return MicroBatches(
         batch_size=batch_size,
@@ -163,12 +163,13 @@ def test_the_union_over_processes_is_the_global_batch(
 ) -> None:
     batch, world, accumulate = layout
     parts = [
-        list(micro_batches(batch, accumulate, rank, world, start, start + steps))
+        list(micro_batches(batch, accumulate, rank, world, start=start, stop=start + steps))
         for rank in range(world)
     ]
     assert all(len(part) == steps * accumulate for part in parts)
     assert (
-        len(micro_batches(batch, accumulate, 0, world, start, start + steps)) == steps * accumulate
+        len(micro_batches(batch, accumulate, 0, world, start=start, stop=start + steps))
+        == steps * accumulate
     )
     for k in range(steps):
         step = start + k
@@ -181,20 +182,21 @@ def test_the_union_over_processes_is_the_global_batch(
         assert rows == list(range(step * batch, (step + 1) * batch))
     u = stratified(0, start, batch)
     batches = [
-        micro_batches(batch, accumulate, rank, world, start, start + 1) for rank in range(world)
+        micro_batches(batch, accumulate, rank, world, start=start, stop=start + 1)
+        for rank in range(world)
     ]
     taken = [u[part.rows(micro)] for micro in range(accumulate) for part in batches]
     assert torch.cat(taken).equal(u)  # t is drawn per row
 
 
 def test_a_resume_continues_where_it_stopped() -> None:
-    whole = list(micro_batches(12, 2, 1, 3, 0, 6))
-    assert list(micro_batches(12, 2, 1, 3, 4, 6)) == whole[8:]
+    whole = list(micro_batches(12, 2, 1, 3, start=0, stop=6))
+    assert list(micro_batches(12, 2, 1, 3, start=4, stop=6)) == whole[8:]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_the_batches(workers: int) -> None:
-    micro = micro_batches(4, 2, 0, 1, 1, 4)
+    micro = micro_batches(4, 2, 0, 1, start=1, stop=4)
     alone = list(loader(examples(), micro))
     others = list(loader(examples("quickstart", f"data.workers={workers}"), micro))
     assert len(alone) == len(others) == 6
@@ -204,9 +206,9 @@ def test_workers_do_not_change_the_batches(workers: int) -> None:
 
 def test_processes_and_accumulation_do_not_change_a_sample() -> None:
     data = examples()
-    one = next(iter(loader(data, micro_batches(4, 1, 0, 1, 3, 4))))
+    one = next(iter(loader(data, micro_batches(4, 1, 0, 1, start=3, stop=4))))
     for rank in range(2):
-        part = next(iter(loader(data, micro_batches(4, 1, rank, 2, 3, 4))))
+        part = next(iter(loader(data, micro_batches(4, 1, rank, 2, start=3, stop=4))))
         for name in ("index", "audio", "noise"):
             assert part[name].equal(one[name][2 * rank : 2 * rank + 2])
 

@@ -16,7 +16,7 @@ from stagecli.errors import StageError
 from stagecli.flow.objective import Result
 from stagecli.recipe.load import load_recipe
 from stagecli.ssl import make_encoder
-from stagecli.stage.base import FeatureSettings, Plan, Probe, Signals
+from stagecli.stage.base import Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.stage.guidance import GuidanceMechanism
 from stagecli.stage.guidance_heads import TeacherHead
@@ -236,7 +236,7 @@ def test_features_of_a_crop_are_those_of_its_audio(
     source = open_source(long.data, need_captions=False, base=tmp_path, splits=("train",), seed=0)
     clips = source.clips("train")
     features = build_target_features(
-        FeatureSettings("bundled:teacher", 0),
+        make_encoder("bundled", "teacher", 0),
         recipe=recipe,
         source=source,
         clips=clips,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from stagecli.generate.bandwidth import bandwidth
+from stagecli.data.bandwidth import bandwidth, file_bandwidth
 
 SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
 
@@ -76,3 +76,26 @@ def test_a_quiet_16_bit_file_never_seems_wider_than_it_is(data_dir: Path) -> Non
         for factor in (2, 6):
             audio = stored(0.01 * resampled_ideally(speech, factor), rate * factor, "PCM_16")
             assert bandwidth(audio, rate * factor) < 4100
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_channels_of_16_bits_do_not_seem_wider_than_one_of_them(
+    channels: int, data_dir: Path, tmp_path: Path
+) -> None:
+    """Their mean has a longer word, whose noise would be looked for 48 dB too low."""
+    file = sorted((data_dir / "fsdd" / "audio").glob("*.flac"))[0]
+    speech, rate = soundfile.read(file)
+    audio = resampled_ideally(speech, 2)
+    rng = np.random.default_rng(0)
+    columns = [np.roll(audio, rng.integers(100)) * 0.9**k for k in range(channels)]
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack(columns, axis=1), 2 * rate, subtype="PCM_16")
+    assert 3600 < file_bandwidth(path) < 4100
+
+
+def test_a_silent_channel_does_not_count(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal(4000) * 0.1
+    narrow = resampled_ideally(noise, 2)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([narrow, 0 * narrow], axis=1), 16000, subtype="FLOAT")
+    assert 3600 < file_bandwidth(path) < 4300

@@ -401,7 +401,7 @@ def test_a_poisoned_cache_of_checks_is_made_again_and_an_event_says_so(tmp_path:
     assert not (tmp_path / "runs" / "third" / "events.jsonl").exists()
 
 
-@pytest.mark.parametrize("kind", ["cut", "header", "shape"])
+@pytest.mark.parametrize("kind", ["bit", "cut", "header", "shape"])
 def test_a_damaged_array_of_a_cache_is_made_again_and_an_event_says_so(
     run: Path, kind: str
 ) -> None:
@@ -409,6 +409,7 @@ def test_a_damaged_array_of_a_cache_is_made_again_and_an_event_says_so(
     path = sorted((run.parent / ".cache").glob("features-*/*/*.npy"))[0]
     content = path.read_bytes()
     damaged = {
+        "bit": flipped(content, len(content) - 20),
         "cut": content[:-1],
         "header": content[:10] + b"(" * 60 + content[70:],
         "shape": content.replace(b"(", b"(99999999999999999999,", 1),

@@ -20,6 +20,7 @@ from helpers.clips import (
 
 from stagecli.evaluate.data import open_data
 from stagecli.evaluate.flags import Flags
+from stagecli.files import sealed
 from stagecli.recipe.load import load_from_run, load_recipe
 from stagecli.recipe.signature import signature
 
@@ -155,7 +156,7 @@ def test_a_run_of_an_earlier_version_resumes_and_says_that_nothing_was_compared(
     (folder / "runs" / "r" / "data.json").unlink()
     info = json.loads((folder / "runs" / "r" / "run.json").read_text())
     info["signature"] = "of an earlier version"
-    (folder / "runs" / "r" / "run.json").write_text(json.dumps(info))
+    (folder / "runs" / "r" / "run.json").write_text(json.dumps(sealed(info)))
     remove_row(folder / "data")
     code, stderr = train(folder)
     assert code == 0, stderr
@@ -188,7 +189,7 @@ def test_a_start_that_trained_nothing_does_not_bind_the_data(status: str, folder
     """It failed, or was killed, after the data were recorded and before an attempt began."""
     run = folder / "runs" / "r"
     info = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**info, "attempts": [], "status": status}))
+    (run / "run.json").write_text(json.dumps(sealed({**info, "attempts": [], "status": status})))
     shutil.rmtree(run / "checkpoints")
     remove_row(folder / "data")
     code, stderr = train(folder)

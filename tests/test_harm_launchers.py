@@ -51,7 +51,10 @@ def test_processes_that_nobody_started_are_refused(tmp_path: Path, cli: Cli) -> 
 def test_accelerate_launch_that_starts_fewer_than_asked_for_is_refused(
     tmp_path: Path, cli: Cli
 ) -> None:
-    """`accelerate launch --num_processes 2 --cpu` sets an address and starts one process."""
+    """`accelerate launch --num_processes 2 --cpu` sets an address and starts one process.
+
+    With 1 it passes on an address of the shell, which looks the same: both ways out are named.
+    """
     env = {
         "ACCELERATE_USE_CPU": "True",
         "ACCELERATE_MIXED_PRECISION": "no",
@@ -60,7 +63,11 @@ def test_accelerate_launch_that_starts_fewer_than_asked_for_is_refused(
     }
     result = cli("train", write_recipe(tmp_path / "r.toml"), env=env)
     assert result.code == 2 and "torchrun --nproc_per_node" in result.stderr
+    assert "for one process unset MASTER_ADDR" in result.stderr
     assert not (tmp_path / "runs").exists()
+    alone = {name: value for name, value in env.items() if not name.startswith("MASTER")}
+    recipe = write_recipe(tmp_path / "r.toml", train__steps=2)
+    assert cli("train", recipe, env=alone).code == 0
 
 
 def test_fewer_processes_than_asked_for_are_refused(

@@ -51,20 +51,20 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-PASSED_OVER = ("2 .m4a files", "1 .wma files", "2 hidden audio files")
+PASSED_OVER = ("2 .m4a files are", "1 .wma file is", "2 hidden audio files are")
 
 
 def test_the_finder_counts_what_it_passes_over(folder: Path) -> None:
     found = list_audio(folder)
     assert [file.as_posix() for file in found.files] == ["a.wav", "sub/b.flac"]
-    assert [line.split(" are ")[0] for line in found.passed_over] == list(PASSED_OVER)
+    assert [line.split(" passed ")[0] for line in found.passed_over] == list(PASSED_OVER)
 
 
 def test_a_folder_without_usable_audio_says_what_there_is(tmp_path: Path) -> None:
     (tmp_path / "c.m4a").write_bytes(b"another format")
     with pytest.raises(StageError, match="no audio files") as caught:
         list_audio(tmp_path)
-    assert "1 .m4a files are passed over" in str(caught.value)
+    assert "1 .m4a file is passed over" in str(caught.value)
 
 
 def test_training_on_a_folder_says_what_it_passes_over(

@@ -117,6 +117,42 @@ def test_a_hostile_file_name_in_an_error_and_in_its_traceback(cli: Cli, tmp_path
         assert ("Traceback" in result.stderr) == bool(env)
 
 
+TYPED = HOSTILE.replace("\x00", "")  # an argument of a command cannot hold NUL
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "r.toml", f"--{TYPED}"),
+        ("train", "r.toml", f"-{TYPED}"),
+        ("train", "r.toml", TYPED),
+        (TYPED,),
+        ("recipes", TYPED),
+        ("sample", "run", "--steps", TYPED),
+        ("sample", "run", "--sampler", TYPED),
+        ("evaluate", "run", "--cfg-scale", TYPED),
+        ("inspect-regime", "run", f"--json={TYPED}"),
+        (f"--{TYPED}", "train"),
+    ],
+)
+def test_a_hostile_argument_in_a_usage_error(arguments: tuple[str, ...], cli: Cli) -> None:
+    result = cli(*arguments)
+    assert result.code == EXIT_USAGE
+    assert "error: " in result.stderr.lower()
+    assert not result.stdout
+    assert not FORBIDDEN.search(result.stderr)
+
+
+def test_help_for_no_arguments_and_for_a_wrong_one_is_what_it_was(cli: Cli) -> None:
+    assert cli().code == EXIT_USAGE
+    assert "inspect-regime" in cli().stderr
+    assert cli("--help").code == cli("--version").code == 0
+    wrong = cli("train", "--nope")
+    assert wrong.code == EXIT_USAGE
+    assert "Usage: " in wrong.stderr
+    assert "Error: No such option: --nope" in wrong.stderr
+
+
 def test_a_message_of_another_library_in_the_traceback_of_an_unexpected_exception(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ words = st.text(
 )
 def test_dump_loads_as_the_same_recipe(
     tmp_path_factory: pytest.TempPathFactory,
+    *,
     summary: str,
     lr: float,
     betas: tuple[float, float],

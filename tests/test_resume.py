@@ -92,7 +92,7 @@ def test_kill_9_from_outside_at_a_random_step(
 @pytest.mark.parametrize("kind", ["t2a", "sr"])
 @pytest.mark.parametrize(("step", "resumed"), [(1, 0), (7, 4), (9, 8)])
 def test_kill_9_at_a_step(
-    kind: str, step: int, resumed: int, whole: Path, again: Any, tmp_path: Path
+    kind: str, step: int, resumed: int, *, whole: Path, again: Any, tmp_path: Path
 ) -> None:
     killed(tmp_path, "train", whole / f"{kind}.toml", arrange=at_row(step))
     assert again(kind).code == 0

@@ -34,7 +34,7 @@ def source(
 
 @cache
 def render(
-    kind: str, pitch: str, tempo: str, sample_rate: int, seconds: float = 1.0, seed: int = 3
+    kind: str, pitch: str, tempo: str, sample_rate: int, *, seconds: float = 1.0, seed: int = 3
 ) -> Array:
     """One event [n] at the lower end of the ranges of its words."""
     rates = KINDS[kind].rates

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +25,8 @@ from stagecli.terminal.console import Console, write_line
 from stagecli.terminal.streams import protect_streams
 
 SHOWN_PATH = 200  # characters of a path in an error
+# The base of every error of Typer's parser; not all versions have a public name for it.
+ParserError: type[Any] = typer.BadParameter.mro()[2]
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 # Flags that nobody gave are False. Without this they are None, and newer versions of Typer import
 # pydantic to convert that, which doubles the time that the --help of a command takes.
@@ -70,10 +73,23 @@ app.command()(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
 
 
-def _run() -> None:
+def _parse_and_run() -> int:
+    """Run the command; its exit code. Typer's own errors quote arguments, so they are escaped."""
+    try:
+        return app(standalone_mode=False) or 0
+    except ParserError as error:
+        text = io.StringIO()
+        error.show(file=text)
+        write_line(text.getvalue().rstrip())
+        return int(error.exit_code)
+    except typer.Abort:
+        return EXIT_FAILED
+
+
+def _run() -> int:
     """Run the command. What the system refuses, such as too long a name, is a StageError."""
     try:
-        app(standalone_mode=True)
+        return _parse_and_run()
     except BrokenPipeError:
         raise
     except MemoryError as error:
@@ -102,7 +118,7 @@ def main() -> None:
     """
     protect_streams()
     try:
-        _run()
+        code = _run()
     except StageError as error:
         if os.environ.get("STAGECLI_DEBUG") == "1":
             write_line(conceal(traceback.format_exc()))
@@ -116,3 +132,4 @@ def main() -> None:
     except Exception:  # an error of ours; its message may quote files of others
         write_line(conceal(traceback.format_exc()))
         sys.exit(EXIT_FAILED)
+    sys.exit(code)

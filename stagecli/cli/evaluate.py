@@ -134,6 +134,7 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown table
 
 def evaluate(
     runs: Runs = None,
+    *,
     task: Task = None,
     split: Split = "test",
     checkpoints: Checkpoints = None,

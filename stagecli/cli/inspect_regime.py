@@ -17,6 +17,7 @@ EXAMPLES = "Examples:  stagecli inspect-regime runs/quickstart   |   ... --html 
 
 def inspect_regime(
     runs: Annotated[list[Path], typer.Argument(help="One or more run directories.")],
+    *,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the curves to FILE.png or FILE.svg.")
     ] = None,

@@ -24,6 +24,7 @@ EXAMPLES = (
 
 def sample(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
+    *,
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="Text prompt (t2a; repeatable).")
     ] = None,
@@ -63,7 +64,11 @@ def sample(
     sampler: Sampler = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate audio from prompts, or restore the high band of files."""
+    """Generate audio from prompts, or restore the high band of files.
+
+    Nothing is read but the run and what is given here: the data of the run may be gone.
+    """
+    # What to make.
     console = Console(as_json)
     if bool(prompts or prompt_file) == bool(source):
         raise StageError(
@@ -80,11 +85,20 @@ def sample(
         "cfg_scale": cfg_scale,
         "sampler": sampler,
     }
+
+    # Make it, and show it.
     if source:
-        rows = _restore(run, source, destination, cutoff, shared)
+        rows = _restore(run, source, destination, cutoff=cutoff, shared=shared)
         columns = ["file", "input", "cutoff"]
     else:
-        rows = _generate(run, prompts or [], prompt_file, destination, seconds, shared)
+        rows = _generate(
+            run,
+            prompts or [],
+            destination,
+            prompt_file=prompt_file,
+            seconds=seconds,
+            shared=shared,
+        )
         columns = ["file", "prompt"]
     cells = [[row[column] for column in columns] for row in rows]
     console.result(rows, lambda: console.table("", columns, cells))
@@ -94,6 +108,7 @@ def _restore(
     run: Path,
     source: Path,
     destination: Destination,
+    *,
     cutoff: float | None,
     shared: dict[str, Any],
 ) -> list[dict[str, Any]]:
@@ -113,8 +128,9 @@ def _restore(
 def _generate(
     run: Path,
     prompts: list[str],
-    prompt_file: Path | None,
     destination: Destination,
+    *,
+    prompt_file: Path | None,
     seconds: float | None,
     shared: dict[str, Any],
 ) -> list[dict[str, Any]]:

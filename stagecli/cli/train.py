@@ -12,7 +12,7 @@ import typer
 from stagecli import launcher
 from stagecli.cli.options import Overrides, RunsDir
 from stagecli.cli.progress import progress_bars
-from stagecli.errors import EXIT_INTERRUPTED, StageError
+from stagecli.errors import EXIT_INTERRUPTED, StageError, counted
 from stagecli.terminal.console import Console
 from stagecli.terminal.live import make_view
 
@@ -29,6 +29,7 @@ EXAMPLES = (
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
+    *,
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the run; default: the recipe's.")
     ] = None,
@@ -141,13 +142,14 @@ def _prepare(recipe: Recipe, view: View) -> None:
     prepared = launch.prepare_only(recipe, view.progress)
     view.close(
         "prepared",
-        f"{len(prepared.train)} training and {len(prepared.valid)} validation clips are ready",
+        f"{len(prepared.train)} training and {counted(len(prepared.valid), 'validation clip')} "
+        "are ready",
     )
     console = Console()
     for doubt in prepared.data.report.doubts:
         console.warn(f"data: {doubt}")
     skipped = prepared.source.skipped
     if skipped:
-        console.warn(f"{len(skipped)} clips skipped:")
+        console.warn(f"{counted(len(skipped), 'clip')} skipped:")
         for problem in skipped:
             console.note(f"  {problem.where}  {problem.what}")

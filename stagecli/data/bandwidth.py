@@ -1,10 +1,11 @@
 """Up to which frequency a recording has content: resampling up and lossy codecs leave none above.
 
-No torch.
+Whatever its format adds as noise is no content. No torch.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from stagecli.data.decoding import UndecodableError, file_problem, open_audio
 from stagecli.errors import Problem, StageError
 
 SECONDS = 20.0  # measured per file, from its start
-WINDOW = 2048
+EMPTY_DB = 90.0  # a bin this far below the loudest one is empty
+NOISE_DB = 10.0  # noise exceeds that of plain rounding by less: triangular dither, and chance
+BITS = (8, 16, 24)  # word lengths that are recognised
+GROUP = 16  # bins that decide together, because single ones vary too much
 KAISER = 14.0  # shape of the window: what leaks beyond 5 bins is 105 dB below
-BINS = 8  # neighbouring bins that are averaged, because the power of noise varies
-EMPTY_DB = 90.0  # a band this far below the loudest one counts as empty, at any resolution
-RESOLUTIONS = (8, 16)  # bits per sample that leave audible noise
+AT_ONCE = 256  # frames that are transformed together
 
 
 def file_bandwidth(audio: Path | bytes) -> float:
@@ -40,47 +42,71 @@ def file_bandwidth(audio: Path | bytes) -> float:
         where = str(audio) if isinstance(audio, Path) else "audio"
         problem = file_problem(error) if isinstance(error, OSError) else str(error)
         raise StageError("cannot read audio", problems=[Problem(where, problem)]) from error
-    return bandwidth(np.concatenate(blocks)[:wanted], rate)
+    return widest_bandwidth(np.concatenate(blocks)[:wanted], rate)
 
 
-def bandwidth(audio_NC: np.ndarray, sample_rate: int) -> float:
-    """Hz up to which the mean of the channels of audio [N, C] rises above what is not content.
+def widest_bandwidth(audio_NC: np.ndarray, sample_rate: int) -> float:
+    """The largest bandwidth in Hz of the channels of audio [N, C]. Silent ones do not count.
 
-    That is the noise of quantisation with dither, twice, and everything EMPTY_DB below the loudest
-    band. Silence counts as full-band.
+    They are measured apart, because their mean has a longer word and other noise. Silence counts as
+    full-band.
     """
-    # The spectrum: whole windows only, as one that reaches past an abrupt end would contain a step,
-    # which is full-band.
-    audio_N = audio_NC.mean(axis=1, dtype=np.float64)
-    if len(audio_N) < WINDOW:
-        audio_N = np.pad(audio_N * np.hanning(len(audio_N)), (0, WINDOW - len(audio_N)))
-    windows = np.lib.stride_tricks.sliding_window_view(audio_N, WINDOW)[:: WINDOW // 2]
-    shape_N = np.kaiser(WINDOW, KAISER)
-    power_F = np.mean(np.abs(np.fft.rfft(windows * shape_N, axis=1)) ** 2, axis=0)
-    power_F = np.convolve(power_F, np.full(BINS, 1 / BINS), mode="same")
-    if power_F.max() <= 0:
-        return sample_rate / 2
-
-    # The level below which there is no content.
-    empty = power_F.max() * 10 ** (-EMPTY_DB / 10)
-    bits = resolution(audio_NC)
-    if bits is not None:
-        # Uniform errors of one step have variance step^2 / 12; triangular dither makes it thrice.
-        variance = 3 * (2.0 ** (1 - bits)) ** 2 / 12
-        empty = max(empty, 2 * variance * float(np.sum(shape_N**2)))
-    audible = np.nonzero(power_F > empty)[0]
-    if not len(audible):  # a whisper at the level of the quantisation
-        return sample_rate / 2
-    last = audible[-1] + 1
-    if last < len(power_F) - BINS // 2:
-        last -= BINS // 2  # which the average over bins has added
-    return float(min(last, WINDOW // 2) * sample_rate / WINDOW)
+    audible = [channel for channel in audio_NC.T if np.any(channel)]
+    return max((bandwidth(channel, sample_rate) for channel in audible), default=sample_rate / 2)
 
 
-def resolution(audio_NC: np.ndarray) -> int | None:
-    """Bits per sample if all of them fit into so few, whatever the file's format; else None."""
-    for bits in RESOLUTIONS:
-        steps_NC = audio_NC * 2.0 ** (bits - 1)
-        if np.array_equal(steps_NC, np.rint(steps_NC)):
-            return bits
-    return None
+def bandwidth(audio_N: np.ndarray, sample_rate: int) -> float:
+    """Hz up to which audio has content: within EMPTY_DB of the loudest bin, and above the noise.
+
+    The noise is that of rounding to the word length of the samples. Bins are powers averaged over
+    time. Silence, and noise of rounding alone, count as full-band.
+    """
+    size = min(4096, max(256, 2 ** int(math.log2(max(len(audio_N), 256)))))
+    window = np.kaiser(size, KAISER)
+    noise = rounding_noise(audio_N)
+    power_F = _mean_power(audio_N, window)
+    loudest = power_F.max() * 10 ** (-EMPTY_DB / 10)
+
+    # Tones: a bin counts by what it adds to the mean of those above it. Rounding that is not even
+    # makes tones too, of one step of the word length at most (its variance is step^2 / 12).
+    # All bins of such a tone together have the power of its largest one times the window's width.
+    tone = 12 * noise / 4 * size * np.sum(window**2)
+    mean_F = np.convolve(power_F, np.ones(GROUP) / GROUP, mode="valid")
+    tones = np.nonzero(mean_F > max(loudest, tone) / GROUP)[0]
+    # The last bins share one mean.
+    highest = power_F.size if tones.size and tones[-1] == mean_F.size - 1 else tones.max(initial=-1)
+
+    # Everything else: bins of a group whose median, which a tone does not raise, exceeds the noise.
+    noisy = max(loudest, noise * np.sum(window**2) * 10 ** (NOISE_DB / 10))
+    inner_F = power_F[:-1]
+    median_G = np.median(inner_F.reshape(-1, GROUP), axis=1)
+    broad = np.nonzero((inner_F > noisy) & np.repeat(median_G > noisy, GROUP))[0]
+    end = 1 + max(highest, broad.max(initial=-1))
+    return float(min(end / size, 0.5) * sample_rate) if end > 0 else sample_rate / 2
+
+
+def rounding_noise(audio_N: np.ndarray) -> float:
+    """Variance of the rounding of samples [N] to their word length; 0 for float samples.
+
+    The samples tell it, not the file: 16-bit audio in a 24-bit or float file has the same noise.
+    """
+    for bits in BITS:
+        scale = np.float32(2 ** (bits - 1))
+        if np.array_equal(audio_N * scale, np.rint(audio_N * scale)):
+            return float(2.0 ** (2 - 2 * bits) / 12)
+    return 0.0
+
+
+def _mean_power(audio_N: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """|X|^2 of each bin, averaged over windows that overlap by half."""
+    size = len(window)
+    if len(audio_N) < size:
+        audio_N = np.pad(audio_N * np.hanning(len(audio_N)), (0, size - len(audio_N)))
+    # Whole frames only: a frame that reaches past an abrupt end would contain a step, which is
+    # full-band.
+    frames = np.lib.stride_tricks.sliding_window_view(audio_N, size)[:: size // 2]
+    total_F = np.zeros(size // 2 + 1)
+    for start in range(0, len(frames), AT_ONCE):
+        spectrum = np.fft.rfft(frames[start : start + AT_ONCE] * window, axis=1)
+        total_F += np.sum(np.abs(spectrum) ** 2, axis=0)
+    return total_F / len(frames)

@@ -1,7 +1,7 @@
-"""Results computed once: features of frozen networks, content hashes, checks of files. No torch.
+"""Results of frozen networks, computed once: arrays in files with checksums. No torch.
 
-Every write replaces a whole file or appends one line, so that several processes may share a cache
-and a killed process leaves nothing behind that would be taken for a result.
+Every write replaces a whole file, so that several processes may share a cache and a killed process
+leaves nothing behind that would be taken for a result.
 """
 
 from __future__ import annotations
@@ -10,124 +10,25 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from stagecli.errors import Problem, StageError
-from stagecli.files import append_json_lines, atomic_path, read_json_lines, write_atomic
+from stagecli.data.file_index import unusable
+from stagecli.files import CHANGED, atomic_path, write_atomic
 
+# An array's file ends with a line feed and the CRC-32 of all before it. As these are five bytes, no
+# other shape in the header makes up for them. Files of earlier versions end with the array.
+SUM_BYTES = 5
+BLOCK = 1 << 20  # bytes that are read at once to verify a file
 FORMAT = 1  # part of every cache's name: raise it when the meaning of the files changes
-Stamp = tuple[int, int]
-"""(size in bytes, modification time in ns) of a file; another stamp means another content."""
 Progress = Callable[[str, int, int], None]
 """Called with (activity, done, total)."""
 Count = Callable[[int, int], None]
 """Called with (done, total)."""
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Size and modification time of `path`. Raises OSError if it is missing."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
-
-
-class FileIndex:
-    """JSON values about files, kept in a JSONL file by (name, size, mtime_ns, version).
-
-    Made by `open_index`. Appending is safe from several processes; the last line about a name wins.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        version: int,
-        entries: dict[str, tuple[Stamp, Any]] | None = None,
-        damaged: int = 0,
-    ) -> None:
-        """damaged: number of names whose stored value is not one, so that it is made again."""
-        self.path = path
-        self.version = version
-        self.damaged = damaged
-        self._entries = entries or {}
-
-    def get(self, name: str, stamp: Stamp) -> Any | None:
-        """The value for `name`; None if there is none or the file has changed since."""
-        entry = self._entries.get(name)
-        return entry[1] if entry is not None and entry[0] == stamp else None
-
-    def put(self, name: str, stamp: Stamp, value: Any) -> None:
-        """Store a value. Take `stamp` before reading the file, so that a later change is noticed.
-
-        Raises StageError if the cache cannot be written.
-        """
-        self.put_all([(name, stamp, value)])
-
-    def put_all(self, entries: Iterable[tuple[str, Stamp, Any]]) -> None:
-        """Store several values with one write. Raises StageError if that fails."""
-        lines = []
-        for name, stamp, value in entries:
-            self._entries[name] = (stamp, value)
-            lines.append([name, *stamp, self.version, value])
-        try:
-            append_json_lines(self.path, lines)
-        except OSError as error:
-            raise _unusable(self.path, error) from error
-
-
-def open_index(
-    path: Path, version: int = 1, valid: Callable[[Any], bool] = lambda value: True
-) -> FileIndex:
-    """The index stored at `path`, empty if there is no such file.
-
-    version: values that another version stored are ignored, as are torn and foreign lines; valid:
-    whether a stored value is one. Raises StageError if the file cannot be read.
-    """
-    entries: dict[str, tuple[Stamp, Any]] = {}
-    damaged: set[str] = set()
-    try:
-        for _, line in read_json_lines(path):
-            if not (isinstance(line, list) and len(line) == 5):
-                continue
-            name, size, mtime_ns, line_version, value = line
-            if not isinstance(name, str) or line_version != version:
-                continue
-            entries.pop(name, None)
-            damaged.discard(name)
-            if type(size) is int and type(mtime_ns) is int and valid(value):
-                entries[name] = ((size, mtime_ns), value)
-            else:
-                damaged.add(name)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise _unusable(path, error) from error
-    return FileIndex(path, version, entries, len(damaged))
-
-
-def content_hash(path: Path, index: FileIndex | None = None) -> str:
-    """SHA-256 (hex) of the bytes of a file, looked up in `index` for an unchanged file.
-
-    It depends on the content alone: a moved or touched file keeps it. Raises StageError if the file
-    cannot be read.
-    """
-    try:
-        stamp = stamp_of(path)
-        name = os.path.abspath(path)
-        stored = index.get(name, stamp) if index else None
-        if isinstance(stored, str):
-            return stored
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StageError(
-            "cannot read a file", problems=[Problem(str(path), str(error.strerror))]
-        ) from error
-    if index:
-        index.put(name, stamp, digest)
-    return digest
 
 
 def canonical(config: Mapping[str, Any]) -> str:
@@ -155,9 +56,9 @@ class FeatureCache:
 
     config: everything that the values depend on (codec configuration, hash of the weights, sample
     rate, crop seconds, seed), written beside them as config.json. Another config is another folder,
-    and nothing is ever deleted but files that cannot be read. Damage that keeps the size of a file
-    goes unnoticed. A key is any string. damaged: number of files that could not be read and were
-    removed, to be computed again.
+    and nothing is ever deleted but damaged files. Every file carries a checksum, which is verified
+    when a process first takes the array. A key is any string. damaged: number of files that were
+    damaged and have been removed, to be computed again.
     """
 
     def __init__(self, root: Path, kind: str, config: Mapping[str, Any]) -> None:
@@ -167,6 +68,7 @@ class FeatureCache:
         digest = hashlib.sha256(self._identity.encode()).hexdigest()
         self.path = Path(root) / f"{kind}-{digest[:16]}"
         self.damaged = 0
+        self._verified: set[str] = set()
 
     def file_of(self, key: str) -> Path:
         """Path of the array of `key`, whether it exists or not."""
@@ -180,7 +82,7 @@ class FeatureCache:
     def get(self, key: str) -> np.ndarray | None:
         """The array of `key`, read-only and memory-mapped; None if absent.
 
-        A truncated or damaged file is removed and counts as absent.
+        A damaged file is removed and counts as absent.
         """
         path = self.file_of(key)
         try:
@@ -192,12 +94,18 @@ class FeatureCache:
                     reader = np.lib.format.read_array_header_2_0
                 shape, by_column, dtype = reader(file)
                 count = int(np.prod(shape, dtype=np.int64))
-                if dtype.hasobject or file.tell() + count * dtype.itemsize != status.st_size:
+                begin = file.tell()
+                end = begin + count * dtype.itemsize
+                if dtype.hasobject or status.st_size not in (end, end + SUM_BYTES):
                     raise ValueError("size of the file and shape of its array differ")
+                if key not in self._verified:
+                    if status.st_size > end:
+                        _verify(file, end)
+                    self._verified.add(key)
                 if not count:
                     return np.zeros(shape, dtype)
                 order: Literal["C", "F"] = "F" if by_column else "C"
-                return np.memmap(file, dtype, "r", file.tell(), shape, order)
+                return np.memmap(file, dtype, "r", begin, shape, order)
         except FileNotFoundError:
             return None
         except OSError:
@@ -219,10 +127,12 @@ class FeatureCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write_config()
-            with atomic_path(path) as partial, partial.open("wb") as file:
+            with atomic_path(path) as partial, partial.open("wb+") as file:
                 np.save(file, array, allow_pickle=False)
+                file.write(_sum_of(file, file.tell()))
         except OSError as error:
-            raise _unusable(path, error) from error
+            raise unusable(path, error) from error
+        self._verified.add(key)
 
     def fill(
         self,
@@ -239,7 +149,12 @@ class FeatureCache:
         written stay. progress: (done, total).
         """
         wanted = list(dict.fromkeys(keys))
-        missing = [key for key in wanted if not self.has(key)]
+        missing = []
+        for position, key in enumerate(wanted):
+            if not self.has(key):  # which verifies it
+                missing.append(key)
+            if progress and position % 256 == 255:
+                progress(position + 1 - len(missing), len(wanted))
         computed = 0
         done = len(wanted) - len(missing)
         if progress:
@@ -261,12 +176,35 @@ class FeatureCache:
             self.put(key, array)
         return len(keys)
 
+    def damage_notice(self, before: int = 0) -> list[str]:
+        """What to report about damaged files, but for the first `before`: one line or none."""
+        count = self.damaged - before
+        return [f"{self.path}: damaged files made again: {count}"] if count else []
+
     def _write_config(self) -> None:
         """For people who look into the folder; nothing reads it."""
         path = self.path / "config.json"
         if not path.exists():
             config = json.dumps(json.loads(self._identity), indent=2, sort_keys=True)
             write_atomic(path, config + "\n")
+
+
+def _sum_of(file: BinaryIO, size: int) -> bytes:
+    """What the first `size` bytes of an open file must be followed by."""
+    file.seek(0)
+    value = 0
+    left = size
+    while left > 0 and (block := file.read(min(left, BLOCK))):
+        value = zlib.crc32(block, value)
+        left -= len(block)
+    return b"\n" + value.to_bytes(SUM_BYTES - 1, "little")
+
+
+def _verify(file: BinaryIO, size: int) -> None:
+    """Raise ValueError where the first `size` bytes of a file are not what was written."""
+    stated = _sum_of(file, size)
+    if file.read(SUM_BYTES) != stated:
+        raise ValueError(CHANGED)
 
 
 def _remove_unless_replaced(path: Path, seen: os.stat_result) -> None:
@@ -281,10 +219,3 @@ def _remove_unless_replaced(path: Path, seen: os.stat_result) -> None:
             os.unlink(path)
     except FileNotFoundError:
         pass
-
-
-def _unusable(path: Path, error: OSError) -> StageError:
-    problem = Problem(str(path), error.strerror or str(error))
-    return StageError(
-        "the cache cannot be used", problems=[problem], hint="set data.cache_dir to another folder"
-    )

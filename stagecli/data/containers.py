@@ -1,6 +1,7 @@
-"""Truncation that libsndfile hides, because it takes the length from the file, not the header.
+"""Lengths that libsndfile believes: audio that is cut off, and audio beyond the stated end.
 
-For WAV, RF64, AIFF and Ogg; FLAC, MP3 and CAF reveal it when decoded. No torch.
+Truncation for WAV, RF64, AIFF and Ogg; FLAC, MP3 and CAF reveal it when decoded. More than is
+stated for WAV, AIFF and FLAC. No torch.
 """
 
 from __future__ import annotations
@@ -8,6 +9,12 @@ from __future__ import annotations
 import os
 import struct
 from typing import BinaryIO
+
+from stagecli.data.flac import MAGIC, flac_problem
+
+# Bytes after the audio of a WAV that may be anything: writers pad, and add tags without a chunk.
+HARMLESS = 512
+TAGS = (b"ID3", b"TAG")
 
 
 def container_problem(raw: BinaryIO) -> str | None:
@@ -17,17 +24,22 @@ def container_problem(raw: BinaryIO) -> str | None:
         return "file is empty"
     raw.seek(0)
     magic = raw.read(12)
+    if magic[:4] == MAGIC:
+        return flac_problem(raw, size)
     if magic[:4] == b"OggS":
         return _ogg_problem(raw, size)
     if magic[:4] in (b"RIFF", b"RF64") and magic[8:] == b"WAVE":
-        return _chunk_truncation(raw, size, "<", b"data")
+        return _chunk_problem(raw, size, "<", b"data")
     if magic[:4] == b"FORM" and magic[8:11] == b"AIF":
-        return _chunk_truncation(raw, size, ">", b"SSND")
+        return _chunk_problem(raw, size, ">", b"SSND")
     return None
 
 
-def _chunk_truncation(raw: BinaryIO, size: int, order: str, name: bytes) -> str | None:
-    """The problem if chunk `name` of a RIFF or IFF file promises more bytes than the file has."""
+def _chunk_problem(raw: BinaryIO, size: int, order: str, name: bytes) -> str | None:
+    """The problem if chunk `name` of a RIFF or IFF file states more bytes than the file has.
+
+    Or fewer, so that no chunk follows where it ends.
+    """
     position = 12
     length_64 = 0
     while position + 8 <= size:
@@ -42,9 +54,30 @@ def _chunk_truncation(raw: BinaryIO, size: int, order: str, name: bytes) -> str 
             stated = bool(length_64) or length < 0x7FFFF000
             if stated and length > size - position:
                 return f"is truncated: {size - position} of {length} bytes of audio are present"
+            if stated and length and not _ends_in_chunks(raw, size, position + length, order):
+                more = size - position - length
+                return (
+                    f"its header states {length} bytes of audio, but {more} more follow that are "
+                    "no chunk: save it again"
+                )
             return None
         position += length + length % 2
     return "is truncated: it ends before its audio"
+
+
+def _ends_in_chunks(raw: BinaryIO, size: int, end: int, order: str) -> bool:
+    """Whether what follows the audio is another chunk, or nothing that would be missed."""
+    for position in (end, end + end % 2):  # some writers leave the padding out
+        if size - position <= HARMLESS:
+            return True
+        raw.seek(position)
+        head = raw.read(8)
+        tag, length = struct.unpack(f"{order}4sI", head)
+        is_name = all(32 <= byte < 127 for byte in tag)
+        if (is_name and length <= size - position - 8) or head.startswith(TAGS):
+            return True
+    raw.seek(end)
+    return not any(any(block) for block in iter(lambda: raw.read(1 << 16), b""))
 
 
 def _ogg_problem(raw: BinaryIO, size: int) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from stagecli.data.audio_checks import check_content, is_silent
 from stagecli.data.decoding import AudioInfo, file_problem
 from stagecli.data.text_files import text_problem
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, among, counted
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf"})
 OTHER_AUDIO = frozenset(
@@ -99,11 +99,15 @@ def list_audio(root: Path) -> AudioFolder:
 
     # What is passed over, in words.
     passed_over = [
-        f"{count} {suffix} files are passed over: that format is not read; convert them to .flac"
+        f"{counted(count, f'{suffix} file is', f'{suffix} files are')} passed over: that format "
+        "is not read; convert to .flac"
         for suffix, count in sorted(others.items())
     ]
     if hidden:
-        passed_over.append(f"{hidden} hidden audio files are passed over: names start with a dot")
+        passed_over.append(
+            f"{counted(hidden, 'hidden audio file is', 'hidden audio files are')} passed over: "
+            "names start with a dot"
+        )
     if not files:
         raise StageError(
             f"{root}: no audio files",
@@ -142,7 +146,7 @@ def find_audio(
             problems.append(Problem(str(path), problem or "cannot be decoded"))
     if problems:
         raise StageError(
-            f"{len(problems)} of {len(files)} input files cannot be used", problems=problems
+            f"{among(len(problems), len(files), 'input file')} cannot be used", problems=problems
         )
     return headers
 

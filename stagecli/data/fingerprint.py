@@ -12,7 +12,7 @@ from typing import NamedTuple
 from stagecli.data.cache import Count
 from stagecli.data.rows import Clip, Split
 from stagecli.data.source import Source
-from stagecli.errors import Problem
+from stagecli.errors import Problem, counted
 from stagecli.files import JsonRow
 
 DIGITS = 16  # hexadecimal digits of a hash: 64 bits, so that millions of clips stay apart
@@ -42,7 +42,7 @@ class Difference(NamedTuple):
         """The change with its count and first clips, such as "2 clips removed: a.wav, b.wav"."""
         named = ", ".join(self.keys[:SHOWN])
         more = f" and {len(self.keys) - SHOWN} more" if len(self.keys) > SHOWN else ""
-        clips = "1 clip" if len(self.keys) == 1 else f"{len(self.keys)} clips"
+        clips = counted(len(self.keys), "clip")
         return f"{clips} {self.change}: {named}{more}"
 
     def problem(self) -> Problem:

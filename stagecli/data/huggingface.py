@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stagecli.data.cache import Stamp
+from stagecli.data.file_index import Stamp
 from stagecli.data.rows import SPLITS, Clip, Entry, Split, read_captions, split_names
 from stagecli.data.source import FileSource
 from stagecli.data.text_files import text_problem

@@ -155,8 +155,15 @@ def read_batch(batches: Iterator[Any]) -> dict[str, Tensor]:
     return batch
 
 
-def shared_bytes(examples: Examples, batches: MicroBatches, workers: int) -> int:
-    """Shared memory in bytes that the batches of `workers` loader processes take at most."""
+def example_bytes(examples: Examples) -> int:
+    """Bytes of the tensors of the first example."""
     batch = Collate(examples.recipe.condition.max_length)([examples[0]])
-    one = sum(value.nbytes for value in batch.values()) * batches.size
-    return one * (PREFETCH * workers + batches.accumulate)
+    return sum(value.nbytes for value in batch.values())
+
+
+def shared_bytes(size: int, batches: MicroBatches, workers: int) -> int:
+    """Shared memory in bytes that the batches of `workers` loader processes take at most.
+
+    size: of an example in bytes.
+    """
+    return size * batches.size * (PREFETCH * workers + batches.accumulate)

@@ -37,7 +37,7 @@ def manifest_entries(data: Data, path: Path, need_captions: bool) -> list[Entry]
         if columns is None:
             entries.append(Entry(where, problem=problem, excerpt=excerpt))
             continue
-        entry = _entry(data, path, where, columns, need_captions, has_split)
+        entry = _entry(data, path, where, columns, need_captions=need_captions, has_split=has_split)
         file = _file_of(path, columns)
         place = places.setdefault(file, len(entries)) if file else len(entries)
         if place == len(entries):
@@ -68,7 +68,13 @@ def _lines(data: Data, path: Path, need_captions: bool) -> Iterator[CsvRow]:
 
 
 def _entry(
-    data: Data, path: Path, where: str, columns: JsonRow, need_captions: bool, has_split: bool
+    data: Data,
+    path: Path,
+    where: str,
+    columns: JsonRow,
+    *,
+    need_captions: bool,
+    has_split: bool,
 ) -> Entry:
     """The clip of one line, or its problem."""
     key = columns.get(PATH)

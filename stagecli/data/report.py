@@ -15,7 +15,7 @@ from stagecli.data.cache import Count
 from stagecli.data.fingerprint import Fingerprint
 from stagecli.data.rows import Clip, Split
 from stagecli.data.source import Source
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, among, counted
 from stagecli.files import JsonRow
 
 MEASURED = 64  # clips per split whose bandwidth is measured, evenly spaced
@@ -130,9 +130,12 @@ def _report_captions(
                 hint="raise condition.max_length",
             )
         if cut:
-            doubt = f"{split}: {cut} of {captions.total()} captions are cut at {limit}"
+            doubt = (
+                f"{split}: {among(cut, captions.total(), 'caption', 'is', 'are')} cut at {limit}"
+            )
             if equal:
-                doubt += f", and {len(equal)} different ones become equal to another"
+                different = counted(len(equal), "different one becomes", "different ones become")
+                doubt += f", and {different} equal to another"
             report.doubts.append(doubt)
 
 
@@ -222,8 +225,7 @@ def _evenly(clips: Sequence[Clip], count: int) -> list[Clip]:
 def _clips(examples: Sequence[str]) -> str:
     """The number of clips, with the first of them: "3 clips (a.wav, b.wav, c.wav)"."""
     more = ", ..." if len(examples) > EXAMPLES else ""
-    noun = "clip" if len(examples) == 1 else "clips"
-    return f"{len(examples)} {noun} ({', '.join(examples[:EXAMPLES])}{more})"
+    return f"{counted(len(examples), 'clip')} ({', '.join(examples[:EXAMPLES])}{more})"
 
 
 def _short(text: str) -> str:

@@ -21,15 +21,16 @@ import numpy as np
 from stagecli.data.audio import read_mono
 from stagecli.data.audio_checks import check_content, too_low, wrong_scale
 from stagecli.data.bandwidth import file_bandwidth
-from stagecli.data.cache import Count, FileIndex, Stamp, content_hash, open_index, stamp_of
+from stagecli.data.cache import Count
 from stagecli.data.decoding import AudioInfo, file_problem
+from stagecli.data.file_index import FileIndex, Stamp, content_hash, open_index, stamp_of
 from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, counted
 from stagecli.schema import Data
 
 LISTED = 50  # problems printed one by one
-CHECKS = 3  # version of the checks of `check_content`; raise it when they change
-BANDWIDTHS = 1  # version of `file_bandwidth`, likewise
+CHECKS = 4  # version of the checks of `check_content`; raise it when they change
+BANDWIDTHS = 2  # version of `file_bandwidth`, likewise
 WRITE_EVERY = 256  # results of checks that are stored with one write
 
 Check = tuple[AudioInfo | None, str | None]
@@ -239,7 +240,10 @@ class FileSource:
     def _open_index(self, path: Path, version: int, valid: Callable[[Any], bool]) -> FileIndex:
         index = open_index(path, version, valid)
         if index.damaged:
-            self.notices.append(f"{path}: {index.damaged} damaged entries are made again")
+            self.notices.append(
+                f"{path}: {counted(index.damaged, 'damaged entry is', 'damaged entries are')} "
+                "made again"
+            )
         return index
 
     def _check_one(self, clip: Clip) -> tuple[Check, bool]:

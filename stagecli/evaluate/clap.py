@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ class Clap:
         rate: int,
         cache_dir: Path,
         progress: Progress,
+        note: Callable[[str], None],
     ) -> list[float]:
         """Cosine of each clip at `rate` Hz with its prompt; audio embeddings are cached."""
         cache = FeatureCache(cache_dir, "clap", {"weights": self.fingerprint, "sample_rate": rate})
@@ -98,7 +99,8 @@ class Clap:
             cache,
             clips,
             lambda audio, name: self.audio(audio, rate).numpy(),
-            lambda done, total: progress(f"{clips.title}: CLAP", done, total),
+            progress=lambda done, total: progress(f"{clips.title}: CLAP", done, total),
+            note=note,
         )
         return clap_scores(audio_ND, self.text(prompts)).tolist()
 

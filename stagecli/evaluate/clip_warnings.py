@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stagecli.errors import counted
 from stagecli.metrics.checks import shared_peak
 
 
@@ -45,12 +46,12 @@ class ClipWarnings:
         lines = []
         for same_kind in sorted(self.by_kind.values(), key=len, reverse=True):
             others = len(same_kind) - 1
-            more = f" (and {others} more of {self.total} clips)" if others else ""
+            more = f" (and {others} more of {counted(self.total, 'clip')})" if others else ""
             lines.append(f"{same_kind[0]}{more}")
         peak = shared_peak(self.peaks)
         if peak is not None and shared_peak(self.reference_peaks) is None:
             lines.append(
-                f"all {self.total} clips of {self.title} peak at {peak:.3g}: peak-normalised, "
-                "so their levels mean nothing"
+                f"all {counted(self.total, 'clip')} of {self.title} peak at {peak:.3g}: "
+                "peak-normalised, so their levels mean nothing"
             )
         return lines

@@ -44,6 +44,8 @@ def open_data(
         seed=recipe.train.seed,
         progress=lambda done, total: progress("checking audio", done, total),
     )
+    for notice in source.notices:
+        warn(notice)
 
     # The splits that the run was trained on, if they are read here.
     try:

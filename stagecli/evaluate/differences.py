@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stagecli.errors import counted
 from stagecli.evaluate.averages import score_differences
 from stagecli.evaluate.job import Scores
 from stagecli.evaluate.sets import set_differences
@@ -30,7 +31,8 @@ def compare_outcomes(a: Outcome, b: Outcome) -> JsonRow:
             shared = sum(key in other for key in scores)
             if shared < len(scores) or shared < len(other):
                 notes.append(
-                    f"{setting}: {shared} clips are in both, of {len(scores)} and {len(other)}"
+                    f"{setting}: {counted(shared, 'clip is', 'clips are')} in both, of "
+                    f"{len(scores)} and {len(other)}"
                 )
             if not shared:
                 continue

@@ -81,6 +81,7 @@ class Embedder:
     rate: int
     device: torch.device
     cache: FeatureCache
+    note: Callable[[str], None]
 
     @property
     def convention(self) -> str:
@@ -94,7 +95,8 @@ class Embedder:
             self.cache,
             clips,
             self._embed_clip,
-            lambda done, total: progress(f"{clips.title}: judge", done, total),
+            progress=lambda done, total: progress(f"{clips.title}: judge", done, total),
+            note=self.note,
         )
         return ClipEmbeddings(
             values[:, :width], values[:, width : 2 * width], values[:, 2 * width :]
@@ -117,9 +119,17 @@ class Embedder:
 
 
 def open_embedder(
-    judge: Encoder, rate: int, cache_dir: Path, device: torch.device | None = None
+    judge: Encoder,
+    rate: int,
+    cache_dir: Path,
+    device: torch.device | None = None,
+    *,
+    note: Callable[[str], None],
 ) -> Embedder:
-    """An embedder whose cache in `cache_dir` is named by the judge's weights and the rate in Hz."""
+    """An embedder whose cache in `cache_dir` is named by the judge's weights and the rate in Hz.
+
+    note: receives a line if some of the cache was damaged.
+    """
     device = device or torch.device("cpu")
     config = {
         "weights": judge.fingerprint(),
@@ -132,6 +142,7 @@ def open_embedder(
         rate=rate,
         device=device,
         cache=FeatureCache(cache_dir, "judged", config),
+        note=note,
     )
 
 
@@ -139,13 +150,17 @@ def cached_rows(
     cache: FeatureCache,
     clips: ClipSet,
     compute: Callable[[np.ndarray, str], np.ndarray],
+    *,
     progress: Callable[[int, int], None],
+    note: Callable[[str], None],
 ) -> Tensor:
     """[N, D] float64, one row per clip: from the cache, or `compute(audio, name)`.
 
     One clip is in memory at a time. A clip without a key is identified by a hash of its samples.
+    note: receives a line if some of the cache was damaged.
     """
     rows = []
+    damaged = cache.damaged
     for i in range(clips.count):
         key = clips.keys[i] if clips.keys else None
         row = cache.get(key) if key else None
@@ -158,4 +173,6 @@ def cached_rows(
                 cache.put(key, row)
         rows.append(np.array(row))
         progress(i + 1, clips.count)
+    for line in cache.damage_notice(damaged):
+        note(line)
     return torch.from_numpy(np.stack(rows)).double()

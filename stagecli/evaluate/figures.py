@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stagecli.errors import counted
 from stagecli.files import JsonRow
 from stagecli.metrics.registry import METRICS, Metric
 from stagecli.terminal.console import cell
@@ -66,7 +67,7 @@ def figure(name: str, metric: JsonRow | None, marks: NoteMarks) -> str:
         parts.append(f"(std {metric['std']:.2g})")
     if metric.get("left_out"):
         parts.append(
-            marks.mark(f"{metric['left_out']} clips have no finite value and are left out")
+            marks.mark(f"left out, without a finite value: {counted(metric['left_out'], 'clip')}")
         )
     if metric.get("note"):
         parts.append(marks.mark(metric["note"]))
@@ -118,9 +119,9 @@ def memorisation_lines(document: JsonRow) -> list[str]:
         return []
     nearest = details["pairs"][0]
     return [
-        f"nearest of {details['training_clips']} training clips: median distance "
+        f"nearest of {counted(details['training_clips'], 'training clip')}: median distance "
         f"{details['samples']['0.5']:.3g} for samples, {details['real']['0.5']:.3g} for real clips "
-        f"not trained on; {details['copies']} exact copies",
+        f"not trained on; {counted(details['copies'], 'exact copy', 'exact copies')}",
         f"nearest pair, worth listening to: {nearest['sample']} and {nearest['training']} "
         f"(distance {nearest['distance']:.3g}; {100 * nearest['rank']:.0f} % of real clips are "
         "nearer)",

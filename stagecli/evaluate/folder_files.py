@@ -14,7 +14,7 @@ from stagecli.data.cache import Progress
 from stagecli.data.decoding import AudioInfo
 from stagecli.data.finding import composed, find_audio
 from stagecli.data.text_files import json_lines, require_text, text_problem
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, among, counted
 from stagecli.files import JsonRow
 from stagecli.generate.listening import LISTING, recorded_gains
 
@@ -52,8 +52,8 @@ def read_gains(folder: Path, files: Iterable[Path], warn: Callable[[str], None])
     gains = {file: by_path[file] for file in files if file in by_path}
     if gains:
         warn(
-            f"{folder}: {len(gains)} files were turned down for listening, as its {LISTING} "
-            "records; they are scored at the level at which they were generated"
+            f"{folder}: {counted(len(gains), 'file was', 'files were')} turned down for listening, "
+            f"as its {LISTING} records; scores are of the level before that"
         )
     return gains
 
@@ -145,7 +145,8 @@ def _match_names(reference: Mapping[Path, Path], generated: Mapping[Path, Path])
     ]
     if alone:
         raise StageError(
-            f"the folders do not hold the same files ({len(reference)} and {len(generated)} files)",
+            f"the folders do not hold the same files ({len(reference)} and "
+            f"{counted(len(generated), 'file')})",
             problems=alone[:MAX_LISTED],
             hint="clips are paired by name, without the suffix",
         )
@@ -166,7 +167,8 @@ def _check_shapes(pairs: Sequence[FilePair], headers: Headers) -> None:
             problems.append(Problem(where, difference))
     if problems:
         raise StageError(
-            f"{len(problems)} of {len(pairs)} pairs differ in length or channels",
+            f"{among(len(problems), len(pairs), 'pair', 'differs', 'differ')} in length or "
+            "channels",
             problems=problems[:MAX_LISTED],
             hint="trim and downmix both sides in the same way; nothing is cut silently",
         )
@@ -191,7 +193,8 @@ def read_prompts(folder: Path, files: Sequence[Path]) -> list[str]:
     ]
     if missing:
         raise StageError(
-            f"{len(missing)} generated clips have no prompt", problems=missing[:MAX_LISTED]
+            f"{counted(len(missing), 'generated clip has', 'generated clips have')} no prompt",
+            problems=missing[:MAX_LISTED],
         )
     return [prompts[name] for name in names]
 

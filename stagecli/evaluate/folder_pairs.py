@@ -11,14 +11,16 @@ import numpy as np
 import torch
 
 from stagecli import __version__
-from stagecli.data.cache import Progress, stamp_of
-from stagecli.errors import Problem, StageError
+from stagecli.data.cache import Progress
+from stagecli.data.file_index import stamp_of
+from stagecli.errors import Problem, StageError, among
 from stagecli.evaluate.averages import average_scores
 from stagecli.evaluate.clip_warnings import ClipWarnings
 from stagecli.evaluate.flags import Flags
 from stagecli.evaluate.folder_files import (
     MAX_LISTED,
     FilePair,
+    FolderPairs,
     FolderScores,
     Gains,
     pair_folders,
@@ -96,25 +98,22 @@ def score_folder_pairs(
     # Score the pairs.
     key = fingerprint({**facts, "version": __version__})
     ledger = open_ledger(flags.cache_dir / "pairs" / f"{key}.clips.jsonl", LEDGER)
-    if ledger.damaged:
-        warn(f"{ledger.path}: {ledger.damaged} damaged entries; these pairs are scored again")
+    for line in ledger.damage_notice():
+        warn(line)
     gains = {
         **read_gains(reference, [pair.reference for pair in folders.pairs], warn),
         **read_gains(generated, [pair.generated for pair in folders.pairs], warn),
     }
-    results = _score_all(folders.pairs, settings, flags.match_gain, gains, ledger, progress)
+    results = _score_all(
+        folders.pairs,
+        settings,
+        matched=flags.match_gain,
+        gains=gains,
+        ledger=ledger,
+        progress=progress,
+    )
 
-    # Say what makes the numbers doubtful.
-    clip_warnings = ClipWarnings(str(generated), len(folders.pairs))
-    for pair, result in zip(folders.pairs, results, strict=True):
-        clip_warnings.add(pair.generated, result.warnings, result.peak, result.reference_peak)
-    if folders.channels > 1:
-        warn(f"{folders.channels} channels: the mean of the channels is scored on both sides")
-    for line in clip_warnings.lines():
-        warn(line)
-    if clip_warnings.has_level():
-        warn("levels differ: --match-gain scales each clip onto its reference first")
-
+    _warn_about_clips(folders, results, generated, warn)
     conventions = pair_conventions(settings.preset, settings.names)
     if flags.match_gain:
         warn(_gain_summary([result.gain for result in results]))
@@ -148,9 +147,28 @@ def _pair_settings(flags: Flags, rate: int, warn: Callable[[str], None]) -> Pair
     )
 
 
+def _warn_about_clips(
+    folders: FolderPairs,
+    results: Sequence[PairResult],
+    generated: Path,
+    warn: Callable[[str], None],
+) -> None:
+    """Warn about what makes the numbers doubtful."""
+    clip_warnings = ClipWarnings(str(generated), len(folders.pairs))
+    for pair, result in zip(folders.pairs, results, strict=True):
+        clip_warnings.add(pair.generated, result.warnings, result.peak, result.reference_peak)
+    if folders.channels > 1:
+        warn(f"{folders.channels} channels: the mean of the channels is scored on both sides")
+    for line in clip_warnings.lines():
+        warn(line)
+    if clip_warnings.has_level():
+        warn("levels differ: --match-gain scales each clip onto its reference first")
+
+
 def _score_all(
     pairs: Sequence[FilePair],
     settings: PairSettings,
+    *,
     matched: bool,
     gains: Gains,
     ledger: Ledger,
@@ -175,7 +193,7 @@ def _score_all(
         progress("scoring pairs", done, len(pairs))
     if problems:
         raise StageError(
-            f"{len(problems)} of {len(pairs)} pairs cannot be scored",
+            f"{among(len(problems), len(pairs), 'pair')} cannot be scored",
             problems=problems[:MAX_LISTED],
         )
     return results

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from stagecli.data.cache import Progress
+from stagecli.errors import counted
 from stagecli.evaluate.averages import average
 from stagecli.evaluate.clap import open_clap
 from stagecli.evaluate.clip_warnings import ClipWarnings
@@ -55,7 +56,7 @@ def score_folder_sets(
     clap = open_clap(flags.clap) if flags.clap else None
     prompts = read_prompts(generated, list(headers["generated"])) if clap else []
     judge = open_encoder(flags.judge or Evaluate().judge)
-    embedder = open_embedder(judge, rate, flags.cache_dir)
+    embedder = open_embedder(judge, rate, flags.cache_dir, note=warn)
     _warn_about_shapes(headers["reference"], headers["generated"], warn)
 
     # Embed every set, looking at each clip as it is read.
@@ -82,6 +83,7 @@ def score_folder_sets(
             rate=rate,
             cache_dir=flags.cache_dir,
             progress=progress,
+            note=warn,
         )
         scores.row["metrics"]["clap_score"] = average(cosines, 0)
         convention = f"{METRICS['clap_score'].convention}; {clap.convention}"
@@ -113,7 +115,8 @@ def _set_scores(
             training_names=[str(file) for file in headers["training"]],
         )
         conventions["memorised_share"] = (
-            f"{METRICS['memorised_share'].convention}; {len(headers['training'])} training clips, "
+            f"{METRICS['memorised_share'].convention}; "
+            f"{counted(len(headers['training']), 'training clip')}, "
             f"reference used as it is (send it through the codec first); {judged}"
         )
     row = {
@@ -147,8 +150,8 @@ def _warn_about_shapes(reference: Headers, generated: Headers, warn: Callable[[s
     """Warn if the numbers, lengths or channels of the clips differ between the sets."""
     if len(reference) != len(generated):
         warn(
-            f"{len(reference)} reference and {len(generated)} generated clips: compare biased "
-            "metrics at equal numbers only"
+            f"{len(reference)} reference and {counted(len(generated), 'generated clip')}: "
+            "compare biased metrics at equal numbers only"
         )
     reference_seconds = _median_seconds(reference)
     generated_seconds = _median_seconds(generated)

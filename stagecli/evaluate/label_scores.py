@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
+from stagecli.errors import counted
 from stagecli.evaluate.averages import average
 from stagecli.evaluate.classifier import Classifier, fit_classifier, label_text
 from stagecli.evaluate.samples import real_clips
@@ -63,8 +64,8 @@ def _add_prompt_accuracy(
     rows.conventions[name] = (
         f"{METRICS['prompt_accuracy'].convention}; logistic regression of {column!r} "
         f"({len(classifier.classes)} classes) on mean and deviation over frames of the features of "
-        f"the {material.embedder.convention}, trained on {len(material.train)} clips of the train "
-        f"split, L2 {classifier.penalty:g} chosen on the valid split (accuracy there "
+        f"the {material.embedder.convention}, trained on {counted(len(material.train), 'clip')} "
+        f"of the train split, L2 {classifier.penalty:g} chosen on the valid split (accuracy there "
         f"{classifier.accuracy:.3f})"
     )
 

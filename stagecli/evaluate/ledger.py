@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stagecli.data.cache import canonical
-from stagecli.files import append_json_lines, number, read_json_lines
+from stagecli.errors import counted
+from stagecli.files import append_json_lines, number, opened_line, read_json_lines, sealed_line
 
 SystemScores = dict[str, dict[str, float]]
 """{system: {metric: value}} of one clip."""
@@ -33,6 +34,11 @@ class Ledger:
     scores: dict[tuple[str, str], SystemScores] = field(default_factory=dict)
     damaged: int = 0
 
+    def damage_notice(self) -> list[str]:
+        """What to report about damaged lines: one line or none."""
+        lines = counted(self.damaged, "damaged entry", "damaged entries")
+        return [f"{self.path}: {lines}; scored again"] if self.damaged else []
+
     def get(self, setting: str, clip: str) -> SystemScores | None:
         """The scores of a clip, or None."""
         return self.scores.get((setting, clip))
@@ -41,7 +47,7 @@ class Ledger:
         """Keep the scores of a clip. Raises OSError."""
         self.scores[setting, clip] = scores
         if self.path is not None:
-            append_json_lines(self.path, [[setting, clip, scores]])
+            append_json_lines(self.path, [sealed_line(setting, clip, scores)])
 
 
 def open_ledger(path: Path, required: Mapping[str, Collection[str]] | None = None) -> Ledger:
@@ -54,10 +60,14 @@ def open_ledger(path: Path, required: Mapping[str, Collection[str]] | None = Non
         return ledger
     damaged = set()
     for line, entry in read_json_lines(path):
-        if not (isinstance(entry, list) and len(entry) == 3 and all(map(_is_text, entry[:2]))):
+        try:
+            values = opened_line(entry, 3)
+        except ValueError:
+            values = None
+        if values is None or not all(map(_is_text, values[:2])):
             damaged.add(("line", str(line)))
             continue
-        setting, clip, scores = entry
+        setting, clip, scores = values
         ledger.scores.pop((setting, clip), None)
         damaged.discard((setting, clip))
         if _are_scores(scores, required or {}):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from stagecli.errors import counted
 from stagecli.evaluate.embed import ClipEmbeddings
 from stagecli.files import JsonRow
 from stagecli.metrics.bootstrap import Interval
@@ -145,7 +146,8 @@ def memorised_share(
     notes = []
     if result.coarse:
         notes.append(
-            f"{len(real)} real test clips: the threshold is little more than the nearest of them"
+            f"{counted(len(real), 'real test clip')}: the threshold is little more than the "
+            "nearest of them"
         )
     if result.leaked:
         notes.append("a real test clip is itself a copy of a training clip")

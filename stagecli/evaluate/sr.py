@@ -10,7 +10,7 @@ import torch
 
 from stagecli.data import degrade as low_pass_filters
 from stagecli.data.rows import Clip
-from stagecli.errors import EXIT_FAILED, Problem, StageError
+from stagecli.errors import EXIT_FAILED, Problem, StageError, counted
 from stagecli.evaluate.averages import average_scores
 from stagecli.evaluate.job import Job, Scores
 from stagecli.evaluate.ledger import Ledger, fingerprint, open_ledger
@@ -49,10 +49,11 @@ def score_sr(job: Job) -> Scores:
     key = fingerprint({**job.settings, **settings})
     required = dict.fromkeys(SYSTEMS, SR_METRICS)
     ledger = open_ledger(job.evals_dir / f"{job.stem}_{key}.clips.jsonl", required)
-    if ledger.damaged:
-        job.note(f"{ledger.path}: {ledger.damaged} damaged entries; these clips are scored again")
+    for line in ledger.damage_notice():
+        job.note(line)
     if ledger.scores:
-        job.note(f"reusing {len(ledger.scores)} scores with the same settings from {ledger.path}")
+        scores = counted(len(ledger.scores), "score")
+        job.note(f"reusing {scores} with the same settings from {ledger.path}")
 
     # Perceptual metrics are computed only where they see some of the restored band.
     perceptual: Mapping[float, list[str]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stagecli.data.examples import evenly
+from stagecli.errors import counted
 from stagecli.evaluate.averages import average
 from stagecli.evaluate.clap import Clap, open_clap
 from stagecli.evaluate.classifier import label_columns
@@ -40,6 +41,7 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
         job.pipeline.sample_rate,
         Path(job.recipe.data.cache_dir),
         job.pipeline.device,
+        note=job.note,
     )
 
     # The sets of clips, and their embeddings.
@@ -174,7 +176,8 @@ def _add_memorisation(rows: T2ARows, material: Material) -> JsonRow:
     )
     rows.metrics("samples")["memorised_share"] = metric
     rows.conventions["memorised_share"] = (
-        f"{METRICS['memorised_share'].convention}; {len(material.train)} training clips, "
+        f"{METRICS['memorised_share'].convention}; "
+        f"{counted(len(material.train), 'training clip')}, "
         f"test clips through the codec first; {material.embedder.convention}, mean over frames"
     )
     return details
@@ -191,6 +194,7 @@ def _add_clap_scores(rows: T2ARows, material: Material, clap: Clap) -> None:
             rate=job.pipeline.sample_rate,
             cache_dir=Path(job.recipe.data.cache_dir),
             progress=job.progress,
+            note=job.note,
         )
         rows.metrics(name)["clap_score"] = average(cosines, job.seed)
         if name == "samples":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from stagecli.errors import counted
 from stagecli.evaluate.figures import (
     NoteMarks,
     base_metric,
@@ -68,7 +69,7 @@ def _rows_by_table(document: JsonRow) -> dict[str, list[JsonRow]]:
         if "cutoff" in row:
             parts.append(f"cutoff {row['cutoff']:g} Hz")
         if "group" in row:
-            parts.append(f"{row['group']} ({row['n']} clips)")
+            parts.append(f"{row['group']} ({counted(row['n'], 'clip')})")
         tables.setdefault(", ".join(parts), []).append(row)
     return tables
 
@@ -122,7 +123,7 @@ def _show_difference_row(row: JsonRow, console: Console) -> None:
             value += f" {marks.mark(metric['note'])}"
         better = base_metric(name).better
         body.append([name, better, value, signed_interval(metric), verdict(name, metric)])
-    title = f"{row['system']}, {row['n']} clips"
+    title = f"{row['system']}, {counted(row['n'], 'clip')}"
     if "cutoff" in row:
         title += f", cutoff {row['cutoff']:g} Hz"
     console.table(title, ["metric", "better", "B - A", "95 % interval", ""], body)

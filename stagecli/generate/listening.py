@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stagecli.data.audio import wav_bytes
+from stagecli.errors import among
 from stagecli.files import JsonRow, number, read_json_lines, write_atomic
 
 LISTING = "samples.jsonl"
@@ -51,8 +52,9 @@ def loudness_note(rows: Sequence[JsonRow]) -> str | None:
         return None
     peak = max(row["peak"] for row in rows)
     return (
-        f"{len(gains)} of {len(rows)} files were turned down by up to {-min(gains):.1f} dB to peak "
-        f"at -1 dBFS (highest peak before: {peak:.3g} times full scale); see gain_db in {LISTING}"
+        f"{among(len(gains), len(rows), 'file', 'was', 'were')} turned down by up to "
+        f"{-min(gains):.1f} dB to peak at -1 dBFS (highest peak before: {peak:.3g} times full "
+        f"scale); see gain_db in {LISTING}"
     )
 
 

@@ -210,7 +210,7 @@ class Pipeline:
         )
         level_B = torch.tensor([math.log10(gain) for gain in gains], device=self.device)
         velocity_of_windows = self._velocity_of_windows(
-            low_BTC, share, band_BC, level_B, prompts, advance
+            low_BTC, share, band_BC=band_BC, level_B=level_B, prompts=prompts, advance=advance
         )
         self.network.eval()
         velocity = sampler.windowed(velocity_of_windows, frames, window, hop, settings.batch_size)
@@ -231,6 +231,7 @@ class Pipeline:
         self,
         low_BTC: Tensor,
         share: float,
+        *,
         band_BC: Tensor,
         level_B: Tensor,
         prompts: Sequence[str],

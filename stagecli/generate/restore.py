@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from stagecli.data.audio import read_channels
+from stagecli.data.bandwidth import widest_bandwidth
 from stagecli.data.cache import Count
 from stagecli.data.finding import find_audio
 from stagecli.dsp.resample import resample
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, among
 from stagecli.files import JsonRow
-from stagecli.generate.bandwidth import bandwidth
 from stagecli.generate.output import Destination, open_results, provenance
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
 
@@ -121,11 +121,10 @@ def _plan(
     problems = []
     for file in files:
         audio_NC, rate = read_channels(file)
-        audible = [channel for channel in audio_NC.T if np.any(channel)]  # silence has no bandwidth
-        widest = max((bandwidth(channel, rate) for channel in audible), default=rate / 2)
-        file_cutoff = cutoff or min(rate / 2, widest)
+        audible = int(np.any(audio_NC, axis=0).sum())
+        file_cutoff = cutoff or min(rate / 2, widest_bandwidth(audio_NC, rate))
         length = math.ceil(len(audio_NC) * target / rate)
-        windows = len(audible) * pipeline.restore_windows(length, settings)
+        windows = audible * pipeline.restore_windows(length, settings)
         work.append(_Work(file, file_cutoff, windows))
         if audible and file_cutoff >= FULL_BAND * target / 2:
             message = f"has content up to {file_cutoff:.0f} Hz: nothing to restore at {target} Hz"
@@ -139,7 +138,7 @@ def _plan(
             warn(f"{file}: {rate} Hz is above the model's {target} Hz; the result has {target} Hz")
     if problems:
         raise StageError(
-            f"{len(problems)} of {len(files)} input files are full-band",
+            f"{among(len(problems), len(files), 'input file', 'is', 'are')} full-band",
             problems=problems,
             hint="pass --cutoff HZ to set the frequency above which to regenerate",
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagecli.errors import StageError
+from stagecli.errors import StageError, counted
 from stagecli.hub.folder import (
     CONFIGS,
     DAMAGED,
@@ -102,7 +102,8 @@ class Checkpoint:
         missing = sorted(name for name in info["missing_keys"] if needed(name))
         if missing:
             raise StageError(
-                f"{self.name}: the checkpoint lacks {len(missing)} tensors, first {missing[0]}",
+                f"{self.name}: the checkpoint lacks {counted(len(missing), 'tensor')}, first "
+                f"{missing[0]}",
                 hint=f"{DAMAGED}; this would be a partly random {self.role}",
             )
         return model

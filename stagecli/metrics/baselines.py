@@ -46,9 +46,7 @@ def copy_up(audio_N: Tensor, sample_rate: int, cutoff_hz: float) -> Tensor:
     cutoff = math.ceil(cutoff_hz * num_samples / sample_rate)
     edge = slice(int(_EDGE[0] * cutoff), int(_EDGE[1] * cutoff))
     if edge.stop - max(edge.start, bottom) < _MIN_BINS:
-        raise ValueError(
-            f"{num_samples} samples are too few to copy the band below {cutoff_hz:g} Hz"
-        )
+        raise ValueError(f"too few samples ({num_samples}) to copy the band below {cutoff_hz:g} Hz")
 
     # Copy the low band upward, at the level of its upper edge.
     spectrum_F = torch.fft.rfft(audio_N.double())

@@ -71,18 +71,18 @@ class ClipStatistics:
         """One phrase for each thing that makes a score doubtful, most serious first."""
         lines = []
         if self.non_finite:
-            lines.append(f"{self.non_finite} NaN or infinite samples")
+            lines.append(f"NaN or infinite samples: {self.non_finite}")
         if self.silent:
             lines.append("silent: every sample is zero")
         elif self.rms_db < _NEAR_SILENCE_DB:
             lines.append(f"nearly silent, {self.rms_db:.0f} dB")
         if self.over:
             lines.append(
-                f"{self.over} samples beyond full scale, largest {self.peak:.3g}: PCM would clip "
+                f"samples beyond full scale: {self.over}, largest {self.peak:.3g}; PCM would clip "
                 "them"
             )
         if self.clipped:
-            lines.append(f"{self.clipped} samples in flat tops at {self.peak:.3g}: clipped")
+            lines.append(f"samples in flat tops at {self.peak:.3g}: {self.clipped}, clipped")
         if self.normalised_to is not None:
             lines.append(f"peak {self.peak:.4g}: perhaps peak-normalised")
         if abs(self.offset) > _OFFSET:

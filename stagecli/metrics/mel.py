@@ -56,7 +56,7 @@ def log_mel_statistics(audio_BN: Tensor, sample_rate: int, bands: int = 64) -> T
     n_fft = window_size(sample_rate)
     if audio_BN.shape[1] <= n_fft // 2:
         raise ValueError(
-            f"{audio_BN.shape[1]} samples are too few: more than {n_fft // 2} are needed"
+            f"too few samples ({audio_BN.shape[1]}): more than {n_fft // 2} are needed"
         )
     if not bool(torch.isfinite(audio_BN).all()):
         raise ValueError("the audio contains NaN or infinite samples")

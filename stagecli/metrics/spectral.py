@@ -66,7 +66,7 @@ def _band_distances(
     half = n_fft // 2
     if num_samples <= half:
         raise ValueError(
-            f"{num_samples} samples are too few for LSD {chosen.name}: more than {half} are needed"
+            f"too few samples ({num_samples}) for LSD {chosen.name}: more than {half} are needed"
         )
     bands = [slice(None)]
     if split_hz is not None:

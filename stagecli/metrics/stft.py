@@ -36,8 +36,7 @@ def spectra_in_blocks(
     half = n_fft // 2
     if num_samples <= half:
         raise ValueError(
-            f"{num_samples} samples are too few for a window of {n_fft}: more than {half} are "
-            "needed"
+            f"too few samples ({num_samples}) for a window of {n_fft}: more than {half} are needed"
         )
     x_BN, y_BN = (
         F.pad(z.reshape(-1, num_samples), (half, half), mode=pad_mode)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -163,6 +164,7 @@ class Block(nn.Module):
         x_BPD: Tensor,
         c_BD: Tensor,
         table: tuple[Tensor, Tensor],
+        *,
         mask_BP: Tensor | None,
         text_BLD: Tensor | None,
         text_mask_BL: Tensor | None,
@@ -282,13 +284,17 @@ class DiT(nn.Module):
         if condition.mask_BT is not None:
             mask_BP = self.tokens(condition.mask_BT[..., None]).any(-1)
         table = rotary_table(x_BPD.shape[1], self.width // self.heads, x_BPD.device)
+        optional: dict[str, Any] = {
+            "mask_BP": mask_BP,
+            "text_BLD": condition.text_BLD,
+            "text_mask_BL": condition.text_mask_BL,
+        }
         hidden = {0: x_BPD} if 0 in return_hidden else {}
         for number, block in enumerate(self.blocks, 1):
-            args = (x_BPD, c_BD, table, mask_BP, condition.text_BLD, condition.text_mask_BL)
             if self.activation_checkpointing and self.training:
-                x_BPD = checkpoint(block, *args, use_reentrant=False)
+                x_BPD = checkpoint(block, x_BPD, c_BD, table, use_reentrant=False, **optional)
             else:
-                x_BPD = block(*args)
+                x_BPD = block(x_BPD, c_BD, table, **optional)
             if number in return_hidden:
                 hidden[number] = x_BPD
 

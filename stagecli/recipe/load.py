@@ -2,7 +2,7 @@
 
 Precedence: defaults < extended recipe < recipe < `--set`. Nothing else overrides: `${VAR}` is
 replaced from the environment only in the path-like keys of `PATH_KEYS` and those that mechanisms
-declare, and an unset one is an error.
+declare, and an unset one is an error, but in `[data]` of a run's recipe.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def read_about(path: Path) -> dict[str, str]:
 
 def _resolve(source: RecipeSource, *, to_train: bool) -> Recipe:
     for key, message in _expand_paths(source.tree):
-        source.report(key, message)
+        if to_train or key[0] != "data":  # a run is used without its data, or with others
+            source.report(key, message)
     return check_recipe(source, to_train=to_train)
 
 

@@ -33,11 +33,6 @@ def percent(change: float) -> str:
     return signed_percent(abs(change)).removeprefix("+")
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 row`, `1,200 rows`."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
 def step_of(step: int, budget: int | None) -> str:
     """`80 of 100`; `80, past the budget of 70` for a run that has gone further."""
     if not budget:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stagecli.errors import counted
 from stagecli.files import JsonRow, number
-from stagecli.report.formats import counted
 
 LEVEL = re.compile(r"(Dn?|[GRr])_t(\d+(?:\.\d+)?)")  # a value at one noise level, as in Dn_t0.30
 NUMBERS = (

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stagecli.errors import among
 from stagecli.files import JsonRow, number
 from stagecli.report.probe_rows import LevelProgress, is_old, progress_by_level
 from stagecli.stage.base import LEAST_PROGRESS
@@ -259,7 +260,9 @@ def _warnings(rows: Sequence[JsonRow], missing: int) -> list[str]:
     if rows[-1].get("frozen"):
         sentences.append(_frozen_sentence(rows))
     if missing:
-        sentences.append(f"{missing} of {len(rows)} probes gave no value; r did not move there")
+        sentences.append(
+            f"{among(missing, len(rows), 'probe')} gave no value; r did not move there"
+        )
     return sentences
 
 

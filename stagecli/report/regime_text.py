@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stagecli.errors import counted
 from stagecli.files import JsonRow, number
 from stagecli.report.formats import ascii_text, bar, duration, significant
 
@@ -117,7 +118,7 @@ def _scale(regime: JsonRow) -> str:
 def _probes(regime: JsonRow) -> str:
     text = f"{regime['probes']:,}"
     if regime["every"] is not None:
-        text += f", every {regime['every']:,.0f} steps"
+        text += f", every {counted(round(regime['every']), 'step')}"
     if regime["without_number"]:
         text += f", {regime['without_number']} without a value"
     return text

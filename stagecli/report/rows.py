@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from stagecli.errors import counted
 from stagecli.files import JsonRow, parse_json
 
 __all__ = ["decode_json", "drop_superseded", "read_rows"]
@@ -80,7 +81,7 @@ def _damage(name: str, broken: list[int], unfinished: int | None) -> list[str]:
         elif len(messages) < DAMAGE_LISTED:
             messages.append(f"{name}:{line_number}: not a readable row; skipped")
     if len(broken) > len(messages):
-        messages.append(f"{name}: {len(broken)} damaged lines in all")
+        messages.append(f"{name}: {counted(len(broken), 'damaged line')} in all")
     return messages
 
 

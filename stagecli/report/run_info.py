@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stagecli.files import JsonRow
+from stagecli.files import JsonRow, opened
 from stagecli.report.rows import LARGEST_STEP, decode_json
 
 __all__ = ["SCHEMA", "read_info_file"]
@@ -82,7 +82,8 @@ ATTEMPT: Mapping[str, Test] = {
 def read_info_file(path: Path) -> tuple[JsonRow, list[str]]:
     """(the usable fields of run.json at `path`, each problem as `run.json: ...`).
 
-    Fields of a wrong type and entries that are no attempts are left out; unknown fields are kept.
+    Fields of a wrong type and entries that are no attempts are left out; unknown fields are kept. A
+    wrong checksum is a problem of its own, and the checksum is not returned.
     Raises OSError, FileNotFoundError included.
     """
     try:
@@ -94,8 +95,9 @@ def read_info_file(path: Path) -> tuple[JsonRow, list[str]]:
         return {}, [f"{path.name}:{line}: not readable ({getattr(error, 'msg', error)})"]
     if not isinstance(value, dict):
         return {}, [f"{path.name}:1: not an object"]
-    problems: list[str] = []
-    info = _checked(value, FIELDS, path.name, problems)
+    content, changed = opened(value)
+    problems = [f"{path.name}: {changed}"] if changed else []
+    info = _checked(content, FIELDS, path.name, problems)
     attempts = []
     for number, entry in enumerate(info.get("attempts", []), 1):
         where = f"{path.name}: attempt {number}"

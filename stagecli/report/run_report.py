@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stagecli.errors import StageError
-from stagecli.files import JsonRow, number
+from stagecli.files import CHANGED, JsonRow, number
 from stagecli.report.probe_rows import in_order
 from stagecli.report.rows import decode_json, drop_superseded, read_rows
 from stagecli.report.run_info import SCHEMA, read_info_file
@@ -114,7 +114,10 @@ def _read_info(path: Path, damage: list[str]) -> JsonRow:
     if not info:
         damage += [f"{problem}; name and status are unknown" for problem in problems]
         return {}
-    damage += [f"{problem}; ignored" for problem in problems]
+    damage += [
+        f"{problem}; {'it is read' if problem.endswith(CHANGED) else 'ignored'}"
+        for problem in problems
+    ]
     if info.get("schema") != SCHEMA:
         damage.append(
             f"run.json: has schema {info.get('schema')}, this version reads schema {SCHEMA};"

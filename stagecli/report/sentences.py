@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from stagecli.errors import counted
 from stagecli.files import JsonRow, number
 from stagecli.report.curves import level_change
 from stagecli.report.evaluation import evaluation_sentences
-from stagecli.report.formats import counted, duration, percent, significant, step_of
+from stagecli.report.formats import duration, percent, significant, step_of
 
 SILENT_SECONDS = 600.0  # a running run that wrote nothing for so long may be dead ...
 SILENT_STEPS = 100  # ... if that is also longer than so many steps take
@@ -125,7 +126,7 @@ def _validation_loss(validation: JsonRow | None) -> list[str]:
     if validation["steps_since_best"]:
         excess = validation["last"] / best - 1 if best else 0.0
         text += (
-            f"; no improvement for {validation['steps_since_best']:,} steps,"
+            f"; no improvement for {counted(validation['steps_since_best'], 'step')},"
             f" now {percent(excess)} above it"
         )
     else:

@@ -28,6 +28,7 @@ from stagecli.files import (
     append_json_lines,
     finite,
     name_problem,
+    sealed,
     write_json,
 )
 from stagecli.report.run_info import SCHEMA, read_info_file
@@ -95,7 +96,7 @@ class Run:
     def save_info(self, **changes: object) -> None:
         """Write run.json with some values changed. Raises OSError."""
         self.info.update(changes)
-        write_json(self.path / "run.json", self.info)
+        write_json(self.path / "run.json", sealed(self.info))
 
     def append(self, stream: str, row: Mapping[str, object]) -> JsonRow:
         """Add one row to a JSONL stream, with time and attempt. Returns the row as written.

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from stagecli.bounds import Range
+from stagecli.errors import counted
 from stagecli.flow.schedule import total_time
 from stagecli.schema import Natural, NoiseLevel, Recipe, Some, Train
 from stagecli.stage.base import (
@@ -140,7 +141,10 @@ class RegimeMechanism(Mechanism):
         effect = f"r is not measured before step {SPOKEN * self.probes.every:,}"
         if count < SPOKEN:
             effect = f"r stays at 0, because it takes {SPOKEN} to measure it"
-        reason = f"{count} probes in {self.steps:,} steps are few: {effect}"
+        reason = (
+            f"{counted(count, 'probe')} in {counted(self.steps, 'step')} "
+            f"{'is' if count == 1 else 'are'} few: {effect}"
+        )
         remedy = "more steps, or a smaller stage.regime.every or clips"
         evidence = {"probes": count, "needed": FEW, "ways out": remedy}
         return [Event(self.name, "waiting", "waiting", reason, evidence)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from bisect import bisect_right
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecli.errors import Problem, StageError
-from stagecli.files import read_json_lines
+from stagecli.files import opened, read_json, read_json_lines
 from stagecli.stage.base import NoiseLevel
 from stagecli.stage.regime_progress import blend
 
@@ -89,7 +88,10 @@ def read_replay(run: Path) -> dict[str, Any]:
     measured progress by noise level.
     """
     try:
-        budget = int(json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"])
+        info, changed = opened(read_json(run / "run.json"))
+        if changed:
+            raise ValueError(f"run.json {changed}")
+        budget = int(info["steps"])
         lines = list(read_json_lines(run / "probes.jsonl"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _cannot_replay("the run to replay cannot be read", f"{run}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stagecli.errors import counted
 from stagecli.files import JsonRow
 from stagecli.flow.schedule import schedule_change
 from stagecli.metrics import in_training
@@ -84,7 +85,7 @@ def report_data(recorder: Recorder, prepared: Prepared, state: TrainingState, re
         recorder.event(state.step, not_read("passed over", "; ".join(passed_over), {}))
     skipped = prepared.left_out
     if skipped:
-        reason = f"{len(skipped)} clips left out"
+        reason = f"{counted(len(skipped), 'clip')} left out"
         recorder.event(state.step, not_read("left out", reason, {"clips": skipped}))
 
 

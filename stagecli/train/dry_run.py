@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 
-from stagecli.codec import make_codec
-from stagecli.condition.text import text_encoder
 from stagecli.data.cache import Progress
 from stagecli.data.report import DataReport
+from stagecli.errors import counted
 from stagecli.files import JsonRow
 from stagecli.model.network import count_parameters, meta_network
 from stagecli.recipe.signature import signature
@@ -22,7 +21,7 @@ from stagecli.schema import Recipe
 from stagecli.stage.controller import Stages
 from stagecli.terminal.console import Console
 from stagecli.train.data_check import examine, open_training_data
-from stagecli.train.encoders import check_encoders, open_monitor
+from stagecli.train.encoders import load_frozen
 from stagecli.train.memory import least_bytes
 from stagecli.train.precision import resolve_precision
 from stagecli.train.prepare import Prepared
@@ -62,12 +61,14 @@ def plan_rows(prepared: Prepared, progress: Progress) -> JsonRow:
     # The model, without memory for its weights.
     recipe = prepared.recipe
     options = recipe.train
-    text_width = prepared.text.width if prepared.text is not None else None
-    network = meta_network(recipe, channels=prepared.codec.channels, text_width=text_width)
+    network = meta_network(
+        recipe, channels=prepared.codec.channels, text_width=prepared.frozen.text_width
+    )
     parameters = count_parameters(network)
     width, depth, heads = recipe.model.resolved()
     frames, channels = prepared.shape
 
+    # The figures.
     stages = Stages.of(recipe)
     train = prepared.train
     return {
@@ -98,9 +99,7 @@ def checked_data(recipe: Recipe, progress: Progress) -> Iterator[Prepared]:
     Raises StageError for encoders that cannot be loaded, and with every problem of the data.
     """
     # Every frozen network first: one that cannot be loaded costs no work on the data.
-    codec = make_codec(recipe)
-    text = text_encoder(recipe, torch.device("cpu"))
-    check_encoders(recipe)
+    frozen = load_frozen(recipe, torch.device("cpu"))
 
     with tempfile.TemporaryDirectory() as scratch:  # for the indices of checked files
         source = open_training_data(recipe, progress, cache_dir=Path(scratch))
@@ -109,23 +108,25 @@ def checked_data(recipe: Recipe, progress: Progress) -> Iterator[Prepared]:
             source=source,
             train=source.clips("train"),
             valid=source.clips("valid"),
-            codec=codec,
-            data=examine(recipe, source, text, progress),
-            text=text,
+            frozen=frozen,
+            data=examine(recipe, source, frozen.text, progress),
         )
 
 
 def probe_plan(prepared: Prepared, stages: Stages, progress: Progress) -> str:
-    """How the discrepancy is measured. Raises StageError where the monitor does not fit."""
+    """How the discrepancy is measured. Raises StageError where the probe set is too small."""
     settings = stages.probes
-    if settings is None:
+    monitor = prepared.frozen.monitor
+    if settings is None or monitor is None:
         return "none"
-    monitor = open_monitor(prepared.recipe, settings)
     count = count_probe_clips(settings, prepared, torch.device("cpu"), progress)
     if problem := shortage(count, settings.clips):
         prepared.data.report.doubts.append(problem)
     levels = ", ".join(map(str, settings.t))
-    return f"every {settings.every} steps, {count} clips at t = {levels}, by {monitor.label}"
+    return (
+        f"every {counted(settings.every, 'step')}, {counted(count, 'clip')} at t = {levels}, "
+        f"by {monitor.label}"
+    )
 
 
 def evaluation_plan(recipe: Recipe) -> str:
@@ -135,8 +136,8 @@ def evaluation_plan(recipe: Recipe) -> str:
         return "none"
     steps = options.evaluate_steps or recipe.evaluate.steps
     return (
-        f"every {options.evaluate_every} steps, {options.evaluate_clips} valid clips, "
-        f"{steps} sampler steps"
+        f"every {counted(options.evaluate_every, 'step')}, "
+        f"{counted(options.evaluate_clips, 'valid clip')}, {counted(steps, 'sampler step')}"
     )
 
 

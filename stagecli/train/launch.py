@@ -14,7 +14,6 @@ from stagecli.runs.directory import Run
 from stagecli.runs.integrity import RESUMES
 from stagecli.runs.opening import open_run
 from stagecli.schema import Recipe
-from stagecli.stage.controller import Stages
 from stagecli.terminal.views import View
 from stagecli.train.failure import as_stage_error, is_lost_connection
 from stagecli.train.interrupt import Interrupt
@@ -57,7 +56,7 @@ def train(
             accelerator.wait_for_everyone()
             start = starting_point(run_dir / "checkpoints", from_checkpoint)
             trainer = trainer_at(
-                start, recipe, accelerator, run_dir, run, view, accept_data=accept_data
+                start, recipe, accelerator, run_dir, run=run, view=view, accept_data=accept_data
             )
             status = trainer.fit(interrupt)
         except KeyboardInterrupt:
@@ -96,4 +95,4 @@ def prepare_only(recipe: Recipe, progress: Progress) -> Prepared:
     """Check the data and fill the caches without training. Raises StageError."""
     recipe = resolve_precision(recipe)
     device = build_accelerator(recipe).device
-    return prepare(recipe, None, device, progress, features=Stages.of(recipe).features)
+    return prepare(recipe, None, device, progress)

@@ -28,11 +28,13 @@ class LogWindow:
         self.steps = 0
         self.bin_loss = torch.zeros(self.bins, dtype=torch.float64)
         self.bin_count = torch.zeros(self.bins, dtype=torch.float64)
+        self.untimed = 0  # steps that a checkpoint without their duration carried
+        self.carried = 0.0  # seconds of the steps before a resume
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Measure the speed from now on."""
-        self.began = time.monotonic()
+        """Go on measuring the speed from now on."""
+        self.began = time.monotonic() - self.carried
 
     def add(self, t_B: Tensor, loss_B: Tensor, loss: float, grad_norm: float) -> None:
         """Add one step.
@@ -59,14 +61,25 @@ class LogWindow:
         self.leave_out(time.monotonic() - began)
 
     def metrics(self, batch_size: int) -> dict[str, float]:
-        """Numbers for a row of metrics. Needs at least one step."""
-        elapsed = max(time.monotonic() - self.began, 1e-9)
-        return {
+        """Numbers for a row of metrics. Needs at least one step.
+
+        The speed is missing where no step was timed.
+        """
+        row = {
             "train/loss": self.loss / self.steps,
             "train/grad_norm": self.grad_norm / self.steps,
-            "speed/samples_per_s": self.steps * batch_size / elapsed,
-            "speed/step_s": elapsed / self.steps,
         }
+        timed = self.steps - self.untimed
+        if timed:
+            elapsed = max(self.elapsed, 1e-9)
+            row["speed/samples_per_s"] = timed * batch_size / elapsed
+            row["speed/step_s"] = elapsed / timed
+        return row
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent on the steps of the window, those before a resume included."""
+        return time.monotonic() - self.began
 
     def by_bin(self) -> dict[str, Any]:
         """Edges of the noise bins, examples in each, and their mean loss (None if empty)."""
@@ -78,11 +91,12 @@ class LogWindow:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, for a checkpoint."""
+        """The sums and the time they took, for a checkpoint."""
         return {
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "steps": self.steps,
+            "elapsed": self.elapsed,
             "bin_loss": self.bin_loss,
             "bin_count": self.bin_count,
         }
@@ -94,3 +108,7 @@ class LogWindow:
         self.steps = state["steps"]
         self.bin_loss = state["bin_loss"]
         self.bin_count = state["bin_count"]
+        elapsed = state.get("elapsed")  # None: of an earlier version
+        self.carried = float(elapsed or 0.0)
+        self.untimed = self.steps if elapsed is None else 0
+        self.restart_clock()

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 
+from stagecli.errors import among
 from stagecli.files import JsonRow, read_json_lines
 from stagecli.flow.schedule import learning_rate
 from stagecli.generate.pipeline import Pipeline
@@ -173,8 +174,9 @@ class Outputs:
                 "peak": max(row["peak"] for row in loud),
                 "gain_db": min(row["gain_db"] for row in loud),
             }
-            reason = f"{len(loud)} of {len(rows)} samples exceed full scale: " + (
-                "a peak of {peak:.3g}, written {gain_db:.1f} dB quieter".format(**evidence)
+            reason = (
+                f"{among(len(loud), len(rows), 'sample', 'exceeds', 'exceed')} full scale: a peak "
+                f"of {evidence['peak']:.3g}, written {evidence['gain_db']:.1f} dB quieter"
             )
             event = Event("samples", "drawn", "turned down", reason, evidence)
             self.recorder.event(self.state.step, event)

@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stagecli.codec import load_first_codec_state, make_codec, save_codec_state
+from stagecli.codec import load_first_codec_state, save_codec_state
 from stagecli.codec.base import Codec
-from stagecli.condition.text import PretrainedText, text_encoder
+from stagecli.condition.text import PretrainedText
 from stagecli.data.cache import FeatureCache, Progress
 from stagecli.data.examples import CROP, Examples, crop, evenly, stream
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
 from stagecli.hub import weights_hash
 from stagecli.schema import Recipe
-from stagecli.stage.base import FeatureSettings
 from stagecli.train.data_check import DataCheck, compare, examine, open_training_data
-from stagecli.train.encoders import check_encoders
+from stagecli.train.encoders import Frozen, load_frozen
 from stagecli.train.teacher_features import TargetFeatures, build_target_features
 
 STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are computed from
@@ -31,21 +30,31 @@ STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are comp
 class Prepared:
     """The trainer's input: checked clips, a fitted codec, filled caches.
 
-    data: the report on the clips; text, frames_cache, text_cache, features: None where the recipe
-    does not need them; rebuilt: what was damaged and has been computed again, and why.
+    data: the report on the clips; frozen: the networks, its codec fitted; frames_cache, text_cache,
+    features: None where the recipe does not need them; rebuilt: what was damaged and has been
+    computed again, and why.
     """
 
     recipe: Recipe
     source: Source
     train: list[Clip]
     valid: list[Clip]
-    codec: Codec
+    frozen: Frozen
     data: DataCheck
-    text: PretrainedText | None = None
     frames_cache: FeatureCache | None = None
     text_cache: FeatureCache | None = None
     features: TargetFeatures | None = None
     rebuilt: list[str] = field(default_factory=list)
+
+    @property
+    def codec(self) -> Codec:
+        """The codec."""
+        return self.frozen.codec
+
+    @property
+    def text(self) -> PretrainedText | None:
+        """The frozen text encoder; None where the recipe uses none."""
+        return self.frozen.text
 
     @property
     def num_samples(self) -> int:
@@ -88,26 +97,22 @@ def prepare(
     device: torch.device,
     progress: Progress,
     *,
-    features: FeatureSettings | None = None,
+    frozen: Frozen | None = None,
     start: Path | None = None,
     accept_data: bool = False,
 ) -> Prepared:
-    """Check the data, make and fit the codec, fill the caches.
+    """Check the data, fit the codec, fill the caches.
 
     run_dir: where the codec's statistics are kept, so that a resume does not fit them again;
-    features: of the training clips, where a mechanism asks for them; start: the checkpoint that a
-    resume continues from; accept_data: go on with other data than those of the run.
-    Raises StageError with every problem of the data.
+    frozen: from `load_frozen`; loaded now where it is None; start: the checkpoint that a resume
+    continues from; accept_data: go on with other data than those of the run. Raises StageError with
+    every problem of the data.
     """
-    # Every frozen network first: one that cannot be loaded costs no work on the data.
-    codec = make_codec(recipe).to(device).eval()
-    text = text_encoder(recipe, device)
-    check_encoders(recipe)
-
-    # The clips, all of them checked.
+    # The clips, all of them checked; but the networks first, as it costs no work if one is missing.
+    frozen = frozen or load_frozen(recipe, device)
     source = open_training_data(recipe, progress)
     train = source.clips("train")
-    data = examine(recipe, source, text, progress)
+    data = examine(recipe, source, frozen.text, progress)
     if run_dir is not None:
         data = compare(data, run_dir, accept=accept_data)
     prepared = Prepared(
@@ -115,32 +120,32 @@ def prepare(
         source=source,
         train=train,
         valid=source.clips("valid"),
-        codec=codec,
+        frozen=frozen,
         data=data,
-        text=text,
         rebuilt=list(source.notices),
     )
 
     # What frozen networks compute once: frames, caption embeddings, teacher features.
-    if codec.is_network:
+    if frozen.codec.is_network:
         prepared.frames_cache = cache_frames(prepared, device, progress)
-    if text is not None:
-        prepared.text_cache = cache_texts(prepared, text, progress)
-    if features is not None:
+    if frozen.text is not None:
+        prepared.text_cache = cache_texts(prepared, frozen.text, progress)
+    if frozen.teacher is not None:
         prepared.features = build_target_features(
-            features,
+            frozen.teacher,
             recipe=recipe,
             source=source,
             clips=train,
             device=device,
             progress=lambda done, total: progress("teacher features", done, total),
         )
+        frozen.teacher = None  # frees its memory
 
     load_or_fit_codec(prepared, run_dir, start, device, progress)
     targets = prepared.features.cache if prepared.features is not None else None
     for cache in (prepared.frames_cache, prepared.text_cache, targets):
-        if cache is not None and cache.damaged:
-            prepared.rebuilt.append(f"{cache.path}: damaged files made again: {cache.damaged}")
+        if cache is not None:
+            prepared.rebuilt += cache.damage_notice()
     return prepared
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stagecli.codec.base import Codec
 from stagecli.data.examples import PROBE_NOISE, VALID_SEED, stream
+from stagecli.errors import counted
 from stagecli.flow.objective import interpolate
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network
@@ -92,7 +93,7 @@ def shortage(count: int, asked: int) -> str | None:
     if count >= asked:
         return None
     return (
-        f"the probe set holds {count} of the {asked} clips that were asked for: "
+        f"the probe set holds {count} of the {counted(asked, 'clip')} asked for: "
         "the valid split has no more that can be measured"
     )
 

@@ -19,7 +19,6 @@ from stagecli.model.ema import EMA
 from stagecli.model.network import Network
 from stagecli.stage import registry
 from stagecli.stage.base import ProbeSettings
-from stagecli.train.encoders import open_monitor
 from stagecli.train.prepare import Prepared
 from stagecli.train.probe import AT_ONCE, FeatureDistance, ProbeSet, Targets, feature_count
 
@@ -60,8 +59,8 @@ def build_probes(
 ) -> ProbeSet:
     """Choose the clips of the valid split, and compute their targets and the scale once.
 
-    Raises StageError where the monitor does not fit the recipe, or cannot tell the reference from
-    the codec's round trip.
+    prepared: of a recipe that asks for probes. Raises StageError where the monitor cannot tell the
+    reference from the codec's round trip.
     """
     recipe = prepared.recipe
     device = accelerator.device
@@ -69,7 +68,7 @@ def build_probes(
     sample_rate = recipe.data.sample_rate
 
     # The distance: features of the monitor, centred on their mean over the training set.
-    monitor = open_monitor(recipe, settings).to(device)
+    monitor = monitor_of(prepared).to(device)
     centre_D = mean_feature(monitor, prepared, device, progress)
     distance = FeatureDistance(monitor, centre_D, sample_rate)
 
@@ -123,7 +122,7 @@ def count_probe_clips(
     recipe = prepared.recipe
     count = min(settings.clips, len(prepared.valid))
     if recipe.task.kind == "sr":
-        monitor = open_monitor(recipe, settings).to(device)
+        monitor = monitor_of(prepared).to(device)
         centre_D = mean_feature(monitor, prepared, device, progress, PLANNED_CENTRE)
         distance = FeatureDistance(monitor, centre_D, recipe.data.sample_rate)
         candidates = min(settings.clips * CANDIDATES, len(prepared.valid))
@@ -132,6 +131,12 @@ def count_probe_clips(
         count = min(settings.clips, round(candidates * usable / len(examples)))
     check_count(count, settings.clips)
     return count
+
+
+def monitor_of(prepared: Prepared) -> Encoder:
+    """The monitor, which is loaded for a recipe that asks for probes."""
+    assert prepared.frozen.monitor is not None
+    return prepared.frozen.monitor
 
 
 def check_count(count: int, asked: int) -> None:

@@ -193,7 +193,9 @@ def build_scorer(
             )
             try_pairs(torch.from_numpy(real_BN[:1]), pipeline)
         else:
-            judge = open_encoder(recipe.evaluate.judge).to(pipeline.device)
+            # Not loaded yet where only others than the trainer evaluate.
+            judge = prepared.frozen.judge or open_encoder(recipe.evaluate.judge)
+            judge = judge.to(pipeline.device)
             real = embed(torch.from_numpy(real_BN), judge, pipeline)
             set_distances(real, real)
             scorer = SetScorer(judge=judge, real=real, **common)

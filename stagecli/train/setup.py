@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 
 from stagecli import launcher
-from stagecli.errors import EXIT_FAILED, Problem, StageError, causes
+from stagecli.errors import EXIT_FAILED, Problem, StageError, causes, counted
 from stagecli.generate.pipeline import Pipeline
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network
@@ -20,6 +20,7 @@ from stagecli.runs.integrity import RESUMES, Choice, folders, newest_whole
 from stagecli.schema import Recipe, Train
 from stagecli.stage.controller import Stages
 from stagecli.terminal.views import View
+from stagecli.train.encoders import load_frozen
 from stagecli.train.feed import micro_batches
 from stagecli.train.log_window import LogWindow
 from stagecli.train.memory import refuse_what_cannot_fit
@@ -29,7 +30,7 @@ from stagecli.train.probe import ProbeSet
 from stagecli.train.probe_setup import build_probes
 from stagecli.train.recorder import Recorder
 from stagecli.train.scorer import build_scorer
-from stagecli.train.shared_memory import check_shared_memory
+from stagecli.train.shared_memory import check_least_shared_memory, check_shared_memory
 from stagecli.train.state import RunContext, TrainingState
 from stagecli.train.trainer import Trainer
 
@@ -72,8 +73,11 @@ def connect(precision: str) -> Accelerator:
     on_cpu = asked > 1 and not torch.accelerator.is_available()
     if gpus and local > gpus and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         raise StageError(
-            f"{local} processes on this machine, which has {gpus} GPUs",
-            hint=f"start {gpus} processes; train.accumulate makes their batches smaller",
+            f"{local} processes on this machine, which has {counted(gpus, 'GPU')}",
+            hint=(
+                f"start {counted(gpus, 'process', 'processes')}; train.accumulate makes their "
+                "batches smaller"
+            ),
         )
 
     # What came of it.
@@ -89,7 +93,8 @@ def connect(precision: str) -> Accelerator:
         ) from error
     if accelerator.num_processes != asked:
         raise StageError(
-            f"{asked} processes were asked for, and {accelerator.num_processes} would train",
+            f"{counted(asked, 'process was', 'processes were')} asked for, and "
+            f"{accelerator.num_processes} would train",
             problems=[Problem("WORLD_SIZE", f"is {asked}; the device is {accelerator.device}")],
             hint="start them with torchrun --nproc_per_node N -m stagecli train ...",
         )
@@ -101,9 +106,9 @@ def trainer_at(
     recipe: Recipe,
     accelerator: Accelerator,
     run_dir: Path,
+    *,
     run: Run | None,
     view: View,
-    *,
     accept_data: bool,
 ) -> Trainer:
     """The trainer as it was at the checkpoint `start`; new where there is none.
@@ -144,9 +149,6 @@ def build_trainer(
     )
 
     # What is trained.
-    text_width = prepared.text.width if prepared.text is not None else None
-    processes = accelerator.num_processes
-    refuse_what_cannot_fit(recipe, prepared.codec, text_width, device, processes)
     network = build_network(recipe, prepared, device)
     optimizer = build_optimizer(network, recipe.train, device)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
@@ -195,17 +197,27 @@ def prepare_together(
 
     The arguments are those of `build_trainer`. Raises StageError.
     """
+    processes = accelerator.num_processes
+    order = micro_batches(recipe, rank=0, world=processes)
     with accelerator.main_process_first():
+        # The networks, and what does not fit the machine however the data turn out.
+        frozen = load_frozen(recipe, accelerator.device)
+        refuse_what_cannot_fit(
+            recipe, frozen.codec, frozen.text_width, accelerator.device, processes
+        )
+        check_least_shared_memory(recipe, frozen, order)
+
+        # The data.
         prepared = prepare(
             recipe,
             run_dir,
             accelerator.device,
             view.progress,
-            features=Stages.of(recipe).features,
+            frozen=frozen,
             start=start,
             accept_data=accept_data,
         )
-    check_shared_memory(prepared, micro_batches(recipe, rank=0, world=accelerator.num_processes))
+    check_shared_memory(prepared, order)
     if run is not None:
         run.notices += [Notice("made again", problem) for problem in prepared.rebuilt]
     return prepared
@@ -235,8 +247,9 @@ def build_pipeline(prepared: Prepared, network: Network, accelerator: Accelerato
 def build_network(recipe: Recipe, prepared: Prepared, device: torch.device) -> Network:
     """The network with its initial weights, a function of `train.seed`."""
     torch.manual_seed(recipe.train.seed)
-    text_width = prepared.text.width if prepared.text is not None else None
-    network = Network(recipe, channels=prepared.codec.channels, text_width=text_width)
+    network = Network(
+        recipe, channels=prepared.codec.channels, text_width=prepared.frozen.text_width
+    )
     network.to(device)
     if recipe.train.compile:
         network.dit.compile_blocks()

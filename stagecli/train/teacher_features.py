@@ -16,8 +16,6 @@ from stagecli.data.examples import Memory
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
 from stagecli.schema import Recipe
-from stagecli.ssl import open_encoder
-from stagecli.stage.base import FeatureSettings
 
 if TYPE_CHECKING:
     from stagecli.ssl.base import Encoder
@@ -83,7 +81,7 @@ class TargetFeatures:
 
 
 def build_target_features(
-    settings: FeatureSettings,
+    encoder: Encoder,
     *,
     recipe: Recipe,
     source: Source,
@@ -94,10 +92,10 @@ def build_target_features(
     """Fill the cache with the features of `clips`; the encoder is then no longer needed.
 
     A clip is encoded whole, brought to one level (as sr trains it), and zero-padded where it is
-    shorter than a crop. Raises StageError where the encoder cannot be loaded.
+    shorter than a crop.
     """
     # The cache: everything that the values depend on is in its configuration.
-    encoder = open_encoder(settings.encoder, settings.layer).to(device)
+    encoder = encoder.to(device)
     sample_rate = recipe.data.sample_rate
     config = {
         "weights": encoder.fingerprint(),
