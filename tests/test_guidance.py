@@ -84,7 +84,7 @@ def test_constant_is_constant(tmp_path: Path) -> None:
 def test_the_end_by_r_takes_three_probes_in_a_row(tmp_path: Path) -> None:
     guidance = mechanism(tmp_path, schedule="regime")
     guidance.attach(torch.nn.Linear(2, 2), 8)
-    probe = Probe({0.5: 0.5}, 0.0, 1.0)
+    probe = Probe({0.5: 0.5}, {0.5: 0.0}, {0.5: 1.0})
     ended = []
     for step, r in enumerate([0.9, 0.951, 0.952, 0.953, 0.954]):
         guidance.plan(step, Plan(r=r))

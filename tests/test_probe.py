@@ -99,9 +99,7 @@ def test_rows_of_probes_hold_what_was_measured(kind: str, whole: Path) -> None:
     for row in rows:
         by_t = [row[f"D_t{t:.2f}"] for t in LEVELS]
         assert row["D"] == pytest.approx(sum(by_t) / 6)
-        assert row["Dn"] == pytest.approx(
-            (row["D"] - row["d_ceiling"]) / (row["d_ref"] - row["d_ceiling"])
-        )
+        assert row["Dn"] == pytest.approx(sum(row[f"Dn_t{t:.2f}"] for t in LEVELS) / 6)
         assert -1e-6 <= row["d_ceiling"] < row["d_ref"] <= 2
         assert row["seconds"] > 0
         assert row["monitor"].startswith("bundled:teacher")
@@ -299,7 +297,7 @@ def test_a_probe_that_is_not_finite_is_an_event_and_training_continues(
     def broken(self: ProbeSet, network: Network) -> Probe:
         probe = measure(self, network)
         if self.calls == 2:
-            probe = Probe(dict.fromkeys(probe.D_t, math.nan), probe.ceiling, probe.reference)
+            probe = Probe(dict.fromkeys(probe.D_t, math.nan), probe.ceiling_t, probe.reference_t)
         self.calls += 1
         return probe
 
@@ -414,9 +412,23 @@ def test_a_perfect_prediction_is_at_the_ceiling_and_another_clip_at_the_referenc
             return probes.measure(network)
 
     perfect = predicting(x0_BTC)
-    assert perfect.normalised(perfect.D) == pytest.approx(0, abs=1e-3)
+    assert perfect.Dn == pytest.approx(0, abs=1e-3)
     other = predicting(x0_BTC.roll(1, 0))
-    assert 0.3 < other.normalised(other.D) < 2.5
+    assert 0.3 < other.Dn < 2.5
+
+
+def test_a_noise_level_is_normalised_by_the_clips_it_was_measured_on(
+    probe_set: tuple[ProbeSet, Network],
+) -> None:
+    probes, network = probe_set
+    probe = probes.measure(network)
+    t = probes.settings.t[1]
+    rows = [1, 4]
+    ceiling = float(probes.ceiling_B[rows].mean())
+    reference = float(probes.reference_B[rows].mean())
+    assert probe.ceiling_t[t] == pytest.approx(ceiling)
+    expected = (float(probes.distances(network)[1, rows].mean()) - ceiling) / (reference - ceiling)
+    assert probe.Dn_t[t] == pytest.approx(expected)
 
 
 def test_the_average_follows_with_half_the_interval_as_half_life(

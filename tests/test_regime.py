@@ -370,8 +370,15 @@ def test_r_ends_above_nine_tenths_on_any_curve_that_falls(
         assert trace[-1] > 0.9
 
 
+def test_a_fall_from_above_one_is_noise_that_goes_not_meaning_that_comes() -> None:
+    """Before it has learnt anything, a prediction can be worse than no information at all."""
+    values = np.linspace(1.6, 1.0, 20)
+    trace = follow(values, new_regime(probes=20))[0]
+    assert trace[-1] == 0.0
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.floats(0.5, 1.2), st.floats(0.3, 0.45), st.integers(40, 120))
+@given(st.floats(0.5, 1.0), st.floats(0.3, 0.45), st.integers(40, 120))
 def test_r_is_the_honest_prior_on_any_steady_curve(top: float, fall: float, probes: int) -> None:
     share = np.arange(1, probes + 1) / probes
     trace = follow(top - fall * share, new_regime(probes=probes))[0]

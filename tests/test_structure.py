@@ -83,7 +83,7 @@ def mechanism(
 
 
 def signals(step: int, average: Any = None, valid: Any = None) -> Signals:
-    probe = None if average is None else Probe({0.5: 0.5}, 0.0, 1.0)
+    probe = None if average is None else Probe({0.5: 0.5}, {0.5: 0.0}, {0.5: 1.0})
     return Signals(step, torch.zeros(1), torch.zeros(1), 1.0, 1.0, probe, average, valid)
 
 

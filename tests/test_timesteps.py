@@ -533,7 +533,8 @@ def test_the_row_of_a_probe_holds_the_density() -> None:
     mechanism = build()
     assert mechanism.probe_row() == {}
     density = mechanism.plan(0, at()).density
-    probe = Probe({0.15: 0.1, 0.55: 0.3, 0.9: 0.7}, ceiling=0.0, reference=1.0)
+    D_t = {0.15: 0.1, 0.55: 0.3, 0.9: 0.7}
+    probe = Probe(D_t, dict.fromkeys(D_t, 0.0), dict.fromkeys(D_t, 1.0))
     mechanism.observe(Signals(1, iid(4), iid(4, 1), 1.0, 1e-3, probe))
     row = mechanism.probe_row()
     quantiles = density.quantile(double(0.1, 0.5, 0.9)).tolist()

@@ -49,9 +49,10 @@ def main() -> None:
     d_KTB = torch.stack([probes.distances(network, draw) for draw in range(options.draws)])
     D = float(d_KTB.mean())
     per_clip = float(d_KTB.mean(1).std(0).square().mean().sqrt())  # of a clip's mean over t
-    gap = probes.reference - probes.ceiling
+    ceiling = float(probes.ceiling_B.mean())
+    gap = float(probes.reference_B.mean()) - ceiling
     sizes = f"{len(probes.clips)} clips, {options.draws} draws"
-    print(f"{path.name}: D {D:.4f}, Dn {(D - probes.ceiling) / gap:.3f}, {sizes}")
+    print(f"{path.name}: D {D:.4f}, Dn {(D - ceiling) / gap:.3f}, {sizes}")
     print("| clips | deviation of D, % of D | of Dn |\n|---|---|---|")
     for size in SIZES:
         deviation = per_clip / size**0.5

@@ -48,7 +48,9 @@ def distances_of(recipe: str, every: int, clips: int, runs: Path) -> dict[str, A
     def measure_and_keep(self: probe.ProbeSet, *arguments: Any, **options: Any) -> torch.Tensor:
         d_TB = measure(self, *arguments, **options)
         kept["d"].append(d_TB.tolist())
-        kept.update(t=list(self.settings.t), ceiling=self.ceiling, reference=self.reference)
+        kept["t"] = list(self.settings.t)
+        kept["ceiling"] = self.ceiling_B.tolist()
+        kept["reference"] = self.reference_B.tolist()
         return d_TB
 
     probe.ProbeSet.distances = measure_and_keep  # type: ignore[method-assign]
@@ -65,6 +67,8 @@ class Replay:
     def __init__(self, kept: dict[str, Any], options: Train, every: int) -> None:
         self.kept = kept
         self.d_PTB = np.array(kept["d"])
+        self.ceiling_B = np.array(kept["ceiling"])
+        self.reference_B = np.array(kept["reference"])
         self.every = every
         self.times = [0.0]
         for step in range(options.steps):
@@ -74,11 +78,13 @@ class Replay:
     def of(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         """rows: the clips of each noise level."""
         regime = Regime(self.settings)
-        scale = self.kept["reference"] - self.kept["ceiling"]
         r, medians = [], []
         for number, d_TB in enumerate(self.d_PTB, 1):
-            means = [d_B[part].mean() for d_B, part in zip(d_TB, rows, strict=True)]
-            Dn = [float(mean - self.kept["ceiling"]) / scale for mean in means]
+            Dn = [
+                float((d_B - self.ceiling_B)[part].mean())
+                / float((self.reference_B - self.ceiling_B)[part].mean())
+                for d_B, part in zip(d_TB, rows, strict=True)
+            ]
             step = number * self.every
             regime.observe(step, self.times[step], dict(zip(self.kept["t"], Dn, strict=True)))
             r.append(regime.r)

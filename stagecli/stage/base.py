@@ -126,41 +126,54 @@ class FeatureSettings:
     layer: int | tuple[int, ...] | Literal["mean"]
 
 
+def _mean(values: Mapping[float, float]) -> float:
+    return math.fsum(values.values()) / len(values)
+
+
 @dataclass(frozen=True)
 class Probe:
     """One measurement of the discrepancy on the fixed probe set.
 
-    D_t: noise level t -> mean over clips of 1 - mean over frames of the cosine between the features
-    of the prediction and of the target; ceiling: the same for the codec's round trip; reference:
-    the same for a signal without information beyond the condition; monitor: label of the encoder.
+    D_t: noise level t -> mean over its clips of 1 - mean over frames of the cosine between the
+    features of the prediction and of the target; ceiling_t: the same for the codec's round trip of
+    these clips; reference_t: the same for a signal without information beyond the condition;
+    monitor: label of the encoder.
     """
 
     D_t: Mapping[float, float]
-    ceiling: float
-    reference: float
+    ceiling_t: Mapping[float, float]
+    reference_t: Mapping[float, float]
     monitor: str = ""
 
     @property
     def D(self) -> float:
         """Mean over the noise levels."""
-        return math.fsum(self.D_t.values()) / len(self.D_t)
+        return _mean(self.D_t)
 
-    def normalised(self, D: float) -> float:
-        """`D` on a scale where 1 is no meaning beyond the condition and 0 is the codec's round
-        trip.
+    @property
+    def Dn_t(self) -> dict[float, float]:
+        """D_t on a scale where 1 is no meaning beyond the condition and 0 is the codec's round
+        trip, each of the clips that the noise level was measured on.
         """
-        return (D - self.ceiling) / (self.reference - self.ceiling)
+        return {
+            t: (D - self.ceiling_t[t]) / (self.reference_t[t] - self.ceiling_t[t])
+            for t, D in self.D_t.items()
+        }
+
+    @property
+    def Dn(self) -> float:
+        """Mean of Dn_t."""
+        return _mean(self.Dn_t)
 
     def row(self) -> dict[str, Any]:
         """The measurement as flat columns of probes.jsonl."""
-        by_t = {f"_t{t:.2f}": D for t, D in self.D_t.items()}
         return {
             "D": self.D,
-            **{f"D{name}": D for name, D in by_t.items()},
-            "Dn": self.normalised(self.D),
-            **{f"Dn{name}": self.normalised(D) for name, D in by_t.items()},
-            "d_ceiling": self.ceiling,
-            "d_ref": self.reference,
+            **{f"D_t{t:.2f}": D for t, D in self.D_t.items()},
+            "Dn": self.Dn,
+            **{f"Dn_t{t:.2f}": Dn for t, Dn in self.Dn_t.items()},
+            "d_ceiling": _mean(self.ceiling_t),
+            "d_ref": _mean(self.reference_t),
             "monitor": self.monitor,
         }
 

@@ -128,8 +128,7 @@ class RegimeMechanism(Mechanism):
         if probe is None:
             return []
         first = self.regime.last_step < 0
-        Dn_t = {t: probe.normalised(D) for t, D in probe.D_t.items()}
-        transitions = self.regime.observe(signals.step, self.tau, Dn_t)
+        transitions = self.regime.observe(signals.step, self.tau, probe.Dn_t)
         events = [Event(self.name, t.before, t.after, t.reason, t.evidence) for t in transitions]
         return [*self._few_probes(), *events] if first else events
 

@@ -62,14 +62,14 @@ def measure_levels(
 
 
 def _measure(history: ProbeHistory, t: float, tau_end: float) -> NoiseLevel:
-    values = history.Dn_t[t]
+    values = [min(1.0, Dn) for Dn in history.Dn_t[t]]
     middles = [statistics.median(values[i : i + MIDDLE]) for i in range(len(values) - MIDDLE + 1)]
     now = middles[-1]
     made = max(0.0, max(middles[:-1]) - now)
     slope = theil_sen(history.taus[history.window], values[history.window])
     left = max(0.0, tau_end - history.taus[-1])
     to_come = min(max(0.0, now), max(0.0, -slope) * left)
-    return NoiseLevel(t=t, Dn=values[-1], made=made, to_come=to_come, scope=made + to_come)
+    return NoiseLevel(t=t, Dn=history.Dn_t[t][-1], made=made, to_come=to_come, scope=made + to_come)
 
 
 def blend(before: Sequence[NoiseLevel], levels: Sequence[NoiseLevel]) -> tuple[NoiseLevel, ...]:

@@ -113,8 +113,8 @@ class ProbeSet:
 
     clips: a number for each clip, which its noise depends on; frames: what the network needs of
     them, x0 [B, T, C] and the conditions; num_samples: audio samples per clip;
-    ceiling, reference: d of the codec's round trip, and of what holds no information beyond the
-    condition; ema: the weights followed, updated every `hold` steps.
+    ceiling_B, reference_B: d of the codec's round trip of each clip, and of what holds no
+    information beyond the condition; ema: the weights followed, updated every `hold` steps.
     """
 
     settings: ProbeSettings
@@ -124,8 +124,8 @@ class ProbeSet:
     distance: FeatureDistance
     codec: Codec
     num_samples: int
-    ceiling: float
-    reference: float
+    ceiling_B: Tensor
+    reference_B: Tensor
     ema: EMA
     hold: int
     accelerator: Accelerator
@@ -145,13 +145,24 @@ class ProbeSet:
 
     def measure(self, network: Network) -> Probe:
         """The discrepancy of the followed weights."""
-        D_T = self.distances(network).nanmean(1).tolist()
         return Probe(
-            D_t=dict(zip(self.settings.t, D_T, strict=True)),
-            ceiling=self.ceiling,
-            reference=self.reference,
+            D_t=self.by_level(self.distances(network)),
+            ceiling_t=self.by_level(self.measured(self.ceiling_B)),
+            reference_t=self.by_level(self.measured(self.reference_B)),
             monitor=self.distance.monitor.label,
         )
+
+    def by_level(self, d_TB: Tensor) -> dict[float, float]:
+        """Mean of d [t, clips] over the clips of each noise level."""
+        return dict(zip(self.settings.t, d_TB.nanmean(1).tolist(), strict=True))
+
+    def measured(self, d_B: Tensor) -> Tensor:
+        """d [clips] or [t, clips] as [t, clips], NaN where a clip is not measured."""
+        d_TB = d_B.double().expand(len(self.settings.t), -1).clone()
+        for row in range(len(self.clips)):
+            left_out = sorted({*range(len(self.settings.t))} - {*self.levels_of(row)})
+            d_TB[left_out, row] = torch.nan
+        return d_TB
 
     @torch.no_grad()
     def distances(self, network: Network, noise: int = 0) -> Tensor:
@@ -175,11 +186,7 @@ class ProbeSet:
                 d_B = self.distance.to_targets(audio_BN, self.targets.rows(rows)).double()
                 d_TB[[k for _, k in part], rows] = d_B
         network.train(training)
-        d_TB = self.accelerator.reduce(d_TB, "sum")
-        for row in range(len(self.clips)):
-            left_out = sorted({*range(len(self.settings.t))} - {*self.levels_of(row)})
-            d_TB[left_out, row] = torch.nan
-        return d_TB
+        return self.measured(self.accelerator.reduce(d_TB, "sum"))
 
     def levels_of(self, row: int) -> range:
         """Numbers of the noise levels at which a clip is measured: two of six, in turn.

@@ -83,20 +83,18 @@ def build_probes(
     check_count(len(indices), settings.clips)
     clips = load_clips(examples, indices, distance)
     if recipe.task.kind == "sr":
-        reference = float(input_distance(clips, distance).mean())
+        reference_B = input_distance(clips, distance)
     else:
-        reference = mismatch_distance(clips.targets, [clip.caption for clip in examples.clips])
+        reference_B = mismatch_distance(clips.targets, [clip.caption for clip in examples.clips])
 
     # The scale starts at what the codec itself loses.
     batch = Collate(recipe.condition.max_length)(clips.items)
     frames = to_frames(to_device(batch, device), codec)
     decoded_BN = round_trip(codec, clips.audio_BN, device)
-    ceiling = float(distance.to_targets(decoded_BN, clips.targets).mean())
+    ceiling_B = distance.to_targets(decoded_BN, clips.targets)
     progress("probe set", 1, 1)
-    check_scale(monitor.label, ceiling, reference)
-
     hold = max(1, settings.every // UPDATES)
-    return ProbeSet(
+    probes = ProbeSet(
         settings=settings,
         clips=clips.indices,
         frames=frames,
@@ -104,12 +102,14 @@ def build_probes(
         distance=distance,
         codec=codec,
         num_samples=prepared.num_samples,
-        ceiling=ceiling,
-        reference=reference,
+        ceiling_B=ceiling_B,
+        reference_B=reference_B,
         ema=EMA(network, 0.5 ** (hold / (settings.every / 2))),
         hold=hold,
         accelerator=accelerator,
     )
+    check_scale(probes)
+    return probes
 
 
 def count_probe_clips(
@@ -151,14 +151,18 @@ def check_count(count: int, asked: int) -> None:
     )
 
 
-def check_scale(monitor: str, ceiling: float, reference: float) -> None:
-    """Raises StageError where ceiling and reference are too close; monitor: a label."""
+def check_scale(probes: ProbeSet) -> None:
+    """Raises StageError where ceiling and reference are too close at a noise level."""
+    ceilings = probes.by_level(probes.measured(probes.ceiling_B))
+    references = probes.by_level(probes.measured(probes.reference_B))
+    closest = min(ceilings, key=lambda t: references[t] - ceilings[t])
+    ceiling, reference = ceilings[closest], references[closest]
     if reference - ceiling >= LEAST_GAP:
         return
     raise StageError(
-        f"monitor {monitor} cannot measure this run: to it, audio of which nothing was learnt is "
-        f"hardly further from the original (distance {reference:.4f}) than audio that only went "
-        f"through the codec ({ceiling:.4f})",
+        f"monitor {probes.distance.monitor.label} cannot measure this run: to it, audio of which "
+        f"nothing was learnt is hardly further from the original (distance {reference:.4f}) than "
+        f"audio that only went through the codec ({ceiling:.4f})",
         problems=[
             Problem(
                 f"stage.{registry.REGIME}.monitor",
@@ -251,8 +255,8 @@ def input_distance(clips: ProbeClips, distance: FeatureDistance) -> Tensor:
     return distance.to_targets(low_BN, clips.targets)
 
 
-def mismatch_distance(targets: Targets, captions: Sequence[str]) -> float:
-    """Mean d between clips of different captions, of any two where all captions agree (t2a).
+def mismatch_distance(targets: Targets, captions: Sequence[str]) -> Tensor:
+    """Mean d [B] to the clips of other captions, to all others where all captions agree (t2a).
 
     Such a pair sounds equally real and means something else. There are at least two clips.
     """
@@ -266,4 +270,5 @@ def mismatch_distance(targets: Targets, captions: Sequence[str]) -> float:
     differ_BB = torch.tensor([[a != b for b in captions] for a in captions])
     if not bool(differ_BB.any()):
         differ_BB = ~torch.eye(len(captions), dtype=torch.bool)
-    return float((1 - cosine_BB[differ_BB.to(cosine_BB.device)]).mean())
+    differ_BB = differ_BB.to(cosine_BB.device)
+    return 1 - (cosine_BB * differ_BB).sum(1) / differ_BB.sum(1)
