@@ -51,6 +51,7 @@ MECHANISMS = {
     "stage__regime__partial_band": True,
     "stage__guidance__hidden": 16,
     "stage__timesteps__floor": 0.2,
+    "stage__structure__action": "align",
     "stage__structure__when": "always",
     "stage__structure__ramp": 0.3,
 }

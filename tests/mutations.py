@@ -347,6 +347,13 @@ MUTATIONS = (
         tests=("test_structure.py",),
     ),
     Mutation(
+        name="align-moves-the-teacher-too",
+        room="stage",
+        pattern=r"(result\.hidden\[teacher\])\.detach\(\)",
+        replacement=r"\1",
+        tests=("test_structure_actions.py",),
+    ),
+    Mutation(
         name="checkpoint-of-other-mechanisms-accepted",
         room="stage",
         pattern=r"if set\(state\) != set\(self\.mechanisms\):",
@@ -356,8 +363,8 @@ MUTATIONS = (
     Mutation(
         name="guidance-ends-late",
         room="stage",
-        pattern=r"share = r / ([\w.]+\.end)",
-        replacement=r"share = r / \1 / 2",
+        pattern=r"share = max\(0\.0, r - self\.fade\) /",
+        replacement="share = max(0.0, r - self.fade) / 2 /",
         tests=("test_guidance.py",),
     ),
     # Recipe and command line

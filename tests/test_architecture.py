@@ -20,6 +20,7 @@ from stagecli.stage import registry
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
+    ("study",),
     ("train", "evaluate"),
     ("generate",),
     ("terminal", "runs"),
@@ -226,7 +227,8 @@ def test_lower_layers_do_not_import_the_trainer() -> None:
     users = {m for m in SOURCES if any(under(n, "stagecli.train.trainer") for n in imported(m))}
     assert users == {"train.setup"}
     assert {m for m in SOURCES if any(under(n, "stagecli.train.launch") for n in imported(m))} == {
-        "cli.train"
+        "cli.train",
+        "study.work",
     }
 
 

@@ -18,8 +18,10 @@ from stagecli.recipe.load import load_recipe
 from stagecli.ssl import make_encoder
 from stagecli.stage.base import Plan, Probe, Signals
 from stagecli.stage.controller import Stages
-from stagecli.stage.guidance import GuidanceMechanism, GuidanceOptions
-from stagecli.stage.guidance_projection import Projectors
+from stagecli.stage.guidance import GuidanceMechanism
+from stagecli.stage.guidance_heads import TeacherHead
+from stagecli.stage.guidance_options import GuidanceOptions
+from stagecli.stage.guidance_projection import Projectors, ProjectorShape
 from stagecli.train.teacher_features import TargetFeatures, build_target_features
 
 STEPS = 12
@@ -45,14 +47,22 @@ def mechanism(folder: Path, **options: Any) -> GuidanceMechanism:
 # -- the schedules ---------------------------------------------------------------------------------
 
 
-def test_the_schedule_by_r_is_the_half_cosine_and_then_exactly_zero(tmp_path: Path) -> None:
+def test_the_schedule_by_r_holds_then_fades_and_is_then_exactly_zero(tmp_path: Path) -> None:
     guidance = mechanism(tmp_path, schedule="regime")
-    assert guidance.strength(0, 0.0) == 0.5
-    assert guidance.strength(5, 0.35) == pytest.approx(0.25)
-    for r in (0.7, 0.71, 1.0):
+    assert {guidance.strength(0, r) for r in (0.0, 0.5, 0.79, 0.8)} == {0.5}
+    assert guidance.strength(5, 0.875) == pytest.approx(0.25)
+    for r in (0.95, 0.96, 1.0):
         assert guidance.strength(5, r) == 0.0
-    values = [guidance.strength(0, r) for r in np.linspace(0, 0.7, 50)]
+    values = [guidance.strength(0, r) for r in np.linspace(0, 1, 80)]
     assert values == sorted(values, reverse=True)
+
+
+def test_without_a_fade_the_schedule_by_r_is_one_half_cosine(tmp_path: Path) -> None:
+    guidance = mechanism(tmp_path, schedule="regime", fade=0.0, end=0.7)
+    for r in np.linspace(0, 1, 40):
+        expected = 0.25 * (1 + np.cos(np.pi * min(1, r / 0.7)))
+        assert guidance.strength(0, float(r)) == pytest.approx(expected, abs=1e-12)
+    assert guidance.strength(0, 0.7) == 0.0
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "exponential", "stop"])
@@ -76,7 +86,7 @@ def test_the_end_by_r_takes_three_probes_in_a_row(tmp_path: Path) -> None:
     guidance.attach(torch.nn.Linear(2, 2), 8)
     probe = Probe({0.5: 0.5}, 0.0, 1.0)
     ended = []
-    for step, r in enumerate([0.6, 0.71, 0.72, 0.73, 0.74]):
+    for step, r in enumerate([0.9, 0.951, 0.952, 0.953, 0.954]):
         guidance.plan(step, Plan(r=r))
         assert (
             guidance.observe(Signals(step, torch.zeros(1), torch.zeros(1), 1.0, 1.0)) == []
@@ -105,6 +115,12 @@ def result_of(batch: int = 6, frames: int = 10, width: int = 32, features: int =
     return Result(loss_B, x_BTC, x_BTC, t_B, condition, hidden)  # type: ignore[arg-type]
 
 
+def teacher_head(guidance: GuidanceMechanism) -> TeacherHead:
+    head = guidance.heads["teacher"]
+    assert isinstance(head, TeacherHead)
+    return head
+
+
 def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(
     tmp_path: Path,
 ) -> None:
@@ -112,16 +128,17 @@ def test_samples_outside_the_window_are_not_guided_and_the_weight_is_per_sample(
     guidance.attach(torch.nn.Linear(2, 2), 192)
     guidance.plan(0, Plan())
     result = result_of()
+    guidance.begin_step(result.t_B)
     term = guidance.loss(result)
     assert term is not None
     assert term.shape == ()
     expected = 0.0
-    cosine_KB = guidance.projection.cosines(
-        list(result.hidden.values()), result.condition["features"], slice(None)
+    cosine_KB = teacher_head(guidance).cosines(
+        torch.stack(list(result.hidden.values())), result.condition["features"], slice(None)
     )
     assert cosine_KB.shape == (2, 6)
     for cosine_B in cosine_KB:
-        expected += 0.5 * float((1 - cosine_B[1:5]).detach().sum()) / 6 / 2
+        expected += 0.5 * float((1 - cosine_B[1:5]).detach().mean()) / 2
     assert float(term.detach()) == pytest.approx(expected, rel=1e-5)
     term.backward()
     for hidden in result.hidden.values():
@@ -151,25 +168,27 @@ def test_over_a_few_steps_every_frame_counts_once(tokens: int, tmp_path: Path) -
     assert np.mean(terms[4]) == pytest.approx(terms[1][0], rel=1e-5)
 
 
-def test_projectors_are_two_layers_each_of_its_own_block() -> None:
-    projectors = Projectors(2, 3, 5, 4)
+@pytest.mark.parametrize("layers", [2, 3, 4])
+def test_projectors_are_mlps_each_of_its_own_block(layers: int) -> None:
+    projectors = Projectors(ProjectorShape(blocks=2, layers=layers, width=3, hidden=5, output=4))
+    assert len(projectors.weights) == layers
     x_KNW = torch.randn(2, 7, 3)
     for k in range(2):
-        first = torch.nn.Linear(3, 5)
-        second = torch.nn.Linear(5, 4)
-        with torch.no_grad():
-            first.weight.copy_(projectors.first_KWH[k].T)
-            first.bias.copy_(projectors.first_K1H[k, 0])
-            second.weight.copy_(projectors.second_KHD[k].T)
-            second.bias.copy_(projectors.second_K1D[k, 0])
-        plain = second(torch.nn.functional.silu(first(x_KNW[k])))
+        plain = x_KNW[k]
+        for number, (weight, bias) in enumerate(
+            zip(projectors.weights, projectors.biases, strict=True)
+        ):
+            inner = torch.nn.functional.silu(plain) if number else plain
+            plain = torch.nn.functional.linear(inner, weight[k].T, bias[k, 0])
+        assert plain.shape == (7, 4)
         assert torch.allclose(projectors(x_KNW)[k], plain, atol=1e-6)
 
 
 def test_projectors_clip_and_a_gradient_that_overflows_moves_nothing(tmp_path: Path) -> None:
     guidance = mechanism(tmp_path, layers=[1])
     guidance.attach(torch.nn.Linear(2, 2), 8)
-    weights = list(guidance.projection.module.parameters())  # type: ignore[union-attr]
+    projection = teacher_head(guidance).projection
+    weights = list(projection.module.parameters())
     before = [p.detach().clone() for p in weights]
     for value, moves in ((torch.inf, False), (torch.nan, False), (1e3, True)):
         for p in weights:
@@ -177,7 +196,7 @@ def test_projectors_clip_and_a_gradient_that_overflows_moves_nothing(tmp_path: P
         weights[0].grad = torch.full_like(weights[0], value)
         guidance.step(1e-2, lambda x: x, 2.0)
         assert all(bool(torch.isfinite(p).all()) for p in weights)
-        states = guidance.projection.optimizer.state.values()  # type: ignore[union-attr]
+        states = projection.optimizer.state.values()
         norm = torch.stack([s["exp_avg"].norm() for s in states]).norm()
         assert float(norm) == pytest.approx(
             0.1 if moves else 0.0, rel=1e-3
@@ -283,7 +302,7 @@ def test_guidance_changes_training_reports_itself_and_ends(kind: str, whole: Pat
     _, trainer = checkpoint.load_state(whole / kind / "checkpoints" / f"step_{STEPS:08d}")
     state = trainer["stages"]["guidance"]
     assert state["ended"]
-    assert state["projection"] is None
+    assert state["heads"] == {}
 
 
 def test_after_the_end_no_feature_is_read(
@@ -442,8 +461,8 @@ def test_half_precision_cosines_stay_finite(tmp_path: Path) -> None:
     guidance.attach(torch.nn.Linear(2, 2), 8)
     guidance.plan(0, Plan())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = [torch.zeros(2, 5, 32, dtype=torch.bfloat16)]
-        cosine_KB = guidance.projection.cosines(hidden, torch.zeros(2, 3, 8), slice(None))
+        hidden = torch.zeros(1, 2, 5, 32, dtype=torch.bfloat16).float()
+        cosine_KB = teacher_head(guidance).cosines(hidden, torch.zeros(2, 3, 8), slice(None))
     assert bool(torch.isfinite(cosine_KB).all())
     assert cosine_KB.dtype == torch.float32
 

@@ -17,6 +17,7 @@ STRUCTURE: dict[str, Any] = {
     **REGIME,
     "train__validate_every": 3,
     "model__depth": 4,
+    "stage__structure__action": "align",
     "stage__structure__when": "always",
     "stage__structure__ramp": 0.3,
 }
@@ -36,7 +37,13 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         "stage__timesteps__bins": 2,
         "stage__timesteps__history": 1,
     },
-    "all": {**STRUCTURE, **GUIDED, "stage__timesteps__bins": 2, "stage__timesteps__history": 2},
+    "all": {
+        **STRUCTURE,
+        **GUIDED,
+        "stage__structure__action": "diversify",
+        "stage__timesteps__bins": 2,
+        "stage__timesteps__history": 2,
+    },
 }
 STEPS = 6
 # Columns of metrics.jsonl that are not about time.

@@ -279,7 +279,7 @@ PROBES: dict[str, Any] = {"stage.regime__every": 2, "stage.regime__partial_band"
 
 def test_a_probe_set_smaller_than_asked_is_announced(folder: Path) -> None:
     recipe = write_recipe(folder.parent / "r.toml", **MANIFEST, train__steps=1, **PROBES)
-    words = "the probe set holds 3 of the 96 clips"
+    words = "the probe set holds 3 of the 9 clips"
     planned = run_cli("train", recipe, "--dry-run", cwd=folder.parent)
     assert planned.code == 0, planned.stderr
     assert words in " ".join(planned.stderr.split())

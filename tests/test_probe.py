@@ -325,7 +325,8 @@ def test_a_probe_that_is_not_finite_is_an_event_and_training_continues(
 def probe_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ProbeSet, Network]:
     monkeypatch.chdir(tmp_path)
     fresh_accelerate()
-    recipe = load_recipe(write_recipe(tmp_path / "p.toml", "t2a", **REGIME))
+    options = {**REGIME, "stage__regime__clips": 6}  # as many at every noise level
+    recipe = load_recipe(write_recipe(tmp_path / "p.toml", "t2a", **options))
     accelerator = Accelerator(cpu=True)
     prepared = prepare(recipe, None, accelerator.device, lambda *_: None)
     torch.manual_seed(0)
@@ -341,7 +342,45 @@ def test_same_weights_same_number_and_other_noise_another(
     probes, network = probe_set
     first = probes.measure(network)
     assert probes.measure(network).D_t == first.D_t
-    assert not probes.distances(network, noise=1).equal(probes.distances(network))
+    d_TB = probes.distances(network)
+    measured_TB = ~d_TB.isnan()
+    assert not probes.distances(network, noise=1)[measured_TB].equal(d_TB[measured_TB])
+
+
+def test_a_clip_is_measured_at_two_of_six_noise_levels_and_a_level_on_a_third_of_the_clips(
+    probe_set: tuple[ProbeSet, Network],
+) -> None:
+    probes, network = probe_set
+    measured_TB = ~probes.distances(network).isnan()
+    assert measured_TB.shape == (6, 6)
+    assert measured_TB.sum(0).tolist() == [2] * 6 == measured_TB.sum(1).tolist()
+    assert measured_TB[:, 1].nonzero().flatten().tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "train", "expected"),
+    [
+        ({}, {"steps": 600, "batch_size": 32}, (20, 16)),
+        ({}, {"steps": 600, "batch_size": 8}, (20, 9)),
+        ({}, {"steps": 2000, "batch_size": 32}, (66, 52)),
+        ({}, {"steps": 400_000, "batch_size": 64}, (2000, 96)),
+        ({}, {"steps": 10_000, "batch_size": 64}, (60, 96)),
+        ({"clips": 24}, {"steps": 600, "batch_size": 32}, (30, 24)),
+        ({"every": 25}, {"steps": 600, "batch_size": 32}, (25, 20)),
+        ({"every": 5, "clips": 64}, {"steps": 600, "batch_size": 32}, (5, 64)),
+        ({}, {"steps": 4, "batch_size": 2}, (1, 9)),
+    ],
+)
+def test_interval_and_clips_that_are_not_set_follow_from_the_cost(
+    options: dict[str, Any], train: dict[str, int], expected: tuple[int, int], tmp_path: Path
+) -> None:
+    regime = {"source": "measured", **options}
+    changes = {f"stage__regime__{key}": value for key, value in regime.items()}
+    changes |= {f"train__{key}": value for key, value in {"warmup_steps": 0, **train}.items()}
+    recipe = load_recipe(write_recipe(tmp_path / "p.toml", "t2a", **changes))
+    settings = Stages.of(recipe).probes
+    assert settings is not None
+    assert (settings.every, settings.clips) == expected
 
 
 def test_measuring_leaves_the_network_as_it_was(probe_set: tuple[ProbeSet, Network]) -> None:
@@ -361,11 +400,12 @@ def test_a_perfect_prediction_is_at_the_ceiling_and_another_clip_at_the_referenc
 ) -> None:
     probes, network = probe_set
     x0_BTC = probes.frames["x0"]
+    rows = [row for row in range(len(probes.clips)) for _ in probes.levels_of(row)]
 
     def predicting(frames_BTC: torch.Tensor) -> Probe:
         def velocity(x_BTC: torch.Tensor, t_B: torch.Tensor, _: Any) -> Any:
             class Out:
-                velocity_BTC = (x_BTC - frames_BTC) / t_B[:, None, None]
+                velocity_BTC = (x_BTC - frames_BTC[rows]) / t_B[:, None, None]
 
             return Out
 

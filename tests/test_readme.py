@@ -65,7 +65,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_recipes_named_are_the_recipes_shipped() -> None:
     table = [line for line in TEXT.splitlines() if line.startswith("| `")]
-    named = {name for line in table for name in re.findall(r"`([\w-]+)`", line.split("|")[1])}
+    named = {name for line in table for name in re.findall(r"`([\w/-]+)`", line.split("|")[1])}
     assert named == set(shipped_recipes())
 
 

@@ -20,7 +20,7 @@ from stagecli.recipe.source import shipped_recipes
 from stagecli.schema import Recipe
 from stagecli.stage import registry
 
-SHIPPED = sorted(shipped_recipes().values())
+SHIPPED = shipped_recipes()
 FAMILIES = ["fsdd-t2a", "esc10-t2a", "esc10-sr", "audiocaps-t2a", "vctk-sr-48k"]
 SECTIONS = [name for name in Recipe.model_fields if name != "stage"]
 
@@ -230,13 +230,15 @@ def test_the_standalone_text_of_any_toml_is_that_toml(tmp_path: Path) -> None:
 
 
 def test_there_are_shipped_recipes() -> None:
-    assert {"quickstart", "quickstart-sr"} <= {path.stem for path in SHIPPED}
+    assert {"quickstart", "quickstart-sr", "studies/digits"} <= set(SHIPPED)
+    assert not any(path.name.endswith(".study.toml") for path in SHIPPED.values())
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_recipe(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGECLI_DATA", str(tmp_path))
-    recipe = load_recipe(path.stem)
+    path = SHIPPED[name]
+    recipe = load_recipe(name)
     assert recipe.about.name == path.stem
     assert recipe.about.summary.strip()
     assert recipe.about.needs.strip()

@@ -201,7 +201,7 @@ def retired_words() -> list[str]:
 def test_retired_words_are_not_used() -> None:
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
     scripts = [*SOURCES.values(), *(REPOSITORY / "docs").rglob("*.py")]
-    recipes = (REPOSITORY / "recipes").glob("*.toml")
+    recipes = (REPOSITORY / "recipes").rglob("*.toml")
     words = retired_words()
     assert words
     used = []

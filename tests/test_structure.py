@@ -1,4 +1,4 @@
-"""`[stage.structure]`: finding groups, and only real ones; the term, its size, its end; resume."""
+"""`[stage.structure]`: finding groups, when it acts and for how long, resume, the report."""
 
 from __future__ import annotations
 
@@ -27,15 +27,9 @@ from stagecli.stage import grouping
 from stagecli.stage.base import Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.stage.probe_columns import group_spans
-from stagecli.stage.structure import (
-    CHECK,
-    EVERY,
-    TURNS,
-    StructureMechanism,
-    StructureOptions,
-)
+from stagecli.stage.structure import StructureMechanism, StructureOptions
 from stagecli.stage.structure_columns import COLUMNS
-from stagecli.stage.structure_term import EVERY_TYPE, TYPES, between, pull_and_hinge
+from stagecli.stage.structure_groups import TYPES
 
 STEPS = 12
 BASE: dict[str, Any] = {
@@ -45,8 +39,23 @@ BASE: dict[str, Any] = {
     "stage__regime__every": 2,
     "stage__regime__clips": 4,
 }
-ALWAYS = {**BASE, "stage__structure__when": "always", "stage__structure__ramp": 0.3}
-RESULT = Result(torch.zeros(1), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1))
+# Guidance reads hidden states of the same blocks.
+GUIDED = {**BASE, "stage__guidance__schedule": "constant", "stage__guidance__hidden": 16}
+ALWAYS = {
+    **GUIDED,
+    "stage__structure__action": "align",
+    "stage__structure__when": "always",
+    "stage__structure__ramp": 0.3,
+}
+
+
+def result_of(depth: int) -> Result:
+    """A step's result with the hidden states of all blocks."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = {k: torch.randn(2, 3, 8, generator=generator) for k in range(depth + 1)}
+    return Result(
+        torch.zeros(2), torch.zeros(2, 3, 1), torch.zeros(2, 3, 1), hidden[0][:, 0, 0], {}, hidden
+    )
 
 
 class Blocks(torch.nn.Module):
@@ -73,9 +82,9 @@ def mechanism(
     return built
 
 
-def signals(step: int, average: Any = None, valid: Any = None, norm: float = 1.0) -> Signals:
+def signals(step: int, average: Any = None, valid: Any = None) -> Signals:
     probe = None if average is None else Probe({0.5: 0.5}, 0.0, 1.0)
-    return Signals(step, torch.zeros(1), torch.zeros(1), norm, 1.0, probe, average, valid)
+    return Signals(step, torch.zeros(1), torch.zeros(1), 1.0, 1.0, probe, average, valid)
 
 
 def drawn(
@@ -137,6 +146,13 @@ def of_sizes(*sizes: int) -> list[int]:
 # -- partitions ------------------------------------------------------------------------------------
 
 
+def every_partition(depth: int) -> list[np.ndarray]:
+    """All contiguous partitions into groups of two or more that the depth allows."""
+    steps = itertools.product((0, 1), repeat=depth - 1)
+    labels = [np.array([0, *itertools.accumulate(changes)]) for changes in steps]
+    return [each for each in labels if min(np.bincount(each)) >= 2 and 1 <= each.max() <= 5]
+
+
 @settings(max_examples=60, deadline=None)
 @given(depth=st.integers(4, 9), seed=st.integers(0, 10_000))
 def test_the_dynamic_programme_is_exact(depth: int, seed: int) -> None:
@@ -149,7 +165,7 @@ def test_the_dynamic_programme_is_exact(depth: int, seed: int) -> None:
         return float((same * (1 - S) / same.sum(0)).sum())
 
     partitions = grouping.partitions(S[None], groups)[0]
-    every = list(grouping.every_partition(depth))
+    every = every_partition(depth)
     for K, labels in zip(groups, partitions, strict=True):
         best = min(cost(other) for other in every if other.max() + 1 == K)
         assert labels.max() + 1 == K
@@ -159,14 +175,8 @@ def test_the_dynamic_programme_is_exact(depth: int, seed: int) -> None:
 
 
 def test_every_partition_is_counted() -> None:
-    assert [len(list(grouping.every_partition(depth))) for depth in (4, 5, 6, 7, 8, 12)] == [
-        1,
-        2,
-        4,
-        7,
-        12,
-        88,
-    ]
+    counts = [len(every_partition(depth)) for depth in (4, 5, 6, 7, 8, 12)]
+    assert counts == [1, 2, 4, 7, 12, 88]
     assert [max(grouping.counts(depth)) for depth in (4, 6, 12, 24)] == [2, 3, 6, 6]
 
 
@@ -240,15 +250,6 @@ def test_surrogates_keep_every_diagonal() -> None:
     assert np.array_equal(again, drawn_NLL)
 
 
-def test_which_depths_can_pass_the_test() -> None:
-    """Ideal groups in few blocks do not stand out of a null that finds groups in them by chance."""
-    for depth in (4, 5, 6, 7):
-        assert grouping.reachable(depth, 4.0)[0] == 0
-    count, every, most = grouping.reachable(8, 4.0)
-    assert (every, most > 4.0) == (12, True)
-    assert 0 < count < every
-
-
 def test_ideal_groups_are_found_and_a_pure_fall_has_none() -> None:
     labels = of_sizes(4, 5, 3)
     best = grouping.group(grouped(labels), seed=0)
@@ -273,23 +274,23 @@ def activated(
         structure.plan(k, Plan(r=1.0))
         events = structure.observe(signals(k, average))
         rows.append(structure.probe_row())
-        if any(event.after == "active" for event in events):
+        if any(event.after in ("active", "fixed") for event in events):
             return True, rows
     return False, rows
 
 
 @pytest.mark.parametrize("kind", ["drift", "groups"])
-def test_groups_activate_and_a_smooth_drift_does_not(kind: str, tmp_path: Path) -> None:
-    """200 trials of 10 probes at depth 12; run with `-k activate -s` to see the numbers."""
+def test_z_tells_groups_from_a_smooth_drift(kind: str, tmp_path: Path) -> None:
+    """60 trials of 9 probes at depth 12; run with `-k smooth -s` to see the numbers."""
     network = Blocks(12, width=12)
     rng = np.random.default_rng(5)
     sketches = {}
-    acted = []
-    rows = []
+    begun = []
+    z = []
     drifts = [drift(12, length, warp) for length in (2, 3, 4, 6) for warp in (1.0, 0.67, 1.5)]
     sizes = [(4, 4, 4), (3, 5, 4), (6, 6), (5, 7), (2, 4, 6)]
     recipe = recipe_of(tmp_path)
-    for k in range(200):
+    for k in range(60):
         C_LL = (
             drifts[k % len(drifts)]
             if kind == "drift"
@@ -299,30 +300,43 @@ def test_groups_activate_and_a_smooth_drift_does_not(kind: str, tmp_path: Path) 
         structure.attach(network, None)
         # The same maps in every trial: making them takes most of the time.
         structure.groups.sketches = sketches
-        did, probe_rows = activated(structure, uneven(C_LL, rng), network, k, 10)
-        acted.append(did)
-        rows += probe_rows[5:]
-    z = [row["structure_z"] for row in rows]
-    change = [row["structure_change"] for row in rows]
-    print(f"\n{kind}: {sum(acted)} of {len(acted)} trials activate")
+        did, rows = activated(structure, uneven(C_LL, rng), network, k, 9)
+        begun.append(did)
+        z.append(rows[-1]["structure_z"])
+    print(f"\n{kind}: the groups of {sum(begun)} of {len(begun)} trials converge")
     print(f"z median {np.median(z):.2f}, 95 % {np.quantile(z, 0.95):.2f}")
-    print(f"change of S median {np.median(change):.3f}")
-    assert sum(acted) < 4 if kind == "drift" else sum(acted) > 190
+    if kind == "groups":
+        assert all(begun)
+        assert np.median(z) > 4
+    else:
+        assert np.quantile(z, 0.95) < 3
 
 
-def test_every_condition_is_needed(tmp_path: Path) -> None:
+def test_stable_groups_and_r_are_both_needed(tmp_path: Path) -> None:
     network = Blocks(12)
-    C_LL = grouped(of_sizes(6, 6), 0.8, 0.1)
-    assert activated(mechanism(tmp_path, network=network), C_LL, network, 0, 10)[0]
-    for options in ({"z": 99.0}, {"change": 1e-4}):
-        strict = mechanism(tmp_path, network=network, **options)
-        assert not activated(strict, C_LL, network, 0, 10)[0]
-    waits = mechanism(tmp_path, network=network)
-    for k, average in enumerate(drawn(C_LL, network, 12, 0), 1):
-        waits.plan(k, Plan(r=0.49 if k < 9 else 0.5))
-        events = waits.observe(signals(k, average))
-        assert bool(events) == (k == 11)  # the third probe with such an r
-    assert waits.state == "active"
+    averages = list(drawn(grouped(of_sizes(6, 6), 0.8, 0.1), network, 12, 0))
+    for r, needed in ((0.5, 5), (0.49, None)):
+        waits = mechanism(tmp_path, network=network)
+        steps = []
+        for k, average in enumerate(averages, 1):
+            waits.plan(k, Plan(r=r))
+            steps += [k for _ in waits.observe(signals(k, average))]
+        # Two probes to the first partition, then three like the one before.
+        assert steps == ([] if needed is None else [needed])
+    late = mechanism(tmp_path, network=network)
+    for k, average in enumerate(averages, 1):
+        late.plan(k, Plan(r=0.49 if k < 9 else 0.5))
+        assert bool(late.observe(signals(k, average))) == (k == 9)
+    # A partition that jumps about is not converged, however large r is.
+    jumps = mechanism(tmp_path, network=network)
+    noise = list(drawn(np.eye(12), network, 12, 3))
+    labels = [None]
+    for k, average in enumerate(noise, 1):
+        jumps.plan(k, Plan(r=1.0))
+        jumps.observe(signals(k, average))
+        labels.append(jumps.probe_row()["structure_labels"])
+        same = labels[-2] is not None and grouping.adjusted_rand(labels[-1], labels[-2]) >= 0.9
+        assert (jumps.streak > 0) == same
 
 
 def test_moments_find_groups_whose_hidden_units_are_in_another_order(tmp_path: Path) -> None:
@@ -348,9 +362,9 @@ def test_moments_find_groups_whose_hidden_units_are_in_another_order(tmp_path: P
             structure.plan(k, Plan(r=1.0))
             structure.observe(signals(k, {name: permuted(name, W) for name, W in average.items()}))
         monitors[similarity] = structure
-    assert monitors["moments"].state == "active"
-    assert list(monitors["moments"].term.labels) == of_sizes(6, 6)
-    assert monitors["updates"].state == "waiting"
+    assert monitors["moments"].state == "fixed"
+    assert list(monitors["moments"].labels) == of_sizes(6, 6)
+    assert monitors["updates"].groups.grouping.z < 3
     off = ~np.eye(12, dtype=bool)
     updates_LL = monitors["updates"].groups.S_LL
     moments_LL = monitors["moments"].groups.S_LL
@@ -360,14 +374,15 @@ def test_moments_find_groups_whose_hidden_units_are_in_another_order(tmp_path: P
 def test_the_event_says_why_and_names_the_groups(tmp_path: Path) -> None:
     network = Blocks(12)
     labels = of_sizes(6, 6)
-    structure = mechanism(tmp_path, network=network)
+    structure = mechanism(tmp_path, network=network, action="align")
     for k, average in enumerate(drawn(grouped(labels, 0.8, 0.1), network, 10, 0), 1):
         structure.plan(k, Plan(r=0.7))
         for event in structure.observe(signals(k, average)):
             assert (event.before, event.after) == ("waiting", "active")
             assert "converged" in event.reason
             assert event.evidence["groups"] == labels
-            assert event.evidence["z"] >= 4
+            assert event.evidence["z"] > 2
+            assert (event.evidence["action"], event.evidence["blocks"]) == ("align", "4 <- 9")
             return
     pytest.fail("no event")
 
@@ -382,8 +397,8 @@ def test_controls_choose_other_groups(tmp_path: Path) -> None:
     for kind in ("measured", "shuffled", "random", "thirds"):
         structure = mechanism(tmp_path, network=network, groups=kind, when="always", seed=3)
         activated(structure, grouped(labels, 0.9, 0.1), network, 0, 4)
-        assert structure.state == "active"
-        chosen[kind] = list(structure.term.labels)
+        assert structure.state == "fixed"
+        chosen[kind] = list(structure.labels)
     assert chosen["thirds"] == of_sizes(4, 4, 4)
     assert sorted(chosen["shuffled"]) == sorted(chosen["measured"])
     assert grouping.adjusted_rand(chosen["shuffled"], chosen["measured"]) < 0.1
@@ -394,7 +409,7 @@ def test_random_groups_are_every_partition_and_nothing_else(tmp_path: Path) -> N
     for seed in range(120):
         structure = mechanism(tmp_path, depth=7, groups="random", when="always", seed=seed)
         seen.add(structure.choose_labels())
-    assert seen == {tuple(labels.tolist()) for labels in grouping.every_partition(7)}
+    assert seen == {tuple(labels.tolist()) for labels in every_partition(7)}
 
 
 def test_random_groups_need_no_measurement_and_a_step_is_waited_for(tmp_path: Path) -> None:
@@ -406,201 +421,15 @@ def test_random_groups_need_no_measurement_and_a_step_is_waited_for(tmp_path: Pa
     assert [measured.observe(signals(step)) for step in range(5)] == [[]] * 5
 
 
-# -- the term --------------------------------------------------------------------------------------
-
-
-def acting(
-    folder: Path, labels: list[int], network: torch.nn.Module | None = None, **options: Any
-) -> Any:
-    """A mechanism whose term began at step 0 with these groups."""
-    structure = mechanism(
-        folder, len(labels), network, **{"when": "always", "groups": "random", **options}
-    )
-    structure.observe(signals(0))
-    assert structure.state == "active"
-    structure.begin(tuple(labels), 0)
-    return structure
-
-
-def test_identical_blocks_and_blocks_alone_are_not_pulled(tmp_path: Path) -> None:
-    network = Blocks(4)
-    alone = acting(tmp_path, [0, 1, 2, 3], network)
-    gradients = torch.autograd.grad(alone.term.whole(), alone.term.weights)
-    assert max(float(g.abs().max()) for g in gradients) < 1e-6
-    for block in network.blocks[1:]:
-        block.load_state_dict(network.blocks[0].state_dict())
-    same = acting(tmp_path, [0, 0, 1, 1], network)
-    gradients = torch.autograd.grad(same.term.whole(), same.term.weights)
-    assert float(same.term.whole().detach()) == pytest.approx(0, abs=1e-6)
-    assert max(float(g.abs().max()) for g in gradients) < 1e-6
-
-
-def test_the_term_does_not_see_the_order_of_hidden_units(tmp_path: Path) -> None:
-    network = Blocks(4)
-    structure = acting(tmp_path, [0, 0, 1, 1], network)
-    before = float(structure.term.whole().detach())
-    order = torch.randperm(32)
-    with torch.no_grad():
-        network.blocks[1].fc1.weight.copy_(network.blocks[1].fc1.weight[order])
-        network.blocks[1].fc2.weight.copy_(network.blocks[1].fc2.weight[:, order])
-    assert float(structure.term.whole().detach()) == pytest.approx(before, abs=1e-6)
-
-
-def test_steps_along_the_term_bring_a_group_together_and_no_groups_closer(tmp_path: Path) -> None:
-    network = Blocks(6, width=16)
-    structure = acting(tmp_path, [0, 0, 0, 1, 1, 1], network)
-    inside = float(structure.term.whole().detach())
-    apart = between(structure.term.moments(EVERY_TYPE), structure.term.labels)[:, 0, 1].mean()
-    weights = structure.term.weights
-    for _ in range(60):
-        for w, g in zip(weights, torch.autograd.grad(structure.term.whole(), weights), strict=True):
-            w.data -= 0.3 * g
-    assert float(structure.term.whole().detach()) < 0.9 * inside
-    assert (
-        between(structure.term.moments(EVERY_TYPE), structure.term.labels)[:, 0, 1].mean()
-        < apart + 0.02
-    )
-
-
-def test_the_hinge_acts_only_past_the_similarity_at_activation(tmp_path: Path) -> None:
-    network = Blocks(4)
-    structure = acting(tmp_path, [0, 0, 1, 1], network)
-    moments = structure.term.moments(EVERY_TYPE)
-
-    def hinge(ceiling: torch.Tensor, beta: float = 1.0) -> float:
-        both = pull_and_hinge(moments, structure.term.labels, ceiling, beta).mean()
-        return float(
-            (both - pull_and_hinge(moments, structure.term.labels, ceiling, 0.0).mean()).detach()
-        )
-
-    ceiling = structure.term.ceiling_MGG
-    assert hinge(ceiling) == 0.0  # at activation, exactly
-    assert hinge(ceiling + 0.01) == 0.0
-    assert hinge(ceiling - 0.01) == pytest.approx(0.01, abs=1e-6)
-    assert hinge(ceiling - 0.01, 0.5) == pytest.approx(0.005, abs=1e-6)
-    raw = [B.detach().clone().requires_grad_() for B in moments]
-    at, free = (
-        torch.autograd.grad(pull_and_hinge(raw, structure.term.labels, c, b).mean(), raw)
-        for c, b in ((ceiling, 0.5), (ceiling, 0.0))
-    )
-    assert all(torch.equal(x, y) for x, y in zip(at, free, strict=True))
-    hinged_M = pull_and_hinge(raw, structure.term.labels, ceiling - 0.01, 0.5)
-    (past,) = torch.autograd.grad(hinged_M.mean(), raw[:1])
-    assert not torch.equal(past, at[0])
-
-
-def test_the_ramp_is_a_half_cosine_and_the_size_is_the_share_and_the_cap(tmp_path: Path) -> None:
-    structure = acting(tmp_path, of_sizes(2, 2))
-    # A running gradient norm of 4.
-    structure.size.level = 2.0
-    structure.size.level_norm = 0.5
-    weights = structure.term.weights
-
-    def ratio(step: int) -> float:
-        """Norm of the mean gradient of the term over TURNS steps, over the running gradient norm.
-
-        As if the ramp stood still from the first of them on.
-        """
-        total = [torch.zeros_like(w) for w in weights]
-        for number in range(step, step + TURNS):
-            plan = structure.plan(number, Plan())
-            assert plan.active == ("structure",)
-            term = structure.loss(RESULT)
-            if term is None:
-                continue
-            still = structure.size.ramp(step) / structure.size.ramp(number)
-            gradients = torch.autograd.grad(term, weights, allow_unused=True)
-            for into, gradient in zip(total, gradients, strict=True):
-                into += 0 if gradient is None else still * gradient / TURNS
-        return float(torch.stack([g.norm() for g in total]).norm()) / 4
-
-    for step in (0, 10, 24, 48, 50, 400):  # the ramp is 50 of 1000 steps
-        expected = 0.03 * (1 - math.cos(math.pi * min(1, (step + 1) / 50))) / 2
-        assert ratio(step) == pytest.approx(expected, rel=1e-4)
-    # As if the gradient had grown tenfold since the end of the ramp: 30 % without the cap.
-    structure.size.reference /= 10
-    assert ratio(402) == pytest.approx(0.1, rel=1e-4)
-    assert structure.metrics()["gradient_ratio"] == pytest.approx(0.1)
-    structure.size.unit = 0.0
-    assert structure.coefficient(404) == 0.0
-
-
-def test_each_type_in_turn_adds_up_to_the_whole_term(tmp_path: Path) -> None:
-    """Over twelve steps the gradients add up to the whole term's; each step touches one type."""
-    structure = acting(tmp_path, of_sizes(3, 3))
-    structure.term.ceiling_MGG -= 0.05  # so that the hinge acts
-    structure.size.level = 1.0
-    structure.size.level_norm = 1.0
-    weights = structure.term.weights
-    whole = torch.autograd.grad(structure.term.whole(), weights)
-    total = [torch.zeros_like(w) for w in weights]
-    single = []
-    for step in range(CHECK, CHECK + TURNS):  # past the ramp
-        structure.plan(step, Plan())
-        term = structure.loss(RESULT)
-        assert (term is None) == bool(step % EVERY)
-        if term is None:
-            continue
-        gradients = torch.autograd.grad(term, weights, allow_unused=True)
-        touched = [k for k, g in enumerate(gradients) if g is not None]
-        turn = step // EVERY % len(TYPES)
-        assert touched == [6 * turn + k for k in range(6)]
-        single.append(float(torch.stack([gradients[k].norm() for k in touched]).norm()))
-        for k in touched:
-            total[k] += gradients[k] / structure.coefficient(step)
-    for ours, theirs in zip(total, whole, strict=True):
-        assert torch.allclose(ours, TURNS * theirs, atol=1e-6)
-    assert structure.metrics()["value"] == pytest.approx(
-        float(structure.term.whole().detach()), rel=1e-5
-    )
-    # The share is that of the mean; a single step, which clipping sees, has 2 sqrt(6) times as much
-    # in the root mean square.
-    assert math.sqrt(np.mean(np.square(single))) == pytest.approx(
-        EVERY * math.sqrt(6) * 0.03, rel=1e-4
-    )
-
-
-def test_the_gradient_is_measured_at_intervals_and_the_reference_settles_with_the_ramp(
-    tmp_path: Path,
-) -> None:
-    structure = acting(tmp_path, of_sizes(2, 2), ramp=0.3)
-    seen = []
-    for step in range(3 * CHECK + 1):
-        structure.plan(step, Plan())
-        structure.loss(RESULT)
-        seen.append((structure.size.unit, structure.size.reference))
-        with torch.no_grad():
-            structure.term.matrices["q"][0].mul_(1.01)
-    assert [k for k in range(1, len(seen)) if seen[k][0] != seen[k - 1][0]] == [
-        CHECK,
-        2 * CHECK,
-        3 * CHECK,
-    ]
-    assert seen[-1][1] == seen[2 * CHECK][0] != seen[-1][0]  # step 360 is past the ramp of 300
-
-
-def test_once_a_step_for_all_accumulated_parts(tmp_path: Path) -> None:
-    structure = acting(tmp_path, of_sizes(2, 2))
-    structure.accumulate = 4
-    structure.plan(CHECK, Plan())
-    first = structure.loss(RESULT)
-    assert [structure.loss(RESULT) for _ in range(3)] == [None] * 3
-    assert float(first.detach()) > 0
-    structure.accumulate = 1
-    structure.plan(CHECK, Plan())
-    assert float(first.detach()) / 4 == pytest.approx(float(structure.loss(RESULT).detach()))
-    structure.plan(CHECK + EVERY, Plan())
-    assert structure.loss(RESULT) is not None
-
-
-def test_half_precision_autocast_does_not_reach_the_term(tmp_path: Path) -> None:
-    structure = acting(tmp_path, of_sizes(2, 2))
-    structure.plan(0, Plan())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert structure.loss(RESULT).dtype == torch.float32
-
-
 # -- the end ---------------------------------------------------------------------------------------
+
+
+def acting(folder: Path, labels: list[int], **options: Any) -> Any:
+    """A mechanism whose action began at step 0 with these groups."""
+    structure = mechanism(folder, len(labels), **{"action": "align", "when": "always", **options})
+    structure.begin(tuple(labels), 0)
+    assert structure.state == "active"
+    return structure
 
 
 def test_off_for_good_when_the_validation_loss_stays_above_its_best(tmp_path: Path) -> None:
@@ -617,18 +446,13 @@ def test_off_for_good_when_the_validation_loss_stays_above_its_best(tmp_path: Pa
     assert (ended[0][1].before, ended[0][1].after) == ("active", "stopped")
     assert "1 % above its best" in ended[0][1].reason
     assert structure.plan(99, Plan()) == Plan()
-    assert structure.loss(RESULT) is None
-    assert structure.metrics() == {
-        "active": 0.0,
-        "coefficient": 0.0,
-        "value": 0.0,
-        "gradient_ratio": 0.0,
-    }
+    assert structure.loss(result_of(4)) is None
+    assert structure.metrics() == {"active": 0.0, "lambda": 0.0, "value": 0.0}
     assert structure.observe(signals(100)) == []  # never on again
 
 
-def test_the_validation_before_the_term_is_the_first_best(tmp_path: Path) -> None:
-    structure = mechanism(tmp_path, 4, when="always", groups="random")
+def test_the_validation_before_the_action_is_the_first_best(tmp_path: Path) -> None:
+    structure = mechanism(tmp_path, 4, when="always", groups="random", action="align")
     structure.observe(signals(5, valid=(4, 1.0)))
     assert (structure.state, structure.watch.best) == ("active", 1.0)
     events = [
@@ -644,18 +468,17 @@ def test_state_is_exact(tmp_path: Path) -> None:
     network = Blocks(12)
     C_LL = grouped(of_sizes(6, 6), 0.8, 0.1)
     averages = list(drawn(C_LL, network, 12, 0))
+    result = result_of(12)
     for cut in (1, 3, 6, 9):
-        one = mechanism(tmp_path, network=network)
-        other = mechanism(tmp_path, network=network)
+        one = mechanism(tmp_path, network=network, action="align")
+        other = mechanism(tmp_path, network=network, action="align")
 
         def run(structure: Any, span: range) -> list[Any]:
             seen = []
             for k in span:
                 structure.plan(k, Plan(r=1.0))
-                term = structure.loss(RESULT)
-                events = structure.observe(
-                    signals(k, averages[k - 1], (k // 2, 1.0), norm=1 + 0.1 * k)
-                )
+                term = structure.loss(result)
+                events = structure.observe(signals(k, averages[k - 1], (k // 2, 1.0)))
                 seen.append(
                     [
                         None if term is None else float(term.detach()),
@@ -673,6 +496,10 @@ def test_state_is_exact(tmp_path: Path) -> None:
         assert one.state == "active"
     with pytest.raises(StageError, match="12 blocks"):
         mechanism(tmp_path, 8, when="always").load_state_dict(one.state_dict())
+    old = {k: v for k, v in one.state_dict().items() if k != "labels"}
+    with pytest.raises(StageError, match="another version") as caught:
+        other.load_state_dict({**old, "term": {}, "size": {}})
+    assert caught.value.hint
 
 
 # -- in training -----------------------------------------------------------------------------------
@@ -680,9 +507,9 @@ def test_state_is_exact(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/t2a: the term acts from the second probe on; runs/t2a-plain: without the section."""
+    """runs/t2a: aligns from the second probe on; runs/t2a-plain: without the section."""
     folder = tmp_path_factory.mktemp("structured")
-    for name, changes in (("t2a", ALWAYS), ("t2a-plain", BASE)):
+    for name, changes in (("t2a", ALWAYS), ("t2a-plain", GUIDED)):
         result = run_cli(
             "train", write_recipe(folder / f"{name}.toml", "t2a", **changes), cwd=folder
         )
@@ -700,7 +527,7 @@ def events_of(run: Path) -> list[tuple[int, str]]:
     )
 
 
-def test_the_term_acts_and_is_reported(whole: Path) -> None:
+def test_the_action_is_reported(whole: Path) -> None:
     assert events_of(whole / "t2a") == [(4, "active")]
     ours = losses_of(whole / "t2a")
     plain = losses_of(whole / "t2a-plain")
@@ -708,8 +535,9 @@ def test_the_term_acts_and_is_reported(whole: Path) -> None:
     assert ours[5:] != plain[5:]
     rows = [row for row in read_rows(whole / "t2a") if "train/loss" in row]
     assert [row["stage/structure/active"] for row in rows] == [0.0] * 3 + [1.0] * 9
-    assert all(row["stage/structure/coefficient"] > 0 for row in rows[4:])
-    assert all(0 < row["stage/structure/gradient_ratio"] <= 0.1 + 1e-9 for row in rows[4:])
+    assert all(row["stage/structure/lambda"] > 0 for row in rows[4:])
+    assert rows[-1]["stage/structure/lambda"] == pytest.approx(0.25)
+    assert all(0 < row["stage/structure/value"] < 1 for row in rows[4:])
     probes = read_rows(whole / "t2a", "probes")
     assert probes[0]["structure_S"] is None
     for row in probes[1:]:
@@ -748,26 +576,21 @@ def test_two_processes_decide_as_one(whole: Path, tmp_path: Path) -> None:
     assert events_of(tmp_path / "runs" / "t2a") == events_of(whole / "t2a")
 
 
-def test_waiting_is_bit_identical_to_no_table(tmp_path: Path) -> None:
-    deep = {**BASE, "model__depth": 8, "train__steps": 8}
-    for name, changes in (
-        ("with", {**deep, "stage__structure__when": "converged"}),
-        ("without", deep),
-    ):
-        assert (
-            run_cli(
-                "train", write_recipe(tmp_path / f"{name}.toml", "t2a", **changes), cwd=tmp_path
-            ).code
-            == 0
-        )
-    runs = tmp_path / "runs"
-    assert losses_of(runs / "with") == losses_of(runs / "without")
+def test_measuring_only_is_bit_identical_to_no_section(whole: Path, tmp_path: Path) -> None:
+    changes = {**GUIDED, "stage__structure__when": "always"}
+    recipe = write_recipe(tmp_path / "with.toml", "t2a", **changes)
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    run = tmp_path / "runs" / "with"
+    plain = whole / "t2a-plain"
+    assert losses_of(run) == losses_of(plain)
     for name in ("model", "ema"):
-        file = f"checkpoints/step_00000008/{name}.safetensors"
-        assert sha(runs / "with" / file) == sha(runs / "without" / file)
-    events = [row for row in read_rows(runs / "with", "events") if row["mechanism"] == "structure"]
-    assert [(row["step"], row["to"]) for row in events] == [(4, "waiting")]
-    assert "8 blocks are few" in events[0]["reason"]
+        file = f"checkpoints/step_{STEPS:08}/{name}.safetensors"
+        assert sha(run / file) == sha(plain / file)
+    assert events_of(run) == [(4, "fixed")]
+    summary = summary_of(read_rows(run, "probes"), read_rows(run, "events"))
+    assert COLUMNS.facts(summary)["structure"] == "groups fixed, no action"
+    assert COLUMNS.facts(summary)["fixed groups"] == "A 1-2, B 3-4"
+    assert any("fixed since step 4" in line for line in summary["reading"])
 
 
 # -- what bad input gets ---------------------------------------------------------------------------
@@ -782,11 +605,9 @@ def test_waiting_is_bit_identical_to_no_table(tmp_path: Path) -> None:
             {},
             r"needs \[stage.regime\]",
         ),
-        (12, {"train__validate_every": 0}, {}, "watches the validation loss"),
-        (3, {}, {"when": "always"}, "need 4 blocks"),
-        (5, {}, {"when": "always", "groups": "thirds"}, "need 6 blocks"),
-        (6, {}, {}, "6 blocks are too few"),
-        (7, {}, {}, "7 blocks are too few"),
+        (12, {"train__validate_every": 0}, {"action": "align"}, "watches the validation loss"),
+        (3, {}, {}, "need 4 blocks"),
+        (5, {}, {"groups": "thirds"}, "need 6 blocks"),
     ],
 )
 def test_what_can_never_act_is_refused(
@@ -801,10 +622,10 @@ def test_what_can_never_act_is_refused(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"share": 0.2}, {"at": 0.3}, {"z": 0}, {"when": "never"}, {"groups": "halves"}, {"cap": 2.0}],
+    [{"at": 0.3}, {"when": "never"}, {"groups": "halves"}, {"action": "pull"}, {"weight": -1}],
 )
 def test_options_that_cannot_be(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"share|step|must be|Input"):
+    with pytest.raises(ValueError, match=r"step|must be|Input"):
         StructureOptions(**wrong)
 
 
@@ -839,7 +660,7 @@ def test_the_report_draws_the_groups_and_names_them(whole: Path) -> None:
     rows = read_rows(whole / "t2a", "probes")
     summary = summary_of(rows, read_rows(whole / "t2a", "events"))
     assert COLUMNS.facts(summary)["groups"] == "A 1-2, B 3-4"
-    assert COLUMNS.facts(summary)["structure"] == "the term acts"
+    assert COLUMNS.facts(summary)["structure"] == "aligning groups"
     matrix = COLUMNS.matrix(summary)
     assert matrix is not None
     for ascii_only, width in itertools.product((True, False), (20, 40, 100)):
@@ -880,3 +701,6 @@ def test_probes_of_an_earlier_version_are_read(whole: Path) -> None:
     assert all("structure_streak" in row for row in rows)
     old = [{k.replace("streak", "row"): v for k, v in row.items()} for row in rows]
     assert summary_of(old, []) == summary_of(rows, [])
+    # Their term acted on weights, and no row names an action.
+    unnamed = [{k: v for k, v in row.items() if k != "structure_action"} for row in old]
+    assert COLUMNS.facts(summary_of(unnamed, []))["structure"] == "the term acts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -540,6 +541,9 @@ def test_the_row_of_a_probe_holds_the_density() -> None:
     assert [row[f"density_{name}"] for name in ("q10", "q50", "q90")] == quantiles
     assert [row[f"density_t{name}"] for name in ("0.15", "0.55", "0.90")] == heights
     assert row["density_state"] == "progress"
+    below = [0.0, *density.cdf(torch.arange(1, 40, dtype=torch.float64) / 40).tolist(), 1.0]
+    shares = [high - low for low, high in itertools.pairwise(below)]
+    assert row["density_shares"] == pytest.approx(shares, abs=1e-6)
 
 
 def test_the_objectives_floor_is_drawn_with_and_without_the_mechanism(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ ALL_MECHANISMS: dict[str, Any] = {
     "stage__guidance__hidden": 16,
     "stage__timesteps__bins": 2,
     "stage__timesteps__history": 2,
+    "stage__structure__action": "align",
     "stage__structure__when": "always",
     "stage__structure__ramp": 0.3,
 }

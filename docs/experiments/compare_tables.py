@@ -11,8 +11,8 @@ from typing import Any
 
 VARIANTS = ("static", "timesteps", "structure", "guidance", "all", "replayed")  # order of the rows
 # CPU time of a step relative to static's, measured side by side in one process
-# (docs/structure.md#cost): the runs of a comparison share their machine, and their own step times
-# differ by more than this.
+# (docs/log.md#what-the-mechanisms-cost-while-structure-acted-on-weights): the runs of a comparison
+# share their machine, and their own step times differ by more than this.
 COST = {
     "t2a": {
         "timesteps": 0.004,

@@ -44,7 +44,11 @@ ENDS = 4  # steps after which guidance ends, in the variants where it does
 REGIME = ("stage.regime.source=linear", "stage.regime.clips=8", f"stage.regime.every={EVERY}")
 GUIDANCE = ("stage.guidance.schedule=constant",)
 TIMESTEPS = ("stage.timesteps.kind=progress",)
-STRUCTURE = ("stage.structure.when=always", "stage.structure.groups=thirds")
+STRUCTURE = (
+    "stage.structure.action=align",
+    "stage.structure.when=always",
+    "stage.structure.groups=thirds",
+)
 
 
 def variants(steps: int) -> dict[str, tuple[str, ...]]:

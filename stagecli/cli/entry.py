@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from stagecli import __version__, launcher
-from stagecli.cli import doctor, evaluate, inspect_regime, recipes, sample, train
+from stagecli.cli import doctor, evaluate, inspect_regime, recipes, sample, study, train
 from stagecli.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -70,6 +70,7 @@ app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=evaluate.EXAMPLES, help=evaluate.HELP)(evaluate.evaluate)
 app.command("inspect-regime", epilog=inspect_regime.EXAMPLES)(inspect_regime.inspect_regime)
 app.command(epilog=sample.EXAMPLES)(sample.sample)
+app.command(epilog=study.EXAMPLES)(study.study)
 app.command()(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
 

@@ -26,7 +26,7 @@ class Result:
     """The loss of one batch, and the quantities that stage mechanisms read.
 
     loss_B: mean squared velocity error per sample, fp32; velocity_BTC: v_hat, fp32; x_BTC: x_t;
-    condition: as passed to the network; hidden: block number -> its output [B, P, D].
+    condition: as passed to the network; hidden: as in `model.dit.Output`.
     """
 
     loss_B: Tensor
@@ -62,7 +62,7 @@ def flow_loss(
 
     weight_BTC: weight of each frame and channel, broadcastable to x0, 0 on padding and on the band
     kept from the input; the loss is the weighted mean per sample, 0 where nothing has weight.
-    return_hidden: numbers of the blocks whose outputs the result holds.
+    return_hidden: numbers of the blocks whose outputs the result holds; 0: the first one's input.
     """
     x_BTC = interpolate(x0_BTC, noise_BTC, t_B)
     prediction = network(x_BTC, t_B, condition, return_hidden)

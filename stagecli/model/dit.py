@@ -42,7 +42,9 @@ class Conditioning:
 
 @dataclass
 class Output:
-    """velocity_BTC: predicted eps - x0; hidden: block number (from 1) -> its output [B, P, D]."""
+    """velocity_BTC: predicted eps - x0; hidden: number of a block, from 1 -> its output [B, P, D],
+    and 0 -> the input of the first block.
+    """
 
     velocity_BTC: Tensor
     hidden: dict[int, Tensor] = field(default_factory=dict)
@@ -256,7 +258,7 @@ class DiT(nn.Module):
         condition: Conditioning,
         return_hidden: Collection[int] = (),
     ) -> Output:
-        """Velocity of x_t [B, T, C] at t [B]; return_hidden: numbers of blocks, from 1."""
+        """Velocity of x_t [B, T, C] at t [B]; return_hidden: keys of `Output.hidden`."""
         frames = x_BTC.shape[1]
         if condition.mask_BT is not None:
             # A token of several frames may hold padding beside real frames.
@@ -287,7 +289,7 @@ class DiT(nn.Module):
             "text_BLD": condition.text_BLD,
             "text_mask_BL": condition.text_mask_BL,
         }
-        hidden: dict[int, Tensor] = {}
+        hidden = {0: x_BPD} if 0 in return_hidden else {}
         for number, block in enumerate(self.blocks, 1):
             if self.activation_checkpointing and self.training:
                 x_BPD = checkpoint(block, x_BPD, c_BD, table, use_reentrant=False, **optional)

@@ -49,6 +49,11 @@ class Network(nn.Module):
         """The transformer blocks (`dit.Block`) from input to output."""
         return self.dit.blocks
 
+    @property
+    def channels(self) -> int:
+        """Channels C of the frames x [B, T, C]."""
+        return self.dit.channels
+
     def encode_condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
         """The encoded condition of a batch, which a sampler encodes once and uses in every step."""
         condition = Conditioning(
@@ -73,7 +78,7 @@ class Network(nn.Module):
         batch: Mapping[str, Tensor] | Conditioning,
         return_hidden: Collection[int] = (),
     ) -> Output:
-        """Velocity of x_t [B, T, C] at t [B]; return_hidden: block numbers, from 1."""
+        """Velocity of x_t [B, T, C] at t [B]; return_hidden: keys of `Output.hidden`."""
         condition = batch if isinstance(batch, Conditioning) else self.encode_condition(batch)
         return self.dit(x_BTC, t_B, condition, return_hidden)
 

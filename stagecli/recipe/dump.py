@@ -72,7 +72,7 @@ def _dump_tree(tree: Mapping[str, Any], documented: bool) -> str:
                 continue
             if docs.get(key):
                 lines.append(f"# {' '.join(docs[key].split())}")
-            lines.append(f"{_key(key)} = {_literal(value)}")
+            lines.append(f"{_key(key)} = {toml_literal(value)}")
         lines.append("")
     return "\n".join(lines)
 
@@ -100,19 +100,20 @@ def _split(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _literal(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_literal(name)
 
 
-def _literal(value: Any) -> str:
+def toml_literal(value: Any) -> str:
+    """A value as it is written in TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         # JSON strings are TOML strings, except that JSON allows a bare DEL character.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_literal, value))}]"
+        return f"[{', '.join(map(toml_literal, value))}]"
     if isinstance(value, Mapping):
-        items = (f"{_key(key)} = {_literal(item)}" for key, item in value.items())
+        items = (f"{_key(key)} = {toml_literal(item)}" for key, item in value.items())
         return f"{{{', '.join(items)}}}"
     if isinstance(value, (date, time)):
         return value.isoformat()

@@ -43,7 +43,8 @@ def describe_old_value(key: Key, value: str) -> str | None:
 def update_old_keys(tree: dict[str, Any]) -> None:
     """Rename and remove the old keys of a parsed recipe, in place.
 
-    A mechanism's option with an old value is left out, so that it has its default.
+    A mechanism's option with an old value is left out, so that it has its default. One that the run
+    was trained without gets the value that repeats the earlier version.
     """
     for (section, old), new in RENAMED.items():
         options = tree.get(section)
@@ -65,3 +66,5 @@ def _update_options(options: dict[str, Any], mechanism: str) -> None:
     for option, value in registry.removed_values(mechanism):
         if options.get(option) == value:
             del options[option]
+    for option, value in registry.earlier_values(mechanism).items():
+        options.setdefault(option, value)

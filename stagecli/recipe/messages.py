@@ -30,17 +30,20 @@ OUR_WORDS = {
 
 
 def explain(
-    error: ValidationError, section: Key = (), known_keys: Sequence[str] | None = None
+    error: ValidationError,
+    section: Key = (),
+    known_keys: Sequence[str] | None = None,
+    model: type[BaseModel] = Recipe,
 ) -> Iterator[tuple[Key, str]]:
     """(key, what is wrong with it) for every error.
 
     section: key of what was validated, if that was not the whole recipe, with its known_keys, to
-    suggest the nearest one.
+    suggest the nearest one; model: of the whole file.
     """
     for item in error.errors():
         key = (*section, *error_key(item))
         if item["type"] == "extra_forbidden":
-            yield key, describe_old_key(key) or _unknown_key(key, known_keys)
+            yield key, describe_old_key(key) or _unknown_key(key, known_keys, model)
         elif item["type"] == "missing":
             yield key, "required, and missing"
         else:
@@ -69,15 +72,14 @@ def shown(value: object) -> str:
     return "a section" if isinstance(value, dict) else repr(value)
 
 
-def _unknown_key(key: Key, known_keys: Sequence[str] | None) -> str:
-    names = _keys_beside(key) if known_keys is None else known_keys
+def _unknown_key(key: Key, known_keys: Sequence[str] | None, model: type[BaseModel]) -> str:
+    names = _keys_beside(key, model) if known_keys is None else known_keys
     matches = difflib.get_close_matches(key[-1], names, n=1, cutoff=0.5)
     return f"unknown key; did you mean `{matches[0]}`?" if matches else "unknown key"
 
 
-def _keys_beside(key: Key) -> list[str]:
+def _keys_beside(key: Key, model: type[BaseModel]) -> list[str]:
     """All keys of the section that `key` belongs to; none if there is no such section."""
-    model: type[BaseModel] = Recipe
     for name in key[:-1]:
         field = model.model_fields.get(name)
         annotation = field.annotation if field else None

@@ -23,6 +23,8 @@ from stagecli.recipe.toml_positions import Key, Position, find_positions, split_
 from stagecli.recipe.toml_text import MAX_DEPTH, parse_toml, read_toml_text
 
 EXTENDS = "extends"
+STUDIES = "studies"  # folder of the shipped recipes of studies, and of the studies
+STUDY_SUFFIX = ".study.toml"
 SHOWN_LINE = 200  # characters of a line of the recipe, or of a flag, in an error
 
 
@@ -78,9 +80,24 @@ def _flag(text: str) -> str:
 
 def shipped_recipes() -> dict[str, Path]:
     """Name -> path of every recipe that ships with the package."""
+    folder = recipes_folder()
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in (*sorted(folder.glob("*.toml")), *sorted(folder.glob(f"{STUDIES}/*.toml")))
+        if not path.name.endswith(STUDY_SUFFIX)
+    }
+
+
+def shipped_studies() -> dict[str, Path]:
+    """Name -> path of every study that ships with the package."""
+    paths = sorted((recipes_folder() / STUDIES).glob(f"*{STUDY_SUFFIX}"))
+    return {path.name.removesuffix(STUDY_SUFFIX): path for path in paths}
+
+
+def recipes_folder() -> Path:
+    """The folder of what ships with the package: in a wheel, or beside the source."""
     in_wheel = Path(__file__).parents[1] / "_recipes"
-    folder = in_wheel if in_wheel.is_dir() else Path(__file__).parents[2] / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return in_wheel if in_wheel.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def find_recipe(reference: str, folder: Path = Path()) -> Path:
@@ -100,7 +117,8 @@ def find_recipe(reference: str, folder: Path = Path()) -> Path:
         problem = "no such recipe file"
     else:
         problem = "no such file and no shipped recipe of that name"
-    matches = difflib.get_close_matches(path.stem, names, n=1)
+    wanted = reference if f"{STUDIES}/" in reference else path.stem
+    matches = difflib.get_close_matches(wanted, names, n=1)
     hint = "`stagecli recipes list` shows the shipped recipes"
     if matches:
         hint = f"did you mean `{matches[0]}`?"
@@ -111,7 +129,7 @@ def find_recipe(reference: str, folder: Path = Path()) -> Path:
 
 def read_recipe(path: Path) -> RecipeSource:
     """Parse a recipe file and the one it extends. Raises StageError if either cannot be parsed."""
-    source = _read_file(path)
+    source = read_source(path)
     if EXTENDS not in source.tree:
         return source
     parent = _read_parent(source, source.tree.pop(EXTENDS))
@@ -122,7 +140,8 @@ def read_recipe(path: Path) -> RecipeSource:
     return source
 
 
-def _read_file(path: Path) -> RecipeSource:
+def read_source(path: Path) -> RecipeSource:
+    """Parse one TOML file, whatever it describes. Raises StageError if it cannot be parsed."""
     try:
         text = read_toml_text(path)
         tree = parse_toml(text)
@@ -131,7 +150,7 @@ def _read_file(path: Path) -> RecipeSource:
         raise StageError(f"{path} is not valid TOML", problems=[problem]) from error
     except ValueError as error:
         problem = _syntax_problem(path, str(error))
-        raise StageError(f"cannot read recipe {path}", problems=[problem]) from error
+        raise StageError(f"cannot read {path}", problems=[problem]) from error
     places = {key: (path, position) for key, position in find_positions(text).items()}
     return RecipeSource(path=path, tree=tree, places=places)
 
@@ -159,7 +178,7 @@ def _read_parent(source: RecipeSource, reference: object) -> RecipeSource:
         path = find_recipe(reference, source.path.parent)
     except StageError as error:
         raise refuse(f"{error.problems[0].what}, got {shown(reference)}", error.hint) from None
-    parent = _read_file(path)
+    parent = read_source(path)
     if EXTENDS in parent.tree:
         raise refuse(
             f"{shown(reference)} extends another recipe itself",

@@ -8,6 +8,7 @@ from html import escape
 from stagecli.errors import StageError
 from stagecli.files import JsonRow, number
 from stagecli.report.formats import duration, signed_percent, significant, step_of
+from stagecli.report.page import page, table
 from stagecli.report.panel import event_text
 from stagecli.report.panels import run_panels
 from stagecli.report.pictures.sheet import draw_inline
@@ -24,24 +25,6 @@ from stagecli.report.sentences import best_checkpoint_text
 from stagecli.report.summary import summarize_run
 
 __all__ = ["html_page"]
-
-STYLE = """:root { color-scheme: light dark;
-  --ink: #222; --paper: #fff; --soft: #666; --rule: #ddd }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ddd; --paper: #181818; --soft: #aaa; --rule: #3a3a3a }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { text-align: left; vertical-align: top;
-  padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid var(--rule) }
-th { font-weight: 600; color: var(--soft) }
-.scroll { overflow-x: auto } .panels { display: flex; flex-wrap: wrap; gap: 1rem }
-.note { color: var(--soft); font-size: .9rem }
-figure { margin: 0; width: 560px; max-width: 100% }
-svg { display: block; width: 100%; height: auto }
-footer { margin-top: 3rem; color: var(--soft); font-size: .85rem }"""
 
 FOOTER = """<footer>Curves show means over equal stretches of steps, and the band from their lowest
 to their highest value. Dashed vertical lines are events; point at one to read it.</footer>"""
@@ -64,13 +47,7 @@ def html_page(reports: Sequence[RunReport]) -> str:
         *_bins_section(summaries),
         FOOTER,
     ]
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<style>{STYLE}</style><title>{escape(title)}</title>"
-    )
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
-    )
+    return page(title, body)
 
 
 def _run_facts(summary: JsonRow) -> dict[str, str]:
@@ -113,7 +90,7 @@ def _regime_section(summaries: Sequence[JsonRow]) -> list[str]:
     ]
     if rows:
         section.append("<h2>Progress by noise level</h2>")
-        section.append(_table(["run", *LEVEL_COLUMNS], rows))
+        section.append(table(["run", *LEVEL_COLUMNS], rows))
     for summary in summaries:
         if summary["regime_note"]:
             section.append(f"<p>{escape(summary['name'])}: {escape(summary['regime_note'])}</p>")
@@ -146,7 +123,7 @@ def _events_section(summaries: Sequence[JsonRow]) -> list[str]:
     rows = [row for summary in summaries for row in _event_rows(summary)]
     if not rows:
         return []
-    return ["<h2>Events</h2>" + _table(["run", "step", "event", "evidence"], rows)]
+    return ["<h2>Events</h2>" + table(["run", "step", "event", "evidence"], rows)]
 
 
 def _event_rows(summary: JsonRow) -> list[list[str]]:
@@ -183,18 +160,10 @@ def _bins_section(summaries: Sequence[JsonRow]) -> list[str]:
     if not rows:
         return []
     columns = ["run", "noise level t", "first tenth", "last tenth", "change", "share of the loss"]
-    return ["<h2>Loss by noise level</h2>" + _table(columns, rows)]
+    return ["<h2>Loss by noise level</h2>" + table(columns, rows)]
 
 
 def _facts_table(names: Sequence[str], facts: Sequence[dict[str, str]]) -> str:
     """A column per run, a row per fact."""
     rows = [[label, *(column[label] for column in facts)] for label in facts[0]]
-    return _table(["", *names], rows)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = ""
-    for row in rows:
-        body += "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return table(["", *names], rows)

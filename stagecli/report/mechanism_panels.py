@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from stagecli.report import mechanisms as report_mechanisms
 from stagecli.report.curves import series, thin
+from stagecli.report.density_map import DensityMap
+from stagecli.report.drawing import Drawing
 from stagecli.report.heatmap import HeatMap
 from stagecli.report.panel import (
     DASHES,
@@ -23,9 +25,9 @@ from stagecli.stage import registry
 from stagecli.stage.probe_columns import ProbeColumns
 
 
-def probe_panels(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
+def probe_panels(reports: Sequence[RunReport]) -> list[Drawing]:
     """The newest matrix that a mechanism added to a run's probes, and the curves with it."""
-    panels: list[Panel | HeatMap] = []
+    panels: list[Drawing] = []
     for mechanism, columns in registry.probe_columns().items():
         for index, report in enumerate(reports):
             summary = columns.summary(report.probes)
@@ -35,6 +37,9 @@ def probe_panels(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
             matrix = columns.matrix(summary)
             if matrix is not None:
                 panels.append(HeatMap.of(matrix, suffix))
+            course = columns.density(report.probes)
+            if course is not None:
+                panels.append(DensityMap.of(course, suffix))
             panels += _column_panels(mechanism, columns, report, index, suffix)
     return panels
 

@@ -38,13 +38,16 @@ DASHES: tuple[tuple[float, ...], ...] = (
 
 @dataclass(kw_only=True)
 class Trace:
-    """One curve; band: shade the range of the values behind the means."""
+    """One curve; band: shade the range of the values behind the means; faint: a thin pale line
+    without an entry in the legend, beside the curve that it belongs to.
+    """
 
     label: str
     points: list[Point]
     colour: str
     dash: tuple[float, ...] = ()
     band: bool = True
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,22 @@ class Mark:
 
 @dataclass(kw_only=True)
 class Panel:
-    """One drawing; log: logarithmic if all values are positive; bounds: of the vertical axis."""
+    """One drawing; log: logarithmic if all values are positive; bounds: of the vertical axis;
+    x_label: of the horizontal one.
+    """
 
     title: str
     traces: list[Trace]
     log: bool = False
     marks: list[Mark] = field(default_factory=list)
     bounds: tuple[float, float] | None = None
+    x_label: str = "step"
+
+    @property
+    def legend(self) -> list[Trace]:
+        """The traces that the legend lists; none if there is nothing to tell apart."""
+        listed = [trace for trace in self.traces if not trace.faint]
+        return listed if len(listed) > 1 else []
 
 
 def run_trace(label: str, rows: Sequence[JsonRow], key: str, index: int) -> Trace | None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from stagecli.files import number
 from stagecli.metrics.in_training import described
 from stagecli.report.curves import thin
+from stagecli.report.drawing import Drawing
 from stagecli.report.evaluation import evaluation_label, evaluation_names
-from stagecli.report.heatmap import HeatMap
 from stagecli.report.mechanism_panels import mechanism_panels, probe_panels
 from stagecli.report.noise_bins import bin_rows
 from stagecli.report.panel import (
@@ -27,7 +27,7 @@ from stagecli.report.run_report import RunReport
 __all__ = ["run_panels"]
 
 
-def run_panels(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
+def run_panels(reports: Sequence[RunReport]) -> list[Drawing]:
     """Panels with all runs in each: losses, evaluations, the regime, mechanisms, pace, noise bins.
 
     Mechanisms and noise bins get panels per run.
@@ -42,7 +42,7 @@ def run_panels(reports: Sequence[RunReport]) -> list[Panel | HeatMap]:
         panel.log = log
         return [panel]
 
-    panels: list[Panel | HeatMap] = []
+    panels: list[Drawing] = []
     panels += metric("train/loss", "Training loss", log=True)
     panels += metric("valid/loss", "Validation loss", log=True)
     panels += _evaluation_panels(reports, marks)

@@ -185,11 +185,16 @@ def rotate(folder: Path, keep: int, best_step: int | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best one."""
     for step in steps(folder)[:-keep]:
         if step != best_step:
-            path = folder / name_of(step)
-            removed = folder / f".{path.name}.removed"  # what a kill leaves is swept by this name
-            shutil.rmtree(removed, ignore_errors=True)
-            path.rename(removed)
-            shutil.rmtree(removed)
+            remove(folder, step)
+
+
+def remove(folder: Path, step: int) -> None:
+    """Remove a checkpoint; a kill leaves it whole or under a name that is swept. Raises OSError."""
+    path = folder / name_of(step)
+    removed = folder / f".{path.name}.removed"
+    shutil.rmtree(removed, ignore_errors=True)
+    path.rename(removed)
+    shutil.rmtree(removed)
 
 
 # -- nested state as JSON and tensors ------------------------------------------------------------

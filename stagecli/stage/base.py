@@ -59,7 +59,8 @@ class Plan:
     regime variable, which never falls, for decisions that are final; r_now: its present estimate,
     for what can be taken back; both are 0 where no mechanism measures them; levels: progress by
     noise level, empty until it is measured; hidden: blocks, counted from 1, whose output the
-    network returns; active: names of the mechanisms that add a term to the loss.
+    network returns (0: the input of the first); active: names of the mechanisms that add a term to
+    the loss.
     """
 
     density: TimeDensity = field(default_factory=_uniform)
@@ -93,13 +94,17 @@ class Event:
         }
 
 
+LEVELS_PER_CLIP = 2  # noise levels at which a clip of the probe set is measured
+
+
 @dataclass(frozen=True)
 class ProbeSettings:
     """The measurement of the discrepancy that a mechanism requests.
 
     monitor: SSL encoder, as "kind:model"; layer: as in `ssl.make_encoder`; clips: number of clips
-    of the valid split; t: noise levels at which each clip is measured; every: steps between probes;
-    partial_band: accept a monitor whose bandwidth covers only part of the restored band.
+    of the valid split; t: noise levels, of which each clip is measured at LEVELS_PER_CLIP; every:
+    steps between probes; partial_band: accept a monitor whose bandwidth covers only part of the
+    restored band.
     """
 
     monitor: str
@@ -190,6 +195,23 @@ class NetworkWithBlocks(Protocol):
         ...
 
 
+@runtime_checkable
+class NetworkOfFrames(Protocol):
+    """A network that reports the size of the frames it is trained on."""
+
+    @property
+    def channels(self) -> int:
+        """Channels C of the frames x [B, T, C]."""
+        ...
+
+
+def channels_of(network: nn.Module) -> int:
+    """Channels of a network's frames. Raises StageError for a network that has none."""
+    if not isinstance(network, NetworkOfFrames):
+        raise StageError(f"a network of class {type(network).__name__} has no channels of frames")
+    return network.channels
+
+
 def blocks_of(network: nn.Module) -> list[Block]:
     """The transformer blocks of a network. Raises StageError for a network that does not offer
     them.
@@ -232,6 +254,13 @@ class Mechanism:
     def plan(self, step: int, plan: Plan) -> Plan:
         """`plan` with this mechanism's part replaced."""
         return plan
+
+    def begin_step(self, t_B: Tensor) -> None:
+        """Take in the noise levels of the step to come, if the plan names this mechanism active.
+
+        t_B: of all examples of all micro-batches and processes, [B] on the CPU; `loss` is then
+        called for one micro-batch after the other.
+        """
 
     def loss(self, result: Result) -> Tensor | None:
         """A term to add to the loss, or None."""

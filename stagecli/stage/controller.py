@@ -80,6 +80,11 @@ class Stages:
             plan = mechanism.plan(step, plan)
         return plan
 
+    def begin_step(self, plan: Plan, t_B: Tensor) -> None:
+        """Pass the noise levels of the whole step, [B] on the CPU, to the active mechanisms."""
+        for name in plan.active:
+            self.mechanisms[name].begin_step(t_B)
+
     def loss(self, plan: Plan, result: Result) -> Tensor | None:
         """The sum of the terms that the plan's active mechanisms add, or None."""
         terms = []

@@ -8,10 +8,8 @@ of depth. Formulas and measurements: `docs/structure.md`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import combinations
 
 import numpy as np
 import torch
@@ -188,20 +186,10 @@ def adjusted_rand(a: Sequence[int] | Labels, b: Sequence[int] | Labels) -> float
     return 1.0 if most == expected else (both - expected) / (most - expected)
 
 
-def every_partition(depth: int) -> Iterator[Labels]:
-    """All contiguous partitions that `partitions` can return."""
-    for K in counts(depth):
-        for cuts in combinations(range(LEAST, depth - LEAST + 1), K - 1):
-            if all(b - a >= LEAST for a, b in zip((0, *cuts), (*cuts, depth), strict=True)):
-                yield np.searchsorted(np.array(cuts), np.arange(depth), side="right").astype(
-                    np.int64
-                )
-
-
 def choose(
     kind: str, depth: int, measured: Grouping | None, rng: np.random.Generator
 ) -> tuple[int, ...]:
-    """Groups for the term: those `measured`, or a control.
+    """Groups for the action: those `measured`, or a control.
 
     Controls: the measured labels `shuffled` over the blocks, a `random` contiguous partition, or
     `thirds` of the depth. `measured` and `shuffled` require a measured grouping.
@@ -295,18 +283,3 @@ def group(S_LL: Array, seed: int, draws: int = DRAWS) -> Grouping:
         z,
         (1 + reached) / (1 + draws),
     )
-
-
-@cache
-def reachable(depth: int, z: float) -> tuple[int, int, float]:
-    """Whether ideal groups (similarity 1 within, 0 between) of this depth can reach a score of z in
-    `group`.
-
-    Returns the number of partitions that do, the number of partitions, and the largest score. A
-    null over few blocks holds many matrices that have groups by chance.
-    """
-    scores = [
-        group((labels[:, None] == labels[None]).astype(float), 0).z
-        for labels in every_partition(depth)
-    ]
-    return sum(score >= z for score in scores), len(scores), max(scores, default=0.0)

@@ -1,10 +1,9 @@
-"""The projectors of guidance: from hidden states to the teacher's features, trained beside the
-network.
-"""
+"""The projectors of guidance: from hidden states to a target, trained beside the network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,18 +15,43 @@ CLIP = 1.0  # largest gradient norm
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Projectors(nn.Module):
-    """A linear, SiLU, linear map for each of K blocks, all at once: [K, N, W] -> [K, N, D]."""
+@dataclass(frozen=True)
+class ProjectorShape:
+    """blocks: K; layers: linear ones, with SiLU in between; sizes of input, inner layers, output.
 
-    def __init__(self, blocks: int, width: int, hidden: int, features: int) -> None:
+    The projectors of all blocks run as one.
+    """
+
+    blocks: int
+    layers: int
+    width: int
+    hidden: int
+    output: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Features before the first layer, and after each one."""
+        return [self.width, *[self.hidden] * (self.layers - 1), self.output]
+
+
+class Projectors(nn.Module):
+    """An MLP for each of K blocks, all at once: [K, N, W] -> [K, N, D]."""
+
+    def __init__(self, shape: ProjectorShape) -> None:
         super().__init__()
-        pairs = [(nn.Linear(width, hidden), nn.Linear(hidden, features)) for _ in range(blocks)]
-        self.first_KWH, self.first_K1H = _stacked([first for first, _ in pairs])
-        self.second_KHD, self.second_K1D = _stacked([second for _, second in pairs])
+        sizes = list(zip(shape.sizes[:-1], shape.sizes[1:], strict=True))
+        mlps = [[nn.Linear(*size) for size in sizes] for _ in range(shape.blocks)]
+        pairs = [_stacked(linears) for linears in zip(*mlps, strict=True)]
+        self.weights = nn.ParameterList(weight_KIO for weight_KIO, _ in pairs)
+        self.biases = nn.ParameterList(bias_K1O for _, bias_K1O in pairs)
 
     def forward(self, h_KNW: Tensor) -> Tensor:
-        inner_KNH = F.silu(torch.baddbmm(self.first_K1H, h_KNW, self.first_KWH))
-        return torch.baddbmm(self.second_K1D, inner_KNH, self.second_KHD)
+        for number, (weight_KIO, bias_K1O) in enumerate(
+            zip(self.weights, self.biases, strict=True)
+        ):
+            inner_KNI = F.silu(h_KNW) if number else h_KNW
+            h_KNW = torch.baddbmm(bias_K1O, inner_KNI, weight_KIO)
+        return h_KNW
 
 
 def _stacked(linears: Sequence[nn.Linear]) -> tuple[nn.Parameter, nn.Parameter]:
@@ -37,25 +61,18 @@ def _stacked(linears: Sequence[nn.Linear]) -> tuple[nn.Parameter, nn.Parameter]:
     return nn.Parameter(weight_KIO), nn.Parameter(bias_K1O)
 
 
-def build_projection(
-    *,
-    blocks: int,
-    width: int,
-    hidden: int,
-    features: int,
-    seed: int,
-    device: torch.device,
-    precision: str,
-) -> Projection:
-    """Projectors with their optimiser, drawn from a seed of their own.
+def build_projections(
+    shapes: Sequence[ProjectorShape], *, seed: int, device: torch.device, precision: str
+) -> list[Projection]:
+    """Projectors with their optimisers, drawn in turn from a seed of their own.
 
     The global generator is left as it was, so that the run's other draws are those without
     guidance.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = Projectors(blocks, width, hidden, features)
-    return Projection(module.to(device), PRECISIONS[precision])
+        modules = [Projectors(shape) for shape in shapes]
+    return [Projection(module.to(device), PRECISIONS[precision]) for module in modules]
 
 
 class Projection:
@@ -64,25 +81,16 @@ class Projection:
     def __init__(self, module: Projectors, dtype: torch.dtype | None) -> None:
         self.module = module
         self.dtype = dtype
-        fused = module.first_KWH.device.type in ("cuda", "cpu")
+        fused = module.weights[0].device.type in ("cuda", "cpu")
         self.optimizer = torch.optim.AdamW(module.parameters(), betas=BETAS, fused=fused)
 
-    def cosines(self, hidden: Sequence[Tensor], target_BLD: Tensor, frames: slice) -> Tensor:
-        """Mean cosines [K, B] of K projected hidden states [B, P, W] with the features at `frames`.
-
-        The hidden states are interpolated from P tokens to the L frames of the features. The
-        projectors run in the precision of training, the cosines in fp32: normalising in fp16 gives
-        NaN late in training (REPA, issue 46).
-        """
-        x_NWP = torch.stack(list(hidden)).float().flatten(0, 1).transpose(1, 2)
-        x_NWL = F.interpolate(x_NWP, size=target_BLD.shape[1], mode="linear")[..., frames]
-        x_KBLW = x_NWL.transpose(1, 2).unflatten(0, (len(hidden), -1))
-        device = target_BLD.device.type
+    def __call__(self, h_KBLW: Tensor) -> Tensor:
+        """Projected frames [K, B, L, D], fp32; the projectors run in the precision of training."""
         half = self.dtype is not None
+        device = h_KBLW.device.type
         with torch.autocast(device, self.dtype or torch.bfloat16, enabled=half):
-            projected_KND = self.module(x_KBLW.flatten(1, 2))
-        projected_KBLD = projected_KND.float().unflatten(1, x_KBLW.shape[1:3])
-        return F.cosine_similarity(projected_KBLD, target_BLD[:, frames], dim=-1, eps=1e-6).mean(-1)
+            projected_KND = self.module(h_KBLW.flatten(1, 2))
+        return projected_KND.float().unflatten(1, h_KBLW.shape[1:3])
 
     def step(self, lr: float, all_reduce_mean: Callable[[Tensor], Tensor], scale: float) -> None:
         """One optimiser step with clipped gradients; arguments as in `Mechanism.step`."""

@@ -52,12 +52,14 @@ class MechanismOptions(Section):
 
     paths: names of the options that may hold `${VAR}`; removed: options of earlier versions, with
     the reason they are no longer needed; removed_values: (option, value) of earlier versions, with
-    what to use instead.
+    what to use instead; earlier: options that earlier versions did not have, with the value that
+    repeats what those did, for their runs.
     """
 
     paths: ClassVar[tuple[str, ...]] = ()
     removed: ClassVar[Mapping[str, str]] = {}
     removed_values: ClassVar[Mapping[tuple[str, str], str]] = {}
+    earlier: ClassVar[Mapping[str, Any]] = {}
 
     def encoders(self) -> Mapping[str, Role]:
         """Options that name an SSL encoder which steers training, with the encoder's role."""
@@ -66,3 +68,7 @@ class MechanismOptions(Section):
     def regime_need(self) -> RegimeNeed | None:
         """Why these options need the regime, or None if they don't."""
         return None
+
+    def adapts_density(self) -> bool:
+        """Whether the density of t follows something that is measured while training."""
+        return False

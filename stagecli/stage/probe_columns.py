@@ -43,6 +43,20 @@ class GroupedMatrix:
         return tuple(group_letter(self.labels[start]) for start in (0, *self.boundaries))
 
 
+@dataclass(frozen=True, kw_only=True)
+class DensityCourse:
+    """The density of t at the probes of a run.
+
+    steps: of the probes, ascending; shares: [probes][bins], of the training in equal bins of t from
+    0 to 1; quantiles: name -> t at each probe.
+    """
+
+    title: str
+    steps: tuple[int, ...]
+    shares: tuple[tuple[float, ...], ...]
+    quantiles: dict[str, tuple[float, ...]]
+
+
 @dataclass(frozen=True)
 class ProbeCurve:
     """A column of probes.jsonl that a report draws over the steps.
@@ -78,6 +92,10 @@ class ProbeColumns(ABC):
     @abstractmethod
     def matrix(self, summary: JsonRow | None) -> GroupedMatrix | None:
         """The matrix to draw, or None."""
+
+    def density(self, rows: Sequence[JsonRow]) -> DensityCourse | None:
+        """The density of t over the probes, or None."""
+        return None
 
     @abstractmethod
     def sentences(self, summary: JsonRow, events: Sequence[JsonRow]) -> list[str]:

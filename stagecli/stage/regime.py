@@ -12,18 +12,29 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
+from stagecli.bounds import Range
 from stagecli.errors import counted
 from stagecli.flow.schedule import total_time
-from stagecli.schema import Clips, Natural, NoiseLevel, Recipe, Some
-from stagecli.stage.base import Event, Mechanism, Plan, ProbeSettings, Signals
+from stagecli.schema import Natural, NoiseLevel, Recipe, Some, Train
+from stagecli.stage.base import (
+    LEVELS_PER_CLIP,
+    Event,
+    Mechanism,
+    Plan,
+    ProbeSettings,
+    Signals,
+)
 from stagecli.stage.options import Layer, MechanismOptions, Role
 from stagecli.stage.regime_controls import Control, linear, read_replay, replay
 from stagecli.stage.regime_progress import SPOKEN
 from stagecli.stage.regime_variable import Regime, RegimeSettings
 
-PROBES = 200  # of a run, where the smallest interval allows
-# Evaluations of a probe that one trained sample pays for, so that probing takes at most 3 % of the
-# time.
+FEWEST_PROBES = 30  # of a run, where the number of steps allows, and the most
+MOST_PROBES = 200
+FEWEST_CLIPS = 9  # of a probe set, and the most
+MOST_CLIPS = 96
+# Trained samples that pay for one clip at one noise level, so that probing takes about 3 % of the
+# time: it costs about 0.6 of a trained sample.
 COST = 20
 FEW = 12  # probes of a run below which r is not measured before 40 % of the budget
 
@@ -46,12 +57,12 @@ class RegimeOptions(MechanismOptions):
     """Layer of the monitor: a number (negative: from the end), a list to average, or "mean"."""
     partial_band: bool = False
     """Accept a monitor whose bandwidth covers only part of the band that sr restores."""
-    clips: Clips = 96
-    """Clips of the valid split in the probe set."""
+    clips: Annotated[int, Range(0, 1_000_000)] = 0
+    """Clips of the valid split in the probe set; 0: as many (9 to 96) as take 3 % of the time."""
     t: Annotated[tuple[NoiseLevel, ...], Some] = (0.15, 0.35, 0.55, 0.75, 0.9, 0.97)
-    """Noise levels at which each clip is probed, and at which progress is measured."""
+    """Noise levels at which progress is measured, each clip at two of them."""
     every: Natural = 0
-    """Steps between probes; 0: a 200th of the budget, or more so that it costs at most 3 %."""
+    """Steps between probes; 0: a 200th to a 30th of the budget, so that probing takes 3 %."""
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -80,15 +91,11 @@ class RegimeMechanism(Mechanism):
         """replayed: `read_replay` of the run to replay, for source = "replay"."""
         self.steps = recipe.train.steps
         self.lr = recipe.train.lr
-        every = options.every
-        if not every:
-            evaluations = options.clips * len(options.t)
-            affordable = math.ceil(COST * evaluations / recipe.train.batch_size)
-            every = max(self.steps // PROBES, affordable)
+        every, clips = _interval_and_clips(options, recipe.train)
         self.probes: ProbeSettings = ProbeSettings(
             monitor=options.monitor,
             layer=options.layer,
-            clips=options.clips,
+            clips=clips,
             t=options.t,
             every=every,
             partial_band=options.partial_band,
@@ -160,3 +167,16 @@ class RegimeMechanism(Mechanism):
 
     def probe_row(self) -> dict[str, Any]:
         return self.regime.row()
+
+
+def _interval_and_clips(options: RegimeOptions, train: Train) -> tuple[int, int]:
+    """Steps between probes, and clips of the probe set; what is not set follows from the cost."""
+    per_clip = COST * min(LEVELS_PER_CLIP, len(options.t))  # trained samples that pay for a clip
+    every = options.every
+    if not every:
+        affordable = math.ceil(per_clip * (options.clips or MOST_CLIPS) / train.batch_size)
+        every = max(1, train.steps // MOST_PROBES, affordable)
+        if not options.clips:
+            every = min(every, max(1, train.steps // FEWEST_PROBES))
+    affordable = every * train.batch_size // per_clip
+    return every, options.clips or min(MOST_CLIPS, max(FEWEST_CLIPS, affordable))

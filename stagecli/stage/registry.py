@@ -76,6 +76,11 @@ def removed_values(name: str) -> Mapping[tuple[str, str], str]:
     return load(name).Options.removed_values if name in MECHANISMS else {}
 
 
+def earlier_values(name: str) -> Mapping[str, Any]:
+    """Options that earlier versions of a mechanism lacked -> the value that repeats them."""
+    return load(name).Options.earlier if name in MECHANISMS else {}
+
+
 def path_keys(stage: object) -> list[tuple[str, str, str]]:
     """Keys ("stage", name, option) that may hold `${VAR}`, of sections that were not checked yet.
 
@@ -102,6 +107,11 @@ def encoders(stage: Mapping[str, Mapping[str, Any]]) -> list[EncoderUse]:
             for option, role in chosen.encoders().items()
         ]
     return uses
+
+
+def adapts_density(stage: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a mechanism of valid sections lets the density of t follow a measurement."""
+    return any(options(name, section).adapts_density() for name, section in stage.items())
 
 
 def check_needs(chosen: Mapping[str, MechanismOptions]) -> None:

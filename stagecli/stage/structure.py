@@ -1,54 +1,53 @@
-"""`[stage.structure]`: pulls the blocks of a group together, once the grouping of the blocks has
-converged.
+"""`[stage.structure]`: measures which blocks do the same work and, once their groups have
+converged, acts on the outputs of the blocks.
 
 At every probe the EMA weights show which blocks' second moments change alike
-(`structure_groups`). When the groups have settled and stand out of a null without groups, a term
-pulls the blocks of each group towards their common second moments (`structure_term`). Every second
-step takes one type of matrix, in turn, at twice its weight: the same gradient over twelve steps at
-a twelfth of the cost (lazy regularization, StyleGAN2, arXiv 1912.04958). That converged groups turn
-a regularizer on is the idea of arXiv 2605.04547, of which only the abstract is public; all formulas
-are this project's own (`docs/structure.md`).
+(`structure_groups`). When the groups have converged, `action` adds a term that draws an early
+group's output to the next group's, or that makes the updates within a group differ
+(`structure_actions`); "none" only measures. That converged groups turn a regularizer on is the idea
+of arXiv 2605.04547, of which only the abstract is public; the ingredients and their sources are in
+`docs/structure.md`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from stagecli.errors import StageError
 from stagecli.flow.objective import Result
 from stagecli.schema import Recipe
 from stagecli.stage import grouping
 from stagecli.stage.base import Event, Mechanism, Plan, Signals
-from stagecli.stage.structure_groups import GroupMonitor, seed_of
-from stagecli.stage.structure_options import SURE, StructureOptions, check_structure
-from stagecli.stage.structure_size import RISE, TermSize, ValidationWatch
-from stagecli.stage.structure_term import TYPES, GroupTerm, block_matrices
+from stagecli.stage.structure_actions import Action, build_action
+from stagecli.stage.structure_groups import GroupMonitor, block_matrices, seed_of
+from stagecli.stage.structure_options import WEIGHTS, StructureOptions, check_structure
+from stagecli.stage.structure_watch import RISE, ValidationWatch
 
 NEEDED = 3  # consecutive probes, or validations, that a decision takes
 SAME = 0.9  # adjusted Rand index from which two partitions count as the same
-EVERY = 2  # steps from one turn of the term to the next
-TURNS = EVERY * len(TYPES)  # steps until every type has had its turn
-CHECK = 10 * TURNS  # steps between measurements of the whole term's gradient
 
 
 @dataclass
 class PlannedStep:
-    """The step being trained. number: steps done before it; fresh: the term was not yet added to
-    it.
+    """The step being trained.
+
+    number: steps done before it; r: regime variable; total: the bare term summed over the
+    micro-batches so far, kept on the device and converted only when a row is written.
     """
 
     number: int = 0
     r: float = 0.0
-    fresh: bool = True
+    total: Tensor | None = None
 
 
 class StructureMechanism(Mechanism):
-    """Measures the groups, decides when the term acts, and adds it to the loss."""
+    """Measures the groups, decides when the action begins and ends, and adds its term."""
 
     name = "structure"
     Options = StructureOptions
@@ -58,86 +57,53 @@ class StructureMechanism(Mechanism):
         self.steps = recipe.train.steps
         self.accumulate = recipe.train.accumulate
         self.depth = recipe.model.resolved()[1]
+        self.weight = options.weight or WEIGHTS[options.action]
         self.planned = PlannedStep()
-        self.streak = 0  # consecutive probes at which the groups had settled
-        self.state = "waiting"
-        self.start = 0  # step after which the term began
-        self.size = TermSize(
-            share=options.share, cap=options.cap, ramp_steps=options.ramp * self.steps
-        )
+        self.streak = 0  # consecutive probes at which the partition was the same
+        self.state = "waiting"  # then "active" and perhaps "stopped"; "fixed" without an action
+        self.start = 0  # step after which the groups were fixed
+        self.labels: tuple[int, ...] = ()  # group of each block, once they are fixed
+        self.action: Action | None = None  # while it acts
         self.watch = ValidationWatch()
 
     @classmethod
     def build(cls, options: StructureOptions, recipe: Recipe) -> Self:
-        """Raises StageError without validation, or for a depth at which the term could never
-        act.
-        """
+        """Raises StageError without validation, or for too few blocks."""
         check_structure(options, recipe)
         return cls(options, recipe)
 
     def attach(self, network: nn.Module, feature_width: int | None) -> None:
         """Raises StageError for a network without the blocks' matrices."""
-        matrices = block_matrices(network, self.depth)
-        width = matrices["q"][0].shape[-1]
-        self.term = GroupTerm(matrices, self._rng(3, width))
         self.groups = GroupMonitor(
             similarity=self.options.similarity,
             seed=self.options.seed,
-            matrices=matrices,
+            matrices=block_matrices(network, self.depth),
             network=network,
         )
 
-    def _rng(self, *numbers: int) -> np.random.Generator:
-        return np.random.default_rng(seed_of(self.options.seed, *numbers))
-
-    # -- when the term acts ------------------------------------------------------------------------
+    # -- when it acts ------------------------------------------------------------------------------
 
     def plan(self, step: int, plan: Plan) -> Plan:
         self.planned = PlannedStep(step, plan.r)
-        if self.state != "active":
+        if self.action is None:
             return plan
-        return replace(plan, active=(*plan.active, self.name))
+        hidden = tuple(sorted({*plan.hidden, *self.action.blocks}))
+        return replace(plan, hidden=hidden, active=(*plan.active, self.name))
 
     def observe(self, signals: Signals) -> list[Event]:
-        events: list[Event] = []
-        self.size.observe(signals.grad_norm)
         if signals.probe is not None and signals.ema_weights is not None:
-            if self.groups.measure(signals.ema_weights):
-                self.streak = self.streak + 1 if self._settled() else 0
-            if self.groups.measurements == 1:
-                events += self._few_blocks()
+            self.groups.measure(signals.ema_weights)
+            self.streak = self.streak + 1 if self.groups.ari >= SAME else 0
         if self.state == "active":
-            return events + self._check_validation(signals)
+            return self._check_validation(signals)
         if self.state == "waiting":
             reason = self._reason_to_begin(signals.step)
             if reason is not None:
-                events.append(self._begin(signals, reason))
-        return events
-
-    def _settled(self) -> bool:
-        """The four conditions at one probe."""
-        options = self.options
-        enough = self.planned.r >= options.r
-        return enough and self.groups.settled(ari=SAME, change=options.change, z=options.z)
-
-    def _few_blocks(self) -> list[Event]:
-        """A warning, after the first measurement, for a depth at which some groups cannot pass
-        the test.
-        """
-        if self.options.when != "converged" or self.depth >= SURE:
-            return []
-        count, every, most = grouping.reachable(self.depth, self.options.z)
-        if count == every:
-            return []
-        reason = (
-            f"{self.depth} blocks are few: "
-            f"only {count} of their {every} partitions could pass the test"
-        )
-        evidence = {"z needed": self.options.z, "largest z": most}
-        return [Event(self.name, "waiting", "waiting", reason, evidence)]
+                return [self._begin(signals, reason)]
+        return []
 
     def _reason_to_begin(self, step: int) -> str | None:
-        """Why the term begins after this step, or None if it does not."""
+        """Why the groups are fixed after this step, or None if they are not."""
         options = self.options
         if options.groups in ("measured", "shuffled") and self.groups.grouping is None:
             return None
@@ -147,7 +113,7 @@ class StructureMechanism(Mechanism):
             if step < options.at * self.steps:
                 return None
             return f"{100 * options.at:g} % of the steps are done"
-        if self.streak < NEEDED:
+        if self.streak < NEEDED or self.planned.r < options.r:
             return None
         return f"the groups have converged: {NEEDED} probes in a row"
 
@@ -159,26 +125,30 @@ class StructureMechanism(Mechanism):
             "r": self.planned.r,
             "groups": list(labels),
             "kind": self.options.groups,
+            "action": self.options.action,
         }
-        return Event(self.name, "waiting", "active", reason, evidence)
+        if self.action is not None:
+            evidence["blocks"] = self.action.describe()
+        return Event(self.name, "waiting", self.state, reason, evidence)
 
     def choose_labels(self) -> tuple[int, ...]:
         """Group of each block, from 0, by the option `groups`."""
-        measured = self.groups.grouping
-        return grouping.choose(self.options.groups, self.depth, measured, self._rng(2, 0))
+        rng = np.random.default_rng(seed_of(self.options.seed, 2, 0))
+        return grouping.choose(self.options.groups, self.depth, self.groups.grouping, rng)
 
     def begin(
         self, labels: tuple[int, ...], step: int, valid: tuple[int, float] | None = None
     ) -> None:
-        """Let the term act with these groups after `step` steps. valid: the newest validation."""
-        self.state = "active"
+        """Fix these groups, and act, after `step` steps. valid: the newest validation."""
+        self.labels = labels
         self.start = step
-        self.term.begin(labels)
+        self.action = build_action(self.options.action, labels)
+        self.state = "fixed" if self.action is None else "active"
         self.watch.begin(valid)
 
     def _check_validation(self, signals: Signals) -> list[Event]:
-        """End the term for good where the validation loss stays above its best since the term
-        began.
+        """End the action for good where the validation loss stays above its best since the
+        beginning.
         """
         if not self.watch.update(signals.valid) or self.watch.streak < NEEDED:
             return []
@@ -190,73 +160,68 @@ class StructureMechanism(Mechanism):
         evidence = {
             "valid loss": signals.valid[1],
             "best": self.watch.best,
-            "coefficient": self.coefficient(self.planned.number),
+            "lambda": self.strength(self.planned.number),
             "since": self.start,
         }
         self.state = "stopped"
-        self.term.end()
+        self.action = None
         return [Event(self.name, "active", "stopped", reason, evidence)]
 
     # -- the loss ----------------------------------------------------------------------------------
 
-    def coefficient(self, step: int) -> float:
-        """c at a step; 0 where the term does not act."""
-        return self.size.coefficient(step - self.start) if self.state == "active" else 0.0
+    def strength(self, step: int) -> float:
+        """lambda at a step: rises by a half cosine over the ramp; 0 where nothing acts."""
+        if self.action is None:
+            return 0.0
+        x = (step - self.start + 1) / max(1.0, self.options.ramp * self.steps)
+        return self.weight * (1 - math.cos(math.pi * min(1.0, x))) / 2
 
     def loss(self, result: Result) -> Tensor | None:
-        """EVERY c times the term of the type whose turn it is.
-
-        Its mean over TURNS steps is c times the whole term. Added once a step for all of its
-        `accumulate` batches, because the weights are the same in each.
-        """
-        since = self.planned.number - self.start
-        if self.state != "active" or not self.planned.fresh or since % EVERY:
+        if self.action is None:
             return None
-        self.planned.fresh = self.accumulate == 1
-        with torch.autocast(device_type=self.term.device.type, enabled=False):
-            if since % CHECK == 0:
-                self.size.measured(self.term.gradient_norm(), since)
-            value = self.term.one_type(since // EVERY % len(TYPES))
-        return self.accumulate * EVERY * self.coefficient(self.planned.number) * value
+        value = self.action.value(result)
+        total = self.planned.total
+        self.planned.total = value.detach() if total is None else total + value.detach()
+        return self.strength(self.planned.number) * value
 
     # -- state and rows ----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "groups": self.groups.state_dict(),
-            "term": self.term.state_dict(),
-            "size": self.size.state_dict(),
             "watch": self.watch.state_dict(),
             "step": self.planned.number,
             "r": self.planned.r,
             "streak": self.streak,
             "state": self.state,
             "start": self.start,
+            "labels": list(self.labels),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises StageError for the state of a network of another depth."""
+        """Raises StageError for the state of another version, or of a network of another depth."""
+        if set(state) != set(self.state_dict()):
+            raise StageError(
+                "the checkpoint's state of [stage.structure] is of another version of stagecli",
+                hint="train under another name with --name",
+            )
         self.groups.load_state_dict(state["groups"])
-        self.term.load_state_dict(state["term"])
-        self.size.load_state_dict(state["size"])
         self.watch.load_state_dict(state["watch"])
         self.planned = PlannedStep(state["step"], state["r"])
         self.streak = state["streak"]
         self.state = state["state"]
         self.start = state["start"]
+        self.labels = tuple(state["labels"])
+        if self.state == "active":
+            self.action = build_action(self.options.action, self.labels)
 
     def metrics(self) -> dict[str, float]:
-        """State of the term.
-
-        value: of the bare term, each type as last computed; gradient_ratio: norm of the whole
-        term's gradient, as last measured, over the running gradient norm.
-        """
-        coefficient = self.coefficient(self.planned.number)
+        """lambda, and the bare term of the newest step: 1 - cos (align) or cos^2 (diversify)."""
+        total = self.planned.total
         return {
-            "active": float(self.state == "active"),
-            "coefficient": coefficient,
-            "value": self.term.value(),
-            "gradient_ratio": self.size.gradient_ratio(coefficient),
+            "active": float(self.action is not None),
+            "lambda": self.strength(self.planned.number),
+            "value": 0.0 if total is None else float(total) / self.accumulate,
         }
 
     def probe_row(self) -> dict[str, Any]:
@@ -265,7 +230,8 @@ class StructureMechanism(Mechanism):
             **self.groups.row(),
             "streak": self.streak,
             "state": self.state,
-            "active": self.state == "active",
-            "groups": list(self.term.labels) or None,
+            "action": self.options.action,
+            "active": self.action is not None,
+            "groups": list(self.labels) or None,
         }
         return {f"{self.name}_{column}": value for column, value in row.items()}

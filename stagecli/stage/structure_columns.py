@@ -10,12 +10,19 @@ from stagecli.stage.probe_columns import GroupedMatrix, ProbeColumns, ProbeCurve
 
 PREFIX = "structure_"
 SCORES = ("z", "p", "ari", "change", "contrast", "K")
-STATES = {"waiting": "waiting", "active": "the term acts", "stopped": "stopped"}
-FACTS = ("structure", "groups", "z", "ARI", "change of S", "term on")
+STATES = {
+    "waiting": "waiting",
+    "active": "the term acts",  # in runs of earlier versions, whose rows have no action
+    "stopped": "stopped",
+    "fixed": "groups fixed, no action",
+    "align": "aligning groups",
+    "diversify": "diversifying groups",
+}
+FACTS = ("structure", "groups", "z", "ARI", "change of S", "fixed groups")
 
 
 class StructureColumns(ProbeColumns):
-    """Groups of blocks, their scores, and the state of the term."""
+    """Groups of blocks, their scores, and the state of the action."""
 
     title = "Structure"
     curves = (
@@ -25,9 +32,7 @@ class StructureColumns(ProbeColumns):
     )
 
     def summary(self, rows: Sequence[JsonRow]) -> JsonRow | None:
-        """ "labels" is the newest partition, "groups" the one that the term uses (None until it
-        acts).
-        """
+        """ "labels" is the newest partition, "groups" the one that is fixed (None until then)."""
         known = [row for row in rows if PREFIX + "state" in row]
         if not known:
             return None
@@ -37,7 +42,7 @@ class StructureColumns(ProbeColumns):
         S = _matrix(newest.get(PREFIX + "S"))
         return {
             "step": newest["step"],
-            "state": str(last[PREFIX + "state"]),
+            "state": _state(last),
             "S": S,
             "labels": _labels(newest.get(PREFIX + "labels"), len(S) if S else None),
             "groups": _labels(last.get(PREFIX + "groups")),
@@ -51,7 +56,7 @@ class StructureColumns(ProbeColumns):
         if summary["p"] is not None:
             z += f", p {summary['p']:.2g}"
         values = (
-            STATES.get(summary["state"]) or str(summary["state"]),
+            STATES.get(summary["state"]) or summary["state"],
             _groups_text(summary["labels"]),
             z,
             _text(summary["ari"], ".2f"),
@@ -85,13 +90,20 @@ class StructureColumns(ProbeColumns):
             count = len(set(labels))
             lines.append(f"structure: {count} groups of blocks, {group_spans(labels)} (z {z:.1f})")
         for event in events:
-            if event.get("to") in ("active", "stopped"):
+            if event.get("to") in ("active", "fixed", "stopped"):
                 since = f"{event['to']} since step {event['step']:,}"
                 lines.append(f"structure: {since}: {event.get('reason')}")
         return lines
 
 
 COLUMNS = StructureColumns()
+
+
+def _state(row: JsonRow) -> str:
+    """The state, or while an action acts its name."""
+    state = str(row[PREFIX + "state"])
+    action = row.get(PREFIX + "action")
+    return action if state == "active" and isinstance(action, str) else state
 
 
 def _matrix(value: Any) -> list[list[float]] | None:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from stagecli.errors import StageError
 from stagecli.stage import grouping
+from stagecli.stage.base import blocks_of
 from stagecli.stage.grouping import Array, Grouping, Sketch
-from stagecli.stage.structure_term import READING, TYPES
 
+READING = ("q", "k", "v", "fc1")  # read the residual stream; o and fc2 write to it
+TYPES = ("q", "k", "v", "o", "fc1", "fc2")
 WIDTHS = {"moments": 4096, "updates": 512}  # of a sketch
 KEPT = 4  # probes that S is the mean over
 
@@ -24,11 +26,25 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+def block_matrices(network: nn.Module, depth: int) -> dict[str, list[Tensor]]:
+    """Type -> the matrix of every block. Raises StageError where the network lacks one."""
+    blocks = [block.matrices() for block in blocks_of(network)]
+    if len(blocks) != depth:
+        raise StageError(f"the network has {len(blocks)} blocks, the recipe {depth}")
+    for number, matrices in enumerate(blocks, 1):
+        missing = [kind for kind in TYPES if kind not in matrices]
+        if missing:
+            raise StageError(
+                f"block {number} of the network has no matrix {missing[0]}: it cannot be compared"
+            )
+    return {kind: [matrices[kind] for matrices in blocks] for kind in TYPES}
+
+
 class GroupMonitor:
     """Similarities S of the blocks' updates between probes, and the groups found in them.
 
-    similarity, seed: as in `StructureOptions`; matrices: from `structure_term.block_matrices`;
-    network: that holds them, for the names that EMA weights go by.
+    similarity, seed: as in `StructureOptions`; matrices: from `block_matrices`; network: that holds
+    them, for the names that EMA weights go by.
     """
 
     def __init__(
@@ -54,15 +70,13 @@ class GroupMonitor:
         self.change = math.nan  # of S since the last probe
         self.measurements = 0
 
-    def measure(self, ema_weights: Mapping[str, Tensor]) -> bool:
-        """Take in the EMA weights of a probe; False at the first one, which has nothing to
-        compare with.
-        """
+    def measure(self, ema_weights: Mapping[str, Tensor]) -> None:
+        """Take in the EMA weights of a probe; the first one has nothing to compare with."""
         current_MLp = np.stack([self._sketched(kind, ema_weights) for kind in TYPES])
         previous_MLp = self.previous_MLp
         self.previous_MLp = current_MLp
         if previous_MLp is None:
-            return False
+            return
         self.measurements += 1
         similarity_LL = grouping.similarity(current_MLp - previous_MLp)
         self.recent = [*self.recent, similarity_LL][-KEPT:]
@@ -73,7 +87,6 @@ class GroupMonitor:
         if last is not None and last_LL is not None:
             self.ari = grouping.adjusted_rand(self.grouping.labels, last.labels)
             self.change = grouping.relative_change(self.S_LL, last_LL)
-        return True
 
     def _sketched(self, kind: str, ema_weights: Mapping[str, Tensor]) -> Array:
         """Sketches [L, p] of one type's matrices or of their moments, in double precision on the
@@ -88,14 +101,6 @@ class GroupMonitor:
             self.sketches[kind] = Sketch.make(entries, self.width, seed, weights[0].device)
         sketch = self.sketches[kind]
         return torch.stack([sketch(w) for w in weights]).cpu().double().numpy()
-
-    def settled(self, *, ari: float, change: float, z: float) -> bool:
-        """Whether the newest measurement reaches these limits, with S over all the probes it can
-        hold.
-        """
-        if self.grouping is None or len(self.recent) < KEPT:
-            return False
-        return self.ari >= ari and self.change <= change and self.grouping.z >= z
 
     def scores(self) -> dict[str, Any]:
         """The newest scores by name; None or NaN where there are none yet."""

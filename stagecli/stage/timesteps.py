@@ -6,6 +6,7 @@ behind the same interface. Formulas and sources: `docs/timesteps.md`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,7 +29,7 @@ from stagecli.stage.densities_composed import Binned, Floored, Weighted, objecti
 from stagecli.stage.densities_measured import by_discrepancy, by_loss, by_progress
 from stagecli.stage.loss_history import LossHistory, RecentLosses, SquaredLosses
 from stagecli.stage.loss_weights import ChangeAware, LossWeight, MinSNR, Weight, effective_share
-from stagecli.stage.timesteps_columns import PREFIX, QUANTILES
+from stagecli.stage.timesteps_columns import BINS, PREFIX, QUANTILES, SHARES
 from stagecli.stage.timesteps_options import BY_LEVEL, TimestepsOptions
 
 KEPT = 1024  # values of t that the reported quantiles are taken from; at least one step's
@@ -197,8 +198,8 @@ class TimestepsMechanism(Mechanism):
         return values
 
     def probe_row(self) -> dict[str, Any]:
-        """The density that the step before the probe was trained with: its quantiles, and its
-        values at the probe's noise levels.
+        """The density that the step before the probe was trained with: its quantiles, its values at
+        the probe's noise levels, and its shares in equal bins of t.
         """
         if self.planned is None:
             return {}
@@ -208,7 +209,7 @@ class TimestepsMechanism(Mechanism):
         row: dict[str, Any] = {f"{PREFIX}{name}": t for name, t in quantiles}
         by_t = zip(self.probed, heights, strict=True)
         row |= {f"{PREFIX}t{t:.2f}": height for t, height in by_t}
-        return row | {f"{PREFIX}state": self.stage(self.planned[0])}
+        return row | {SHARES: _shares(density), f"{PREFIX}state": self.stage(self.planned[0])}
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -239,6 +240,13 @@ def _quantiles(density: TimeDensity) -> list[float]:
     """t at the shares of `QUANTILES`."""
     shares = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
     return density.quantile(shares).tolist()
+
+
+def _shares(density: TimeDensity) -> list[float]:
+    """Probability of each of `BINS` equal bins of t."""
+    edges = torch.arange(1, BINS, dtype=torch.float64) / BINS
+    below = [0.0, *density.cdf(edges).tolist(), 1.0]
+    return [round(high - low, 6) for low, high in itertools.pairwise(below)]
 
 
 def _bin_edges(options: TimestepsOptions, reference: TimeDensity) -> tuple[float, ...]:

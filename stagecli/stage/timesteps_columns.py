@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stagecli.files import JsonRow, number
-from stagecli.stage.probe_columns import GroupedMatrix, ProbeColumns, ProbeCurve
+from stagecli.stage.probe_columns import DensityCourse, GroupedMatrix, ProbeColumns, ProbeCurve
 
 PREFIX = "density_"
+SHARES = f"{PREFIX}shares"  # of the density in equal bins of t from 0 to 1
+BINS = 40
 QUANTILES = {"q10": 0.1, "q50": 0.5, "q90": 0.9}  # of t; their names in rows
 FACTS = ("density of t", "median t", "80 % of t in")
 PANEL = "Noise levels t trained (1 is noise)"
@@ -49,6 +51,24 @@ class TimestepsColumns(ProbeColumns):
     def matrix(self, summary: JsonRow | None) -> GroupedMatrix | None:
         return None
 
+    def density(self, rows: Sequence[JsonRow]) -> DensityCourse | None:
+        """Of the rows that have the shares; None for those of a version that wrote none."""
+        probes = [
+            (row["step"], shares, quantiles)
+            for row in rows
+            if (shares := _shares(row)) and (quantiles := _quantiles(row))
+        ]
+        if not probes:
+            return None
+        return DensityCourse(
+            title="Density of t (1 is noise)",
+            steps=tuple(step for step, _, _ in probes),
+            shares=tuple(shares for _, shares, _ in probes),
+            quantiles={
+                name: tuple(quantiles[name] for _, _, quantiles in probes) for name in QUANTILES
+            },
+        )
+
     def sentences(self, summary: JsonRow, events: Sequence[JsonRow]) -> list[str]:
         first = summary["first"]["q50"]
         now = summary["q50"]
@@ -69,6 +89,15 @@ def _quantiles(row: JsonRow) -> dict[str, float] | None:
     values = {name: number(row.get(PREFIX + name)) for name in QUANTILES}
     known = {name: value for name, value in values.items() if value is not None}
     return known if len(known) == len(QUANTILES) else None
+
+
+def _shares(row: JsonRow) -> tuple[float, ...] | None:
+    """The shares of a row, None unless all are numbers."""
+    values = row.get(SHARES)
+    if not isinstance(values, list) or len(values) != BINS:
+        return None
+    known = [value for one in values if (value := number(one)) is not None]
+    return tuple(known) if len(known) == BINS else None
 
 
 def _state_text(state: str) -> str:

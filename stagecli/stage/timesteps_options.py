@@ -109,6 +109,9 @@ class TimestepsOptions(MechanismOptions):
             )
         return self
 
+    def adapts_density(self) -> bool:
+        return self.kind in (*FOLLOWING, "loss-second-moment")
+
     def regime_need(self) -> RegimeNeed | None:
         if self.kind not in BY_LEVEL:
             return None

@@ -22,14 +22,14 @@ from stagecli.errors import counted
 from stagecli.flow.objective import interpolate
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network
-from stagecli.stage.base import Probe, ProbeSettings
+from stagecli.stage.base import LEVELS_PER_CLIP, Probe, ProbeSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from stagecli.ssl.base import Encoder
 
-AT_ONCE = 16  # clips that go through codec and monitor together
+AT_ONCE = 16  # clips that go through network, codec and monitor together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class ProbeSet:
 
     def measure(self, network: Network) -> Probe:
         """The discrepancy of the followed weights."""
-        D_T = self.distances(network).mean(1).tolist()
+        D_T = self.distances(network).nanmean(1).tolist()
         return Probe(
             D_t=dict(zip(self.settings.t, D_T, strict=True)),
             ceiling=self.ceiling,
@@ -155,52 +155,65 @@ class ProbeSet:
 
     @torch.no_grad()
     def distances(self, network: Network, noise: int = 0) -> Tensor:
-        """d [t, clips] of the followed weights, float64.
+        """d [t, clips] of the followed weights, float64; NaN where a clip is not measured.
 
         network: lends its modules and gets its own weights back; noise: which of the fixed draws of
         eps to use (training uses 0).
         """
         rank = self.accelerator.process_index
         mine = range(rank, len(self.clips), self.accelerator.num_processes)
+        pairs = [(row, k) for row in mine for k in self.levels_of(row)]
         shape = (len(self.settings.t), len(self.clips))
         d_TB = torch.zeros(shape, dtype=torch.float64, device=self.accelerator.device)
         training = network.training
         with self.ema.applied(network):
             network.eval()
-            for first in range(0, len(mine), AT_ONCE):
-                rows = mine[first : first + AT_ONCE]
-                targets = self.targets.rows(rows)
-                for k, audio_BN in enumerate(self.predictions(network, rows, noise)):
-                    d_TB[k, list(rows)] = self.distance.to_targets(audio_BN, targets).double()
+            for first in range(0, len(pairs), AT_ONCE):
+                part = pairs[first : first + AT_ONCE]
+                rows = [row for row, _ in part]
+                audio_BN = self.predictions(network, part, noise)
+                d_B = self.distance.to_targets(audio_BN, self.targets.rows(rows)).double()
+                d_TB[[k for _, k in part], rows] = d_B
         network.train(training)
-        return self.accelerator.reduce(d_TB, "sum")
+        d_TB = self.accelerator.reduce(d_TB, "sum")
+        for row in range(len(self.clips)):
+            left_out = sorted({*range(len(self.settings.t))} - {*self.levels_of(row)})
+            d_TB[left_out, row] = torch.nan
+        return d_TB
 
-    def predictions(self, network: Network, rows: range, noise: int) -> list[Tensor]:
-        """Audio [B, N] of the x0 that the network predicts for some of the clips, for each t."""
-        # The clips, and their conditions, which all t share.
+    def levels_of(self, row: int) -> range:
+        """Numbers of the noise levels at which a clip is measured: two of six, in turn.
+
+        For the same cost three times as many clips count, which leaves less noise in D than every
+        clip at every level (`docs/regime.md`).
+        """
+        turns = max(1, min(len(self.settings.t) // LEVELS_PER_CLIP, len(self.clips)))
+        return range(row % turns, len(self.settings.t), turns)
+
+    def predictions(self, network: Network, pairs: Sequence[tuple[int, int]], noise: int) -> Tensor:
+        """Audio [B, N] of the x0 that the network predicts; pairs: number of a clip, of a t."""
+        # The clips, and their conditions.
         device = self.accelerator.device
-        frames = {
-            name: value[rows.start : rows.stop : rows.step] for name, value in self.frames.items()
-        }
+        rows = [row for row, _ in pairs]
+        frames = {name: value[rows] for name, value in self.frames.items()}
         x0_BTC = frames["x0"]
         with self.accelerator.autocast():
             condition = network.encode_condition(frames)
 
         # x0_hat = x_t - t v_hat from one evaluation of the network, without a sampler.
-        predictions = []
-        for k, t in enumerate(self.settings.t):
-            draws = [self.noise(self.clips[row], k, noise) for row in rows]
-            t_B = torch.full((len(rows),), t, device=device)
-            x_BTC = interpolate(x0_BTC, torch.from_numpy(np.stack(draws)).to(device), t_B)
-            with self.accelerator.autocast():
-                velocity_BTC = network(x_BTC, t_B, condition).velocity_BTC
-            x0_hat_BTC = x_BTC - t * velocity_BTC.float()
-            if "band" in frames:  # as in sampling, the band that the input holds is kept
-                x0_hat_BTC = torch.where(frames["band"][:, None, :], frames["low"], x0_hat_BTC)
-            if "mask" in frames:  # the padding was never trained
-                x0_hat_BTC = torch.where(frames["mask"][..., None], x0_hat_BTC, x0_BTC)
-            predictions.append(self.codec.decode(x0_hat_BTC, self.num_samples, draft=True))
-        return predictions
+        draws = [self.noise(self.clips[row], k, noise) for row, k in pairs]
+        t_B = torch.tensor([self.settings.t[k] for _, k in pairs], device=device)
+        x_BTC = interpolate(x0_BTC, torch.from_numpy(np.stack(draws)).to(device), t_B)
+        with self.accelerator.autocast():
+            velocity_BTC = network(x_BTC, t_B, condition).velocity_BTC
+        x0_hat_BTC = x_BTC - t_B[:, None, None] * velocity_BTC.float()
+
+        # As in sampling, the band that the input holds is kept; the padding was never trained.
+        if "band" in frames:
+            x0_hat_BTC = torch.where(frames["band"][:, None, :], frames["low"], x0_hat_BTC)
+        if "mask" in frames:
+            x0_hat_BTC = torch.where(frames["mask"][..., None], x0_hat_BTC, x0_BTC)
+        return self.codec.decode(x0_hat_BTC, self.num_samples, draft=True)
 
     def noise(self, clip: int, k: int, draw: int) -> np.ndarray:
         """eps [T, C] of a clip at the k-th t."""

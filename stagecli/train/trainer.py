@@ -87,15 +87,15 @@ class Trainer:
             if batches is None:
                 return
 
-            # What this step does: the stages' plan, a stratified u for t, the learning rate.
+            # What this step does: the stages' plan, t of each example, the learning rate.
             plan = self.stages.plan(state.step)
-            u_B = stratified(options.seed, state.step, options.batch_size)
+            drawn = self.draw_times(plan)
             lr = learning_rate(state.step, options)
 
             # Forward and backward, one micro-batch at a time.
             self.wrapped.train()
             micro_steps = [
-                self.forward_backward(plan, batch, u_B[self.feed.order.rows(number)], number)
+                self.forward_backward(plan, batch, drawn[number], number)
                 for number, batch in enumerate(batches)
             ]
 
@@ -126,14 +126,29 @@ class Trainer:
             # Rows, samples and checkpoints.
             self.outputs.after_step(lr)
 
-    def forward_backward(self, plan: Plan, batch: Batch, u_B: Tensor, number: int) -> MicroStep:
+    def draw_times(self, plan: Plan) -> list[tuple[Tensor, Tensor]]:
+        """t and its importance weights, [B] each, for this process's micro-batches of a step.
+
+        They are drawn for the whole step, over all micro-batches and processes, and the stages see
+        them all before the first forward pass.
+        """
+        options = self.options
+        u_B = stratified(options.seed, self.state.step, options.batch_size)
+        t_B, weight_B = plan.density.sample(u_B)
+        self.stages.begin_step(plan, t_B)
+        rows = [self.feed.order.rows(number) for number in range(options.accumulate)]
+        return [(t_B[own], weight_B[own]) for own in rows]
+
+    def forward_backward(
+        self, plan: Plan, batch: Batch, drawn: tuple[Tensor, Tensor], number: int
+    ) -> MicroStep:
         """Accumulate the gradient of a micro-batch.
 
-        u_B: uniform numbers that the plan's density turns into t; number: of the micro-batch in its
-        step. Processes exchange gradients in the last one only.
+        drawn: t and weight of each example; number: of the micro-batch in its step. Processes
+        exchange gradients in the last one only.
         """
         batch = to_frames(to_device(batch, self.device), self.prepared.codec)
-        t_B, weight_B = (value.to(self.device) for value in plan.density.sample(u_B))
+        t_B, weight_B = (value.to(self.device) for value in drawn)
         last = number == self.options.accumulate - 1
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
             with self.accelerator.autocast():

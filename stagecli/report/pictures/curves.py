@@ -35,7 +35,7 @@ def draw_curves(axes: Axes, panel: Panel, tooltips: dict[str, str]) -> None:
     """Draw `panel` on axes of the size that `style` gives; adds to `tooltips`."""
     log = panel.log and all(point.low > 0 for trace in panel.traces for point in trace.points)
     axes.set_title(f"{panel.title} (log scale)" if log else panel.title)
-    axes.set_xlabel("step", loc="right")
+    axes.set_xlabel(panel.x_label, loc="right")
     for trace in panel.traces:
         _draw_trace(axes, trace, tooltips)
     _set_limits(axes, panel, log)
@@ -44,7 +44,7 @@ def draw_curves(axes: Axes, panel: Panel, tooltips: dict[str, str]) -> None:
         line = axes.axvline(mark.step, color=SOFT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         add_tooltip(line, mark.text, tooltips)
     _label_marks(axes, panel)
-    if len(panel.traces) > 1:  # inside the axes a legend would cover curves and labels
+    if panel.legend:  # inside the axes a legend would cover curves and labels
         axes.legend(
             loc="upper left",
             bbox_to_anchor=(0, -(BELOW_AXES - 0.06) / AXES_HEIGHT),
@@ -55,11 +55,11 @@ def draw_curves(axes: Axes, panel: Panel, tooltips: dict[str, str]) -> None:
 def legend_columns(axes: Axes, panel: Panel) -> int:
     """As many columns of the legend as fit under the axes."""
     longest = max(
-        text_width(axes, _short_label(trace.label), LEGEND_SIZE) for trace in panel.traces
+        text_width(axes, _short_label(trace.label), LEGEND_SIZE) for trace in panel.legend
     )
     around = 5 * LEGEND_SIZE  # the line, its gap to the text, and the gap between columns
     fitting = int(AXES_WIDTH * POINTS_PER_INCH // (longest + around))
-    return max(1, min(len(panel.traces), fitting))
+    return max(1, min(len(panel.legend), fitting))
 
 
 def _short_label(label: str) -> str:
@@ -78,10 +78,11 @@ def _draw_trace(axes: Axes, trace: Trace, tooltips: dict[str, str]) -> None:
         [point.mean for point in trace.points],
         color=trace.colour,
         linestyle=(0, trace.dash) if trace.dash else "-",
-        linewidth=1.3,
-        marker="o" if len(steps) < FEW_POINTS else None,
+        linewidth=0.6 if trace.faint else 1.3,
+        alpha=0.4 if trace.faint else 1.0,
+        marker="o" if len(steps) < FEW_POINTS and not trace.faint else None,
         markersize=2.6,
-        label=_short_label(trace.label),
+        label="_" if trace.faint else _short_label(trace.label),
     )
     add_tooltip(line, trace.label, tooltips)
 

@@ -12,9 +12,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from stagecli.report.density_map import DensityMap
+from stagecli.report.drawing import Drawing
 from stagecli.report.heatmap import HeatMap
 from stagecli.report.panel import Panel
 from stagecli.report.pictures.curves import draw_curves, legend_columns
+from stagecli.report.pictures.density_map import draw_density_map
 from stagecli.report.pictures.heatmap import draw_heat_map
 from stagecli.report.pictures.style import (
     ABOVE_AXES,
@@ -44,7 +47,7 @@ METADATA: dict[str, dict[str, Any]] = {
 }
 
 
-def draw_inline(panel: Panel | HeatMap) -> str:
+def draw_inline(panel: Drawing) -> str:
     """One panel as an <svg> element for an HTML page that defines the colours `PAGE_COLOURS`.
 
     Full texts of marks, traces and cells are <title> elements, which browsers show as tooltips.
@@ -55,7 +58,7 @@ def draw_inline(panel: Panel | HeatMap) -> str:
     return _for_page(svg, tooltips)
 
 
-def draw_file(panels: Sequence[Panel | HeatMap], file_format: str) -> bytes:
+def draw_file(panels: Sequence[Drawing], file_format: str) -> bytes:
     """Panels in two columns as one picture; file_format: svg, png or pdf."""
     with picture_settings():
         figure, _ = _sheet(panels, columns=COLUMNS)
@@ -93,7 +96,7 @@ def _for_page(svg: str, tooltips: dict[str, str]) -> str:
     return re.sub(r'<g id="([^"]*)">', opened, svg)
 
 
-def _sheet(panels: Sequence[Panel | HeatMap], columns: int) -> tuple[Figure, dict[str, str]]:
+def _sheet(panels: Sequence[Drawing], columns: int) -> tuple[Figure, dict[str, str]]:
     """A figure with panels in columns, and the tooltips of its parts: group id -> text."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -118,17 +121,19 @@ def _sheet(panels: Sequence[Panel | HeatMap], columns: int) -> tuple[Figure, dic
             axes = figure.add_axes(place)
             if isinstance(panel, HeatMap):
                 draw_heat_map(axes, panel, tooltips)
+            elif isinstance(panel, DensityMap):
+                draw_density_map(axes, panel, tooltips)
             else:
                 draw_curves(axes, panel, tooltips)
         top -= row_height
     return figure, tooltips
 
 
-def _panel_height(figure: Figure, panel: Panel | HeatMap) -> float:
+def _panel_height(figure: Figure, panel: Drawing) -> float:
     """Inches, with the lines of the legend."""
     lines = 0
-    if isinstance(panel, Panel) and len(panel.traces) > 1:
+    if isinstance(panel, Panel) and panel.legend:
         axes = figure.add_axes((0, 0, 1, 1))
-        lines = -(-len(panel.traces) // legend_columns(axes, panel))
+        lines = -(-len(panel.legend) // legend_columns(axes, panel))
         axes.remove()
     return ABOVE_AXES + AXES_HEIGHT + BELOW_AXES + LEGEND_LINE * lines

@@ -1,0 +1,1 @@
+"""Studies: arms of one recipe, trained with the same seeds, scored at the same steps, compared."""
