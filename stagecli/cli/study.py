@@ -24,6 +24,7 @@ def study(
         str,
         typer.Argument(metavar="STUDY", help="Path of a study, or the name of a shipped one."),
     ],
+    *,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder of the study; default: runs/studies/NAME."),

@@ -76,7 +76,7 @@ def run_study(
     wrong before the first step.
     """
     with locked(study), Interrupt() as interrupt:
-        checked = check(study, list(runs), view.progress)
+        checked = check(study, list(runs), view.progress, view.note)
         write_study(study, checked.recipe, checked.metrics)
         schedule = Schedule(study, runs, checked.caches)
         for run in runs:

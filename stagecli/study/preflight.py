@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from stagecli.data.cache import Progress
@@ -21,7 +21,7 @@ from stagecli.stage import registry
 from stagecli.study.plan import RunId, Study
 from stagecli.study.records import refuse_other_scoring
 from stagecli.study.scoring import metrics_of, open_clips
-from stagecli.train.encoders import check_encoders
+from stagecli.train.encoders import load_frozen
 from stagecli.train.precision import resolve_precision
 
 WAIT_FOR_LOCK = 10.0  # seconds in which processes of a killed study end
@@ -37,7 +37,9 @@ class Checked:
     caches: Mapping[str, str]
 
 
-def check(study: Study, runs: list[RunId], progress: Progress) -> Checked:
+def check(
+    study: Study, runs: list[RunId], progress: Progress, note: Callable[[str], None]
+) -> Checked:
     """Check encoders, data, scores, and the runs that are there. Raises StageError."""
     # Runs that are there, of these recipes and of nobody else.
     recipes = {
@@ -66,7 +68,7 @@ def check(study: Study, runs: list[RunId], progress: Progress) -> Checked:
             ) from error
 
     # The data, and the scores of real clips.
-    clips = open_clips(baseline, study.score, default_device(), progress)
+    clips = open_clips(baseline, study.score, default_device(), progress=progress, note=note)
     if study.score.primary not in clips.names:
         raise StageError(
             f"there is no score {study.score.primary!r} with these data",
@@ -119,7 +121,7 @@ def _wait_until_free(study: Study, run: RunId) -> None:
 def _open_encoders(study: Study, name: str, recipe: Recipe) -> None:
     """Open what training opens. Raises StageError where one does not fit."""
     if not any(study.arms[name].references()):
-        check_encoders(recipe)
+        load_frozen(recipe, default_device())
         return
     for use in registry.encoders(recipe.stage):  # mechanisms would read a run that is not there yet
         open_encoder(use.encoder)

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stagecli.errors import StageError
+from stagecli.errors import StageError, counted
 from stagecli.files import JsonRow, number, read_json
-from stagecli.report.formats import counted
 from stagecli.report.rows import read_rows
 from stagecli.report.run_report import RunReport, read_run
 

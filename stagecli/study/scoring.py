@@ -7,7 +7,7 @@ share whose label a classifier of real clips recognises. sr: LSD and SI-SDR of c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from stagecli.train.scorer import finite_mean, low_passed, pair_scores
 
 AT_ONCE = 32  # clips that go through the judge together
 ACCURACY = "prompt_accuracy"
+SCORED = "scored clips"
 TITLES = {
     "kad": "KAD",
     "fd_judge": "Frechet distance (judge)",
@@ -195,8 +196,17 @@ def embed(
     return ClipEmbeddings(mean, deviation, log_mel)
 
 
-def open_clips(recipe: Recipe, score: Score, device: torch.device, progress: Progress) -> Clips:
+def open_clips(
+    recipe: Recipe,
+    score: Score,
+    device: torch.device,
+    *,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> Clips:
     """Open the clips of a study, embed what is embedded once, and try the scores on real audio.
+
+    note: receives a line if some of the embeddings' cache was damaged.
 
     Raises StageError where the data, the judge or the clips do not allow the scores.
     """
@@ -232,48 +242,53 @@ def open_clips(recipe: Recipe, score: Score, device: torch.device, progress: Pro
     # Embeddings of real clips, which are in the cache from the second time on.
     judge = open_encoder(recipe.evaluate.judge)
     cache = Path(recipe.data.cache_dir)
-    embedder = open_embedder(judge, recipe.data.sample_rate, cache, device)
+    embedder = open_embedder(judge, recipe.data.sample_rate, cache, device, note=note)
     train = source.clips("train")
+    parts = {"training clips": train, "validation clips": source.clips("valid"), SCORED: clips}
     opened = Captions(
         recipe=recipe,
         captions=captions,
         judge=judge,
         real=embedder.embed(real(clips, "reference"), progress),
         labels=[
-            _classifier(column, clips, train, source.clips("valid"), embedder, real, progress)
+            _classifier(column, parts, real=real, embedder=embedder, progress=progress)
             for column in label_columns(train, clips)
         ],
     )
+    _try_scores(opened, score)
+    return opened
+
+
+def _try_scores(clips: Captions, score: Score) -> None:
+    """Score real clips against themselves. Raises StageError where that is impossible."""
     try:
-        opened.compare(opened.real)
+        clips.compare(clips.real)
     except ValueError as error:
         raise StageError(
             f"the clips of the {score.split} split cannot be scored",
             problems=[Problem("score.clips", str(error))],
             hint="choose more clips, or another split",
         ) from error
-    return opened
 
 
 def _classifier(
     column: str,
-    clips: list[Clip],
-    train: list[Clip],
-    valid: list[Clip],
-    embedder: Embedder,
+    parts: Mapping[str, list[Clip]],
+    *,
     real: Callable[[list[Clip], str], ClipSet],
+    embedder: Embedder,
     progress: Progress,
 ) -> SpokenFor:
     """A classifier of a label column, trained on real clips."""
-    train_embeddings = embedder.embed(real(train, "training clips"), progress)
-    valid_embeddings = embedder.embed(real(valid, "validation clips"), progress)
-    classifier = fit_classifier(
-        train_embeddings.mean_and_deviation(),
-        [label_text(clip, column) for clip in train],
-        valid_embeddings.mean_and_deviation(),
-        [label_text(clip, column) for clip in valid],
-    )
-    requested = [label_text(clip, column) for clip in clips]
+    embeddings = {
+        title: embedder.embed(real(clips, title), progress).mean_and_deviation()
+        for title, clips in parts.items()
+        if title != SCORED
+    }
+    labels = {title: [label_text(clip, column) for clip in clips] for title, clips in parts.items()}
+    train, valid = embeddings
+    classifier = fit_classifier(embeddings[train], labels[train], embeddings[valid], labels[valid])
+    requested = labels[SCORED]
     return SpokenFor(column=column, classifier=classifier, requested=requested)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stagecli.errors import counted
 from stagecli.files import JsonRow
-from stagecli.report.formats import counted, significant
+from stagecli.report.formats import significant
 from stagecli.study.comparisons import BETTER, TOO_FEW, UNCORRECTED, UNDECIDED, WORSE
 from stagecli.study.results import StudyPlan
 from stagecli.study.words import interval, p_text, percent, percents, signed

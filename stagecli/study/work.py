@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,11 @@ class Work:
         pipeline, _ = load_pipeline(folder, str(min(left)))
         if self.clips is None:
             self.clips = open_clips(
-                pipeline.recipe, self.study.score, default_device(), self.progress
+                pipeline.recipe,
+                self.study.score,
+                default_device(),
+                progress=self.progress,
+                note=partial(self.report, "note"),
             )
         measured = Measured(folder)
 
