@@ -222,10 +222,9 @@ def open_clips(
     )
     clips = evenly(source.clips(split), score.clips)
     num_samples = round(recipe.data.seconds * recipe.data.sample_rate)
-    seed = recipe.evaluate.seed
 
     def real(part: list[Clip], title: str) -> ClipSet:
-        return real_clips(source, part, title, num_samples=num_samples, seed=seed)
+        return real_clips(source, part, title, num_samples=num_samples, seed=recipe.evaluate.seed)
 
     captions = [clip.caption for clip in clips]
     if recipe.task.kind == "sr":
