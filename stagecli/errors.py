@@ -112,6 +112,14 @@ class StageError(Exception):
         return "\n".join(lines)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what led to it, is about memory that cannot be had."""
+    if isinstance(error, StageError) and error.__cause__ is not None:
+        return is_out_of_memory(error.__cause__)
+    lacks = any(words in str(error) for words in ("allocate memory", "out of memory"))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and lacks)
+
+
 def causes(error: BaseException) -> list[str]:
     """An error and what led to it, the newest first, in one line each without a traceback."""
     lines: list[str] = []

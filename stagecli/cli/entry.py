@@ -19,7 +19,9 @@ from stagecli.errors import (
     EXIT_USAGE,
     Problem,
     StageError,
+    causes,
     conceal,
+    is_out_of_memory,
 )
 from stagecli.terminal.console import Console, write_line
 from stagecli.terminal.streams import protect_streams
@@ -92,9 +94,12 @@ def _run() -> int:
         return _parse_and_run()
     except BrokenPipeError:
         raise
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise StageError(
             "there is not enough memory",
+            problems=[Problem("cause", text) for text in causes(error)[:1]],
             hint="choose a smaller batch, shorter crops or a smaller model",
             exit_code=EXIT_FAILED,
         ) from error

@@ -25,6 +25,15 @@ def make_codec(recipe: Recipe) -> Codec:
 
     Raises StageError for settings that cannot work, missing weights and a wrong sample rate.
     """
+    try:
+        return _make(recipe)
+    except ValueError as error:
+        raise StageError(
+            "the codec cannot be made", problems=[Problem("[codec]", str(error))]
+        ) from error
+
+
+def _make(recipe: Recipe) -> Codec:
     options = recipe.codec
     sample_rate = recipe.data.sample_rate
     # Log-mel frames, inverted by Griffin-Lim or a vocoder.

@@ -11,6 +11,8 @@ from stagecli.recipe.messages import explain
 from stagecli.recipe.toml_positions import Key
 from stagecli.schema import Recipe
 
+LARGEST_MDCT = 4096  # samples; the transform is a matrix of as many rows and columns
+
 
 def find_contradictions(recipe: Recipe) -> Iterator[tuple[Key, str]]:
     """(key, what is wrong) for every value that does not fit the others, and for `[stage.*]`."""
@@ -63,8 +65,17 @@ def _data_and_codec(recipe: Recipe) -> Iterator[tuple[Key, str]]:
         yield ("data", "path"), f"required for source {data.source!r}"
     if codec.f_max is not None and codec.f_max > nyquist:
         yield ("codec", "f_max"), f"is above half the sample rate ({nyquist:g} Hz)"
-    if codec.kind in ("mel", "stft") and codec.n_fft < codec.hop:
+    if codec.kind == "mel" and codec.n_fft < codec.hop:
         yield ("codec", "n_fft"), f"must be at least the hop ({codec.hop})"
+    if codec.kind == "mel" and codec.f_min >= (codec.f_max or nyquist):
+        yield ("codec", "f_min"), f"must be below f_max ({codec.f_max or nyquist:g} Hz)"
+    if codec.kind == "stft" and (codec.hop % 2 or codec.n_fft % 2 or codec.n_fft < 2 * codec.hop):
+        yield (
+            ("codec", "n_fft"),
+            f"stft needs an even hop and an even n_fft of twice that ({codec.hop}) or more",
+        )
+    if codec.kind == "mdct" and (codec.hop % 2 or codec.hop > LARGEST_MDCT):
+        yield ("codec", "hop"), f"mdct needs an even hop of at most {LARGEST_MDCT:,}"
 
 
 def _training(recipe: Recipe) -> Iterator[tuple[Key, str]]:

@@ -206,9 +206,8 @@ def open_clips(
 ) -> Clips:
     """Open the clips of a study, embed what is embedded once, and try the scores on real audio.
 
-    note: receives a line if some of the embeddings' cache was damaged.
-
-    Raises StageError where the data, the judge or the clips do not allow the scores.
+    note: receives a line if some of the embeddings' cache was damaged. Raises StageError where
+    the data, the judge or the clips do not allow the scores.
     """
     # The clips, evenly spaced over their split.
     split = cast(Split, score.split)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stagecli.errors import EXIT_FAILED, Problem, StageError, causes
+from stagecli.errors import EXIT_FAILED, Problem, StageError, causes, is_out_of_memory
 from stagecli.stage.base import Event
 from stagecli.train.outputs import Outputs
 
@@ -88,7 +88,7 @@ def as_stage_error(error: Exception, run_dir: Path, message: str) -> StageError:
         message = "another process of this run has ended"
         hint = "its own error is printed above, unless it was killed, for example for lack of "
         hint += "memory; run the same command again to resume"
-    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    elif is_out_of_memory(error):
         hint = "train under another name with a smaller train.batch_size or a larger "
         hint += "train.accumulate, which needs less memory at once"
     problems = [Problem("cause", text) for text in causes(error)]
