@@ -49,9 +49,9 @@ def mechanism(folder: Path, **options: Any) -> GuidanceMechanism:
 
 def test_the_schedule_by_r_holds_then_fades_and_is_then_exactly_zero(tmp_path: Path) -> None:
     guidance = mechanism(tmp_path, schedule="regime")
-    assert {guidance.strength(0, r) for r in (0.0, 0.5, 0.79, 0.8)} == {0.5}
-    assert guidance.strength(5, 0.875) == pytest.approx(0.25)
-    for r in (0.95, 0.96, 1.0):
+    assert {guidance.strength(0, r) for r in (0.0, 0.5, 0.89, 0.9)} == {0.5}
+    assert guidance.strength(5, 0.94) == pytest.approx(0.25)
+    for r in (0.98, 0.99, 1.0):
         assert guidance.strength(5, r) == 0.0
     values = [guidance.strength(0, r) for r in np.linspace(0, 1, 80)]
     assert values == sorted(values, reverse=True)
@@ -86,7 +86,7 @@ def test_the_end_by_r_takes_three_probes_in_a_row(tmp_path: Path) -> None:
     guidance.attach(torch.nn.Linear(2, 2), 8)
     probe = Probe({0.5: 0.5}, {0.5: 0.0}, {0.5: 1.0})
     ended = []
-    for step, r in enumerate([0.9, 0.951, 0.952, 0.953, 0.954]):
+    for step, r in enumerate([0.9, 0.981, 0.982, 0.983, 0.984]):
         guidance.plan(step, Plan(r=r))
         assert (
             guidance.observe(Signals(step, torch.zeros(1), torch.zeros(1), 1.0, 1.0)) == []

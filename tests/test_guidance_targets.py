@@ -371,7 +371,7 @@ def test_accumulation_gives_the_same_losses(number: int, whole: Path, tmp_path: 
     ("options", "message"),
     [
         ({"schedule": "regime", "end": 0.7}, "fade"),
-        ({"schedule": "regime", "fade": 0.95}, "fade"),
+        ({"schedule": "regime", "fade": 0.98}, "fade"),
         ({"gate": "smooth", "window": (0.2, 0.9)}, "window requires"),
         ({"head_layers": 1}, "0, 2, 3 or 4"),
         ({"head_layers": 5}, "0, 2, 3 or 4"),
@@ -385,8 +385,8 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_defaults_by_schedule_and_by_target() -> None:
-    assert GuidanceOptions().end == 0.95
-    assert GuidanceOptions().fade == 0.8
+    assert GuidanceOptions().end == 0.98
+    assert GuidanceOptions().fade == 0.9
     for schedule in ("stop", "linear", "cosine", "exponential"):
         assert GuidanceOptions(schedule=schedule).end == 0.7
         assert GuidanceOptions(schedule=schedule, end=0.5).end == 0.5
@@ -413,4 +413,4 @@ def test_runs_of_earlier_versions_keep_their_shape(tmp_path: Path) -> None:
     assert (section["fade"], section["end"]) == (0.0, 0.7)
     with pytest.raises(StageError) as caught:
         load_recipe(path)
-    assert "fade (0.8) must be below end (0.7)" in str(caught.value.problems)
+    assert "fade (0.9) must be below end (0.7)" in str(caught.value.problems)

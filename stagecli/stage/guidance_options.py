@@ -36,9 +36,9 @@ class GuidanceOptions(MechanismOptions):
     """By r, `constant` (REPA), by the step, until a `conflict` (HASTE), or while it is `paying`."""
     weight: Annotated[float, Range(0, 1000, open_low=True)] = 0.5
     """lambda at the start."""
-    fade: Fraction = 0.8
+    fade: Fraction = 0.9
     """r at which lambda begins to fall (regime); before, it is the weight. 0: falls from r = 0."""
-    end: PositiveFraction = 0.95
+    end: PositiveFraction = 0.98
     """r at which lambda reaches 0 (regime), or share of the budget (by the step; there 0.7)."""
     layers: Annotated[tuple[Depth, ...], Length(0, 1000)] = ()
     """Blocks to guide, from 1; default: blocks 1 to 3 and the one at a third of the depth."""
