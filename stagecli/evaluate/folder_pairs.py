@@ -36,30 +36,35 @@ from stagecli.evaluate.pairs import (
     score_pair,
 )
 from stagecli.files import JsonRow
-from stagecli.metrics.checks import check_pair, pair_warnings
-from stagecli.metrics.gain import match_gain
+from stagecli.metrics.checks import check_pair, pair_warnings, trim_tails
+from stagecli.metrics.gain import apply_gain, pair_gain
 from stagecli.schema import Evaluate
 
 SETTING = "pair"  # the ledger's
 
-FACTS = ("gain", "peak", "reference_peak")
+FACTS = ("gain", "whole_gain", "delay", "peak", "reference_peak")
 LEDGER = {"scores": SR_METRICS, "doubts": (), "facts": FACTS}  # what an entry must have
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairResult:
-    """The scores of one pair; gain: applied to the generated clip; peak, reference_peak: largest
-    magnitudes before it."""
+    """The scores of one pair.
+
+    gain, whole_gain, delay: of the generated clip, as in `PairGain`; the first is applied with
+    --match-gain; peak, reference_peak: largest magnitudes before it.
+    """
 
     scores: Mapping[str, float]
     warnings: Sequence[str]
     gain: float
+    whole_gain: float
+    delay: float
     peak: float
     reference_peak: float
 
     def to_ledger(self) -> SystemScores:
         """As an entry of the ledger, which holds numbers only: the warnings become names."""
-        facts = dict(zip(FACTS, (self.gain, self.peak, self.reference_peak), strict=True))
+        facts = {name: getattr(self, name) for name in FACTS}
         return {
             "scores": dict(self.scores),
             "doubts": dict.fromkeys(self.warnings, 1.0),
@@ -116,7 +121,7 @@ def score_folder_pairs(
     _warn_about_clips(folders, results, generated, warn)
     conventions = pair_conventions(settings.preset, settings.names)
     if flags.match_gain:
-        warn(_gain_summary([result.gain for result in results]))
+        warn(_gain_summary(results))
         conventions = {
             name: text.replace("gain not matched", "gain matched")
             for name, text in conventions.items()
@@ -204,26 +209,37 @@ def _score_files(pair: FilePair, settings: PairSettings, matched: bool, gains: G
     rate = settings.sample_rate
     target = torch.from_numpy(read_ungained(pair.reference, rate, gains))
     audio = torch.from_numpy(read_ungained(pair.generated, rate, gains))
-    check_pair(target, audio, rate)
-    warnings = pair_warnings(target, audio)
+    trimmed = trim_tails(target, audio, rate)
+    check_pair(*trimmed, rate)
+    gain = pair_gain(*trimmed, rate, settings.cutoff)
+    warnings = pair_warnings(*trimmed, gain)
     peak = float(audio.abs().max())
-    gain = 1.0
     if matched:
-        audio, factor = match_gain(target, audio)
-        gain = float(factor)
+        audio = apply_gain(audio, gain.kept)
         warnings = tuple(line for line in warnings if not line.startswith("level:"))
     return PairResult(
         scores=score_pair(target.numpy(), audio.numpy(), settings),
         warnings=warnings,
-        gain=gain,
+        gain=gain.kept,
+        whole_gain=gain.whole,
+        delay=gain.delay,
         peak=peak,
         reference_peak=float(target.abs().max()),
     )
 
 
-def _gain_summary(gains: Sequence[float]) -> str:
-    decibel = 20 * np.log10(gains)
+def _gain_summary(results: Sequence[PairResult]) -> str:
+    kept = _range_text([result.gain for result in results])
+    whole = _range_text([result.whole_gain for result in results if result.whole_gain > 0])
     return (
-        "gain matched: each generated clip was scaled onto its reference by least squares "
-        f"(median {np.median(decibel):+.2f} dB, {decibel.min():+.2f} to {decibel.max():+.2f} dB)"
+        "gain matched: each generated clip was scaled onto its reference by least squares over "
+        f"the kept band, without its delay ({kept}); sample by sample over the whole band it would "
+        f"have been {whole}"
     )
+
+
+def _range_text(gains: Sequence[float]) -> str:
+    if not gains:
+        return "not positive"
+    decibel = 20 * np.log10(gains)
+    return f"median {np.median(decibel):+.2f} dB, {decibel.min():+.2f} to {decibel.max():+.2f} dB"

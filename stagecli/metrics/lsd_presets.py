@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -47,7 +48,8 @@ class LSDPreset:
         rate = "any rate" if self.rate_hz is None else f"at {self.rate_hz} Hz, scaled to the rate"
         floor = {
             "clamp": f"|X|^2 clamped at {self.floor:g}",
-            "ratio": f"log10(|X|^2/(|Y|+{self.floor:g})^2+{self.floor:g}), 12 where X is 0",
+            "ratio": f"log10(|X|^2/(|Y|+{self.floor:g})^2+{self.floor:g}), "
+            f"{abs(math.log10(self.floor)):.3g} where X is 0",
         }[self.form]
         return (
             f"LSD {self.name}: n_fft {self.n_fft} hop {self.hop} ({rate}), {floor}, "
