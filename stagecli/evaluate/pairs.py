@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stagecli.errors import StageError
+from stagecli.metrics.checks import trim_tails
 from stagecli.metrics.mel import log_mel_distance
 from stagecli.metrics.perceptual import MissingPackageError, band_verdict, pesq, stoi, visqol
 from stagecli.metrics.registry import METRICS
@@ -36,6 +37,8 @@ PERCEPTUAL: Mapping[str, Callable[[Tensor, Tensor, int], float]] = {
     "visqol_speech": partial(visqol, mode="speech"),
     "visqol_audio": partial(visqol, mode="audio"),
 }
+
+SELF_ALIGNING = ("pesq_nb", "pesq_wb", "visqol_speech", "visqol_audio")
 
 _WAVEFORM_AND_STFT: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "si_sdr": lambda x, y, rate: si_sdr(x, y),
@@ -62,20 +65,24 @@ def score_pair(
 ) -> dict[str, float]:
     """{metric: value} of one clip [N] against its reference [N].
 
-    A metric that has no value for this clip (SI-SDR of silence, PESQ without an utterance) is NaN.
+    Where one is longer by up to 20 ms, its tail counts only for the metrics that align by
+    themselves. A metric that has no value for this clip (SI-SDR of silence, PESQ without an
+    utterance) is NaN.
     Raises ValueError if the pair cannot be scored at all: different lengths, NaN, too short.
     """
     rate = settings.sample_rate
-    x = torch.from_numpy(np.asarray(target))
-    y = torch.from_numpy(np.asarray(estimate, dtype=np.float32))
+    whole_x = torch.from_numpy(np.asarray(target))
+    whole_y = torch.from_numpy(np.asarray(estimate, dtype=np.float32))
+    x, y = trim_tails(whole_x, whole_y, rate)
     bands = lsd_bands(x, y, rate, settings.cutoff, settings.preset)
     scores = {}
     for name in settings.names:
         if name in bands:
             scores[name] = float(bands[name])
         elif name in PERCEPTUAL:
+            pair = (whole_x, whole_y) if name in SELF_ALIGNING else (x, y)
             try:
-                scores[name] = PERCEPTUAL[name](x, y, rate)
+                scores[name] = PERCEPTUAL[name](*pair, rate)
             except ValueError:  # silence, or too little of what the metric needs
                 scores[name] = float("nan")
         else:

@@ -177,7 +177,8 @@ _METRICS = (
     ),
     _perceptual(
         "pesq_nb",
-        f"PESQ P.862.1 narrow band, 8 kHz by {_RESAMPLED}, package pesq; blind above 3.7 kHz",
+        f"PESQ P.862.1 narrow band, 16 kHz (8 kHz for audio below 16 kHz) by {_RESAMPLED}, package "
+        "pesq; blind above 3.7 kHz",
     ),
     _perceptual(
         "pesq_wb",
