@@ -76,6 +76,14 @@ Preset = Annotated[
         callback=one_of("--preset", "nuwave", "ssr_eval"),
     ),
 ]
+Lsd = Annotated[
+    str | None,
+    typer.Option(
+        "--lsd",
+        metavar="n_fft=N,hop=N,eps=X",
+        help="sr: any LSD convention; form=clamp, add or ratio and pad=reflect or constant.",
+    ),
+]
 By = Annotated[
     str | None,
     typer.Option("--by", metavar="LABEL", help="sr: add rows for each value of this label."),
@@ -145,6 +153,7 @@ def evaluate(
     sampler: Sampler = None,
     cutoffs: Cutoffs = None,
     preset: Preset = None,
+    lsd: Lsd = None,
     by: By = None,
     perceptual: Perceptual = False,
     judge: Judge = None,
@@ -178,6 +187,7 @@ def evaluate(
         sampler=sampler,
         cutoffs=cutoffs or [],
         preset=preset,
+        lsd=lsd,
         by=by,
         perceptual=perceptual,
         judge=judge,

@@ -147,7 +147,7 @@ def _pair_settings(flags: Flags, rate: int, warn: Callable[[str], None]) -> Pair
     return PairSettings(
         sample_rate=rate,
         cutoff=cutoff,
-        preset=flags.preset or Evaluate().preset,
+        preset=flags.convention or Evaluate().preset,
         names=names,
     )
 

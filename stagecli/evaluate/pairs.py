@@ -13,9 +13,10 @@ from torch import Tensor
 
 from stagecli.errors import StageError
 from stagecli.metrics.checks import trim_tails
+from stagecli.metrics.lsd_presets import preset_of
 from stagecli.metrics.mel import log_mel_distance
 from stagecli.metrics.perceptual import MissingPackageError, band_verdict, pesq, stoi, visqol
-from stagecli.metrics.registry import METRICS
+from stagecli.metrics.registry import METRICS, lsd_metrics
 from stagecli.metrics.spectral import lsd_bands, si_sdr, snr
 from stagecli.metrics.stft import multi_resolution_stft, spectral_convergence
 
@@ -51,8 +52,11 @@ _WAVEFORM_AND_STFT: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PairSettings:
-    """How a pair is scored. sample_rate, cutoff: Hz; preset: of LSD; names: metrics to compute,
-    of `SR_METRICS` and `PERCEPTUAL`."""
+    """How a pair is scored.
+
+    sample_rate, cutoff: Hz; preset: of LSD, by name or as a convention that `preset_of` reads;
+    names: metrics to compute, of `SR_METRICS` and `PERCEPTUAL`.
+    """
 
     sample_rate: int
     cutoff: float
@@ -120,12 +124,6 @@ def audible_metrics(
 
 
 def pair_conventions(preset: str, names: Sequence[str]) -> dict[str, str]:
-    """The convention of each metric, by the name it is printed under."""
-    return {name: METRICS[_registry_name(name, preset)].convention for name in names}
-
-
-def _registry_name(name: str, preset: str) -> str:
-    """LSD presets other than the default have registry entries of their own."""
-    if name.startswith("lsd") and preset != "nuwave":
-        return name.replace("lsd", f"lsd_{preset}", 1)
-    return name
+    """The convention of each metric, by the name it is printed under; preset: of LSD."""
+    of_lsd = {metric.name: metric.convention for metric in lsd_metrics(preset_of(preset))}
+    return {name: of_lsd.get(name) or METRICS[name].convention for name in names}
