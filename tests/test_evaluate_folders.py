@@ -157,7 +157,7 @@ def test_scored_pairs_are_not_scored_again(
             raise KeyboardInterrupt
         return score_pair(*arguments)
 
-    monkeypatch.setattr("stagecli.evaluate.folder_pairs.score_pair", counted)
+    monkeypatch.setattr("stagecli.evaluate.pair_scoring.score_pair", counted)
     with pytest.raises(KeyboardInterrupt):
         score(pair)
     first = score(pair)[0]["rows"]

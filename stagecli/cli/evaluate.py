@@ -118,6 +118,13 @@ Quick = Annotated[
 ]
 Reference = Annotated[Path | None, typer.Option("--reference", help="Folder of real audio.")]
 Generated = Annotated[Path | None, typer.Option("--generated", help="Folder of audio to score.")]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        "--input",
+        help="sr folders: low-resolution inputs, for rows of the unprocessed input and copy-up.",
+    ),
+]
 Training = Annotated[
     Path | None,
     typer.Option(
@@ -163,6 +170,7 @@ def evaluate(
     data: Data = None,
     reference: Reference = None,
     generated: Generated = None,
+    input: Inputs = None,
     training: Training = None,
     match_gain: MatchGain = False,
     fail_if: FailIf = None,
@@ -197,6 +205,7 @@ def evaluate(
         data=data,
         reference=reference,
         generated=generated,
+        input=input,
         training=training,
         match_gain=match_gain,
         fail_if=fail_if or [],

@@ -38,6 +38,7 @@ class Flags:
     quick: bool = False
     reference: Path | None = None
     generated: Path | None = None
+    input: Path | None = None
     training: Path | None = None
     match_gain: bool = False
     fail_if: Sequence[str] = ()
@@ -113,7 +114,11 @@ def _run_flags(flags: Flags) -> dict[str, object]:
 
 
 def _folder_flags(flags: Flags) -> dict[str, object]:
-    return {"--training": flags.training, "--match-gain": flags.match_gain}
+    return {
+        "--training": flags.training,
+        "--match-gain": flags.match_gain,
+        "--input": flags.input,
+    }
 
 
 def _flags_of_other_task(flags: Flags, task: str) -> dict[str, object]:
@@ -127,6 +132,7 @@ def _flags_of_other_task(flags: Flags, task: str) -> dict[str, object]:
         }
     return {
         "--match-gain": flags.match_gain,
+        "--input": flags.input,
         "--cutoff": flags.cutoffs,
         "--preset": flags.preset,
         "--lsd": flags.lsd,

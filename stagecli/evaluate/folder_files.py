@@ -28,11 +28,17 @@ Gains = Mapping[Path, float]
 
 @dataclass(frozen=True, kw_only=True)
 class FolderScores:
-    """The part of the document that depends on the task; facts: go to its head and settings."""
+    """The part of the document that depends on the task.
+
+    facts: go to its head and settings; row: of the generated folder; baselines: rows to compare it
+    with; files: a row per file, with its path as `file`.
+    """
 
     facts: JsonRow
     conventions: Mapping[str, str]
     row: JsonRow
+    baselines: Sequence[JsonRow] = ()
+    files: Sequence[JsonRow] = ()
 
 
 def read_headers(
