@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stagecli.metrics import stft
 from stagecli.metrics.checks import check_pair, clip_statistics, pair_warnings, shared_peak
-from stagecli.metrics.gain import least_squares_gain, match_gain
+from stagecli.metrics.gain import apply_gain, least_squares_gain, pair_gain
 from stagecli.metrics.mel import log_mel_distance, mel_filters, window_size
 from stagecli.metrics.spectral import lsd, si_sdr, snr
 from stagecli.metrics.stft import multi_resolution_stft, spectral_convergence
@@ -231,13 +231,13 @@ def test_waveform_metrics_are_those_of_torchmetrics(
 def test_gain_matching_undoes_a_gain(gain: float, seed: int) -> None:
     x = noise(3000, seed=seed)
     assert float(least_squares_gain(x, gain * x)) == pytest.approx(1 / gain, rel=1e-9)
-    matched, used = match_gain(x, gain * x)
-    assert float(lsd(x, matched, RATE)) == pytest.approx(0, abs=1e-9) and float(
-        used
-    ) == pytest.approx(1 / gain)
+    used = pair_gain(x, gain * x, RATE, RATE / 2)
+    matched = apply_gain(gain * x, used.kept)
+    assert float(lsd(x, matched, RATE)) == pytest.approx(0, abs=1e-9)
+    assert used.kept == pytest.approx(1 / gain)
     y = x + noise(3000, seed=seed + 1, level=0.02)
-    best = float((x - match_gain(x, y)[0]).square().sum())
     g = float(least_squares_gain(x, y))
+    best = float((x - g * y).square().sum())
     assert all(best <= float((x - g * s * y).square().sum()) for s in (0.99, 1.01))
 
 
@@ -246,11 +246,13 @@ def test_gain_of_batches_and_of_nonsense() -> None:
     assert least_squares_gain(x, torch.stack([2 * x[0], 4 * x[1]])).tolist() == pytest.approx(
         [0.5, 0.25]
     )
-    assert match_gain(x.float(), x.float())[0].dtype == torch.float32
+    assert apply_gain(x.float(), 2.0).dtype == torch.float32
     assert float(least_squares_gain(x[0], 0 * x[0])) == 1
-    for estimate, message in ((-x, "not positive"), (x[:, :5], "one shape"), (x / 0, "NaN")):
+    for estimate, message in ((x[:, :5], "one shape"), (x / 0, "NaN")):
         with pytest.raises(ValueError, match=message):
-            match_gain(x, estimate)
+            least_squares_gain(x, estimate)
+    with pytest.raises(ValueError, match="not positive"):
+        apply_gain(x[0], pair_gain(x[0], -x[0], RATE, RATE / 2).kept)
 
 
 # Checks
@@ -318,15 +320,19 @@ def test_pairs_that_cannot_be_scored_say_why() -> None:
 
 
 def test_warnings_of_a_pair() -> None:
+    def warnings(reference: Tensor, estimate: Tensor) -> tuple[str, ...]:
+        return pair_warnings(reference, estimate, pair_gain(reference, estimate, RATE, RATE / 2))
+
     x = noise(RATE).clamp(-0.37, 0.41)
-    assert pair_warnings(x, x + noise(RATE, seed=1, level=0.01)) == ()
+    assert warnings(x, x + noise(RATE, seed=1, level=0.01)) == ()
     normalised = x / x.abs().max()
-    level, peak = sorted(pair_warnings(x, normalised), key=lambda text: "peak" in text)
+    level, peak = sorted(warnings(x, normalised), key=lambda text: "peak" in text)
     assert peak == "estimate: peak 1: perhaps peak-normalised"
-    assert level.startswith("level: the estimate is off by about +8.6 dB, 0.86 of LSD")
-    assert pair_warnings(normalised, normalised) == ()
-    assert "inverted" in pair_warnings(x, -x)[0]
-    assert pair_warnings(x, 0 * x) == ("estimate: silent: every sample is zero",)
+    assert level.startswith("level: the estimate is off by about +8.6 dB")
+    assert "0.86 of LSD by itself" in level
+    assert warnings(normalised, normalised) == ()
+    assert "inverted" in warnings(x, -x)[0]
+    assert warnings(x, 0 * x) == ("estimate: silent: every sample is zero",)
 
 
 def test_a_shared_peak_reveals_normalisation() -> None:

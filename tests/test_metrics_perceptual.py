@@ -93,7 +93,9 @@ def test_pesq_is_the_package_s(speech: Tensor) -> None:
     noisy = degraded(speech)
     assert pesq(speech, noisy, 8000, "nb") == package(8000, speech.numpy(), noisy.numpy(), "nb")
     wide = [torch.from_numpy(resampled(z.numpy(), 8000, 16000)) for z in (speech, noisy)]
-    assert pesq(speech, noisy, 8000) == package(16000, wide[0].numpy(), wide[1].numpy(), "wb")
+    arrays = (wide[0].numpy(), wide[1].numpy())
+    assert pesq(speech, noisy, 8000) == package(16000, *arrays, "wb")
+    assert pesq(*wide, 16000, "nb") == package(16000, *arrays, "nb"), "not resampled to 8 kHz"
     assert pesq(speech, speech, 8000, "nb") == pytest.approx(4.5486, abs=1e-3)
     assert pesq(speech, speech, 8000) == pytest.approx(4.6439, abs=1e-3)
     assert pesq(speech, 0.5 * noisy, 8000) == pytest.approx(pesq(speech, noisy, 8000), abs=0.05)
@@ -159,7 +161,6 @@ def test_pairs_that_cannot_be_scored_say_why(monkeypatch: pytest.MonkeyPatch) ->
 
     x = degraded(torch.zeros(16000, dtype=torch.float64))
     for estimate, message in (
-        (x[:-5], "different lengths"),
         (x / 0, "NaN"),
         (0 * x, "estimate is silent"),
         (x[None], "one channel"),
@@ -167,6 +168,11 @@ def test_pairs_that_cannot_be_scored_say_why(monkeypatch: pytest.MonkeyPatch) ->
         for metric in (pesq, stoi, visqol):
             with pytest.raises(ValueError, match=message):
                 metric(x, estimate, 16000)
+    with pytest.raises(ValueError, match="different lengths"):
+        stoi(x, x[:-5], 16000)
+    for metric in (pesq, visqol):
+        with pytest.raises(ValueError, match="NaN"):
+            metric(x, torch.cat([x, x[:1] / 0]), 16000)
     for metric in (pesq, stoi, visqol):
         with pytest.raises(ValueError, match="too short"):
             metric(x[:2000], x[:2000], 16000)

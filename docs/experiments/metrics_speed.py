@@ -21,7 +21,7 @@ from scipy.spatial.distance import cdist, pdist
 from torch import Tensor
 
 from stagecli.metrics.distance import frechet_distance, frechet_of_moments
-from stagecli.metrics.gain import match_gain
+from stagecli.metrics.gain import apply_gain, least_squares_gain
 from stagecli.metrics.kernel import kernel_audio_distance
 from stagecli.metrics.lsd_presets import LSD_PRESETS, LSDPreset
 from stagecli.metrics.moments import Moments
@@ -155,7 +155,9 @@ def print_presets(path: str | None) -> None:
         "low-passed": low,
         "written as 16 bit": rounded,
         "16 bit, half as loud": 0.5 * rounded,
-        "the same, gain matched": match_gain(clip, 0.5 * rounded)[0],
+        "the same, gain matched": apply_gain(
+            0.5 * rounded, float(least_squares_gain(clip, 0.5 * rounded))
+        ),
     }
     duration = f"{rate} Hz, {len(clip) / rate:.1f} s"
     print(f"{path or 'synthetic recording'}, {duration}, cut at 4 kHz: LSD / HF / LF")

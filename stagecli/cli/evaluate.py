@@ -76,6 +76,14 @@ Preset = Annotated[
         callback=one_of("--preset", "nuwave", "ssr_eval"),
     ),
 ]
+Lsd = Annotated[
+    str | None,
+    typer.Option(
+        "--lsd",
+        metavar="n_fft=N,hop=N,eps=X",
+        help="sr: any LSD convention; form=clamp, add or ratio and pad=reflect or constant.",
+    ),
+]
 By = Annotated[
     str | None,
     typer.Option("--by", metavar="LABEL", help="sr: add rows for each value of this label."),
@@ -110,6 +118,13 @@ Quick = Annotated[
 ]
 Reference = Annotated[Path | None, typer.Option("--reference", help="Folder of real audio.")]
 Generated = Annotated[Path | None, typer.Option("--generated", help="Folder of audio to score.")]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        "--input",
+        help="sr folders: low-resolution inputs, for rows of the unprocessed input and copy-up.",
+    ),
+]
 Training = Annotated[
     Path | None,
     typer.Option(
@@ -145,6 +160,7 @@ def evaluate(
     sampler: Sampler = None,
     cutoffs: Cutoffs = None,
     preset: Preset = None,
+    lsd: Lsd = None,
     by: By = None,
     perceptual: Perceptual = False,
     judge: Judge = None,
@@ -154,6 +170,7 @@ def evaluate(
     data: Data = None,
     reference: Reference = None,
     generated: Generated = None,
+    input: Inputs = None,
     training: Training = None,
     match_gain: MatchGain = False,
     fail_if: FailIf = None,
@@ -178,6 +195,7 @@ def evaluate(
         sampler=sampler,
         cutoffs=cutoffs or [],
         preset=preset,
+        lsd=lsd,
         by=by,
         perceptual=perceptual,
         judge=judge,
@@ -187,6 +205,7 @@ def evaluate(
         data=data,
         reference=reference,
         generated=generated,
+        input=input,
         training=training,
         match_gain=match_gain,
         fail_if=fail_if or [],

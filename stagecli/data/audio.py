@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from stagecli.data.decoding import UndecodableError, file_problem, open_audio
-from stagecli.dsp.resample import resample
+from stagecli.dsp.resample import STANDARD, Quality, resample
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.files import write_atomic
 
@@ -17,14 +17,19 @@ Subtype = Literal["FLOAT", "PCM_16"]
 MAX_WAV_BYTES = (1 << 32) - (1 << 16)  # lengths have 32 bits; some of them are for the header
 
 
-def read_mono(audio: Path | bytes, sample_rate: int, name: str = "") -> np.ndarray:
+def read_mono(
+    audio: Path | bytes, sample_rate: int, name: str = "", *, quality: Quality = STANDARD
+) -> np.ndarray:
     """Decoded audio as float32 [N] at `sample_rate` Hz: the mean of the channels, then resampled.
 
-    audio: a file or its bytes; name: the audio in an error message (default: the path). Raises
-    StageError when it cannot be decoded.
+    audio: a file or its bytes; name: the audio in an error message (default: the path); quality: of
+    the resampling. Raises StageError when it cannot be decoded.
     """
     audio_NC, rate = read_channels(audio, name)
-    return resample(audio_NC.mean(axis=1, dtype=np.float32), rate, sample_rate)
+    mono_N = audio_NC.mean(axis=1, dtype=np.float32)
+    if rate == sample_rate:
+        return mono_N
+    return resample(mono_N, rate, sample_rate, quality).astype(np.float32, copy=False)
 
 
 def read_channels(audio: Path | bytes, name: str = "") -> tuple[np.ndarray, int]:

@@ -6,6 +6,7 @@ sr                         restored clips of a split, scored pair by pair
 t2a, samples, label_scores samples for the captions of a split, scored as a set
 folders, folder_files, folder_pairs, folder_sets, clip_warnings   audio from anywhere
 pairs, sets, classifier, clap   scores of clip pairs, of sets, by label, against prompts
+pair_scoring               scores of pairs of files, and what they say about levels
 embed, ledger              embeddings and scores that are computed once and kept
 averages                   means over clips with their intervals
 titles, figures, tables, pages   what is printed: the terminal; CSV and Markdown

@@ -64,7 +64,7 @@ def _check_output_flags(flags: Flags, console: Console) -> None:
             "--json, --markdown and --csv - all write to stdout: give only one of them"
         )
     if flags.csv and str(flags.csv) != "-":
-        folders = (flags.reference, flags.generated, flags.training)
+        folders = (flags.reference, flags.generated, flags.input, flags.training)
         plan_targets(
             [Target(flags.csv, "--csv")],
             inputs=[flags.runs_dir, *flags.runs, *(folder for folder in folders if folder)],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stagecli.errors import Problem, StageError
+from stagecli.metrics.lsd_presets import STATED, preset_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Flags:
     sampler: str | None = None
     cutoffs: Sequence[float] = ()
     preset: str | None = None
+    lsd: str | None = None
     by: str | None = None
     perceptual: bool = False
     data: Path | None = None
@@ -36,6 +38,7 @@ class Flags:
     quick: bool = False
     reference: Path | None = None
     generated: Path | None = None
+    input: Path | None = None
     training: Path | None = None
     match_gain: bool = False
     fail_if: Sequence[str] = ()
@@ -49,9 +52,15 @@ class Flags:
         """Where results for folders are kept; runs use the cache directory of their recipe."""
         return self.runs_dir / ".cache"
 
+    @property
+    def convention(self) -> str | None:
+        """Name of the LSD preset, or the convention of --lsd with every key; None: not given."""
+        return preset_of(self.lsd).name if self.lsd else self.preset
+
 
 def check_run_flags(flags: Flags, task: str, run_dir: Path) -> None:
     """Raise StageError if a flag does not apply to a run of `task`."""
+    _check_lsd(flags)
     kind = {"sr": "an sr run"}.get(task, f"a {task} run")
     if flags.task and flags.task != task:
         raise StageError(f"{run_dir} is {kind}, not {flags.task}")
@@ -65,6 +74,7 @@ def check_folder_flags(flags: Flags) -> None:
     if not (flags.reference and flags.generated):
         raise StageError("--reference and --generated must be given together")
     _reject(_run_flags(flags), "folders")
+    _check_lsd(flags)
     if len(flags.cutoffs) > 1:
         raise StageError("folders can be scored at one --cutoff only")
     if flags.task == "sr" and not flags.cutoffs:
@@ -73,6 +83,18 @@ def check_folder_flags(flags: Flags) -> None:
             hint="it separates LSD-LF from LSD-HF",
         )
     _reject(_flags_of_other_task(flags, str(flags.task)), f"{flags.task} folders")
+
+
+def _check_lsd(flags: Flags) -> None:
+    """Raise StageError unless --lsd states a convention, without a preset beside it."""
+    if flags.lsd is None:
+        return
+    if flags.preset:
+        raise StageError("--preset and --lsd both name a convention of LSD: give only one of them")
+    try:
+        preset_of(flags.lsd)
+    except ValueError as error:
+        raise StageError(f"--lsd {flags.lsd}: {error}", hint=f"write it like {STATED}") from None
 
 
 def _run_flags(flags: Flags) -> dict[str, object]:
@@ -92,7 +114,11 @@ def _run_flags(flags: Flags) -> dict[str, object]:
 
 
 def _folder_flags(flags: Flags) -> dict[str, object]:
-    return {"--training": flags.training, "--match-gain": flags.match_gain}
+    return {
+        "--training": flags.training,
+        "--match-gain": flags.match_gain,
+        "--input": flags.input,
+    }
 
 
 def _flags_of_other_task(flags: Flags, task: str) -> dict[str, object]:
@@ -106,8 +132,10 @@ def _flags_of_other_task(flags: Flags, task: str) -> dict[str, object]:
         }
     return {
         "--match-gain": flags.match_gain,
+        "--input": flags.input,
         "--cutoff": flags.cutoffs,
         "--preset": flags.preset,
+        "--lsd": flags.lsd,
         "--perceptual": flags.perceptual,
         "--by": flags.by,
     }

@@ -14,9 +14,11 @@ from stagecli.data.cache import Progress
 from stagecli.data.decoding import AudioInfo
 from stagecli.data.finding import composed, find_audio
 from stagecli.data.text_files import json_lines, require_text, text_problem
+from stagecli.dsp.resample import PRECISE
 from stagecli.errors import Problem, StageError, among, counted
 from stagecli.files import JsonRow
 from stagecli.generate.listening import LISTING, recorded_gains
+from stagecli.metrics.checks import MAX_TAIL
 
 MAX_LISTED = 20  # problems of one kind that are named
 
@@ -26,11 +28,17 @@ Gains = Mapping[Path, float]
 
 @dataclass(frozen=True, kw_only=True)
 class FolderScores:
-    """The part of the document that depends on the task; facts: go to its head and settings."""
+    """The part of the document that depends on the task.
+
+    facts: go to its head and settings; row: of the generated folder; baselines: rows to compare it
+    with; files: a row per file, with its path as `file`.
+    """
 
     facts: JsonRow
     conventions: Mapping[str, str]
     row: JsonRow
+    baselines: Sequence[JsonRow] = ()
+    files: Sequence[JsonRow] = ()
 
 
 def read_headers(
@@ -60,7 +68,7 @@ def read_gains(folder: Path, files: Iterable[Path], warn: Callable[[str], None])
 
 def read_ungained(file: Path, sample_rate: int, gains: Gains) -> np.ndarray:
     """The file as mono audio [N], without the gain that was applied to it. Raises StageError."""
-    audio = read_mono(file, sample_rate)
+    audio = read_mono(file, sample_rate, quality=PRECISE)
     return audio / np.float32(gains[file]) if file in gains else audio
 
 
@@ -92,7 +100,8 @@ class FilePair:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPairs:
-    """The paired files of two folders; sample_rate: Hz; channels: the most of any file."""
+    """The paired files of two folders; sample_rate: of the references, Hz; channels: the most of
+    any file."""
 
     pairs: Sequence[FilePair]
     sample_rate: int
@@ -102,19 +111,25 @@ class FolderPairs:
 def pair_folders(
     reference: Path, generated: Path, progress: Progress, warn: Callable[[str], None]
 ) -> FolderPairs:
-    """Pair files by name, without the suffix.
+    """Pair files by name, without the suffix; two single files are a pair whatever their names.
 
-    Raises StageError listing files without a partner, and pairs of different rates, lengths or
-    channels.
+    warn: receives also how many generated files have another rate or a tail of up to 20 ms. Raises
+    StageError listing files without a partner, references of different rates, and pairs of
+    different lengths or channels.
     """
     reference_headers = read_headers(reference, progress, warn)
     generated_headers = read_headers(generated, progress, warn)
     headers = {**reference_headers, **generated_headers}
-    pairs = _match_names(
-        _by_name(reference, reference_headers), _by_name(generated, generated_headers)
-    )
-    rate = common_sample_rate(headers)
+    if reference.is_dir() or generated.is_dir():
+        pairs = _match_names(
+            _by_name(reference, reference_headers), _by_name(generated, generated_headers)
+        )
+    else:
+        pairs = [FilePair(next(iter(reference_headers)), next(iter(generated_headers)))]
+    rate = common_sample_rate(reference_headers)
     _check_shapes(pairs, headers)
+    for line in [*_rate_note(generated_headers, rate), *_tail_note(pairs, headers)]:
+        warn(line)
     return FolderPairs(
         pairs=pairs,
         sample_rate=rate,
@@ -159,8 +174,11 @@ def _check_shapes(pairs: Sequence[FilePair], headers: Headers) -> None:
         original = headers[pair.reference]
         generated = headers[pair.generated]
         where = str(pair.generated)
-        if original.frames != generated.frames:
-            difference = f"{generated.frames} samples, its reference has {original.frames}"
+        if abs(original.seconds - generated.seconds) > MAX_TAIL:
+            difference = (
+                f"{generated.frames} samples ({generated.seconds:.3f} s), its reference has "
+                f"{original.frames} ({original.seconds:.3f} s)"
+            )
             problems.append(Problem(where, difference))
         elif original.channels != generated.channels:
             difference = f"{generated.channels} channels, its reference has {original.channels}"
@@ -170,8 +188,43 @@ def _check_shapes(pairs: Sequence[FilePair], headers: Headers) -> None:
             f"{among(len(problems), len(pairs), 'pair', 'differs', 'differ')} in length or "
             "channels",
             problems=problems[:MAX_LISTED],
-            hint="trim and downmix both sides in the same way; nothing is cut silently",
+            hint="trim and downmix both sides in the same way; only tails of up to "
+            f"{1000 * MAX_TAIL:g} ms are cut",
         )
+
+
+def _rate_note(generated: Headers, rate: int) -> list[str]:
+    """A line if generated files have another rate than their references."""
+    others = Counter(info.sample_rate for info in generated.values() if info.sample_rate != rate)
+    if not others:
+        return []
+    rates = ", ".join(f"{other} Hz" for other in sorted(others))
+    number = sum(others.values())
+    return [
+        f"{among(number, len(generated), 'generated file', 'has', 'have')} another sample rate "
+        f"({rates}): resampled to the {rate} Hz of the references"
+    ]
+
+
+def _tail_note(pairs: Sequence[FilePair], headers: Headers) -> list[str]:
+    """A line if lengths differ."""
+    tails = [
+        abs(headers[pair.reference].seconds - headers[pair.generated].seconds) for pair in pairs
+    ]
+    different = [
+        tail for tail, pair in zip(tails, pairs, strict=True) if tail >= 0.5 / _rate(headers, pair)
+    ]
+    if not different:
+        return []
+    return [
+        f"{among(len(different), len(pairs), 'pair', 'differs', 'differ')} in length, by up to "
+        f"{1000 * max(different):.2f} ms: the tail of the longer clip is not scored, except by "
+        "PESQ and ViSQOL, which align by themselves"
+    ]
+
+
+def _rate(headers: Headers, pair: FilePair) -> int:
+    return headers[pair.reference].sample_rate
 
 
 def read_prompts(folder: Path, files: Sequence[Path]) -> list[str]:

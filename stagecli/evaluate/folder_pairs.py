@@ -2,74 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from stagecli import __version__
 from stagecli.data.cache import Progress
-from stagecli.data.file_index import stamp_of
-from stagecli.errors import Problem, StageError, among
+from stagecli.errors import StageError
 from stagecli.evaluate.averages import average_scores
 from stagecli.evaluate.clip_warnings import ClipWarnings
 from stagecli.evaluate.flags import Flags
-from stagecli.evaluate.folder_files import (
-    MAX_LISTED,
-    FilePair,
-    FolderPairs,
-    FolderScores,
-    Gains,
-    pair_folders,
-    read_gains,
-    read_ungained,
+from stagecli.evaluate.folder_files import FolderPairs, FolderScores, pair_folders, read_gains
+from stagecli.evaluate.ledger import fingerprint, open_ledger
+from stagecli.evaluate.pair_scoring import (
+    COPY_UP,
+    LEDGER,
+    UNPROCESSED,
+    PairResult,
+    PairScoring,
 )
-from stagecli.evaluate.ledger import Ledger, SystemScores, fingerprint, open_ledger
-from stagecli.evaluate.pairs import (
-    SR_METRICS,
-    PairSettings,
-    audible_metrics,
-    pair_conventions,
-    score_pair,
-)
+from stagecli.evaluate.pairs import SR_METRICS, PairSettings, audible_metrics, pair_conventions
 from stagecli.files import JsonRow
-from stagecli.metrics.checks import check_pair, pair_warnings
-from stagecli.metrics.gain import match_gain
 from stagecli.schema import Evaluate
-
-SETTING = "pair"  # the ledger's
-
-FACTS = ("gain", "peak", "reference_peak")
-LEDGER = {"scores": SR_METRICS, "doubts": (), "facts": FACTS}  # what an entry must have
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairResult:
-    """The scores of one pair; gain: applied to the generated clip; peak, reference_peak: largest
-    magnitudes before it."""
-
-    scores: Mapping[str, float]
-    warnings: Sequence[str]
-    gain: float
-    peak: float
-    reference_peak: float
-
-    def to_ledger(self) -> SystemScores:
-        """As an entry of the ledger, which holds numbers only: the warnings become names."""
-        facts = dict(zip(FACTS, (self.gain, self.peak, self.reference_peak), strict=True))
-        return {
-            "scores": dict(self.scores),
-            "doubts": dict.fromkeys(self.warnings, 1.0),
-            "facts": facts,
-        }
-
-    @classmethod
-    def from_ledger(cls, entry: SystemScores) -> PairResult:
-        facts = {name: entry["facts"][name] for name in FACTS}
-        return cls(scores=entry["scores"], warnings=list(entry["doubts"]), **facts)
 
 
 def score_folder_pairs(
@@ -79,13 +34,14 @@ def score_folder_pairs(
     progress: Progress,
     warn: Callable[[str], None],
 ) -> FolderScores:
-    """Mean scores over the pairs; those of every pair are kept in the cache.
+    """Mean scores over the pairs, and those of every pair, which are kept in the cache.
 
-    Raises StageError: files that do not pair up, a cutoff above the Nyquist frequency, pairs that
-    cannot be scored.
+    With low-resolution inputs, their own scores and those of copy-up come first. Raises StageError:
+    files that do not pair up, a cutoff above the Nyquist frequency, pairs that cannot be scored.
     """
     # Pair the files, and choose the metrics.
     folders = pair_folders(reference, generated, progress, warn)
+    inputs = pair_folders(reference, flags.input, progress, warn) if flags.input else None
     settings = _pair_settings(flags, folders.sample_rate, warn)
     facts: JsonRow = {
         "sample_rate": folders.sample_rate,
@@ -96,35 +52,92 @@ def score_folder_pairs(
     }
 
     # Score the pairs.
-    key = fingerprint({**facts, "version": __version__})
+    scoring = _scoring(flags, folders, settings, facts, progress=progress, warn=warn)
+    name = generated.name or str(generated)
+    baselines: list[JsonRow] = []
+    files: list[JsonRow] = []
+    if inputs:
+        for system in (UNPROCESSED, COPY_UP):
+            scored = scoring.score(inputs.pairs, system)
+            baselines.append(_mean_row(system, "baseline", settings, scored))
+            files += _file_rows(system, "baseline", settings, inputs, scored)
+    results = scoring.score(folders.pairs)
+    files += _file_rows(name, "generated", settings, folders, results)
+
+    # What a reader must know beside the numbers.
+    _warn_about_clips(folders, results, generated, warn)
+    conventions = pair_conventions(settings.preset, settings.names)
+    if flags.match_gain:
+        warn(_gain_summary(results))
+        conventions = {
+            name: text.replace("gain not matched", "gain matched")
+            for name, text in conventions.items()
+        }
+    row = _mean_row(name, "generated", settings, results)
+    return FolderScores(
+        facts=facts, conventions=conventions, row=row, baselines=baselines, files=files
+    )
+
+
+def _scoring(
+    flags: Flags,
+    folders: FolderPairs,
+    settings: PairSettings,
+    facts: JsonRow,
+    *,
+    progress: Progress,
+    warn: Callable[[str], None],
+) -> PairScoring:
+    """How these pairs are scored, with the scores that earlier calls left in the cache."""
+    key = fingerprint({**facts, "gains": "of the kept band", "version": __version__})
     ledger = open_ledger(flags.cache_dir / "pairs" / f"{key}.clips.jsonl", LEDGER)
     for line in ledger.damage_notice():
         warn(line)
+    assert flags.reference and flags.generated
     gains = {
-        **read_gains(reference, [pair.reference for pair in folders.pairs], warn),
-        **read_gains(generated, [pair.generated for pair in folders.pairs], warn),
+        **read_gains(flags.reference, [pair.reference for pair in folders.pairs], warn),
+        **read_gains(flags.generated, [pair.generated for pair in folders.pairs], warn),
     }
-    results = _score_all(
-        folders.pairs,
-        settings,
+    return PairScoring(
+        settings=settings,
         matched=flags.match_gain,
         gains=gains,
         ledger=ledger,
         progress=progress,
     )
 
-    _warn_about_clips(folders, results, generated, warn)
-    conventions = pair_conventions(settings.preset, settings.names)
-    if flags.match_gain:
-        warn(_gain_summary([result.gain for result in results]))
-        conventions = {
-            name: text.replace("gain not matched", "gain matched")
-            for name, text in conventions.items()
-        }
+
+def _mean_row(
+    system: str, kind: str, settings: PairSettings, results: Sequence[PairResult]
+) -> JsonRow:
+    """The means over all pairs."""
     averages = average_scores([result.scores for result in results], 0)
-    return FolderScores(
-        facts=facts, conventions=conventions, row={"cutoff": settings.cutoff, **averages}
-    )
+    return {"system": system, "kind": kind, "cutoff": settings.cutoff, **averages}
+
+
+def _file_rows(
+    system: str,
+    kind: str,
+    settings: PairSettings,
+    folders: FolderPairs,
+    results: Sequence[PairResult],
+) -> list[JsonRow]:
+    """A row per pair, in the form of the rows of means."""
+    return [
+        {
+            "system": system,
+            "kind": kind,
+            "cutoff": settings.cutoff,
+            "file": str(pair.generated),
+            "reference": str(pair.reference),
+            "n": 1,
+            "gain": result.gain,
+            "whole_gain": result.whole_gain,
+            "delay": result.delay,
+            "metrics": {name: {"value": value} for name, value in result.scores.items()},
+        }
+        for pair, result in zip(folders.pairs, results, strict=True)
+    ]
 
 
 def _pair_settings(flags: Flags, rate: int, warn: Callable[[str], None]) -> PairSettings:
@@ -142,7 +155,7 @@ def _pair_settings(flags: Flags, rate: int, warn: Callable[[str], None]) -> Pair
     return PairSettings(
         sample_rate=rate,
         cutoff=cutoff,
-        preset=flags.preset or Evaluate().preset,
+        preset=flags.convention or Evaluate().preset,
         names=names,
     )
 
@@ -165,65 +178,18 @@ def _warn_about_clips(
         warn("levels differ: --match-gain scales each clip onto its reference first")
 
 
-def _score_all(
-    pairs: Sequence[FilePair],
-    settings: PairSettings,
-    *,
-    matched: bool,
-    gains: Gains,
-    ledger: Ledger,
-    progress: Progress,
-) -> list[PairResult]:
-    """One result per pair. Raises StageError naming those that cannot be scored."""
-    results = []
-    problems = []
-    for done, pair in enumerate(pairs, 1):
-        files = (pair.reference, pair.generated)
-        stamps = [[str(file.resolve()), *stamp_of(file)] for file in files]
-        undone = [gains[file] for file in files if file in gains]
-        key = json.dumps([*stamps, *undone])
-        entry = ledger.get(SETTING, key)
-        try:
-            if entry is None:
-                entry = _score_files(pair, settings, matched, gains).to_ledger()
-                ledger.put(SETTING, key, entry)
-            results.append(PairResult.from_ledger(entry))
-        except ValueError as error:
-            problems.append(Problem(str(pair.generated), str(error)))
-        progress("scoring pairs", done, len(pairs))
-    if problems:
-        raise StageError(
-            f"{among(len(problems), len(pairs), 'pair')} cannot be scored",
-            problems=problems[:MAX_LISTED],
-        )
-    return results
-
-
-def _score_files(pair: FilePair, settings: PairSettings, matched: bool, gains: Gains) -> PairResult:
-    """Raises ValueError if the pair cannot be scored."""
-    rate = settings.sample_rate
-    target = torch.from_numpy(read_ungained(pair.reference, rate, gains))
-    audio = torch.from_numpy(read_ungained(pair.generated, rate, gains))
-    check_pair(target, audio, rate)
-    warnings = pair_warnings(target, audio)
-    peak = float(audio.abs().max())
-    gain = 1.0
-    if matched:
-        audio, factor = match_gain(target, audio)
-        gain = float(factor)
-        warnings = tuple(line for line in warnings if not line.startswith("level:"))
-    return PairResult(
-        scores=score_pair(target.numpy(), audio.numpy(), settings),
-        warnings=warnings,
-        gain=gain,
-        peak=peak,
-        reference_peak=float(target.abs().max()),
-    )
-
-
-def _gain_summary(gains: Sequence[float]) -> str:
-    decibel = 20 * np.log10(gains)
+def _gain_summary(results: Sequence[PairResult]) -> str:
+    kept = _range_text([result.gain for result in results])
+    whole = _range_text([result.whole_gain for result in results if result.whole_gain > 0])
     return (
-        "gain matched: each generated clip was scaled onto its reference by least squares "
-        f"(median {np.median(decibel):+.2f} dB, {decibel.min():+.2f} to {decibel.max():+.2f} dB)"
+        "gain matched: each generated clip was scaled onto its reference by least squares over "
+        f"the kept band, without its delay ({kept}); sample by sample over the whole band it would "
+        f"have been {whole}"
     )
+
+
+def _range_text(gains: Sequence[float]) -> str:
+    if not gains:
+        return "not positive"
+    decibel = 20 * np.log10(gains)
+    return f"median {np.median(decibel):+.2f} dB, {decibel.min():+.2f} to {decibel.max():+.2f} dB"

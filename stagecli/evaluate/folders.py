@@ -46,12 +46,14 @@ def evaluate_folders(
             **scores.facts,
             "conventions": scores.conventions,
             "rows": [
+                *scores.baselines,
                 {
                     "system": flags.generated.name or str(flags.generated),
                     "kind": "generated",
                     **scores.row,
-                }
+                },
             ],
+            **({"files": list(scores.files)} if scores.files else {}),
             "notes": notes,
             "settings": {**scores.facts, "version": __version__},
             "command": " ".join(command_line()),

@@ -30,6 +30,7 @@ COLUMNS = (
     "system",
     "cutoff",
     "group",
+    "file",
     "metric",
     "value",
     "low",
@@ -44,7 +45,10 @@ COLUMNS = (
 
 
 def csv_text(documents: Sequence[JsonRow], differences: Sequence[JsonRow]) -> str:
-    """One line per figure; a difference has "SYSTEM, B - A" as system and both titles as run."""
+    """One line per figure, those of single files after the means.
+
+    A difference has "SYSTEM, B - A" as system and both titles as run.
+    """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n", restval="")
     writer.writeheader()
@@ -53,7 +57,7 @@ def csv_text(documents: Sequence[JsonRow], differences: Sequence[JsonRow]) -> st
         for key in ("run", "checkpoint", "task", "split"):
             if key in document:
                 head[key] = document[key]
-        for row in document["rows"]:
+        for row in [*document["rows"], *document.get("files", [])]:
             writer.writerows(_csv_rows(head, row))
     for difference in differences:
         head = {"run": f"{difference['b']} - {difference['a']}"}

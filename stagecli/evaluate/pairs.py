@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from stagecli.errors import StageError
+from stagecli.metrics.checks import trim_tails
+from stagecli.metrics.lsd_presets import preset_of
 from stagecli.metrics.mel import log_mel_distance
 from stagecli.metrics.perceptual import MissingPackageError, band_verdict, pesq, stoi, visqol
-from stagecli.metrics.registry import METRICS
+from stagecli.metrics.registry import METRICS, lsd_metrics
 from stagecli.metrics.spectral import lsd_bands, si_sdr, snr
 from stagecli.metrics.stft import multi_resolution_stft, spectral_convergence
 
@@ -37,6 +39,8 @@ PERCEPTUAL: Mapping[str, Callable[[Tensor, Tensor, int], float]] = {
     "visqol_audio": partial(visqol, mode="audio"),
 }
 
+SELF_ALIGNING = ("pesq_nb", "pesq_wb", "visqol_speech", "visqol_audio")
+
 _WAVEFORM_AND_STFT: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "si_sdr": lambda x, y, rate: si_sdr(x, y),
     "snr": lambda x, y, rate: snr(x, y),
@@ -48,8 +52,11 @@ _WAVEFORM_AND_STFT: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PairSettings:
-    """How a pair is scored. sample_rate, cutoff: Hz; preset: of LSD; names: metrics to compute,
-    of `SR_METRICS` and `PERCEPTUAL`."""
+    """How a pair is scored.
+
+    sample_rate, cutoff: Hz; preset: of LSD, by name or as a convention that `preset_of` reads;
+    names: metrics to compute, of `SR_METRICS` and `PERCEPTUAL`.
+    """
 
     sample_rate: int
     cutoff: float
@@ -62,20 +69,24 @@ def score_pair(
 ) -> dict[str, float]:
     """{metric: value} of one clip [N] against its reference [N].
 
-    A metric that has no value for this clip (SI-SDR of silence, PESQ without an utterance) is NaN.
+    Where one is longer by up to 20 ms, its tail counts only for the metrics that align by
+    themselves. A metric that has no value for this clip (SI-SDR of silence, PESQ without an
+    utterance) is NaN.
     Raises ValueError if the pair cannot be scored at all: different lengths, NaN, too short.
     """
     rate = settings.sample_rate
-    x = torch.from_numpy(np.asarray(target))
-    y = torch.from_numpy(np.asarray(estimate, dtype=np.float32))
+    whole_x = torch.from_numpy(np.asarray(target))
+    whole_y = torch.from_numpy(np.asarray(estimate, dtype=np.float32))
+    x, y = trim_tails(whole_x, whole_y, rate)
     bands = lsd_bands(x, y, rate, settings.cutoff, settings.preset)
     scores = {}
     for name in settings.names:
         if name in bands:
             scores[name] = float(bands[name])
         elif name in PERCEPTUAL:
+            pair = (whole_x, whole_y) if name in SELF_ALIGNING else (x, y)
             try:
-                scores[name] = PERCEPTUAL[name](x, y, rate)
+                scores[name] = PERCEPTUAL[name](*pair, rate)
             except ValueError:  # silence, or too little of what the metric needs
                 scores[name] = float("nan")
         else:
@@ -113,12 +124,6 @@ def audible_metrics(
 
 
 def pair_conventions(preset: str, names: Sequence[str]) -> dict[str, str]:
-    """The convention of each metric, by the name it is printed under."""
-    return {name: METRICS[_registry_name(name, preset)].convention for name in names}
-
-
-def _registry_name(name: str, preset: str) -> str:
-    """LSD presets other than the default have registry entries of their own."""
-    if name.startswith("lsd") and preset != "nuwave":
-        return name.replace("lsd", f"lsd_{preset}", 1)
-    return name
+    """The convention of each metric, by the name it is printed under; preset: of LSD."""
+    of_lsd = {metric.name: metric.convention for metric in lsd_metrics(preset_of(preset))}
+    return {name: of_lsd.get(name) or METRICS[name].convention for name in names}

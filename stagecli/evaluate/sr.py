@@ -36,7 +36,7 @@ def score_sr(job: Job) -> Scores:
     options = job.recipe.evaluate
     flags = job.flags
     cutoffs = list(flags.cutoffs or options.cutoffs)
-    preset = flags.preset or options.preset
+    preset = flags.convention or options.preset
     groups = clips_by_label(job.clips, flags.by) if flags.by else {}
 
     # The ledger's name leaves out what does not change the scores of a clip: cutoffs, grouping.

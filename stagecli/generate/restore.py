@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +122,7 @@ def _plan(
         audio_NC, rate = read_channels(file)
         audible = int(np.any(audio_NC, axis=0).sum())
         file_cutoff = cutoff or min(rate / 2, widest_bandwidth(audio_NC, rate))
-        length = math.ceil(len(audio_NC) * target / rate)
+        length = _length(len(audio_NC), rate, target)
         windows = audible * pipeline.restore_windows(length, settings)
         work.append(_Work(file, file_cutoff, windows))
         if audible and file_cutoff >= FULL_BAND * target / 2:
@@ -145,6 +144,11 @@ def _plan(
     return work
 
 
+def _length(num_samples: int, rate: int, target: int) -> int:
+    """The nearest number of samples at `target` Hz of as many at `rate` Hz; at least 1."""
+    return max(1, round(num_samples * target / rate))
+
+
 def _restore(
     pipeline: Pipeline,
     work: _Work,
@@ -154,9 +158,10 @@ def _restore(
 ) -> np.ndarray:
     """Audio [N, channels] at the model's rate; silent channels stay silent."""
     audio_NC, rate = read_channels(work.file)
+    length = _length(len(audio_NC), rate, pipeline.sample_rate)
     channels = []
     for channel_N in audio_NC.T:
-        low_N = resample(channel_N, rate, pipeline.sample_rate)
+        low_N = resample(channel_N, rate, pipeline.sample_rate)[:length]
         if np.any(low_N):
             # All channels share one noise, so that the new band follows the stereo image.
             low_N = pipeline.restore(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stagecli.metrics.gain import least_squares_gain
+from stagecli.metrics.gain import PairGain
 
 # Peaks that tools normalise to: full scale, round numbers, -1 dB and -3 dB.
 _COMMON_PEAKS = (1.0, 0.99, 0.95, 0.9, 0.5, 10 ** (-1 / 20), 10 ** (-3 / 20))
@@ -17,9 +17,13 @@ _PEAK_TOLERANCE = 2e-4  # relative; PCM of 16 bit at half scale rounds by 3e-5
 _FLAT_RUN = 3  # equal samples at the peak
 # Share of the peak by which a clipped top falls at its edge; a rounded one falls by less.
 _FLAT_STEP = 2e-3
+_FLAT_QUANTA = 4  # steps of quantisation by which the edge of a rounded top may fall
+_FULL_SCALE = 0.99  # below it, fewer than _FLAT_RUNS flat tops are chance
+_FLAT_RUNS = 3
 _NEAR_SILENCE_DB = -80.0
 _OFFSET = 0.01
 _GAIN_WARNING_DB = 0.5
+MAX_TAIL = 0.02  # seconds by which two clips of a pair may differ in length
 
 
 def checked_pair(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +86,8 @@ class ClipStatistics:
                 "them"
             )
         if self.clipped:
-            lines.append(f"samples in flat tops at {self.peak:.3g}: {self.clipped}, clipped")
+            doubt = "" if self.peak >= _FULL_SCALE else "perhaps "
+            lines.append(f"samples in flat tops at {self.peak:.3g}: {self.clipped}, {doubt}clipped")
         if self.normalised_to is not None:
             lines.append(f"peak {self.peak:.4g}: perhaps peak-normalised")
         if abs(self.offset) > _OFFSET:
@@ -91,8 +96,15 @@ class ClipStatistics:
 
 
 def _flat_tops(audio_N: Tensor, peak: float) -> int:
-    """Samples in runs of at least three of exactly the peak's magnitude, with a steep edge."""
+    """Samples in runs of at least three of exactly the peak's magnitude, with a steep edge.
+
+    0 for one or two such runs below full scale.
+    """
+    levels = audio_N.abs().unique()
+    quantum = float(levels.diff().min()) if len(levels) > 1 else 0.0
+    steep = max(_FLAT_STEP * peak, _FLAT_QUANTA * quantum)
     total = 0
+    runs = 0
     outside = torch.zeros(1, dtype=torch.bool)
     for level in (peak, -peak):
         # Where runs at this level begin and end.
@@ -107,15 +119,18 @@ def _flat_tops(audio_N: Tensor, peak: float) -> int:
         after = (level - padded_N[ends + 1]).abs()
         drop = torch.maximum(before, after)
         length = ends - starts
-        total += int(length[(length >= _FLAT_RUN) & (drop > _FLAT_STEP * peak)].sum())
-    return total
+        flat = length[(length >= _FLAT_RUN) & (drop > steep)]
+        total += int(flat.sum())
+        runs += len(flat)
+    return total if peak >= _FULL_SCALE or runs >= _FLAT_RUNS else 0
 
 
 def clip_statistics(audio_N: Tensor) -> ClipStatistics:
     """Level, clipping and normalisation of one clip [N], floating point in [-1, 1].
 
     Clipping: runs of at least 3 equal samples at the largest magnitude that fall off by more than
-    0.2 % of it on one side, so that quantised slow waves do not count. Soft clipping, and clipping
+    0.2 % of it and 4 steps of quantisation on one side, so that quantised waves do not count; below
+    full scale, at least 3 such runs. Soft clipping, and clipping
     followed by a filter or a lossy codec, is not detected. Normalisation: the peak is within 0.02 %
     of 1, 0.99, 0.95, 0.9, 0.5, -1 dB or -3 dB. For one clip this is a hint; `shared_peak` looks at
     a set. NaN does not raise.
@@ -157,13 +172,18 @@ def shared_peak(peaks: Sequence[float], tolerance: float = 0.01) -> float | None
 
 
 def check_pair(
-    reference_N: Tensor, estimate_N: Tensor, sample_rate: int, least_seconds: float = 0.05
+    reference_N: Tensor,
+    estimate_N: Tensor,
+    sample_rate: int,
+    least_seconds: float = 0.05,
+    *,
+    same_length: bool = True,
 ) -> None:
     """Raise ValueError, with the reason, unless both clips [N] can be scored as a pair.
 
-    Refused: different lengths (nothing is cut silently), empty, integer or non-finite samples,
-    shorter than `least_seconds` at `sample_rate` Hz, a silent reference (ratios to it mean
-    nothing), more than one channel.
+    Refused: different lengths unless `same_length` is False (nothing is cut silently), empty,
+    integer or non-finite samples, shorter than `least_seconds` at `sample_rate` Hz, a silent
+    reference (ratios to it mean nothing), more than one channel.
     """
     if sample_rate <= 0:
         raise ValueError(f"sample_rate must be positive, got {sample_rate}")
@@ -172,26 +192,43 @@ def check_pair(
             raise ValueError(f"the {name} must be one channel [N], got {tuple(audio.shape)}")
     n = reference_N.shape[0]
     m = estimate_N.shape[0]
-    if n != m:
-        seconds = f"{n / sample_rate:.3f} s and {m / sample_rate:.3f} s"
+    if n != m and same_length:
+        raise ValueError(_lengths_text(n, m, sample_rate))
+    shorter = min(n, m)
+    checked_pair(reference_N[:shorter], estimate_N[:shorter])
+    if n != m and not all(bool(torch.isfinite(z).all()) for z in (reference_N, estimate_N)):
+        raise ValueError("the tail of the longer clip contains NaN or infinite samples")
+    if shorter < least_seconds * sample_rate:
         raise ValueError(
-            f"different lengths: reference {n} samples, estimate {m} ({seconds}); trim them first"
-        )
-    checked_pair(reference_N, estimate_N)
-    if n < least_seconds * sample_rate:
-        raise ValueError(
-            f"too short: {n / sample_rate:.3f} s, at least {least_seconds:g} s are needed"
+            f"too short: {shorter / sample_rate:.3f} s, at least {least_seconds:g} s are needed"
         )
     if not bool(reference_N.any()):
         raise ValueError("the reference is silent: every sample is zero")
 
 
-def pair_warnings(reference_N: Tensor, estimate_N: Tensor) -> tuple[str, ...]:
+def trim_tails(reference_N: Tensor, estimate_N: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
+    """Both clips [N] without the tail of the longer one, which is at most 20 ms.
+
+    Resamplers and codecs round lengths in their own ways. Raises ValueError for a longer tail.
+    """
+    n = reference_N.shape[0]
+    m = estimate_N.shape[0]
+    if abs(n - m) > MAX_TAIL * sample_rate:
+        raise ValueError(_lengths_text(n, m, sample_rate))
+    return reference_N[:m], estimate_N[:n]
+
+
+def _lengths_text(n: int, m: int, sample_rate: int) -> str:
+    seconds = f"{n / sample_rate:.3f} s and {m / sample_rate:.3f} s"
+    return f"different lengths: reference {n} samples, estimate {m} ({seconds}); trim them first"
+
+
+def pair_warnings(reference_N: Tensor, estimate_N: Tensor, gain: PairGain) -> tuple[str, ...]:
     """Warnings to print beside the score of a pair [N] that `check_pair` accepts.
 
-    Those of either clip, and a least-squares gain more than 0.5 dB from 1 with its own contribution
-    to LSD. A common normalisation peak is mentioned for the estimate only, if the reference's peak
-    is a different one.
+    Those of either clip, and a gain of the kept band more than 0.5 dB from 1 with its own
+    contribution to LSD. gain: of the pair. A common normalisation peak is mentioned for the
+    estimate only, if the reference's peak is a different one.
     """
     reference = clip_statistics(reference_N)
     estimate = clip_statistics(estimate_N)
@@ -202,16 +239,20 @@ def pair_warnings(reference_N: Tensor, estimate_N: Tensor) -> tuple[str, ...]:
     ]
     if estimate.silent or reference.silent:
         return tuple(lines)
-    gain = float(least_squares_gain(reference_N, estimate_N))
-    if gain <= 0:
+    if gain.kept <= 0:
         lines.append(
             "the estimate is inverted or unrelated to the reference (least-squares gain not "
             "positive)"
         )
-    elif abs(20 * math.log10(gain)) > _GAIN_WARNING_DB:
-        decibel = -20 * math.log10(gain)
-        added = 2 * abs(math.log10(gain))
-        lines.append(
-            f"level: the estimate is off by about {decibel:+.1f} dB, {added:.2f} of LSD by itself"
-        )
+    elif abs(20 * math.log10(gain.kept)) > _GAIN_WARNING_DB:
+        lines.append(_level_warning(gain))
     return tuple(lines)
+
+
+def _level_warning(gain: PairGain) -> str:
+    whole = f"{-20 * math.log10(gain.whole):+.1f} dB" if gain.whole > 0 else "no positive gain"
+    return (
+        f"level: the estimate is off by about {-20 * math.log10(gain.kept):+.1f} dB in the kept "
+        f"band (sample by sample over the whole band: {whole}), "
+        f"{2 * abs(math.log10(gain.kept)):.2f} of LSD by itself"
+    )

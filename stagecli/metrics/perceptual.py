@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float64]
 Verdict = Literal["seen", "warned", "refused"]
 # The highest frequency, Hz, at which a difference moves the score; docs/metrics.md: how measured.
 TOP_HZ: dict[str, float] = {
-    "pesq_nb": 3700.0,  # 8 kHz audio behind a telephone receive filter
+    "pesq_nb": 3700.0,  # behind a telephone receive filter
     "pesq_wb": 8000.0,  # 16 kHz audio
     "stoi": 4277.0,  # 15 third-octave bands from 150 Hz, on 10 kHz audio
     "estoi": 4277.0,
@@ -93,9 +93,14 @@ def resampled(audio_N: Array, sample_rate: int, target_rate: int) -> Array:
 
 
 def _arrays(
-    reference_N: Tensor, estimate_N: Tensor, sample_rate: int, least_seconds: float
+    reference_N: Tensor,
+    estimate_N: Tensor,
+    sample_rate: int,
+    least_seconds: float,
+    *,
+    same_length: bool,
 ) -> tuple[Array, Array]:
-    check_pair(reference_N, estimate_N, sample_rate, least_seconds)
+    check_pair(reference_N, estimate_N, sample_rate, least_seconds, same_length=same_length)
     if not bool(torch.any(estimate_N != 0)):
         raise ValueError("the estimate is silent: every sample is zero")
     x, y = (audio.detach().cpu().double().numpy() for audio in (reference_N, estimate_N))
@@ -107,18 +112,19 @@ def pesq(
 ) -> float:
     """PESQ as MOS-LQO, higher is better, by the package `pesq`.
 
-    mode "nb": P.862.1 at 8 kHz (at most 4.55); "wb": P.862.2 at 16 kHz (at most 4.64). reference,
-    estimate: speech [N] at any `sample_rate` Hz, resampled to the mode's rate by `resampled`; at a
-    lower rate the empty band counts as it is. PESQ aligns level and time: it is blind to gain, and
-    to everything above 3.7 or 8 kHz.
+    mode "nb": P.862.1 (at most 4.55), at 16 kHz if the audio has that rate or more, else at 8 kHz,
+    as the program of P.862 takes either; "wb": P.862.2 at 16 kHz (at most 4.64). reference,
+    estimate: speech [N] at any `sample_rate` Hz, resampled by `resampled`; at a lower rate the
+    empty band counts as it is. Lengths may differ: PESQ aligns level and time, so it is blind to
+    gain, and to everything above 3.7 or 8 kHz.
     Raises ValueError: as `check_pair`; silent, under 0.25 s, no utterance found;
     MissingPackageError.
     """
     if mode not in ("nb", "wb"):
         raise ValueError(f'mode must be "nb" or "wb", got {mode!r}')
     package = _package("pesq")
-    rate = 8000 if mode == "nb" else 16000
-    reference, estimate = _arrays(reference_N, estimate_N, sample_rate, 0.25)
+    rate = 8000 if mode == "nb" and sample_rate < 16000 else 16000
+    reference, estimate = _arrays(reference_N, estimate_N, sample_rate, 0.25, same_length=False)
     x = resampled(reference, sample_rate, rate)
     y = resampled(estimate, sample_rate, rate)
     try:
@@ -141,7 +147,7 @@ def stoi(
     Raises ValueError: as `check_pair`; fewer than 30 frames (0.4 s) of speech. MissingPackageError.
     """
     package = _package("pystoi")
-    x, y = _arrays(reference_N, estimate_N, sample_rate, 0.4)
+    x, y = _arrays(reference_N, estimate_N, sample_rate, 0.4, same_length=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
@@ -171,14 +177,15 @@ def visqol(
     mode "audio": 48 kHz (at most 4.75), by the support vector model; "speech": 16 kHz (at most 5),
     by the polynomial mapping (C++ ViSQOL's use_lattice_model=false), which is 1 to 2 points higher
     on bad speech than the lattice. reference, estimate: [N] at any `sample_rate` Hz, resampled to
-    the mode's rate by `resampled`. Aligns level and time. Takes seconds per second of audio.
+    the mode's rate by `resampled`. Aligns level and time, so that lengths may differ. Takes seconds
+    per second of audio.
     Raises ValueError: as `check_pair`; silent, under 1 s, no patch to compare. MissingPackageError.
     """
     if mode not in ("speech", "audio"):
         raise ValueError(f'mode must be "speech" or "audio", got {mode!r}')
     scorer = _visqol_scorer(mode)
     rate = 16000 if mode == "speech" else 48000
-    reference, estimate = _arrays(reference_N, estimate_N, sample_rate, 1.0)
+    reference, estimate = _arrays(reference_N, estimate_N, sample_rate, 1.0, same_length=False)
     x = resampled(reference, sample_rate, rate)
     y = resampled(estimate, sample_rate, rate)
     try:

@@ -58,8 +58,8 @@ class Metric:
     needs: tuple[Needs, ...] = ("pair",)
 
 
-def _lsd_metrics(preset: LSDPreset, prefix: str) -> list[Metric]:
-    """The whole-band, high-band and low-band entries of one preset."""
+def lsd_metrics(preset: LSDPreset, prefix: str = "lsd") -> list[Metric]:
+    """The whole-band, high-band and low-band entries of one convention, named `prefix`..."""
     split = "split at bin int(bins * input rate / rate), the input's Nyquist"
     bands = {"": "all bins", "_hf": f"bins from the {split}, up", "_lf": f"bins below the {split}"}
     return [
@@ -144,8 +144,8 @@ _MEAN_N = "mean over pairs"
 _MANIFOLD = "k-NN balls, k=5 by default, strict inside; depends on the numbers of clips"
 
 _METRICS = (
-    *_lsd_metrics(LSD_PRESETS["nuwave"], "lsd"),
-    *_lsd_metrics(LSD_PRESETS["ssr_eval"], "lsd_ssr_eval"),
+    *lsd_metrics(LSD_PRESETS["nuwave"]),
+    *lsd_metrics(LSD_PRESETS["ssr_eval"], "lsd_ssr_eval"),
     _sr(
         "si_sdr", "higher", "dB", "SI-SDR, zero_mean=False; silent references left out", "waveform"
     ),
@@ -177,7 +177,8 @@ _METRICS = (
     ),
     _perceptual(
         "pesq_nb",
-        f"PESQ P.862.1 narrow band, 8 kHz by {_RESAMPLED}, package pesq; blind above 3.7 kHz",
+        f"PESQ P.862.1 narrow band, 16 kHz (8 kHz for audio below 16 kHz) by {_RESAMPLED}, package "
+        "pesq; blind above 3.7 kHz",
     ),
     _perceptual(
         "pesq_wb",

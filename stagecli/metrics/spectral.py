@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stagecli.metrics.checks import checked_pair
-from stagecli.metrics.lsd_presets import LSD_PRESETS, LSDPreset
+from stagecli.metrics.lsd_presets import LSDPreset, preset_of
 from stagecli.metrics.stft import spectra_in_blocks
 
 # Energy left after removing the mean, relative to before, that is rounding and not signal.
@@ -18,11 +18,7 @@ _SILENCE = 1e-24
 
 
 def _preset(preset: str | LSDPreset) -> LSDPreset:
-    if isinstance(preset, LSDPreset):
-        return preset
-    if preset not in LSD_PRESETS:
-        raise ValueError(f"unknown LSD preset {preset!r}; there are {', '.join(LSD_PRESETS)}")
-    return LSD_PRESETS[preset]
+    return preset if isinstance(preset, LSDPreset) else preset_of(preset)
 
 
 def _difference(reference: Tensor, estimate: Tensor, preset: LSDPreset) -> Tensor:
@@ -30,6 +26,9 @@ def _difference(reference: Tensor, estimate: Tensor, preset: LSDPreset) -> Tenso
     if preset.form == "clamp":
         power_x, power_y = (z.real.square() + z.imag.square() for z in (reference, estimate))
         return (power_x.clamp_min_(preset.floor) / power_y.clamp_min_(preset.floor)).log10()
+    if preset.form == "add":
+        power_x, power_y = (z.real.square() + z.imag.square() for z in (reference, estimate))
+        return ((power_x + preset.floor) / (power_y + preset.floor)).log10()
     ratio = (reference.abs() / (estimate.abs() + preset.floor)).square()
     return (ratio + preset.floor).log10()
 
