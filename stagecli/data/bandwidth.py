@@ -163,7 +163,7 @@ def _edge(power_F: np.ndarray) -> float:
         return 0.5
 
     # Within it, the last bin that has not fallen.
-    first = edges_K[place - GUARD]
+    first = edges_K[place - 2 * GUARD]
     smooth_F = 10 * np.log10(np.convolve(power_F, np.ones(GROUP) / GROUP, mode="same") + 1e-30)
     reference = np.median(smooth_F[first : edges_K[place]])
     inside_F = smooth_F[first : edges_K[place + GUARD]]
