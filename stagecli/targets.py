@@ -78,7 +78,7 @@ def write_target(
     StageError (exit code 1).
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    pieces = [data] if isinstance(data, bytes) else data
+    pieces: Iterable[bytes] = [data] if isinstance(data, bytes) else data
     try:
         if _is_open_file(path) or (path.exists() and not path.is_file()):
             with open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as stream:

@@ -26,12 +26,13 @@ KAISER = 14.0  # shape of the window: what leaks beyond 5 bins is 105 dB below
 AT_ONCE = 256  # frames that are transformed together
 # The edge that a filter leaves.
 LONGEST = 4096  # audio samples of a frame
+FRAMES = 8  # short audio is cut into so many frames, before overlap, as far as it goes
 CELLS = 12  # cells an octave, whose medians are compared
 CELL_BINS = 4  # a cell has at least so many bins; lower frequencies are not searched
 GUARD = 2  # cells that the slope of a resampler fits into, from its start to well below
 LASTS = 3  # cells that the floor has at least
 DROP_DB = 12.0  # across the guard, and to everything above it
-SLOPE_DB = 3.0  # the slope starts where the level has fallen by so much
+SLOPE_DB = 2.0  # the slope starts where the level has fallen by so much
 
 
 def file_bandwidth(audio: Path | bytes) -> float:
@@ -121,14 +122,15 @@ def cutoff_of(blocks: Iterable[np.ndarray], sample_rate: int) -> float:
     part = 16 * LONGEST
     for audio_NC in overlapping(blocks, part, part - LONGEST // 2):
         if total_CF is None:
-            size = _frame_size(len(audio_NC))
+            size = _frame_size(len(audio_NC) // FRAMES)
             total_CF = np.zeros((audio_NC.shape[1], size // 2 + 1))
         elif len(audio_NC) < size:
             break
         window = np.kaiser(size, KAISER)
-        total_CF += [_power(channel, window)[0] for channel in audio_NC.T]
-        frames += _power(audio_NC[:, 0], window)[1]
-    if total_CF is None:
+        powers = [_power(channel, window) for channel in audio_NC.T]
+        total_CF += [power_F for power_F, _ in powers]
+        frames += powers[0][1]
+    if total_CF is None or frames < FRAMES / 2:  # too short to tell
         return sample_rate / 2
     edges = [_edge(power_F / frames) for power_F in total_CF if np.any(power_F)]
     return max((edge * sample_rate for edge in edges), default=sample_rate / 2)

@@ -170,6 +170,9 @@ def _grid(pipeline: Pipeline, cutoff: float) -> tuple[int, int, int]:
     reach = -(-splice_reach(cutoff, pipeline.sample_rate) // hop)
     overlap = window + 2 * reach
     size = max(WINDOWS * window, 2 * overlap)
+    # Windows of neighbours lie at the same places.
+    stride = max(1, window // 2)
+    overlap = size - (size - overlap) // stride * stride
     return size * hop, overlap * hop, (window // 4 + reach) * hop
 
 
