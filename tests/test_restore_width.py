@@ -76,8 +76,7 @@ def test_what_is_made_is_as_wide_as_the_kept_top_octave(
     assert correlation(*made(tmp_path / "out.wav")) == pytest.approx(wanted, abs=0.15)
 
 
-def test_channels_share_one_gain(cli: Cli, runs: Path, tmp_path: Path) -> None:
-    """Equal channels of unequal level stay in proportion, above the cutoff too."""
+def test_equal_channels_stay_equal(cli: Cli, runs: Path, tmp_path: Path) -> None:
     left = noise(1, 8000)
     write_wav(tmp_path / "in.wav", np.stack([left, left], axis=1), 8000)
     assert cli("sample", "runs/sr", "-i", "in.wav", "-o", "out.wav").code == 0
