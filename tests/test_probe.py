@@ -358,13 +358,13 @@ def test_a_clip_is_measured_at_two_of_six_noise_levels_and_a_level_on_a_third_of
 @pytest.mark.parametrize(
     ("options", "train", "expected"),
     [
-        ({}, {"steps": 600, "batch_size": 32}, (20, 16)),
+        ({}, {"steps": 600, "batch_size": 32}, (20, 12)),
         ({}, {"steps": 600, "batch_size": 8}, (20, 9)),
-        ({}, {"steps": 2000, "batch_size": 32}, (66, 52)),
+        ({}, {"steps": 2000, "batch_size": 32}, (66, 42)),
         ({}, {"steps": 400_000, "batch_size": 64}, (2000, 96)),
-        ({}, {"steps": 10_000, "batch_size": 64}, (60, 96)),
-        ({"clips": 24}, {"steps": 600, "batch_size": 32}, (30, 24)),
-        ({"every": 25}, {"steps": 600, "batch_size": 32}, (25, 20)),
+        ({}, {"steps": 10_000, "batch_size": 64}, (75, 96)),
+        ({"clips": 24}, {"steps": 600, "batch_size": 32}, (38, 24)),
+        ({"every": 25}, {"steps": 600, "batch_size": 32}, (25, 16)),
         ({"every": 5, "clips": 64}, {"steps": 600, "batch_size": 32}, (5, 64)),
         ({}, {"steps": 4, "batch_size": 2}, (1, 9)),
     ],

@@ -34,8 +34,8 @@ MOST_PROBES = 200
 FEWEST_CLIPS = 9  # of a probe set, and the most
 MOST_CLIPS = 96
 # Trained samples that pay for one clip at one noise level, so that probing takes about 3 % of the
-# time: it costs about 0.6 of a trained sample.
-COST = 20
+# time: it costs 0.6 to 0.8 of a trained sample.
+COST = 25
 FEW = 12  # probes of a run below which r is not measured before 40 % of the budget
 
 
