@@ -68,25 +68,29 @@ def plan_targets(
     raise StageError(message, problems=_first(problems), hint=hint)
 
 
-def write_target(path: Path, content: str | bytes, *, force: bool = False) -> None:
-    """Write `content` (text as UTF-8) to a planned target, whole or not at all.
+def write_target(
+    path: Path, content: str | bytes | Iterable[bytes], *, force: bool = False
+) -> None:
+    """Write `content` (text as UTF-8, or pieces of it) to a planned target, whole or not at all.
 
     A link is followed and stays one. A device or FIFO is opened in place. Missing folders are
     created; a file that exists keeps its permissions, and is replaced only with `force`. Raises
     StageError (exit code 1).
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
+    pieces: Iterable[bytes] = [data] if isinstance(data, bytes) else data
     try:
         if _is_open_file(path) or (path.exists() and not path.is_file()):
             with open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as stream:
-                stream.write(data)
+                stream.writelines(pieces)
             return
         real = Path(os.path.realpath(path))
         if not force and real.exists():  # appeared while the command worked
             raise FileExistsError(None, EXISTS)
         real.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(real) as partial:
-            partial.write_bytes(data)
+            with partial.open("wb") as stream:
+                stream.writelines(pieces)
             if real.exists():
                 partial.chmod(stat.S_IMODE(real.stat().st_mode))
     except OSError as error:

@@ -244,6 +244,8 @@ def test_a_cutoff_outside_the_trained_range_is_warned_about(
     cli: Cli, runs: Path, tmp_path: Path
 ) -> None:
     write_wav(tmp_path / "in.wav", noise(0.3, 2000), 2000)
-    result = cli("sample", "runs/sr", "--input", "in.wav", "-o", "out", "--json")
+    result = cli(
+        "sample", "runs/sr", "--input", "in.wav", "-o", "out", "--json", "--cutoff", "1000"
+    )
     document(result)
     assert "outside what the model was trained on" in result.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,8 +20,13 @@ def level_gain(low_N: np.ndarray) -> float:
 
     It depends on the input alone, never on the target, so that sampling can do the same.
     """
-    rms = float(np.sqrt(np.mean(np.square(low_N, dtype=np.float64)))) if low_N.size else 0.0
-    return LEVEL / max(rms, QUIETEST)
+    power = float(np.mean(np.square(low_N, dtype=np.float64))) if low_N.size else 0.0
+    return gain_of_power(power)
+
+
+def gain_of_power(power: float) -> float:
+    """`level_gain` of audio with this mean square."""
+    return LEVEL / max(math.sqrt(power), QUIETEST)
 
 
 def splice(
@@ -31,16 +38,28 @@ def splice(
     into the kept band when decoded; this restores that band from the input, with a linear-phase
     filter.
     """
-    from scipy.signal import firwin, kaiserord, oaconvolve
+    from scipy.signal import firwin, oaconvolve
 
-    width = SPLICE * cutoff
-    taps, beta = kaiserord(SPLICE_DB, width / (sample_rate / 2))
+    taps, beta = _splice_filter(cutoff, sample_rate)
     high_pass = firwin(
-        taps | 1, KEPT * cutoff, window=("kaiser", beta), pass_zero=False, fs=sample_rate
+        taps, KEPT * cutoff, window=("kaiser", beta), pass_zero=False, fs=sample_rate
     )
     change = generated_N.astype(np.float64) - low_N
     high = oaconvolve(change, high_pass, mode="full")[taps // 2 :][: len(low_N)]
     return (low_N + high).astype(np.float32)
+
+
+def splice_reach(cutoff: float, sample_rate: int) -> int:
+    """Audio samples to either side that `splice` looks at."""
+    return _splice_filter(cutoff, sample_rate)[0] // 2
+
+
+def _splice_filter(cutoff: float, sample_rate: int) -> tuple[int, float]:
+    """Number of taps, odd, and shape of the Kaiser window."""
+    from scipy.signal import kaiserord
+
+    taps, beta = kaiserord(SPLICE_DB, SPLICE * cutoff / (sample_rate / 2))
+    return int(taps) | 1, float(beta)
 
 
 def kept_band(channel_hz_C: Tensor, cutoff_B: Tensor, sample_rate: int) -> Tensor:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from stagecli.data.decoding import UndecodableError, file_problem, open_audio
+from stagecli.data.decoding import AudioStream, UndecodableError, file_problem, open_audio
 from stagecli.dsp.resample import STANDARD, Quality, resample
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.files import write_atomic
 
 Subtype = Literal["FLOAT", "PCM_16"]
+IEEE_FLOAT = 3  # the format tag of float samples
 MAX_WAV_BYTES = (1 << 32) - (1 << 16)  # lengths have 32 bits; some of them are for the header
 
 
@@ -37,10 +41,32 @@ def read_channels(audio: Path | bytes, name: str = "") -> tuple[np.ndarray, int]
 
     Raises StageError as `read_mono`.
     """
+    with _decoded(audio, name) as stream:
+        empty_NC = np.zeros((0, stream.channels), np.float32)
+        return np.concatenate([empty_NC, *stream.blocks()]), stream.sample_rate
+
+
+def read_format(audio: Path) -> tuple[int, int]:
+    """Sample rate in Hz and number of channels of a file. Raises StageError as `read_mono`."""
+    with _decoded(audio) as stream:
+        return stream.sample_rate, stream.channels
+
+
+def read_blocks(audio: Path) -> Iterator[np.ndarray]:
+    """A file of any length, decoded in blocks of float32 [n, channels].
+
+    Raises StageError as `read_mono`.
+    """
+    with _decoded(audio) as stream:
+        yield from stream.blocks()
+
+
+@contextmanager
+def _decoded(audio: Path | bytes, name: str = "") -> Iterator[AudioStream]:
+    """`open_audio` whose errors are StageError."""
     try:
         with open_audio(audio) as stream:
-            empty_NC = np.zeros((0, stream.channels), np.float32)
-            return np.concatenate([empty_NC, *stream.blocks()]), stream.sample_rate
+            yield stream
     except (OSError, UndecodableError) as error:
         where = name or (str(audio) if isinstance(audio, Path) else "audio")
         problem = file_problem(error) if isinstance(error, OSError) else str(error)
@@ -87,3 +113,25 @@ def wav_bytes(
     file = io.BytesIO()
     wavfile.write(file, sample_rate, values)
     return file.getvalue()
+
+
+def wav_header(shape: tuple[int, int], sample_rate: int, *, name: str) -> bytes:
+    """The start of the file that `wav_bytes` makes of float audio [N, channels] of this shape.
+
+    The samples follow as little-endian float32. Raises StageError for more than a WAV file holds.
+    """
+    num_samples, channels = shape
+    frame = 4 * channels
+    size = num_samples * frame
+    if size > MAX_WAV_BYTES:
+        raise StageError(
+            f"cannot write {Path(name).name}",
+            problems=[Problem(name, f"{size / 2**30:.1f} GiB of audio do not fit a WAV file")],
+            hint="work on parts of it",
+            exit_code=EXIT_FAILED,
+        )
+    header = b"WAVEfmt " + struct.pack(
+        "<IHHIIHHH", 18, IEEE_FLOAT, channels, sample_rate, sample_rate * frame, frame, 32, 0
+    )
+    header += struct.pack("<4sII", b"fact", 4, num_samples) + struct.pack("<4sI", b"data", size)
+    return struct.pack("<4sI", b"RIFF", len(header) + size) + header

@@ -1,16 +1,20 @@
 """Up to which frequency a recording has content: resampling up and lossy codecs leave none above.
 
-Whatever its format adds as noise is no content. No torch.
+`bandwidth` says how far up anything can be measured, and `cutoff_of` where a filter has cut. A dark
+recording, which sinks into the noise of its format, has a low bandwidth and no cutoff. No torch.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from stagecli.data.decoding import UndecodableError, file_problem, open_audio
+from stagecli.dsp.blocks import overlapping
 from stagecli.errors import Problem, StageError
 
 SECONDS = 20.0  # measured per file, from its start
@@ -20,6 +24,15 @@ BITS = (8, 16, 24)  # word lengths that are recognised
 GROUP = 16  # bins that decide together, because single ones vary too much
 KAISER = 14.0  # shape of the window: what leaks beyond 5 bins is 105 dB below
 AT_ONCE = 256  # frames that are transformed together
+# The edge that a filter leaves.
+LONGEST = 4096  # audio samples of a frame
+FRAMES = 8  # short audio is cut into so many frames, before overlap, as far as it goes
+CELLS = 12  # cells an octave, whose medians are compared
+CELL_BINS = 4  # a cell has at least so many bins; lower frequencies are not searched
+GUARD = 2  # cells that the slope of a resampler fits into, from its start to well below
+LASTS = 3  # cells that the floor has at least
+DROP_DB = 12.0  # across the guard, and to everything above it
+SLOPE_DB = 2.0  # the slope starts where the level has fallen by so much
 
 
 def file_bandwidth(audio: Path | bytes) -> float:
@@ -61,7 +74,7 @@ def bandwidth(audio_N: np.ndarray, sample_rate: int) -> float:
     The noise is that of rounding to the word length of the samples. Bins are powers averaged over
     time. Silence, and noise of rounding alone, count as full-band.
     """
-    size = min(4096, max(256, 2 ** int(math.log2(max(len(audio_N), 256)))))
+    size = _frame_size(len(audio_N))
     window = np.kaiser(size, KAISER)
     noise = rounding_noise(audio_N)
     power_F = _mean_power(audio_N, window)
@@ -97,8 +110,80 @@ def rounding_noise(audio_N: np.ndarray) -> float:
     return 0.0
 
 
+def cutoff_of(blocks: Iterable[np.ndarray], sample_rate: int) -> float:
+    """Hz at which a filter starts to cut audio, given in blocks [n, C]; half the rate if none does.
+
+    Of several channels the highest counts, and silent ones do not. Memory does not grow with the
+    length.
+    """
+    total_CF: np.ndarray | None = None
+    frames = 0
+    size = 0
+    part = 16 * LONGEST
+    for audio_NC in overlapping(blocks, part, part - LONGEST // 2):
+        if total_CF is None:
+            size = _frame_size(len(audio_NC) // FRAMES)
+            total_CF = np.zeros((audio_NC.shape[1], size // 2 + 1))
+        elif len(audio_NC) < size:
+            break
+        window = np.kaiser(size, KAISER)
+        powers = [_power(channel, window) for channel in audio_NC.T]
+        total_CF += [power_F for power_F, _ in powers]
+        frames += powers[0][1]
+    if total_CF is None or frames < FRAMES / 2:  # too short to tell
+        return sample_rate / 2
+    edges = [_edge(power_F / frames) for power_F in total_CF if np.any(power_F)]
+    return max((edge * sample_rate for edge in edges), default=sample_rate / 2)
+
+
+def _edge(power_F: np.ndarray) -> float:
+    """Start of the drop to a floor that lasts up to Nyquist, as a share of the rate; 0.5: none.
+
+    Levels are medians of cells of equal ratio, which tones do not raise. A steady slope is no drop,
+    however steep: recordings have those, where they sink into noise.
+    """
+    size = 2 * (len(power_F) - 1)
+    lowest = CELL_BINS / (2 ** (1 / CELLS) - 1)
+    count = int(CELLS * math.log2(max(size / 2 / lowest, 1.0)))
+    edges_K = np.rint(size / 2 * 2.0 ** (np.arange(-count, 1) / CELLS)).astype(int)
+    decibels_F = 10 * np.log10(power_F + 1e-30)
+    level_K = np.array([np.median(decibels_F[a:b]) for a, b in itertools.pairwise(edges_K)])
+
+    # The best of all places: what falls there beyond the slope that leads to it.
+    best = DROP_DB
+    place = 0
+    for k in range(2 * GUARD, count - GUARD - LASTS + 1):
+        below = level_K[k - GUARD : k].mean()
+        tilt = max(0.0, level_K[k - 2 * GUARD : k - GUARD].mean() - below)
+        # From the middle of the cells below to that of the first above.
+        slope = tilt * (1.5 * GUARD + 0.5) / GUARD
+        drop = below - level_K[k + GUARD :].max() - slope
+        if drop > best:
+            best = drop
+            place = k
+    if place == 0:
+        return 0.5
+
+    # Within it, the last bin that has not fallen.
+    first = edges_K[place - 2 * GUARD]
+    smooth_F = 10 * np.log10(np.convolve(power_F, np.ones(GROUP) / GROUP, mode="same") + 1e-30)
+    reference = np.median(smooth_F[first : edges_K[place]])
+    inside_F = smooth_F[first : edges_K[place + GUARD]]
+    return float((first + 1 + np.nonzero(inside_F >= reference - SLOPE_DB)[0].max()) / size)
+
+
+def _frame_size(length: int) -> int:
+    return min(LONGEST, max(256, 2 ** int(math.log2(max(length, 256)))))
+
+
 def _mean_power(audio_N: np.ndarray, window: np.ndarray) -> np.ndarray:
     """|X|^2 of each bin, averaged over windows that overlap by half."""
+    total_F, frames = _power(audio_N, window)
+    return total_F / frames
+
+
+def _power(audio_N: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, int]:
+    """|X|^2 of each bin, added up over windows that overlap by half, and their number."""
     size = len(window)
     if len(audio_N) < size:
         audio_N = np.pad(audio_N * np.hanning(len(audio_N)), (0, size - len(audio_N)))
@@ -109,4 +194,4 @@ def _mean_power(audio_N: np.ndarray, window: np.ndarray) -> np.ndarray:
     for start in range(0, len(frames), AT_ONCE):
         spectrum = np.fft.rfft(frames[start : start + AT_ONCE] * window, axis=1)
         total_F += np.sum(np.abs(spectrum) ** 2, axis=0)
-    return total_F / len(frames)
+    return total_F, len(frames)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -128,6 +131,45 @@ def loader(examples: Examples, batches: MicroBatches, *, pin: bool = False) -> D
     )
 
 
+class _Ends:
+    """Makes the end of a loader process an error where a batch is read, and nowhere else.
+
+    torch's handler of SIGCHLD raises at once, which may be in the middle of a step.
+    """
+
+    def __init__(self) -> None:
+        self.reading = False
+        self.pending = False
+        self.original: Callable[[int, FrameType | None], Any] | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The handler: that of torch while a batch is read, else a note for later."""
+        if self.reading and self.original is not None:
+            self.original(number, frame)
+        else:
+            self.pending = True
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raises RuntimeError in the block if a loader process has ended, before or in it."""
+        current = signal.getsignal(signal.SIGCHLD)
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and callable(current) and current != self.handle:
+            self.original = current
+            signal.signal(signal.SIGCHLD, self.handle)
+        self.reading = True
+        try:
+            if self.pending:
+                self.pending = False
+                self.handle(signal.SIGCHLD, None)
+            yield
+        finally:
+            self.reading = False
+
+
+_ends = _Ends()
+
+
 def read_batch(batches: Iterator[Any]) -> dict[str, Tensor]:
     """The next batch of a loader.
 
@@ -135,8 +177,9 @@ def read_batch(batches: Iterator[Any]) -> dict[str, Tensor]:
     or hang.
     """
     try:
-        batch = next(batches)
-    except RuntimeError as error:
+        with _ends.raised():
+            batch = next(batches)
+    except (RuntimeError, OSError, EOFError) as error:  # examples fail as `Lost`
         hangs = "timed out" in str(error)
         raise StageError(
             f"no batch within {PATIENCE} s" if hangs else "a loader process has ended",

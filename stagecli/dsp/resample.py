@@ -6,14 +6,20 @@ No torch at module level: data loading needs none.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stagecli.dsp.blocks import overlapping
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+PART = 1 << 16  # audio samples that `resample_blocks` works on at once
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,34 @@ def resample(
     down = from_rate // divisor
     resampled = resample_poly(audio_N, up, down, window=_taps(max(up, down), quality))
     return np.asarray(resampled, dtype=quality.dtype)
+
+
+def resample_blocks(
+    blocks: Iterable[np.ndarray], from_rate: int, to_rate: int
+) -> Iterator[np.ndarray]:
+    """`resample` for audio of any length in blocks [n, C]: the same values, in bounded memory."""
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    from scipy.signal import resample_poly
+
+    divisor = math.gcd(from_rate, to_rate)
+    up = to_rate // divisor
+    down = from_rate // divisor
+    taps = _taps(max(up, down), STANDARD)
+    # Parts start where both rates have a sample; the filter reaches less far than the margin.
+    margin = down * math.ceil((len(taps) / 2 / up + 1) / down)
+    size = 2 * margin + down * math.ceil(PART / down)
+    parts = overlapping(blocks, size, size - 2 * margin)
+    start = 0
+    part_NC = next(parts, None)
+    while part_NC is not None:
+        next_NC = next(parts, None)
+        stop = None if next_NC is None else (size - margin) * up // down
+        resampled = resample_poly(np.asarray(part_NC, STANDARD.dtype), up, down, window=taps)
+        yield np.asarray(resampled[start:stop], STANDARD.dtype)
+        start = margin * up // down
+        part_NC = next_NC
 
 
 def resample_tensor(audio_BN: Tensor, from_rate: int, to_rate: int) -> Tensor:

@@ -6,17 +6,20 @@ What was applied stands in samples.jsonl, so that measurements can undo it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from stagecli.data.audio import wav_bytes
-from stagecli.errors import among
+from stagecli.data.audio import wav_bytes, wav_header
+from stagecli.errors import EXIT_FAILED, Problem, StageError, among
 from stagecli.files import JsonRow, number, read_json_lines, write_atomic
 
 LISTING = "samples.jsonl"
 LEVELS = ("peak", "gain_db")  # what it records of each file
+HELD = 1 << 20  # bytes of a temporary file that are read at once
 CEILING = 10 ** (-1 / 20)  # -1 dBFS, of a full scale of 1
 
 
@@ -43,6 +46,61 @@ def write_listening(
         quiet = np.clip(scaled, -CEILING, CEILING)  # what rounding may add
     write(path, wav_bytes(quiet, sample_rate, name=str(path)))
     return {"peak": peak, "gain_db": 20 * math.log10(gain)}
+
+
+def write_long_listening(
+    path: Path,
+    blocks: Iterable[np.ndarray],
+    shape: tuple[int, int],
+    sample_rate: int,
+    *,
+    write: Callable[[Path, Iterable[bytes]], None],
+) -> JsonRow:
+    """`write_listening` for audio of any length, in blocks [n, channels] of `shape` in all.
+
+    The gain is known at the end only: until then the audio is in a nameless file beside `path`.
+    """
+    header = wav_header(shape, sample_rate, name=str(path))
+    peak = 0.0
+    try:
+        with tempfile.TemporaryFile(dir=_nearest_folder(path)) as held:
+            for block_NC in blocks:
+                peak = max(peak, _finite_peak(block_NC, path))
+                held.write(np.asarray(block_NC, "<f4").tobytes())
+            gain = CEILING / peak if peak > CEILING else 1.0
+            held.seek(0)
+            write(path, _turned_down(header, held, gain))
+    except OSError as error:
+        raise StageError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="free some space, or choose another place",
+            exit_code=EXIT_FAILED,
+        ) from error
+    return {"peak": peak, "gain_db": 20 * math.log10(gain)}
+
+
+def _turned_down(header: bytes, held: IO[bytes], gain: float) -> Iterator[bytes]:
+    yield header
+    while data := held.read(HELD):
+        if gain < 1:
+            scaled = np.frombuffer(data, "<f4").astype(np.float64) * gain
+            data = np.clip(scaled, -CEILING, CEILING).astype("<f4").tobytes()
+        yield data
+
+
+def _finite_peak(audio: np.ndarray, path: Path) -> float:
+    if not np.isfinite(audio).all():
+        raise StageError(
+            f"cannot write {path.name}",
+            problems=[Problem(str(path), "audio has NaN or infinite samples")],
+            exit_code=EXIT_FAILED,
+        )
+    return _peak(audio)
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder of `path`, or the first above it that exists."""
+    return next(folder for folder in path.absolute().parents if folder.is_dir())
 
 
 def loudness_note(rows: Sequence[JsonRow]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,7 +16,12 @@ import numpy as np
 from stagecli.data.finding import SUFFIXES
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.files import JsonRow, append_json_lines, json_line, read_json_lines
-from stagecli.generate.listening import LISTING, loudness_note, write_listening
+from stagecli.generate.listening import (
+    LISTING,
+    loudness_note,
+    write_listening,
+    write_long_listening,
+)
 from stagecli.generate.pipeline import SamplerSettings
 from stagecli.targets import Target, plan_targets, write_target
 
@@ -61,7 +66,22 @@ class Results:
         """Write audio [N] or [N, channels]; name: relative to the folder. Raises StageError."""
         path = self.folder / name
         write = partial(write_target, force=self.force)
-        levels = write_listening(path, audio, sample_rate, write=write)
+        self._list(name, row, write_listening(path, audio, sample_rate, write=write))
+
+    def add_long(
+        self,
+        name: str,
+        blocks: Iterable[np.ndarray],
+        shape: tuple[int, int],
+        sample_rate: int,
+        row: JsonRow,
+    ) -> None:
+        """`add` for audio in blocks [n, channels], of `shape` in all."""
+        path = self.folder / name
+        write = partial(write_target, force=self.force)
+        self._list(name, row, write_long_listening(path, blocks, shape, sample_rate, write=write))
+
+    def _list(self, name: str, row: JsonRow, levels: JsonRow) -> None:
         listed = {"path": name, **row, **levels}
         listing = self.folder / LISTING
         if name in self.listed:
@@ -69,7 +89,7 @@ class Results:
             write_target(listing, b"".join([*lines, json_line(listed).encode()]), force=True)
         else:
             _append(listing, listed)
-        self.rows.append({**listed, "file": str(path)})
+        self.rows.append({**listed, "file": str(self.folder / name)})
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,39 +21,16 @@ from stagecli.data.cache import Count
 from stagecli.data.examples import pad_texts, stream
 from stagecli.errors import StageError
 from stagecli.flow import sampler
+from stagecli.generate.settings import SamplerSettings
 from stagecli.model.dit import Conditioning
 from stagecli.model.network import Network
 from stagecli.runs import checkpoint
 from stagecli.runs.directory import read_info
 from stagecli.runs.integrity import GENERATES, Warn
 from stagecli.runs.resuming import recipe_of_checkpoint
-from stagecli.schema import Evaluate, Recipe
+from stagecli.schema import Recipe
 
 NOISE_STREAM = 100  # number of the random stream of sampling noise; training uses others
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """Sampler options; `of` takes the defaults from the recipe's `[evaluate]` section."""
-
-    sampler: str
-    steps: int
-    cfg_scale: float
-    cfg_interval: tuple[float, float]
-    batch_size: int
-
-    @classmethod
-    def of(cls, options: Evaluate, **changes: Any) -> SamplerSettings:
-        """The settings of `options` with `changes` on top; changes that are None are ignored."""
-        defaults = {
-            "sampler": options.sampler,
-            "steps": options.steps,
-            "cfg_scale": options.cfg_scale,
-            "cfg_interval": options.cfg_interval,
-            "batch_size": options.batch_size,
-        }
-        given = {name: value for name, value in changes.items() if value is not None}
-        return cls(**{**defaults, **given})
 
 
 class Pipeline:
@@ -116,8 +92,7 @@ class Pipeline:
         """
         length = self.num_samples if seconds is None else round(seconds * self.sample_rate)
         shape = (self.codec.frames(length), self.codec.channels)
-        if not indices:
-            indices = range(len(prompts))
+        indices = indices or range(len(prompts))
         clips: list[np.ndarray] = []
         self.network.eval()
         for start in range(0, len(prompts), settings.batch_size):
@@ -165,14 +140,12 @@ class Pipeline:
 
     def restore_windows(self, length: int, settings: SamplerSettings) -> int:
         """Number of windows that go through the network to restore `length` audio samples."""
-        frames, window, hop = self._window_grid(length)
         calls = sampler.velocity_calls(settings.sampler, settings.steps)
-        return calls * len(sampler.window_starts(frames, window, hop))
+        return calls * len(sampler.window_starts(*self._window_grid(length)))
 
     def restored_at_once(self, length: int, settings: SamplerSettings) -> int:
         """Number of clips of `length` audio samples whose windows fill one batch."""
-        frames, window, hop = self._window_grid(length)
-        return max(1, settings.batch_size // len(sampler.window_starts(frames, window, hop)))
+        return max(1, settings.batch_size // len(sampler.window_starts(*self._window_grid(length))))
 
     @torch.no_grad()
     def restore_many(
@@ -194,8 +167,31 @@ class Pipeline:
             raise ValueError(
                 "clips restored together must have one length, and an index and a prompt each"
             )
+        shape = (self.codec.frames(len(lows[0])), self.codec.channels)
+        return self.restore_from(
+            torch.stack([self.noise(shape, seed, i) for i in indices]),
+            lows,
+            cutoff,
+            gains=[level_gain(low) for low in lows],
+            settings=settings,
+            prompts=prompts,
+            advance=advance,
+        )
+
+    @torch.no_grad()
+    def restore_from(
+        self,
+        noise_BTC: Tensor,
+        lows: Sequence[np.ndarray],
+        cutoff: float,
+        *,
+        gains: Sequence[float],
+        settings: SamplerSettings,
+        prompts: Sequence[str],
+        advance: Callable[[int], None] | None = None,
+    ) -> list[np.ndarray]:
+        """`restore_many` from given noise; gains: what scales each input to LEVEL."""
         # Encode the inputs at a common level.
-        gains = [level_gain(low) for low in lows]
         leveled = np.stack([low * gain for low, gain in zip(lows, gains, strict=True)])
         leveled_BN = torch.from_numpy(leveled.astype(np.float32)).to(self.device)
         low_BTC = self.codec.encode(leveled_BN)
@@ -217,14 +213,11 @@ class Pipeline:
         velocity = sampler.keep_band(velocity, low_BTC, band_BC)
 
         # Solve, decode, and return to the level of the input.
-        shape = (frames, self.codec.channels)
-        noise_BTC = torch.stack([self.noise(shape, seed, i) for i in indices])
         decoded_BN = self.codec.decode(self._solve(velocity, noise_BTC, settings), length)
+        full_BN = decoded_BN.float().cpu().numpy()
         return [
             splice(low_N, full_N / gain, cutoff, self.sample_rate)
-            for low_N, full_N, gain in zip(
-                lows, decoded_BN.float().cpu().numpy(), gains, strict=True
-            )
+            for low_N, full_N, gain in zip(lows, full_BN, gains, strict=True)
         ]
 
     def _velocity_of_windows(
