@@ -80,7 +80,7 @@ def test_other_rates_are_resampled_and_said(cli: Cli, tmp_path: Path) -> None:
     write(tmp_path / "real", a=clip)
     write(tmp_path / "made", 44100, a=resample(clip, RATE, 44100, PRECISE))
     result = evaluate(cli, "--reference", "real", "--generated", "made")
-    assert "1 of 1 generated file has another sample rate (44100 Hz)" in result.stderr
+    assert "made: 1 of 1 file has another sample rate (44100 Hz)" in result.stderr
     assert document(result)["rows"][0]["metrics"]["snr"]["value"] > 40
 
 

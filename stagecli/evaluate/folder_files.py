@@ -128,7 +128,7 @@ def pair_folders(
         pairs = [FilePair(next(iter(reference_headers)), next(iter(generated_headers)))]
     rate = common_sample_rate(reference_headers)
     _check_shapes(pairs, headers)
-    for line in [*_rate_note(generated_headers, rate), *_tail_note(pairs, headers)]:
+    for line in [*_rate_note(generated, generated_headers, rate), *_tail_note(pairs, headers)]:
         warn(line)
     return FolderPairs(
         pairs=pairs,
@@ -193,15 +193,15 @@ def _check_shapes(pairs: Sequence[FilePair], headers: Headers) -> None:
         )
 
 
-def _rate_note(generated: Headers, rate: int) -> list[str]:
-    """A line if generated files have another rate than their references."""
+def _rate_note(folder: Path, generated: Headers, rate: int) -> list[str]:
+    """A line if files of a folder have another rate than their references."""
     others = Counter(info.sample_rate for info in generated.values() if info.sample_rate != rate)
     if not others:
         return []
     rates = ", ".join(f"{other} Hz" for other in sorted(others))
     number = sum(others.values())
     return [
-        f"{among(number, len(generated), 'generated file', 'has', 'have')} another sample rate "
+        f"{folder}: {among(number, len(generated), 'file', 'has', 'have')} another sample rate "
         f"({rates}): resampled to the {rate} Hz of the references"
     ]
 
