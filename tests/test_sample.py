@@ -160,8 +160,8 @@ def test_the_low_band_of_a_file_at_another_rate_is_kept(
     """Below the cutoff the output is the input: any rate and level, more than six windows."""
     audio = level * noise(1.3, rate)
     (full,), result = restored(cli, tmp_path, audio, rate)
-    up = resample(audio, rate, 16000)
-    assert len(full) == len(up)
+    assert len(full) == round(len(audio) * 16000 / rate)
+    up = resample(audio, rate, 16000)[: len(full)]
     assert json.loads(result.stdout)[0]["cutoff"] == pytest.approx(rate / 2, rel=0.01)
     edge = 0.85 * rate / 2
     assert snr(band(up, 16000, 50, edge), band(full, 16000, 50, edge)) > KEPT_DB
