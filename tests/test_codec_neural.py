@@ -145,5 +145,5 @@ def test_weights_missing_incomplete_or_pickled(
     name = sorted(tensors)[0]
     del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StageError, match=f"lacks 1 tensors, first {name}"):
+    with pytest.raises(StageError, match=f"lacks 1 tensor, first {name}"):
         load_neural_codec(str(tmp_path), sample_rate=RATE)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from stagecli.ssl.base import Encoder
 
+CLIPS_PER_LEVEL = 3  # that a noise level is measured on, at least
 AT_ONCE = 16  # clips that go through network, codec and monitor together
 
 
@@ -189,12 +190,14 @@ class ProbeSet:
         return self.measured(self.accelerator.reduce(d_TB, "sum"))
 
     def levels_of(self, row: int) -> range:
-        """Numbers of the noise levels at which a clip is measured: two of six, in turn.
+        """Numbers of the noise levels at which a clip is measured: two of six, in turn, or more
+        where a level would have fewer than CLIPS_PER_LEVEL clips.
 
         For the same cost three times as many clips count, which leaves less noise in D than every
         clip at every level (`docs/regime.md`).
         """
-        turns = max(1, min(len(self.settings.t) // LEVELS_PER_CLIP, len(self.clips)))
+        turns = min(len(self.settings.t) // LEVELS_PER_CLIP, len(self.clips) // CLIPS_PER_LEVEL)
+        turns = max(1, turns)
         return range(row % turns, len(self.settings.t), turns)
 
     def predictions(self, network: Network, pairs: Sequence[tuple[int, int]], noise: int) -> Tensor:
