@@ -418,7 +418,7 @@ def test_missing_tensors(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     name = next(n for n in sorted(tensors) if "encoder.layers.1" in n)
     del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StageError, match=f"lacks 1 tensors, first {name}") as caught:
+    with pytest.raises(StageError, match=f"lacks 1 tensor, first {name}") as caught:
         make_encoder("transformers", str(tmp_path))
     assert "random encoder" in caught.value.hint
 
