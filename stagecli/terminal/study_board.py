@@ -20,7 +20,7 @@ class RunState:
     """Where a run stands.
 
     state: waiting, preparing, training, scoring, done or failed; began: (time, step) of training in
-    this session, for the speed; scored: share of its scores that are there.
+    this process, for the speed; scored: share of its scores that are there.
     """
 
     state: str = "waiting"
@@ -39,7 +39,7 @@ class RunState:
 
     @property
     def speed(self) -> float | None:
-        """Steps per second in this session."""
+        """Steps per second in this process."""
         if self.began is None:
             return None
         elapsed = time.monotonic() - self.began[0]
@@ -74,7 +74,7 @@ class StudyBoard:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace of this session; None before there is one."""
+        """At the pace of this process; None before there is one."""
         gained = self.share - self.at_start
         if gained <= 0.002:
             return None
