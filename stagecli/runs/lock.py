@@ -10,12 +10,14 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from io import FileIO
 from pathlib import Path
 
 from stagecli.errors import EXIT_FAILED, StageError
 
 LOCK = ".lock"
+PATIENCE = 1.0  # seconds that a process may take from its lock to its number in the file
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 _held: set[FileIO] = set()
@@ -73,7 +75,7 @@ def _lock(file: FileIO, folder: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        process, _, host = file.read(200).decode("utf-8", "replace").strip().partition(" ")
+        process, _, host = _written_by(file).partition(" ")
         holder = f"process {process}" if process.isdecimal() else "another process"
         elsewhere = f" on {host}" if host and host != socket.gethostname() else ""
         raise StageError(
@@ -86,6 +88,16 @@ def _lock(file: FileIO, folder: Path) -> bool:
             raise
         return False
     return True
+
+
+def _written_by(file: FileIO) -> str:
+    """What the process that holds the lock has written; it does so as soon as it has it."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        text = os.pread(file.fileno(), 200, 0).decode("utf-8", "replace").strip()
+        if text or time.monotonic() > end:
+            return text
+        time.sleep(0.01)
 
 
 def _is_at(file: FileIO, path: Path) -> bool:
