@@ -17,7 +17,7 @@ from pathlib import Path
 from stagecli.errors import EXIT_FAILED, StageError
 
 LOCK = ".lock"
-PATIENCE = 1.0  # seconds that a process may take from its lock to its number in the file
+PATIENCE = 5.0  # seconds that a process may take from its lock to its number in the file
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 _held: set[FileIO] = set()
