@@ -94,11 +94,16 @@ def write_target(
             if real.exists():
                 partial.chmod(stat.S_IMODE(real.stat().st_mode))
     except OSError as error:
-        raise StageError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="free some space, or choose another place",
-            exit_code=EXIT_FAILED,
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> StageError:
+    """The error of a file that the user named and that cannot be written."""
+    return StageError(
+        f"cannot write {path}: {error.strerror or error}",
+        hint="free some space, or choose another place",
+        exit_code=EXIT_FAILED,
+    )
 
 
 class _Originals:

@@ -16,6 +16,7 @@ import numpy as np
 from stagecli.data.audio import wav_bytes, wav_header
 from stagecli.errors import EXIT_FAILED, Problem, StageError, among
 from stagecli.files import JsonRow, number, read_json_lines, write_atomic
+from stagecli.targets import cannot_write
 
 LISTING = "samples.jsonl"
 LEVELS = ("peak", "gain_db")  # what it records of each file
@@ -71,11 +72,7 @@ def write_long_listening(
             held.seek(0)
             write(path, _turned_down(header, held, gain))
     except OSError as error:
-        raise StageError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="free some space, or choose another place",
-            exit_code=EXIT_FAILED,
-        ) from error
+        raise cannot_write(path, error) from error
     return {"peak": peak, "gain_db": 20 * math.log10(gain)}
 
 
