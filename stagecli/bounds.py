@@ -1,7 +1,7 @@
 """What numbers, lists and text of recipes and flags must keep to.
 
-`Range` and `Length` are metadata of fields in `schema.py`, and the limits of options in `cli/`. No
-torch, and pydantic only while a model is built.
+`Range` and `Length` are metadata of fields in `schema/`, and the limits of
+options in `cli/`. No torch, and pydantic only while a model is built.
 """
 
 from __future__ import annotations

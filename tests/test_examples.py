@@ -21,7 +21,6 @@ from stagecli.data.cache import FeatureCache
 from stagecli.data.examples import (
     Collate,
     Examples,
-    Memory,
     clip_at,
     crop,
     pad_texts,
@@ -29,6 +28,7 @@ from stagecli.data.examples import (
     stream,
 )
 from stagecli.data.loader import MicroBatches, loader
+from stagecli.data.memory import Memory
 from stagecli.data.rows import Clip
 from stagecli.data.synth import SynthSource
 from stagecli.recipe.load import load_recipe

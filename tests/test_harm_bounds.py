@@ -17,7 +17,8 @@ from stagecli.bounds import Range
 from stagecli.errors import StageError
 from stagecli.generate.prompts import read_prompts
 from stagecli.recipe.load import load_recipe
-from stagecli.schema import Recipe, Section
+from stagecli.schema import Recipe
+from stagecli.schema.section import Section
 from stagecli.stage import registry
 
 Cli = Callable[..., Result]

@@ -89,7 +89,7 @@ def test_a_data_file_that_vanishes_is_one_error_and_the_last_step_is_saved(
         train__checkpoint_every=100,
         train__samples=0,
     )
-    monkeypatch.setattr("stagecli.data.examples.Memory.read", lambda self, clip: self.load(clip))
+    monkeypatch.setattr("stagecli.data.memory.Memory.read", lambda self, clip: self.load(clip))
     after_step = trainer.Outputs.after_step
 
     def vanish(self: Any, lr: float) -> None:

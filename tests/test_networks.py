@@ -161,7 +161,7 @@ def test_mechanisms_on_cached_frames_decode_no_audio_per_step(
     networks: dict[str, Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Probes read the audio behind the frames; guidance gets a crop's start without decoding."""
-    from stagecli.data.examples import Memory
+    from stagecli.data.memory import Memory
 
     probed = codec_recipe(tmp_path, networks, "dac", stage__regime__every=1, stage__regime__clips=4)
     trained = cli("train", probed, "--name", "probed")

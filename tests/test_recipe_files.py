@@ -283,7 +283,7 @@ def attributes_read() -> set[str]:
     root = Path(stagecli.__file__).parent
     names = set()
     for path in root.rglob("*.py"):
-        if path.name != "schema.py":
+        if path.parent.name != "schema" and path.name != "schema.py":
             nodes: Any = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     return names

@@ -18,6 +18,7 @@ from stagecli.dsp.blocks import overlapping
 from stagecli.errors import Problem, StageError
 
 SECONDS = 20.0  # measured per file, from its start
+NARROW = 0.85  # content that ends below this share of the Nyquist frequency leaves a band empty
 EMPTY_DB = 90.0  # a bin this far below the loudest one is empty
 NOISE_DB = 10.0  # noise exceeds that of plain rounding by less: triangular dither, and chance
 BITS = (8, 16, 24)  # word lengths that are recognised
@@ -56,6 +57,13 @@ def file_bandwidth(audio: Path | bytes) -> float:
         problem = file_problem(error) if isinstance(error, OSError) else str(error)
         raise StageError("cannot read audio", problems=[Problem(where, problem)]) from error
     return widest_bandwidth(np.concatenate(blocks)[:wanted], rate)
+
+
+def content_end(audio_N: np.ndarray, sample_rate: int) -> float:
+    """Hz at which the content of mono audio [N] ends; half the rate if it fills its band."""
+    measured_N = audio_N[: round(SECONDS * sample_rate)]
+    end = bandwidth(measured_N, sample_rate) if np.any(measured_N) else sample_rate / 2
+    return end if end < NARROW * sample_rate / 2 else sample_rate / 2
 
 
 def widest_bandwidth(audio_NC: np.ndarray, sample_rate: int) -> float:

@@ -7,9 +7,8 @@ number of processes nor a resume change the training.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
@@ -20,15 +19,21 @@ from torch.utils.data import Dataset
 
 from stagecli.condition.low import level_gain
 from stagecli.condition.text import byte_ids
+from stagecli.data.augment import Alteration, alter, draw_alteration, is_active, make_low
+from stagecli.data.bandwidth import content_end
 from stagecli.data.cache import FeatureCache
-from stagecli.data.degrade import LowPass, degrade, draw_low_pass
+from stagecli.data.degrade import LowPass, draw_low_pass
+from stagecli.data.memory import Memory
+from stagecli.data.mixed import places
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
+from stagecli.data.synth import is_synthesised
 from stagecli.schema import Recipe
 
 T = TypeVar("T")
 # Independent random streams per (seed, sample); a new use gets a new number.
-ORDER, CROP, DROP, NOISE, VALID_NOISE, TIME, VALID, PROBE_NOISE, CAPTION = range(9)
+ORDER, CROP, DROP, NOISE, VALID_NOISE, TIME, VALID, PROBE_NOISE, CAPTION, ALTER = range(10)
+LEAST_BAND = 0.9  # cutoffs stay below this share of the end of a narrow clip's content
 # Seed of all measurements on the valid split, so that runs of different seeds are comparable.
 VALID_SEED = 0
 
@@ -38,7 +43,7 @@ def stream(seed: int, name: int, *index: int) -> np.random.Generator:
     return np.random.default_rng([seed, name, *index])
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # two kinds of clips, each at the end of one pass and the start of another
 def _permutation(seed: int, clips: int, epoch: int) -> np.ndarray:
     return stream(seed, ORDER, epoch).permutation(clips)
 
@@ -61,30 +66,6 @@ def stratified(seed: int, step: int, batch_size: int) -> Tensor:
     rng = stream(seed, TIME, step)
     u = (rng.permutation(batch_size) + rng.random(batch_size)) / batch_size
     return torch.from_numpy(np.clip(u, 1e-5, 1 - 1e-5).astype(np.float32))
-
-
-class Memory:
-    """Least-recently-used cache of arrays by clip, such as decoded audio, bounded in megabytes.
-
-    load: computes the array of a clip that is not held.
-    """
-
-    def __init__(self, load: Callable[[Clip], np.ndarray], megabytes: int) -> None:
-        self.load = load
-        self.budget = megabytes * 2**20
-        self.used = 0
-        self.held: OrderedDict[str, np.ndarray] = OrderedDict()
-
-    def read(self, clip: Clip) -> np.ndarray:
-        """The array of a clip, held until others need its space."""
-        array = self.held.pop(clip.key, None)
-        if array is None:
-            array = self.load(clip)
-            self.used += array.nbytes
-        self.held[clip.key] = array
-        while self.used > self.budget and len(self.held) > 1:
-            self.used -= self.held.popitem(last=False)[1].nbytes
-        return array
 
 
 def crop_start(length: int, crop_length: int, rng: np.random.Generator) -> int:
@@ -121,7 +102,8 @@ class Draw:
 
     caption: empty where it was dropped; cached_crop: number of the crop in the feature cache, None
     without one; start: first sample of the crop, None where `cached_crop` decides it (see
-    `Examples.start_of`); low_pass: filter of the low-resolution input (sr).
+    `Examples.start_of`); low_pass: filter of the low-resolution input (sr); alteration: what else
+    training changes (sr), None for a plain example.
     """
 
     clip: Clip
@@ -129,6 +111,7 @@ class Draw:
     cached_crop: int | None
     start: int | None
     low_pass: LowPass | None
+    alteration: Alteration | None = None
 
 
 class Examples(Dataset):
@@ -136,7 +119,9 @@ class Examples(Dataset):
 
     index; audio [N] (or raw frames [T, C] from the feature cache); noise [T, C]; mask [T] where
     padding is masked out; `caption` (str) or `text` [L, D]; for sr low [N], level and cutoff (share
-    of Nyquist); features [L, D] of the target where a mechanism uses them.
+    of Nyquist), and content (likewise) where what lies above the clip's content does not count;
+    features [L, D] of the target where a mechanism uses them, which are those of the clip as it was
+    recorded.
 
     shape: (T, C) of a crop; crop_samples: its length N; hop: audio samples per frame.
     """
@@ -165,22 +150,36 @@ class Examples(Dataset):
         self.text_cache = text_cache
         self.features = features
         self.memory = Memory(source.read, recipe.data.memory_mb)
+        self.recordings = [clip for clip in self.clips if not is_synthesised(clip)]
+        self.synthesised = [clip for clip in self.clips if is_synthesised(clip)]
+        self.content_ends: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The training example of a global sample index, which may exceed the number of clips."""
-        clip = self.clips[clip_at(self.seed, len(self.clips), index)]
+        clip = self.clip_of(index)
         noise = stream(self.seed, NOISE, index).standard_normal(self.shape, dtype=np.float32)
         dropped = stream(self.seed, DROP, index).random() < self.recipe.condition.dropout
         caption = "" if dropped else caption_at(self.seed, clip, index)
         draw = self._draw(clip, stream(self.seed, CROP, index), caption)
+        if is_active(self.recipe.augment):
+            draw = replace(draw, alteration=self._alteration(clip, index))
         item = {"index": index, "noise": torch.from_numpy(noise), **self._tensors(draw)}
         if self.features is not None:
             start = self.start_of(draw, self.features.samples_of(clip))
             item["features"] = self.features.crop(clip, start)
         return item
+
+    def clip_of(self, index: int) -> Clip:
+        """The clip of the training example at a global sample index."""
+        clips = self.clips
+        share = self.recipe.data.synth_share
+        if share > 0:
+            is_synthetic, index = places(index, share)
+            clips = self.synthesised if is_synthetic else self.recordings
+        return clips[clip_at(self.seed, len(clips), index)]
 
     def valid_item(self, index: int) -> dict[str, Any]:
         """The validation example of clip `index`, the same in every run: with its first caption."""
@@ -218,9 +217,29 @@ class Examples(Dataset):
         low_pass = None
         if self.recipe.task.kind == "sr":
             condition = self.recipe.condition
-            assert condition.cutoff is not None
-            low_pass = draw_low_pass(rng, condition.cutoff, condition.filters, condition.orders)
+            cutoffs = self._cutoffs(clip)
+            low_pass = draw_low_pass(rng, cutoffs, condition.filters, condition.orders)
         return Draw(clip=clip, caption=caption, cached_crop=None, start=start, low_pass=low_pass)
+
+    def _alteration(self, clip: Clip, index: int) -> Alteration:
+        rng = stream(self.seed, ALTER, index)
+        rate = self.recipe.data.sample_rate
+        return draw_alteration(rng, self.recipe.augment, self._cutoffs(clip), rate)
+
+    def _cutoffs(self, clip: Clip) -> tuple[float, float]:
+        """Range of the cutoff in Hz, within the content of a clip whose end is known."""
+        assert self.recipe.condition.cutoff is not None
+        low, high = self.recipe.condition.cutoff
+        if self.recipe.data.narrow == "mask":
+            high = max(low, min(high, LEAST_BAND * self._content_end(clip)))
+        return low, high
+
+    def _content_end(self, clip: Clip) -> float:
+        """Hz at which a clip's content ends, measured when it is first read."""
+        if clip.key not in self.content_ends:
+            audio_N = self.memory.read(clip)
+            self.content_ends[clip.key] = content_end(audio_N, self.recipe.data.sample_rate)
+        return self.content_ends[clip.key]
 
     def _tensors(self, draw: Draw) -> dict[str, Any]:
         """Everything of an example but index, noise and features."""
@@ -236,7 +255,10 @@ class Examples(Dataset):
             start = self.start_of(draw, len(audio_N))
             audio_N, unpadded = cut(audio_N, start, self.crop_samples)
             if draw.low_pass is not None:
-                audio_N = self._add_low(item, audio_N, draw.low_pass)
+                audio_N = self._add_low(item, audio_N, draw.low_pass, draw.alteration)
+                if self.recipe.data.narrow == "mask":
+                    end = self._content_end(draw.clip)
+                    item["content"] = torch.tensor(2 * end / self.recipe.data.sample_rate)
             item["audio"] = torch.from_numpy(audio_N)
         if self.recipe.data.padding == "mask":
             item["mask"] = torch.arange(self.shape[0]) * self.hop < unpadded
@@ -257,14 +279,22 @@ class Examples(Dataset):
             )
         return np.array(crops_KTC[number])
 
-    def _add_low(self, item: dict[str, Any], audio_N: np.ndarray, low_pass: LowPass) -> np.ndarray:
+    def _add_low(
+        self,
+        item: dict[str, Any],
+        audio_N: np.ndarray,
+        low_pass: LowPass,
+        alteration: Alteration | None,
+    ) -> np.ndarray:
         """Add the low-resolution input to `item`; return the audio at the input's level."""
         sample_rate = self.recipe.data.sample_rate
-        low_N = degrade(audio_N, sample_rate, low_pass)
+        if alteration is not None:
+            audio_N = alter(audio_N, sample_rate, alteration)
+        low_N, cutoff = make_low(audio_N, sample_rate, low_pass, alteration)
         gain = level_gain(low_N)
         item["low"] = torch.from_numpy((low_N * gain).astype(np.float32))
         item["level"] = torch.tensor(math.log10(gain))
-        item["cutoff"] = torch.tensor(2 * low_pass.cutoff / sample_rate)
+        item["cutoff"] = torch.tensor(2 * cutoff / sample_rate)
         return (audio_N * gain).astype(np.float32)
 
 

@@ -16,8 +16,8 @@ def to_frames(batch: Mapping[str, Tensor], codec: Codec) -> dict[str, Tensor]:
     """Replace audio in a batch of `Collate` by normalised frames [B, T, C].
 
     `audio` [B, N] or cached `raw` frames become `x0`, `low` [B, N] becomes its frames with `band`
-    [B, C], True for channels kept from it. `weight`, broadcastable to x0, is added where padding or
-    the kept band must not count: 0 there, 1 elsewhere.
+    [B, C], True for channels kept from it. `weight`, broadcastable to x0, is added where padding,
+    the kept band, or what lies above `content` must not count: 0 there, 1 elsewhere.
     """
     frames = {name: value for name, value in batch.items() if name not in ("audio", "raw", "low")}
     if "audio" in batch:
@@ -30,6 +30,9 @@ def to_frames(batch: Mapping[str, Tensor], codec: Codec) -> dict[str, Tensor]:
         band = kept_band(codec.channel_hz, batch["cutoff"], codec.sample_rate)  # type: ignore[arg-type]
         frames["band"] = band
         weight = band_weight(band)
+        if "content" in batch:
+            end_B = batch["content"] * codec.sample_rate / 2
+            weight = weight * (codec.channel_hz <= end_B[:, None])[:, None, :]  # type: ignore[operator]
     if "mask" in batch:
         mask = batch["mask"][..., None].float()
         weight = mask if weight is None else weight * mask

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from stagecli.data.examples import Collate, Examples, clip_at
+from stagecli.data.examples import Collate, Examples
 from stagecli.errors import EXIT_FAILED, Problem, StageError, causes
 
 # Seconds that a loader process outlives a SIGTERM, so that the trainer can finish its step.
@@ -95,9 +95,7 @@ class Guarded(Dataset):
         try:
             return self.examples[index]
         except Exception as error:
-            clips = self.examples.clips
-            key = clips[clip_at(self.examples.seed, len(clips), index)].key
-            return Lost(key, tuple(causes(error)))
+            return Lost(self.examples.clip_of(index).key, tuple(causes(error)))
 
 
 @dataclass(frozen=True)

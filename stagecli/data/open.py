@@ -31,6 +31,7 @@ def open_source(
     seed: of `synth`; progress: (files checked, files). Raises StageError with every problem, as
     `manifest.jsonl:LINE`, unless `data.on_bad_file` is "skip"; then they are in `skipped`.
     """
+    # What can be wrong with the section itself.
     if data.source == "synth":
         from stagecli.data.synth import SynthSource
 
@@ -48,6 +49,8 @@ def open_source(
         raise StageError(
             "cannot read the data", problems=[problem], hint="check data.path"
         ) from error
+
+    # Recordings, all of them checked, and the clips beside them.
     source: FileSource
     if data.source == "manifest":
         source = FileSource(data, str(path), manifest_entries(data, path, need_captions))
@@ -59,4 +62,9 @@ def open_source(
 
         source = read_dataset(data, path, need_captions, splits)
     source.check(splits, cache_dir or Path(data.cache_dir), progress)
+    if data.synth_share > 0 and "train" in splits:
+        from stagecli.data.mixed import MixedSource
+        from stagecli.data.synth import SynthSource
+
+        return MixedSource(source, SynthSource(data, seed))
     return source

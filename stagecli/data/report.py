@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from stagecli.data.bandwidth import NARROW
 from stagecli.data.cache import Count
 from stagecli.data.fingerprint import Fingerprint
 from stagecli.data.rows import Clip, Split
@@ -19,7 +20,6 @@ from stagecli.errors import Problem, StageError, among, counted
 from stagecli.files import JsonRow
 
 MEASURED = 64  # clips per split whose bandwidth is measured, evenly spaced
-NARROW = 0.85  # content that ends below this share of the Nyquist frequency leaves a band empty
 MOST = 0.9  # share of narrow clips from which on the sample rate of an sr recipe cannot be meant
 SLACK = 1.03  # a resampler's transition band: content may end this much above a Nyquist frequency
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 96000)

@@ -11,6 +11,7 @@ from stagecli.recipe.messages import explain
 from stagecli.recipe.toml_positions import Key
 from stagecli.schema import Recipe
 
+MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 LARGEST_MDCT = 4096  # samples; the transform is a matrix of as many rows and columns
 
 
@@ -20,6 +21,7 @@ def find_contradictions(recipe: Recipe) -> Iterator[tuple[Key, str]]:
         yield from _super_resolution(recipe)
     else:
         yield from _text_to_audio(recipe)
+    yield from _alterations(recipe)
     yield from _data_and_codec(recipe)
     yield from _training(recipe)
     yield from _stages(recipe)
@@ -43,6 +45,20 @@ def _super_resolution(recipe: Recipe) -> Iterator[tuple[Key, str]]:
         yield ("condition", "orders"), "must be in rising order"
 
 
+def _alterations(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    """`[augment]`, and what else only super-resolution has."""
+    augment = recipe.augment
+    if recipe.task.kind != "sr":
+        for name, value in augment.model_dump().items():
+            if value:
+                yield ("augment", name), "applies to sr only"
+        if recipe.data.narrow != "silence":
+            yield ("data", "narrow"), "applies to sr only"
+    elif augment.lossy and recipe.data.sample_rate not in MPEG_RATES:
+        rates = ", ".join(map(str, MPEG_RATES))
+        yield ("augment", "lossy"), f"needs a data.sample_rate that MP3 has: {rates}"
+
+
 def _text_to_audio(recipe: Recipe) -> Iterator[tuple[Key, str]]:
     if recipe.condition.text == "none":
         yield ("condition", "text"), "t2a needs a text encoder: `bytes` or `transformers`"
@@ -61,6 +77,8 @@ def _data_and_codec(recipe: Recipe) -> Iterator[tuple[Key, str]]:
         yield ("condition", "width"), "must be a multiple of 8: four heads of an even width"
     if codec.kind in ("dac", "encodec") and not codec.model:
         yield ("codec", "model"), f"required for {codec.kind}: hub id or folder"
+    if data.source == "synth" and data.synth_share > 0:
+        yield ("data", "synth_share"), 'mixes `synth` with another source, and source is "synth"'
     if data.source != "synth" and not data.path:
         yield ("data", "path"), f"required for source {data.source!r}"
     if codec.f_max is not None and codec.f_max > nyquist:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from stagecli.data.lossy import missing_codecs
 from stagecli.hub.folder import local_problem
 from stagecli.recipe.toml_positions import Key
 from stagecli.schema import Recipe
@@ -39,6 +40,15 @@ def find_missing_parts(recipe: Recipe) -> Iterator[tuple[Key, str]]:
         problem = local_problem(source) if source else None
         if problem is not None:
             yield place, problem
+
+    # Codecs that the installed libsndfile may lack.
+    missing = missing_codecs() if recipe.augment.lossy else []
+    if missing:
+        yield (
+            ("augment", "lossy"),
+            f"the installed libsndfile cannot write {' and '.join(missing)}: "
+            "pip install --upgrade soundfile, or set it to 0",
+        )
 
     # Packages of an extra.
     if recipe.data.source == "huggingface" and find_spec("datasets") is None:

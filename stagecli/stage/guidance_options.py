@@ -9,7 +9,8 @@ from pydantic import model_validator
 
 from stagecli.bounds import Length, Range
 from stagecli.errors import Problem, StageError
-from stagecli.schema import Depth, Fraction, Natural, Positive, PositiveFraction, Recipe, Two, Width
+from stagecli.schema import Recipe
+from stagecli.schema.section import Depth, Fraction, Natural, Positive, PositiveFraction, Two, Width
 from stagecli.ssl import same_checkpoint
 from stagecli.stage.guidance_schedule import BY_STEP, ScheduleKind
 from stagecli.stage.options import Layer, MechanismOptions, RegimeNeed, Role

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import PlainValidator
 
 from stagecli.bounds import Range
-from stagecli.schema import Section
+from stagecli.schema.section import Section
 
 Role = Literal["teacher", "monitor"]
 LAYERS = Range(-1000, 1000)

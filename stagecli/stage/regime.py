@@ -15,7 +15,8 @@ from pydantic import model_validator
 from stagecli.bounds import Range
 from stagecli.errors import counted
 from stagecli.flow.schedule import total_time
-from stagecli.schema import Natural, NoiseLevel, Recipe, Some, Train
+from stagecli.schema import Recipe, Train
+from stagecli.schema.section import Natural, NoiseLevel, Some
 from stagecli.stage.base import (
     LEVELS_PER_CLIP,
     Event,

@@ -9,7 +9,8 @@ from pydantic import model_validator
 
 from stagecli.bounds import Range
 from stagecli.errors import Problem, StageError
-from stagecli.schema import Fraction, Recipe, Seed
+from stagecli.schema import Recipe
+from stagecli.schema.section import Fraction, Seed
 from stagecli.stage import grouping
 from stagecli.stage.options import MechanismOptions, RegimeNeed
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from stagecli.bounds import Range
-from stagecli.schema import Bins, Fraction, NoiseLevel, PositiveFraction, PositiveReal, Real
+from stagecli.schema.section import Bins, Fraction, NoiseLevel, PositiveFraction, PositiveReal, Real
 from stagecli.stage.densities import LogitNormal
 from stagecli.stage.options import MechanismOptions, RegimeNeed
 

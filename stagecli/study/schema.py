@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from stagecli import bounds
 from stagecli.bounds import Length, Range
 from stagecli.files import name_problem
-from stagecli.schema import Positive, SamplerSteps, Section, Seed
+from stagecli.schema.section import Positive, SamplerSteps, Section, Seed
 
 NAME = r"^[A-Za-z0-9._-]+$"
 Seeds = Annotated[tuple[Seed, ...], Length(1, 100)]

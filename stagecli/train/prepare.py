@@ -13,6 +13,7 @@ from torch import Tensor
 from stagecli.codec import load_first_codec_state, save_codec_state
 from stagecli.codec.base import Codec
 from stagecli.condition.text import PretrainedText
+from stagecli.data.augment import is_active
 from stagecli.data.cache import FeatureCache, Progress
 from stagecli.data.examples import CROP, Examples, crop, evenly, stream
 from stagecli.data.rows import Clip
@@ -168,14 +169,21 @@ def load_or_fit_codec(
 
 
 def fit_codec(prepared: Prepared, device: torch.device, progress: Progress) -> None:
-    """Per-channel statistics over crops of evenly spaced training clips."""
-    examples = prepared.examples(evenly(prepared.train, STATISTICS_CLIPS))
+    """Per-channel statistics over crops of evenly spaced training clips.
+
+    Where clips are altered or mixed in training, over the first examples of training instead.
+    """
+    recipe = prepared.recipe
+    as_trained = is_active(recipe.augment) or recipe.data.synth_share > 0
+    clips = prepared.train if as_trained else evenly(prepared.train, STATISTICS_CLIPS)
+    examples = prepared.examples(clips)
+    count = STATISTICS_CLIPS if as_trained else len(examples)
 
     def inputs() -> Iterable[Tensor]:
-        for i in range(len(examples)):
-            item = examples.valid_item(i)
+        for i in range(count):
+            item = examples[i] if as_trained else examples.valid_item(i)
             yield (item["raw"] if "raw" in item else item["audio"])[None].to(device)
-            progress("codec statistics", i + 1, len(examples))
+            progress("codec statistics", i + 1, count)
 
     prepared.codec.fit(inputs(), raw=prepared.frames_cache is not None)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stagecli.condition.low import level_gain
 from stagecli.data.cache import Count, FeatureCache
-from stagecli.data.examples import Memory
+from stagecli.data.memory import Memory
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
 from stagecli.schema import Recipe

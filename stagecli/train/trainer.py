@@ -15,7 +15,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from stagecli.data.examples import clip_at, stratified
+from stagecli.data.examples import stratified
 from stagecli.data.frames import to_device, to_frames
 from stagecli.errors import EXIT_FAILED, Problem
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
@@ -245,9 +245,8 @@ class Trainer:
     def fail(self, quantity: str, batch: Batch) -> NoReturn:
         """Raise a StageError that names the batch's clips."""
         # Which clips, and whether they or the network are the cause.
-        train = self.prepared.train
-        seed = self.options.seed
-        keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["index"].tolist()]
+        examples = self.prepared.examples(self.prepared.train)
+        keys = [examples.clip_of(int(index)).key for index in batch["index"].tolist()]
         inputs = [value for value in batch.values() if value.is_floating_point()]
         cause = "the network"
         if not all(bool(torch.isfinite(value).all()) for value in inputs):

@@ -8,33 +8,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stagecli import bounds
-from stagecli.bounds import Length, Range, is_plain_text
+from stagecli.bounds import Range
 from stagecli.files import name_problem
-
-# Every number of a recipe has one of these types, or a range of its own: finite, and no larger than
-# anybody can mean.
-Positive = Annotated[int, bounds.COUNT]
-Natural = Annotated[int, bounds.OPTIONAL_COUNT]
-Clips = Annotated[int, bounds.CLIPS]
-Width = Annotated[int, Range(1, 65_536)]
-Depth = Annotated[int, Range(1, 1000)]
-Batch = Annotated[int, Range(1, 65_536)]
-Bins = Annotated[int, Range(1, 1000)]
-FilterOrder = Annotated[int, Range(1, 50)]
-SamplerSteps = Annotated[int, bounds.SAMPLER_STEPS]
-Seed = Annotated[int, bounds.SEED]
-Real = Annotated[float, Range(-100, 100)]
-PositiveReal = Annotated[float, Range(0, 1e6, open_low=True)]
-Fraction = Annotated[float, Range(0, 1)]
-PositiveFraction = Annotated[float, Range(0, 1, open_low=True)]
-FractionBelowOne = Annotated[float, Range(0, 1, open_high=True)]
-NoiseLevel = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
-Hertz = Annotated[float, bounds.HERTZ]
-Some = Length(1, 100)
-Two = Length(2, 2)
+from stagecli.schema.section import (
+    Batch,
+    Bins,
+    Clips,
+    Depth,
+    FilterOrder,
+    Fraction,
+    FractionBelowOne,
+    Hertz,
+    Natural,
+    NoiseLevel,
+    Positive,
+    PositiveFraction,
+    Real,
+    SamplerSteps,
+    Section,
+    Seed,
+    Some,
+    Two,
+    Width,
+)
 
 FilterFamily = Literal["cheby1", "butter", "bessel", "ellip"]
 
@@ -46,26 +45,6 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "XL": (1152, 28, 16),
 }
 """Width, depth and heads of each named size; S to XL are those of the DiT paper, table 1."""
-
-
-class Section(BaseModel):
-    """Base of every section of a recipe: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        str_max_length=4000,
-    )
-
-    @field_validator("*")
-    @classmethod
-    def check_characters(cls, value: Any) -> Any:
-        """Text that no file name, file or terminal could hold is refused where it enters."""
-        if isinstance(value, str) and not is_plain_text(value):
-            raise ValueError("must be text without control characters")
-        return value
 
 
 class About(Section):
@@ -122,6 +101,10 @@ class Data(Section):
     """Name of the test split in the data set."""
     clips: Annotated[int, Range(1, 100_000)] = 2000
     """Number of training clips of `synth`; valid and test have a tenth each (at least 16)."""
+    synth_share: FractionBelowOne = 0.0
+    """Share of training examples that are clips of `synth`; the others come from `source`."""
+    narrow: Literal["silence", "mask"] = "silence"
+    """What lies above the end of a clip's content: trained on as `silence`, or excluded (sr)."""
     workers: Annotated[int, Range(0, 256)] = 1
     """Data loader processes; the result does not depend on their number."""
     memory_mb: Annotated[int, Range(0, 10_000_000)] = 1024
@@ -185,6 +168,21 @@ class Condition(Section):
     """Low-pass filter families that produce the low-resolution training input (sr)."""
     orders: Annotated[tuple[FilterOrder, FilterOrder], Two] = (2, 10)
     """Range of the training filter order (sr)."""
+
+
+class Augment(Section):
+    """`[augment]`: how training alters clips and their inputs, for audio unlike them (sr)."""
+
+    equaliser_db: Annotated[float, Range(0, 24)] = 0.0
+    """Standard deviation in dB of a random gain at each octave, smooth in between."""
+    tilt_db: Annotated[float, Range(0, 12)] = 0.0
+    """Steepest random slope of a clip's spectrum, up or down, in dB an octave."""
+    gain_db: Annotated[float, Range(0, 60)] = 0.0
+    """Largest random change of a clip's level, up or down."""
+    resampled: Fraction = 0.0
+    """Share of inputs made by a resampler, windowed sinc or straight lines, instead of a filter."""
+    lossy: Fraction = 0.0
+    """Share of inputs that went through MP3 or Vorbis after their filter."""
 
 
 class Model(Section):
@@ -330,6 +328,7 @@ class Recipe(Section):
     data: Data
     codec: Codec
     condition: Condition = Condition()
+    augment: Augment = Augment()
     model: Model = Model()
     objective: Objective = Objective()
     train: Train
