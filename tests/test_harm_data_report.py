@@ -32,7 +32,12 @@ MANIFEST: dict[str, Any] = {"data__source": "manifest", "data__path": "data/mani
 
 
 def report_on(
-    folder: Path, *, restores: bool = False, max_length: int = 64, passed_over: str = ""
+    folder: Path,
+    *,
+    restores: bool = False,
+    narrow: str = "silence",
+    max_length: int = 64,
+    passed_over: str = "",
 ) -> DataReport:
     """The report on the manifest in a folder, as a recipe at 16 kHz would get it."""
     data = Data(
@@ -48,6 +53,7 @@ def report_on(
     expected = Expectations(
         sample_rate=RATE,
         restores=restores,
+        narrow=narrow,
         cut=None if restores else lambda captions: kept_bytes(captions, max_length),
         max_length=max_length,
     )
@@ -76,6 +82,7 @@ def test_plain_data_are_counted_and_raise_no_doubt(folder: Path) -> None:
     assert report.doubts == []
     assert report.facts["splits"]["train"] == {
         "clips": 8,
+        "synthesised": 0,
         "hours": round(8 * 0.5 / 3600, 4),
         "rates": {"16000": 8},
         "channels": {"1": 8},
@@ -190,6 +197,8 @@ def test_some_clips_that_were_resampled_up_are_counted_for_super_resolution(fold
     (doubt,) = report.doubts
     assert doubt.startswith("train: the content of 1 clip (0.wav: ") and "silence" in doubt
     assert report_on(folder).doubts == []
+    (doubt,) = report_on(folder, restores=True, narrow="mask").doubts
+    assert doubt.endswith("not trained on")
 
 
 def test_super_resolution_from_clips_that_were_all_resampled_up_is_refused(folder: Path) -> None:

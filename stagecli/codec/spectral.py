@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stagecli.codec.base import Codec
+from stagecli.dsp.channels import mdct_hz, stft_hz
 
 _SMALLEST = 1e-30  # keeps sqrt and division differentiable at zero; far below any audible amplitude
 
@@ -114,12 +115,11 @@ class MDCTCodec(SpectralCodec):
         if hop < 2 or hop % 2:
             raise ValueError(f"the MDCT hop must be even and at least 2, not {hop}")
         index = torch.arange(hop, dtype=torch.float64) + 0.5
-        hz_C = index * sample_rate / (2 * hop)
         super().__init__(
             sample_rate=sample_rate,
             hop=hop,
             channels=hop,
-            channel_hz_C=hz_C,
+            channel_hz_C=mdct_hz(hop, sample_rate),
             alpha=alpha,
             floor=floor,
         )
@@ -179,13 +179,11 @@ class STFTCodec(SpectralCodec):
             raise ValueError(
                 f"the STFT needs an even n_fft >= 2 hop and an even hop, not {n_fft} and {hop}"
             )
-        bin_hz = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
-        hz_C = torch.cat([bin_hz, bin_hz[1:-1]])
         super().__init__(
             sample_rate=sample_rate,
             hop=hop,
             channels=n_fft,
-            channel_hz_C=hz_C,
+            channel_hz_C=stft_hz(n_fft, sample_rate),
             alpha=alpha,
             floor=floor,
         )

@@ -16,6 +16,7 @@ from stagecli.data.cache import Count
 from stagecli.data.fingerprint import Fingerprint
 from stagecli.data.rows import Clip, Split
 from stagecli.data.source import Source
+from stagecli.data.synth import is_synthesised
 from stagecli.errors import Problem, StageError, among, counted
 from stagecli.files import JsonRow
 
@@ -42,12 +43,13 @@ class DataReport:
 class Expectations:
     """What a recipe expects of its data.
 
-    sample_rate: Hz; restores: the task restores the band up to half of it (sr); cut: None where no
-    captions are read; max_length: `condition.max_length`.
+    sample_rate: Hz; restores: the task restores the band up to half of it (sr); narrow:
+    `data.narrow`; cut: None where no captions are read; max_length: `condition.max_length`.
     """
 
     sample_rate: int
     restores: bool
+    narrow: str
     cut: CutCaptions | None
     max_length: int
 
@@ -84,6 +86,7 @@ def _split_facts(source: Source, clips: Sequence[Clip]) -> JsonRow:
     channels = Counter(info.channels for info in infos) or {1: len(clips)}
     return {
         "clips": len(clips),
+        "synthesised": sum(is_synthesised(clip) for clip in clips),
         "hours": round(sum(clip.seconds for clip in clips) / 3600, 4),
         "rates": {str(rate): rates[rate] for rate in sorted(rates)},
         "channels": {str(number): channels[number] for number in sorted(channels)},
@@ -173,8 +176,11 @@ def _report_bandwidth(
     progress: Count | None,
 ) -> None:
     """Measure some clips of each split. Raises StageError where there is nothing to restore."""
-    chosen = [(split, clip) for split in clips for clip in _evenly(clips[split], MEASURED)]
-    chosen = [(split, clip) for split, clip in chosen if source.info(clip) is not None]
+    in_files = {
+        split: [clip for clip in of_split if source.info(clip) is not None]
+        for split, of_split in clips.items()
+    }
+    chosen = [(split, clip) for split in clips for clip in _evenly(in_files[split], MEASURED)]
     hertz: dict[Split, list[tuple[float, Clip]]] = {split: [] for split in clips}
     for done, (split, clip) in enumerate(chosen, 1):
         hertz[split].append((source.bandwidth(clip) or 0.0, clip))
@@ -188,9 +194,12 @@ def _report_bandwidth(
             "narrow": len(narrow),
         }
         if narrow and expected.restores:
+            effect = 'above its end, silence is learned; data.narrow = "mask" excludes it'
+            if expected.narrow == "mask":
+                effect = "what lies above its end is not trained on"
             report.doubts.append(
                 f"{split}: the content of {_clips(narrow)} of {len(measured)} measured ends below "
-                f"{limit:.0f} Hz; above its end, silence is learned"
+                f"{limit:.0f} Hz; {effect}"
             )
     if expected.restores:
         _refuse_empty_band(hertz.get("train", []), expected.sample_rate)

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stagecli.dsp.channels import band_levels
+
 # Lower bound of the divisor t in the gated output; small t would dominate the gradient.
 MIN_T = 0.3
 
@@ -183,12 +185,16 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """Predicts the velocity eps - x0 of frames x_t [B, T, C] at time t (1 is noise).
 
-    channels: C; low: take the low-resolution frames, their cutoff and level as inputs (sr); text:
+    channels: C; low: take the low-resolution frames, their cutoff and level as inputs (sr);
+    bands_CK: bands in which the trunk also reads the levels of x_t and of those frames, because its
+    width holds only sums of channels of random phase, which hardly show how loud a band is; text:
     cross-attend to text tokens of this width; gated: the output is b(h) + a(h) x_t per channel
     instead of b(h). The velocity holds the noise of every channel, which a narrow trunk cannot
     carry (C > width); the gate lets it bypass the trunk. For independent Gaussian channels the
     exact velocity has this form with b = 0.
     """
+
+    bands_CK: Tensor | None
 
     def __init__(
         self,
@@ -200,6 +206,7 @@ class DiT(nn.Module):
         patch: int = 1,
         mlp_ratio: float = 4.0,
         low: bool = False,
+        bands_CK: Tensor | None = None,
         text: bool = False,
         gated: bool = False,
         activation_checkpointing: bool = False,
@@ -210,7 +217,9 @@ class DiT(nn.Module):
         self.heads = heads
         self.patch = patch
         self.activation_checkpointing = activation_checkpointing
-        self.input = nn.Linear(channels * patch * (2 if low else 1), width)
+        bands = 0 if bands_CK is None else bands_CK.shape[1]
+        self.register_buffer("bands_CK", bands_CK, persistent=False)
+        self.input = nn.Linear((channels + bands) * patch * (2 if low else 1), width)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.cutoff = (
             nn.Sequential(nn.Linear(512, width), nn.SiLU(), nn.Linear(width, width))
@@ -271,6 +280,11 @@ class DiT(nn.Module):
         else:
             unknown_BTC, known_BTC = self.split_bands(x_BTC, condition)
             inputs = [self.tokens(unknown_BTC), self.tokens(known_BTC)]
+            if self.bands_CK is not None:
+                inputs += [
+                    self.tokens(band_levels(part, self.bands_CK))
+                    for part in (unknown_BTC, known_BTC)
+                ]
             c_BD = c_BD + self.cutoff(self.embed_low(condition).to(x_BTC.dtype))
         if self.pooled is not None:
             assert condition.text_BLD is not None and condition.text_mask_BL is not None

@@ -8,9 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from stagecli.dsp.channels import level_bands, mdct_hz, stft_hz
 from stagecli.model.byte_encoder import ByteEncoder
 from stagecli.model.dit import Conditioning, DiT, Output
 from stagecli.schema import Recipe
+
+BANDS = 32  # of `model.levels`
 
 
 class Network(nn.Module):
@@ -39,6 +42,7 @@ class Network(nn.Module):
             patch=recipe.model.patch,
             mlp_ratio=recipe.model.mlp_ratio,
             low=recipe.task.kind == "sr",
+            bands_CK=_level_bands(recipe) if recipe.model.levels else None,
             text=condition.text != "none",
             gated=recipe.model.output == "gated",
             activation_checkpointing=recipe.train.activation_checkpointing,
@@ -96,6 +100,15 @@ class Network(nn.Module):
             {"params": decayed, "weight_decay": weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
+
+
+def _level_bands(recipe: Recipe) -> Tensor:
+    """Weights [C, K] of the bands whose levels the transformer reads."""
+    codec = recipe.codec
+    rate = recipe.data.sample_rate
+    with torch.device("cpu"):  # values are needed, also for a network on the meta device
+        hz_C = mdct_hz(codec.hop, rate) if codec.kind == "mdct" else stft_hz(codec.n_fft, rate)
+        return level_bands(hz_C, BANDS)
 
 
 def count_parameters(module: nn.Module) -> int:

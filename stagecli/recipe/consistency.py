@@ -54,6 +54,8 @@ def _alterations(recipe: Recipe) -> Iterator[tuple[Key, str]]:
                 yield ("augment", name), "applies to sr only"
         if recipe.data.narrow != "silence":
             yield ("data", "narrow"), "applies to sr only"
+        if recipe.model.levels:
+            yield ("model", "levels"), "applies to sr only"
     elif augment.lossy and recipe.data.sample_rate not in MPEG_RATES:
         rates = ", ".join(map(str, MPEG_RATES))
         yield ("augment", "lossy"), f"needs a data.sample_rate that MP3 has: {rates}"

@@ -18,6 +18,7 @@ def _by_count(counts: Mapping[str, int]) -> str:
 
 ROWS: tuple[tuple[str, str, Cell], ...] = (
     ("clips", "clips", str),
+    ("synthesised", "of them synthesised", str),
     ("hours", "hours", significant),
     ("rates", "sample rates, Hz (clips)", _by_count),
     ("channels", "channels (clips)", _by_count),

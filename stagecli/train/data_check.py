@@ -60,6 +60,7 @@ def examine(
     expected = Expectations(
         sample_rate=recipe.data.sample_rate,
         restores=recipe.task.kind == "sr",
+        narrow=recipe.data.narrow,
         cut=_cut(recipe, text),
         max_length=recipe.condition.max_length,
     )

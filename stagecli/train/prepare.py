@@ -25,6 +25,7 @@ from stagecli.train.encoders import Frozen, load_frozen
 from stagecli.train.teacher_features import TargetFeatures, build_target_features
 
 STATISTICS_CLIPS = 512  # clips that the codec's per-channel statistics are computed from
+VISITS = 4  # at most so many examples for each of few clips that are altered
 
 
 @dataclass(kw_only=True)
@@ -177,7 +178,7 @@ def fit_codec(prepared: Prepared, device: torch.device, progress: Progress) -> N
     as_trained = is_active(recipe.augment) or recipe.data.synth_share > 0
     clips = prepared.train if as_trained else evenly(prepared.train, STATISTICS_CLIPS)
     examples = prepared.examples(clips)
-    count = STATISTICS_CLIPS if as_trained else len(examples)
+    count = min(STATISTICS_CLIPS, VISITS * len(clips)) if as_trained else len(examples)
 
     def inputs() -> Iterable[Tensor]:
         for i in range(count):
