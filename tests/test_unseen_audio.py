@@ -18,8 +18,8 @@ from stagecli.data.examples import Collate, Examples
 from stagecli.data.frames import to_frames
 from stagecli.data.mixed import places
 from stagecli.data.open import open_source
+from stagecli.data.rows import is_synthesised
 from stagecli.data.source import Source
-from stagecli.data.synth import is_synthesised
 from stagecli.errors import StageError
 from stagecli.recipe.load import load_recipe
 from stagecli.schema import Recipe

@@ -25,9 +25,8 @@ from stagecli.data.cache import FeatureCache
 from stagecli.data.degrade import LowPass, draw_low_pass
 from stagecli.data.memory import Memory
 from stagecli.data.mixed import places
-from stagecli.data.rows import Clip
+from stagecli.data.rows import Clip, is_synthesised
 from stagecli.data.source import Source
-from stagecli.data.synth import is_synthesised
 from stagecli.schema import Recipe
 
 T = TypeVar("T")

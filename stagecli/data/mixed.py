@@ -9,9 +9,9 @@ import numpy as np
 
 from stagecli.data.cache import Count
 from stagecli.data.decoding import AudioInfo
-from stagecli.data.rows import Clip, Split
+from stagecli.data.rows import Clip, Split, is_synthesised
 from stagecli.data.source import Source
-from stagecli.data.synth import SynthSource, is_synthesised
+from stagecli.data.synth import SynthSource
 
 
 class MixedSource:

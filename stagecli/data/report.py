@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from stagecli.data.bandwidth import NARROW
 from stagecli.data.cache import Count
 from stagecli.data.fingerprint import Fingerprint
-from stagecli.data.rows import Clip, Split
+from stagecli.data.rows import Clip, Split, is_synthesised
 from stagecli.data.source import Source
-from stagecli.data.synth import is_synthesised
 from stagecli.errors import Problem, StageError, among, counted
 from stagecli.files import JsonRow
 

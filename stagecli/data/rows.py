@@ -37,6 +37,11 @@ class Clip:
         return (self.caption, *self.more_captions)
 
 
+def is_synthesised(clip: Clip) -> bool:
+    """Whether a clip is one of `SynthSource`, and not of recordings beside it."""
+    return clip.path is None and clip.key.startswith("synth/")
+
+
 @dataclass(frozen=True)
 class Entry:
     """One entry of a data set before its audio is opened: a clip, or its problem.

@@ -232,11 +232,6 @@ def _stream(seed: int, split: Split, index: int, purpose: int) -> np.random.Gene
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=address))
 
 
-def is_synthesised(clip: Clip) -> bool:
-    """Whether a clip is one of `SynthSource`, and not of recordings beside it."""
-    return clip.path is None and clip.key.startswith("synth/")
-
-
 def _parse_key(key: str) -> tuple[Split, int]:
     match = re.fullmatch(r"synth/(train|valid|test)/(\d+)", key)
     if match is None:

@@ -201,7 +201,7 @@ class Model(Section):
     mlp_ratio: Annotated[float, Range(0.1, 64)] = 4.0
     """Hidden width of each MLP as a multiple of `width`."""
     levels: bool = False
-    """Also read the levels of x_t and input in 32 bands, which a narrow network can hardly infer."""
+    """Also read the levels of x_t and input in 32 bands, which a narrow trunk hardly infers."""
     output: Literal["plain", "gated"] = "plain"
     """`gated`: a per-channel skip of x_t around the trunk, for codecs wider than `width`."""
 
