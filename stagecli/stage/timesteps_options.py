@@ -47,7 +47,7 @@ class TimestepsOptions(MechanismOptions):
     floor_r: Fraction = 0.0
     """Added to `floor`, times r (progress, discrepancy)."""
     power: Annotated[float, Range(0, 8)] = 2.0
-    """Power of Dn in t (1 - t) Dn^power at r = 0 (discrepancy)."""
+    """Power of Dn in t (1 - t) Dn^power at r = 0 (discrepancy; progress until it is measured)."""
     power_r: Annotated[float, Range(0, 8)] = 0.0
     """Subtracted from `power`, times r (discrepancy)."""
     kappa: Fraction = 0.0
