@@ -2,7 +2,7 @@
 
     STAGECLI_DATA=DIR python docs/experiments/sr_codecs.py --steps 400 --seeds 0 1
 
-Every run is the esc10-sr recipe with a few keys changed. The crop is 1.486 s for all, so a codec
+Every run is esc10-sr-static with the width and depth of esc10-sr, and a few keys changed. The crop is 1.486 s for all, so a codec
 with half the hop has twice the frames and takes about twice the time per step.
 """
 
@@ -35,10 +35,12 @@ def run(arguments: list[str]) -> str:
 def train(name: str, seed: int, steps: int, runs_dir: Path) -> tuple[Path, float]:
     """Train one setting; its run directory, and the seconds it took."""
     label = re.sub(r"\W+", "-", name) + f"_s{seed}"
-    keys = [f"train.steps={steps}", f"train.seed={seed}", "train.samples=0", *SETTINGS[name]]
+    size = ["model.width=256", "model.depth=6", "model.heads=4"]
+    budget = [f"train.steps={steps}", f"train.seed={seed}", "train.samples=0"]
+    keys = [*size, *budget, *SETTINGS[name]]
     flags = [flag for key in keys for flag in ("--set", key)]
     began = time.monotonic()
-    run(["train", "esc10-sr", "-q", "--name", label, "--runs-dir", str(runs_dir), *flags])
+    run(["train", "esc10-sr-static", "-q", "--name", label, "--runs-dir", str(runs_dir), *flags])
     return runs_dir / label, time.monotonic() - began
 
 
