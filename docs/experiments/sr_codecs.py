@@ -2,8 +2,9 @@
 
     STAGECLI_DATA=DIR python docs/experiments/sr_codecs.py --steps 400 --seeds 0 1
 
-Every run is esc10-sr-static with the width and depth of esc10-sr, and a few keys changed. The crop is 1.486 s for all, so a codec
-with half the hop has twice the frames and takes about twice the time per step.
+Every run is esc10-sr-static with the width and depth of esc10-sr, and a few keys changed. The crop
+is 1.486 s for all, so a codec with half the hop has twice the frames and takes about twice the time
+per step.
 """
 
 from __future__ import annotations

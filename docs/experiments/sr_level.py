@@ -66,10 +66,15 @@ def levels_db(
     return levels
 
 
-def read_folder(folder: Path, sample_rate: int, seconds: float) -> dict[str, np.ndarray]:
-    """Audio [N] by file name; files of a lower rate, shorter than `SHORTEST` or silent left out."""
+def read_folder(
+    folder: Path, sample_rate: int, seconds: float, every: int
+) -> dict[str, np.ndarray]:
+    """Audio [N] of every so many files, by name.
+
+    Files of a lower rate, shorter than `SHORTEST` or silent are left out.
+    """
     clips = {}
-    for file in find_audio(folder, print):
+    for file in list(find_audio(folder, print))[::every]:
         if read_format(file)[0] < sample_rate:
             continue
         audio_N = read_mono(file, sample_rate, file.name)[: round(seconds * sample_rate)]
@@ -136,8 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = SamplerSettings.of(
         pipeline.recipe.evaluate, sampler=options.sampler, steps=options.steps
     )
-    clips = read_folder(options.folder, pipeline.sample_rate, options.seconds)
-    clips = dict(list(clips.items())[:: options.every])
+    clips = read_folder(options.folder, pipeline.sample_rate, options.seconds, options.every)
     print(f"{len(clips)} files, {settings.sampler} with {settings.steps} steps\n")
     print("| cutoff Hz | system | lsd | lsd_hf | log_mel | level per octave, dB |")
     print("|---|---|---|---|---|---|")
