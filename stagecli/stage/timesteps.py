@@ -90,9 +90,12 @@ class TimestepsMechanism(Mechanism):
         if not plan.levels:
             return None
         floor = min(1.0, options.floor + options.floor_r * plan.r_now)
-        progress = by_progress(plan.levels, floor) if options.kind == "progress" else None
-        if progress is not None:
-            return progress
+        if floor == 1:
+            return Uniform()
+        if options.kind == "progress":
+            progress = by_progress(plan.levels, floor, options.missing)
+            if progress is not None:
+                return progress
         # One probe shows what is missing, long before five of them show what can be had.
         return by_discrepancy(plan.levels, options.power - options.power_r * plan.r_now, floor)
 
@@ -100,7 +103,7 @@ class TimestepsMechanism(Mechanism):
         """What the density follows: progress, discrepancy, or the objective."""
         if self.options.kind not in BY_LEVEL or self._by_level(plan) is None:
             return OBJECTIVE
-        measured = self.options.kind == "progress" and by_progress(plan.levels, 1.0) is not None
+        measured = self.options.kind == "progress" and by_progress(plan.levels, 0.0) is not None
         return "progress" if measured else "discrepancy"
 
     def _by_recent_loss(self, history: RecentLosses) -> TimeDensity | None:
