@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -454,12 +455,23 @@ def peak(t: torch.Tensor) -> torch.Tensor:
 
 def test_progress_by_hand() -> None:
     """Scopes 0.02, 0.3, 0.6: area 0.0015 + 0.064 + 0.1575 + 0.06, 15 % uniform beside it."""
-    density = build().density(0, at())
+    density = build(floor=0.15).density(0, at())
     area = 0.15 * 0.01 + 0.4 * 0.16 + 0.35 * 0.45 + 0.1 * 0.6
     heights = [0.85 * value / area + 0.15 for value in (0.0, 0.02, 0.3, 0.6, 0.6)]
     assert density.pdf(double(0.0, 0.15, 0.55, 0.9, 0.999)).tolist() == pytest.approx(heights)
     middle = 0.85 * (0.3 + 0.6) / 2 / area + 0.15
     assert density.pdf(double(0.725)).tolist() == pytest.approx([middle])
+
+
+def test_a_share_of_progress_follows_what_is_missing_where_asked() -> None:
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    progress = build(floor=0.0).density(0, at())
+    discrepancy = build(kind="discrepancy", floor=0.0).density(0, at())
+    expected = 0.2 + 0.8 * (0.7 * progress.pdf(t) + 0.3 * discrepancy.pdf(t))
+    mixed = build(floor=0.2, missing=0.3).density(0, at())
+    assert mixed.pdf(t).tolist() == pytest.approx(expected.tolist(), rel=1e-9)
+    nothing_missing = tuple(replace(level, Dn=0.0) for level in LEVELS)
+    assert build(missing=0.3).density(0, at(levels=nothing_missing)) == build().density(0, at())
 
 
 def test_the_floor_grows_with_the_present_r_where_asked() -> None:
@@ -485,7 +497,7 @@ def test_discrepancy_by_hand() -> None:
 
 
 def test_infonoise_finds_a_peak_of_the_loss_above_its_floor() -> None:
-    mechanism = build(kind="infonoise", bins=8)
+    mechanism = build(kind="infonoise", bins=8, floor=0.15)
     assert mechanism.density(0, Plan()) == Uniform()
     feed(mechanism, lambda t: torch.where(t > 0.75, 4.0, 1.0), 300)
     density = mechanism.density(300, Plan())
@@ -872,7 +884,7 @@ def test_t_follows_the_progress_while_training(whole: Path) -> None:
     rows = [row for row in read_rows(run) if "train/loss" in row]
     assert all(0 < row["stage/timesteps/ess"] <= 1 for row in rows)
     table = load_recipe(run / "recipe.toml").stage["timesteps"]
-    assert (table["floor"], table["gamma"], table["kappa"]) == (0.15, 5.0, 0.5)
+    assert (table["floor"], table["gamma"], table["kappa"]) == (0.1, 5.0, 0.5)
     assert [(step, to) for step, to, _ in timesteps_events(run)] == [(4, "progress")]
 
 
