@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -461,17 +460,6 @@ def test_progress_by_hand() -> None:
     assert density.pdf(double(0.0, 0.15, 0.55, 0.9, 0.999)).tolist() == pytest.approx(heights)
     middle = 0.85 * (0.3 + 0.6) / 2 / area + 0.15
     assert density.pdf(double(0.725)).tolist() == pytest.approx([middle])
-
-
-def test_a_share_of_progress_follows_what_is_missing_where_asked() -> None:
-    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
-    progress = build(floor=0.0).density(0, at())
-    discrepancy = build(kind="discrepancy", floor=0.0).density(0, at())
-    expected = 0.2 + 0.8 * (0.7 * progress.pdf(t) + 0.3 * discrepancy.pdf(t))
-    mixed = build(floor=0.2, missing=0.3).density(0, at())
-    assert mixed.pdf(t).tolist() == pytest.approx(expected.tolist(), rel=1e-9)
-    nothing_missing = tuple(replace(level, Dn=0.0) for level in LEVELS)
-    assert build(missing=0.3).density(0, at(levels=nothing_missing)) == build().density(0, at())
 
 
 def test_the_floor_grows_with_the_present_r_where_asked() -> None:
