@@ -100,7 +100,7 @@ class TimestepsMechanism(Mechanism):
         """What the density follows: progress, discrepancy, or the objective."""
         if self.options.kind not in BY_LEVEL or self._by_level(plan) is None:
             return OBJECTIVE
-        measured = self.options.kind == "progress" and by_progress(plan.levels, 1.0) is not None
+        measured = self.options.kind == "progress" and by_progress(plan.levels, 0.0) is not None
         return "progress" if measured else "discrepancy"
 
     def _by_recent_loss(self, history: RecentLosses) -> TimeDensity | None:

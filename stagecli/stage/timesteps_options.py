@@ -42,7 +42,7 @@ class TimestepsOptions(MechanismOptions):
 
     kind: DensityKind = "progress"
     """`progress` and `discrepancy` follow [stage.regime]; the others are baselines."""
-    floor: Fraction = 0.15
+    floor: Fraction = 0.1
     """Share of t drawn uniformly (progress, discrepancy, infonoise)."""
     floor_r: Fraction = 0.0
     """Added to `floor`, times r (progress, discrepancy)."""
