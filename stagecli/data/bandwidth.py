@@ -60,9 +60,15 @@ def file_bandwidth(audio: Path | bytes) -> float:
 
 
 def content_end(audio_N: np.ndarray, sample_rate: int) -> float:
-    """Hz at which the content of mono audio [N] ends; half the rate if it fills its band."""
+    """Hz at which the content of mono audio [N] ends; half the rate if it fills its band.
+
+    It ends at the edge that a filter or a lossy codec has left, even if something is left above.
+    """
     measured_N = audio_N[: round(SECONDS * sample_rate)]
-    end = bandwidth(measured_N, sample_rate) if np.any(measured_N) else sample_rate / 2
+    if not np.any(measured_N):
+        return sample_rate / 2
+    edge = cutoff_of([measured_N[:, None]], sample_rate)
+    end = min(edge, bandwidth(measured_N, sample_rate))
     return end if end < NARROW * sample_rate / 2 else sample_rate / 2
 
 
