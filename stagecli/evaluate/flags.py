@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stagecli.errors import Problem, StageError
+from stagecli.metrics.cutoffs import cutoff_problem
 from stagecli.metrics.lsd_presets import STATED, preset_of
 
 
@@ -95,6 +96,20 @@ def _check_lsd(flags: Flags) -> None:
         preset_of(flags.lsd)
     except ValueError as error:
         raise StageError(f"--lsd {flags.lsd}: {error}", hint=f"write it like {STATED}") from None
+
+
+def check_cutoffs(cutoffs: Sequence[float], sample_rate: int, preset: str) -> None:
+    """Raise StageError for a cutoff that cannot be scored; preset: of LSD, as `preset_of` reads.
+
+    An LSD convention that does not fit the sample rate is refused, too.
+    """
+    for cutoff in cutoffs:
+        try:
+            problem = cutoff_problem(cutoff, sample_rate, preset_of(preset))
+        except ValueError as error:
+            raise StageError(str(error), hint="choose another with --lsd or --preset") from None
+        if problem:
+            raise StageError(f"cutoff {problem}", hint="give another with --cutoff HZ")
 
 
 def _run_flags(flags: Flags) -> dict[str, object]:

@@ -9,10 +9,9 @@ import numpy as np
 
 from stagecli import __version__
 from stagecli.data.cache import Progress
-from stagecli.errors import StageError
 from stagecli.evaluate.averages import average_scores
 from stagecli.evaluate.clip_warnings import ClipWarnings
-from stagecli.evaluate.flags import Flags
+from stagecli.evaluate.flags import Flags, check_cutoffs
 from stagecli.evaluate.folder_files import FolderPairs, FolderScores, pair_folders, read_gains
 from stagecli.evaluate.ledger import fingerprint, open_ledger
 from stagecli.evaluate.pair_scoring import (
@@ -142,10 +141,8 @@ def _file_rows(
 
 def _pair_settings(flags: Flags, rate: int, warn: Callable[[str], None]) -> PairSettings:
     cutoff = flags.cutoffs[0]
-    if cutoff >= rate / 2:
-        raise StageError(
-            f"--cutoff {cutoff:g} Hz is not below half the sample rate, {rate / 2:g} Hz"
-        )
+    preset = flags.convention or Evaluate().preset
+    check_cutoffs([cutoff], rate, preset)
     names = [*SR_METRICS]
     if flags.perceptual:
         chosen, warnings = audible_metrics([cutoff], rate)
@@ -155,7 +152,7 @@ def _pair_settings(flags: Flags, rate: int, warn: Callable[[str], None]) -> Pair
     return PairSettings(
         sample_rate=rate,
         cutoff=cutoff,
-        preset=flags.convention or Evaluate().preset,
+        preset=preset,
         names=names,
     )
 

@@ -13,7 +13,7 @@ from stagecli.data.rows import Clip, Split
 from stagecli.errors import Problem, StageError
 from stagecli.evaluate.data import open_data
 from stagecli.evaluate.differences import Outcome, compare_outcomes
-from stagecli.evaluate.flags import Flags, check_run_flags
+from stagecli.evaluate.flags import Flags, check_cutoffs, check_run_flags
 from stagecli.evaluate.job import Job, wants_full
 from stagecli.evaluate.ledger import fingerprint
 from stagecli.evaluate.samples import sampling_identity
@@ -60,8 +60,12 @@ def _check_run(
     """Raise StageError unless run, checkpoints and flags fit; judged: check the judge too."""
     info = read_info(run)
     check_run_flags(flags, str(info.get("task")), run)
-    if judged and info.get("task") == "t2a":
-        recipe = load_from_run(run / "recipe.toml")
+    recipe = load_from_run(run / "recipe.toml")
+    if recipe.task.kind == "sr":
+        preset = flags.convention or recipe.evaluate.preset
+        cutoffs = flags.cutoffs or recipe.evaluate.cutoffs
+        check_cutoffs(cutoffs, recipe.data.sample_rate, preset)
+    elif judged:
         _judge(recipe, flags.judge or recipe.evaluate.judge, warn)
     for which in checkpoints:
         if which != "best":
