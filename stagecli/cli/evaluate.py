@@ -88,6 +88,12 @@ By = Annotated[
     str | None,
     typer.Option("--by", metavar="LABEL", help="sr: add rows for each value of this label."),
 ]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics", metavar="NAME,...", help="Compute these only; an unknown name lists all."
+    ),
+]
 Perceptual = Annotated[
     bool,
     typer.Option("--perceptual", help="sr: add PESQ, STOI and ViSQOL (extra `perceptual`; slow)."),
@@ -162,6 +168,7 @@ def evaluate(
     preset: Preset = None,
     lsd: Lsd = None,
     by: By = None,
+    metrics: Metrics = None,
     perceptual: Perceptual = False,
     judge: Judge = None,
     clap: Clap = None,
@@ -197,6 +204,7 @@ def evaluate(
         preset=preset,
         lsd=lsd,
         by=by,
+        metrics=[] if metrics is None else [name.strip() for name in metrics.split(",")],
         perceptual=perceptual,
         judge=judge,
         clap=clap,

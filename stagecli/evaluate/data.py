@@ -12,8 +12,8 @@ from stagecli.data.open import open_source
 from stagecli.data.rows import Split
 from stagecli.data.source import Source
 from stagecli.errors import Problem, StageError
+from stagecli.evaluate.chosen import needs_training_split
 from stagecli.evaluate.flags import Flags
-from stagecli.evaluate.job import wants_full
 from stagecli.runs.data_file import read_fingerprint
 from stagecli.schema import Data, Recipe
 
@@ -32,7 +32,7 @@ def open_data(
     """
     splits: list[Split] = [cast(Split, flags.split)]
     if recipe.task.kind == "t2a":
-        others: list[Split] = ["train", "valid"] if wants_full(flags) else ["train"]
+        others: list[Split] = ["train", "valid"] if needs_training_split(flags) else ["train"]
         splits = list(dict.fromkeys([*others, *splits]))
     data = _placed(recipe.data, flags.data, run_dir)
     with_captions = recipe.condition.text != "none"

@@ -31,6 +31,7 @@ class Flags:
     preset: str | None = None
     lsd: str | None = None
     by: str | None = None
+    metrics: Sequence[str] = ()
     perceptual: bool = False
     data: Path | None = None
     judge: str | None = None

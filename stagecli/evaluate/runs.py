@@ -11,10 +11,11 @@ from stagecli.data.cache import Progress
 from stagecli.data.examples import evenly
 from stagecli.data.rows import Clip, Split
 from stagecli.errors import Problem, StageError
+from stagecli.evaluate.chosen import chosen_metrics
 from stagecli.evaluate.data import open_data
 from stagecli.evaluate.differences import Outcome, compare_outcomes
 from stagecli.evaluate.flags import Flags, check_cutoffs, check_run_flags
-from stagecli.evaluate.job import Job, wants_full
+from stagecli.evaluate.job import Job
 from stagecli.evaluate.ledger import fingerprint
 from stagecli.evaluate.samples import sampling_identity
 from stagecli.evaluate.sr import score_sr
@@ -116,6 +117,7 @@ def evaluate_run(
             **scores.head,
             "conventions": scores.conventions,
             "rows": scores.rows,
+            **({"files": scores.files} if scores.files else {}),
             "notes": notes,
             "settings": settings,
             "command": " ".join(command_line()),
@@ -182,9 +184,9 @@ def _job(
 
 def _warn_about_split(flags: Flags, warn: Say) -> None:
     """Warn if clips that are scored have been used by the metrics themselves."""
-    if flags.split == "train" and not flags.quick:
+    if flags.split == "train" and not (flags.quick or flags.metrics):
         warn("split train: distances only; comparing the training split with itself means nothing")
-    if flags.split == "valid" and wants_full(flags):
+    if flags.split == "valid" and "prompt_accuracy" in chosen_metrics(flags, "t2a"):
         warn(
             "split valid: the classifier's L2 penalty was chosen on the clips that are scored, "
             "which favours prompt accuracy"
