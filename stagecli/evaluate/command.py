@@ -44,7 +44,7 @@ def work(flags: Flags, progress: Progress, console: Console) -> Callable[[], boo
     _check_output_flags(flags, console)
     _check_encoders(flags)
     try:
-        if flags.reference or flags.generated:
+        if flags.of_folders:
             evaluation = _evaluate_folders(flags, progress, console)
         else:
             evaluation = _evaluate_runs(flags, progress, console)
@@ -60,7 +60,7 @@ def _check_output_flags(flags: Flags, console: Console) -> None:
             "--json, --markdown and --csv - all write to stdout: give only one of them"
         )
     if flags.csv and str(flags.csv) != "-":
-        folders = (flags.reference, flags.generated, flags.input, flags.training)
+        folders = (flags.reference, flags.generated, flags.input, flags.training, flags.data)
         plan_targets(
             [Target(flags.csv, "--csv")],
             inputs=[flags.runs_dir, *flags.runs, *(folder for folder in folders if folder)],

@@ -50,6 +50,11 @@ class Flags:
     runs_dir: Path = Path("runs")
 
     @property
+    def of_folders(self) -> bool:
+        """Whether two folders are scored, rather than runs."""
+        return bool(self.generated or (self.reference and not self.runs))
+
+    @property
     def cache_dir(self) -> Path:
         """Where results for folders are kept; runs use the cache directory of their recipe."""
         return self.runs_dir / ".cache"
@@ -66,9 +71,28 @@ def check_run_flags(flags: Flags, task: str, run_dir: Path) -> None:
     kind = {"sr": "an sr run"}.get(task, f"a {task} run")
     if flags.task and flags.task != task:
         raise StageError(f"{run_dir} is {kind}, not {flags.task}")
+    _check_inputs(flags)
     _reject(_folder_flags(flags), "runs")
     problem = Problem(str(run_dir), f"is {kind}")
     _reject(_flags_of_other_task(flags, task), f"{task} runs", [problem])
+
+
+def _check_inputs(flags: Flags) -> None:
+    """Raise StageError unless --input and --reference, of a run, stand together with a cutoff."""
+    if bool(flags.input) != bool(flags.reference):
+        raise StageError(
+            "a run restores the files of --input and needs the same files in full band to score "
+            "them: give --input and --reference together"
+        )
+    if flags.input is None:
+        return
+    if len(flags.cutoffs) != 1:
+        raise StageError(
+            "--input needs one --cutoff HZ",
+            hint="it is where the inputs end, and separates LSD-LF from LSD-HF",
+        )
+    others = {"--data": flags.data, "--samples": flags.samples, "--by": flags.by}
+    _reject(others, "--input")
 
 
 def check_folder_flags(flags: Flags) -> None:
@@ -132,8 +156,7 @@ def _run_flags(flags: Flags) -> dict[str, object]:
 def _folder_flags(flags: Flags) -> dict[str, object]:
     return {
         "--training": flags.training,
-        "--match-gain": flags.match_gain,
-        "--input": flags.input,
+        "--match-gain": flags.match_gain and not flags.input,
     }
 
 
