@@ -53,9 +53,9 @@ def open_workers(metrics: Sequence[str]) -> Iterator[Workers]:
         return
     executor: Executor
     if any(name in PERCEPTUAL for name in metrics):
-        executor = ProcessPoolExecutor(
-            count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_process
-        )
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # so that torch is imported once, not by each
+        executor = ProcessPoolExecutor(count, mp_context=context, initializer=_start_process)
     else:
         executor = ThreadPoolExecutor(count)
     try:
