@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from cli_results import Cli, document, noise
 
 from stagecli.data.audio import write_wav
+from stagecli.errors import StageError
 from stagecli.evaluate.workers import open_workers
 
 RATE = 16000
@@ -57,3 +59,13 @@ def test_results_come_in_order_and_refusals_in_their_place(metrics: list[str]) -
     assert isinstance(results[1], ValueError)
     assert [results[0], *results[2:]] == [3, 1, 2]
     assert torch.get_num_threads() == 2
+
+
+def end_this_process(code: int) -> None:
+    os._exit(code)
+
+
+def test_a_process_that_dies_is_one_error() -> None:
+    torch.set_num_threads(2)
+    with open_workers(["stoi"]) as workers, pytest.raises(StageError, match="has died"):
+        list(workers.map(end_this_process, [1, 1]))

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import torch
 
+from stagecli.errors import EXIT_FAILED, StageError
 from stagecli.evaluate.pairs import PERCEPTUAL
 
 Item = TypeVar("Item")
@@ -34,10 +35,21 @@ class Workers:
     def map(
         self, work: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[Result | ValueError]:
-        """`work` of each item in order, or the ValueError that it raised."""
+        """`work` of each item in order, or the ValueError that it raised.
+
+        Raises StageError if a process dies.
+        """
         attempt = partial(_attempt, work)
         with _one_thread():
-            yield from self.executor.map(attempt, items) if self.executor else map(attempt, items)
+            try:
+                yield from (self.executor.map if self.executor else map)(attempt, items)
+            except BrokenExecutor as error:
+                raise StageError(
+                    "a process that scores pairs has died",
+                    hint="if memory ran out: OMP_NUM_THREADS=2 for two at once; what has been "
+                    "scored is kept",
+                    exit_code=EXIT_FAILED,
+                ) from error
 
 
 @contextmanager
@@ -83,8 +95,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def _start_process() -> None:
-    """Ctrl-C is the parent's to handle; and a process must not outlive a parent that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End at once with Ctrl-C, and with a parent that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
