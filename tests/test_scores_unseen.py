@@ -176,3 +176,25 @@ def test_flags_that_leave_something_open_are_refused_before_work(
     result = cli("evaluate", "runs/sr", *flags)
     assert result.code == 2 and words in result.stderr
     assert not list((runs / "sr").glob("evals/*"))
+
+
+@pytest.mark.usefixtures("low", "runs")
+def test_one_file_and_its_reference_are_a_pair_whatever_their_names(
+    cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "low" / "a.wav").rename(tmp_path / "low" / "telephone.wav")
+    files = ("--input", "low/telephone.wav", "--reference", "music/a.wav", "--cutoff", "4000")
+    scores = document(cli("evaluate", "runs/sr", *files, "--json"))
+    assert [row["n"] for row in scores["rows"]] == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_reference_is_refused_for_runs_that_restore_nothing(cli: Cli, music: Path) -> None:
+    result = cli("evaluate", "runs/t2a", "--reference", "music")
+    assert result.code == 2 and "--reference: not applicable to t2a runs" in result.stderr
+
+
+@pytest.mark.usefixtures("runs")
+def test_an_audio_file_is_no_data_set(cli: Cli, music: Path) -> None:
+    result = cli(*DATA, "music/a.wav")
+    assert result.code == 2 and "name its folder" in result.stderr

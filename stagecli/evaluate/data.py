@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from stagecli.data.cache import Progress
+from stagecli.data.finding import SUFFIXES
 from stagecli.data.fingerprint import DIGITS, Fingerprint, differences, fingerprint
 from stagecli.data.open import open_source
 from stagecli.data.rows import Clip, Split
@@ -155,6 +156,9 @@ def _warn_about_source(source: Source, data: Data, warn: Callable[[str], None]) 
 def _placed(data: Data, path: Path | None, run_dir: Path) -> Data:
     """`[data]` with the path that the user gives. Raises StageError where there is nothing."""
     if path is not None:
+        if path.is_file() and path.suffix.lower() in SUFFIXES:
+            problem = Problem(str(path), "is one audio file, not a manifest")
+            raise StageError("--data: nothing to score", problems=[problem], hint="name its folder")
         kind = _kind(path.expanduser(), data.source)
         data = data.model_copy(update={"path": str(path), "source": kind})
     if data.source in ("manifest", "folder") and not Path(data.path).expanduser().exists():

@@ -71,10 +71,13 @@ def check_run_flags(flags: Flags, task: str, run_dir: Path) -> None:
     kind = {"sr": "an sr run"}.get(task, f"a {task} run")
     if flags.task and flags.task != task:
         raise StageError(f"{run_dir} is {kind}, not {flags.task}")
+    problem = Problem(str(run_dir), f"is {kind}")
+    others = _flags_of_other_task(flags, task)
+    if task != "sr":
+        others["--reference"] = flags.reference
+    _reject(others, f"{task} runs", [problem])
     _check_inputs(flags)
     _reject(_folder_flags(flags), "runs")
-    problem = Problem(str(run_dir), f"is {kind}")
-    _reject(_flags_of_other_task(flags, task), f"{task} runs", [problem])
 
 
 def _check_inputs(flags: Flags) -> None:

@@ -67,8 +67,9 @@ def score_inputs(
 
     # Score them.
     stated = None if flags.lsd else flags.preset or preset
-    of_pairs = replace(flags, generated=folder, preset=stated)
-    scores = score_folder_pairs(of_pairs, reference, folder, progress, warn)
+    generated = folder if inputs.is_dir() else folder / f"{inputs.stem}.wav"
+    of_pairs = replace(flags, generated=generated, preset=stated)
+    scores = score_folder_pairs(of_pairs, reference, generated, progress, warn)
     files = [_of_model(row) for row in scores.files]
     return Scores(
         rows=[*scores.baselines, _of_model(scores.row)],
