@@ -499,7 +499,7 @@ def test_infonoise_finds_a_peak_of_the_loss_above_its_floor() -> None:
 
 
 @pytest.mark.parametrize("kind", ["progress", "discrepancy"])
-def test_before_progress_is_measured_t_is_drawn_as_in_the_objective(kind: str) -> None:
+def test_before_the_first_probe_t_is_drawn_as_in_the_objective(kind: str) -> None:
     normal = {"density": "logit-normal", "mean": 0.3, "std": 0.8, "floor": 0.05}
     mechanism = build(objective=normal, kind=kind)
     expected = Floored(LogitNormal(0.3, 0.8), 0.05)
@@ -511,19 +511,31 @@ def test_before_progress_is_measured_t_is_drawn_as_in_the_objective(kind: str) -
     assert mechanism.density(0, at()) != expected
 
 
+def test_until_progress_is_measured_t_follows_the_discrepancy() -> None:
+    early = tuple(NoiseLevel.unmeasured(level.t, level.Dn) for level in LEVELS)
+    plan = at(levels=early)
+    mechanism = build()
+    assert mechanism.density(0, plan) == build(kind="discrepancy").density(0, plan)
+    assert (mechanism.follows(Plan()), mechanism.follows(plan)) == ("objective", "discrepancy")
+    assert mechanism.follows(at()) == "progress"
+
+
 def test_an_event_says_when_t_begins_to_follow_the_regime_and_when_it_stops() -> None:
     mechanism = build()
     nothing = tuple(
         NoiseLevel(t=level.t, Dn=0.0, made=0.0, to_come=0.0, scope=0.001) for level in LEVELS
     )
     changes = []
-    for step, plan in enumerate([Plan(), Plan(), at(), at(0.3), at(levels=nothing), at()]):
+    early = tuple(NoiseLevel.unmeasured(level.t, level.Dn) for level in LEVELS)
+    plans = [Plan(), at(levels=early), at(), at(0.3), at(levels=nothing), at()]
+    for step, plan in enumerate(plans):
         mechanism.plan(step, plan)
         for event in mechanism.observe(Signals(step + 1, iid(4), iid(4, 1), 1.0, 1e-3)):
             changes.append((step + 1, event.before, event.after))
             assert event.reason
     assert changes == [
-        (3, "objective", "progress"),
+        (2, "objective", "discrepancy"),
+        (3, "discrepancy", "progress"),
         (5, "progress", "objective"),
         (6, "objective", "progress"),
     ]
