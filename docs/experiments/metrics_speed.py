@@ -46,6 +46,12 @@ UNIVERSR = LSDPreset(
     source="author's script, UniverSR issue 6",
 )
 
+SCORED = {
+    "sr": SR_METRICS,  # by threads
+    "pesq_wb, stoi": ("pesq_wb", "stoi"),  # by processes
+    "visqol_speech": ("visqol_speech",),
+}
+
 
 def plain_frechet(x: np.ndarray, y: np.ndarray) -> float:
     """Covariances and a general matrix square root, as in most tools."""
@@ -242,14 +248,12 @@ def score_noisy(names: tuple[str, ...], pair: tuple[np.ndarray, np.ndarray]) -> 
     return score_pair(*pair, settings)
 
 
-def compare_workers(files: int, workers: int, turns: int) -> None:
+def compare_workers(files: int, workers: int, turns: int, only: str | None) -> None:
     """Pairs of 3 s, scored one by one and by several workers."""
     pairs = noisy_pairs(files, seconds=3)
-    for title, names in {
-        "sr metrics (threads)": SR_METRICS,
-        "PESQ wb, STOI (processes)": ("pesq_wb", "stoi"),
-        "ViSQOL speech (processes)": ("visqol_speech",),
-    }.items():
+    for title, names in SCORED.items():
+        if only not in (None, title):
+            continue
         best = [math.inf, math.inf]
         results: list[list[dict[str, float] | ValueError]] = [[], []]
         for _ in range(turns):
@@ -274,12 +278,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--presets", nargs="?", const="", default=None, metavar="FILE")
     parser.add_argument("--workers", type=int, default=0, help="compare with so many workers")
+    parser.add_argument("--of", choices=list(SCORED), default=None, help="these metrics only")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.workers:
         print(f"{options.files} pairs of 3 s at {RATE} Hz\n")
         print(f"| metrics | one worker | {options.workers} | ratio |\n|---|---|---|---|")
-        compare_workers(options.files, options.workers, options.repeats)
+        compare_workers(options.files, options.workers, options.repeats, options.of)
         return
     if options.presets is not None:
         print_presets(options.presets or None)
