@@ -9,13 +9,12 @@ from typing import Any
 
 from stagecli.data.cache import Progress
 from stagecli.data.file_index import stamp_of
-from stagecli.data.text_files import json_lines
 from stagecli.evaluate.flags import Flags, check_cutoffs
 from stagecli.evaluate.folder_files import FolderPairs, FolderScores, pair_folders
 from stagecli.evaluate.folder_pairs import score_folder_pairs
 from stagecli.evaluate.job import Scores, ScoresByClip
 from stagecli.evaluate.ledger import fingerprint
-from stagecli.files import JsonRow
+from stagecli.files import JsonRow, read_json_lines
 from stagecli.generate.listening import LISTING
 from stagecli.generate.output import Destination
 from stagecli.generate.restore import restore_files
@@ -70,10 +69,9 @@ def score_inputs(
     generated = folder if inputs.is_dir() else folder / f"{inputs.stem}.wav"
     of_pairs = replace(flags, generated=generated, preset=stated)
     scores = score_folder_pairs(of_pairs, reference, generated, progress, warn)
-    files = [_of_model(row) for row in scores.files]
     return Scores(
         rows=[*scores.baselines, _of_model(scores.row)],
-        files=files,
+        files=[_of_model(row) for row in scores.files],
         conventions=dict(scores.conventions),
         settings={**scores.facts, "input": state},
         by_clip={f"{cutoff:g} Hz": _by_clip(scores, reference)},
@@ -95,7 +93,7 @@ def _number_listed(folder: Path) -> int:
     listing = folder / LISTING
     if not listing.is_file():
         return 0
-    rows = [row for _, row, _, _ in json_lines(listing.read_text(encoding="utf-8"))]
+    rows = [row for _, row in read_json_lines(listing)]
     names = {row["path"] for row in rows if isinstance(row, dict) and "path" in row}
     return sum((folder / name).is_file() for name in names)
 
