@@ -454,7 +454,7 @@ def peak(t: torch.Tensor) -> torch.Tensor:
 
 def test_progress_by_hand() -> None:
     """Scopes 0.02, 0.3, 0.6: area 0.0015 + 0.064 + 0.1575 + 0.06, 15 % uniform beside it."""
-    density = build().density(0, at())
+    density = build(floor=0.15).density(0, at())
     area = 0.15 * 0.01 + 0.4 * 0.16 + 0.35 * 0.45 + 0.1 * 0.6
     heights = [0.85 * value / area + 0.15 for value in (0.0, 0.02, 0.3, 0.6, 0.6)]
     assert density.pdf(double(0.0, 0.15, 0.55, 0.9, 0.999)).tolist() == pytest.approx(heights)
@@ -485,7 +485,7 @@ def test_discrepancy_by_hand() -> None:
 
 
 def test_infonoise_finds_a_peak_of_the_loss_above_its_floor() -> None:
-    mechanism = build(kind="infonoise", bins=8)
+    mechanism = build(kind="infonoise", bins=8, floor=0.15)
     assert mechanism.density(0, Plan()) == Uniform()
     feed(mechanism, lambda t: torch.where(t > 0.75, 4.0, 1.0), 300)
     density = mechanism.density(300, Plan())
@@ -872,7 +872,7 @@ def test_t_follows_the_progress_while_training(whole: Path) -> None:
     rows = [row for row in read_rows(run) if "train/loss" in row]
     assert all(0 < row["stage/timesteps/ess"] <= 1 for row in rows)
     table = load_recipe(run / "recipe.toml").stage["timesteps"]
-    assert (table["floor"], table["gamma"], table["kappa"]) == (0.15, 5.0, 0.5)
+    assert (table["floor"], table["gamma"], table["kappa"]) == (0.1, 5.0, 0.5)
     assert [(step, to) for step, to, _ in timesteps_events(run)] == [(4, "progress")]
 
 

@@ -63,9 +63,9 @@ class Plan:
     density: density that t is drawn from; loss_weight: maps t [B] to weights of the loss [B]; r:
     regime variable, which never falls, for decisions that are final; r_now: its present estimate,
     for what can be taken back; both are 0 where no mechanism measures them; levels: discrepancy and
-    progress by noise level, empty until the first probe; hidden: blocks, counted from 1, whose output the
-    network returns (0: the input of the first); active: names of the mechanisms that add a term to
-    the loss.
+    progress by noise level, empty until the first probe; hidden: blocks, counted from 1, whose
+    output the network returns (0: the input of the first); active: names of the mechanisms that add
+    a term to the loss.
     """
 
     density: TimeDensity = field(default_factory=_uniform)

@@ -10,41 +10,30 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import torch
 
 from stagecli.stage.base import LEAST_PROGRESS, NoiseLevel
-from stagecli.stage.densities import PiecewiseLinear, TimeDensity
+from stagecli.stage.densities import PiecewiseLinear, TimeDensity, Uniform
 
 GRID = tuple(np.linspace(0, 1, 65).tolist())  # nodes of a density that is curved in t
 
 
 @lru_cache(maxsize=4)
-def by_progress(
-    levels: tuple[NoiseLevel, ...], floor: float, missing: float = 0.0
-) -> TimeDensity | None:
+def by_progress(levels: tuple[NoiseLevel, ...], floor: float) -> TimeDensity | None:
     """Proportional to the progress that a level has within the budget, made and to come.
 
-    Linear in t between the levels, 0 at t = 0, constant beyond the last level. missing: share of
-    `by_discrepancy` (power 2) in place of that.
+    Linear in t between the levels, 0 at t = 0, constant beyond the last level.
     """
     scopes = [level.scope for level in levels]
     if math.fsum(scopes) < LEAST_PROGRESS:
         return None
     nodes = (0.0, *(level.t for level in levels), 1.0)
-    progress = PiecewiseLinear(nodes, (0.0, *scopes, scopes[-1]))
-    other = by_discrepancy(levels, 2.0, 0.0) if missing else None
-    if other is None:
-        return _above_floor(progress.nodes, progress.values, floor)
-    both = tuple(sorted({*nodes, *other.nodes}))
-    t = torch.tensor(both, dtype=torch.float64)
-    heights = (1 - missing) * progress.pdf(t) + missing * other.pdf(t)
-    return _above_floor(both, tuple(heights.tolist()), floor)
+    return _above_floor(nodes, (0.0, *scopes, scopes[-1]), floor)
 
 
 @lru_cache(maxsize=4)
 def by_discrepancy(
     levels: tuple[NoiseLevel, ...], power: float, floor: float
-) -> PiecewiseLinear | None:
+) -> TimeDensity | None:
     """Proportional to t (1 - t) Dn^power, Dn linear in t and constant beyond the levels."""
     Dn = np.interp(GRID, [level.t for level in levels], [max(0.0, level.Dn) for level in levels])
     return _hump(Dn**power, floor)
@@ -61,16 +50,16 @@ def by_loss(t: Sequence[float], losses: Sequence[float], floor: float) -> TimeDe
     return _hump(np.interp(GRID, t, losses), floor)
 
 
-def _hump(factors: np.ndarray, floor: float) -> PiecewiseLinear | None:
+def _hump(factors: np.ndarray, floor: float) -> TimeDensity | None:
     """t (1 - t) times factors, which are given on the grid."""
     values = tuple(x * (1 - x) * y for x, y in zip(GRID, factors.tolist(), strict=True))
     return _above_floor(GRID, values, floor) if any(values) else None
 
 
-def _above_floor(
-    nodes: tuple[float, ...], values: tuple[float, ...], floor: float
-) -> PiecewiseLinear:
+def _above_floor(nodes: tuple[float, ...], values: tuple[float, ...], floor: float) -> TimeDensity:
     """(1 - floor) of the density through the values plus `floor` of the uniform one."""
+    if floor >= 1:
+        return Uniform()
     pairs = list(zip(nodes, values, strict=True))
     area = math.fsum(
         (y1 + y0) / 2 * (x1 - x0) for (x0, y0), (x1, y1) in zip(pairs, pairs[1:], strict=False)

@@ -90,12 +90,9 @@ class TimestepsMechanism(Mechanism):
         if not plan.levels:
             return None
         floor = min(1.0, options.floor + options.floor_r * plan.r_now)
-        if floor == 1:
-            return Uniform()
-        if options.kind == "progress":
-            progress = by_progress(plan.levels, floor, options.missing)
-            if progress is not None:
-                return progress
+        progress = by_progress(plan.levels, floor) if options.kind == "progress" else None
+        if progress is not None:
+            return progress
         # One probe shows what is missing, long before five of them show what can be had.
         return by_discrepancy(plan.levels, options.power - options.power_r * plan.r_now, floor)
 

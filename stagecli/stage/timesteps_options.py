@@ -46,8 +46,6 @@ class TimestepsOptions(MechanismOptions):
     """Share of t drawn uniformly (progress, discrepancy, infonoise)."""
     floor_r: Fraction = 0.0
     """Added to `floor`, times r (progress, discrepancy)."""
-    missing: Fraction = 0.0
-    """Share of the rest that follows the discrepancy instead (progress)."""
     power: Annotated[float, Range(0, 8)] = 2.0
     """Power of Dn in t (1 - t) Dn^power at r = 0 (discrepancy; progress until it is measured)."""
     power_r: Annotated[float, Range(0, 8)] = 0.0
@@ -99,8 +97,6 @@ class TimestepsOptions(MechanismOptions):
             raise ValueError(
                 "kappa requires a floor above 0: without one the importance weights have no bound"
             )
-        if self.kind != "progress" and self.missing:
-            raise ValueError(f'missing requires kind = "progress", not {self.kind!r}')
         if self.power_r > self.power:
             raise ValueError("power_r must not exceed power: the power of Dn would be negative")
         if self.low >= self.high:
