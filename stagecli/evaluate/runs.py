@@ -182,8 +182,8 @@ def _warn_about_split(flags: Flags, warn: Say) -> None:
         warn("split train: distances only; comparing the training split with itself means nothing")
     if flags.split == "valid" and wants_full(flags):
         warn(
-            "split valid: the classifier's L2 penalty was chosen on the clips that are scored, "
-            "which favours prompt accuracy"
+            "split valid: the L2 penalty of classifiers on the judge's features was chosen on the "
+            "clips that are scored, which favours KL and inception score"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stagecli.data.examples import evenly
@@ -12,6 +13,7 @@ from stagecli.evaluate.classifier import label_columns
 from stagecli.evaluate.embed import ClipSet, open_embedder
 from stagecli.evaluate.job import Job, Scores
 from stagecli.evaluate.label_scores import add_label_scores
+from stagecli.evaluate.label_training import LabelClassifier, open_label_network
 from stagecli.evaluate.ledger import fingerprint
 from stagecli.evaluate.samples import (
     SampleFile,
@@ -43,6 +45,7 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
         job.pipeline.device,
         note=job.note,
     )
+    network = _label_network(job, columns)
 
     # The sets of clips, and their embeddings.
     state = fingerprint({**job.identity, "facts": job.head})
@@ -61,11 +64,9 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
     # Their scores.
     rows = _set_rows(material)
     if columns:
-        add_label_scores(rows, material, columns)
+        add_label_scores(rows, material, columns, network)
     elif job.full:
-        job.warn(
-            "no label column follows from the captions: no prompt accuracy, KL or inception score"
-        )
+        job.warn("no label follows from the captions: no prompt accuracy, KL or inception score")
     head: JsonRow = {"judge": judge.label, "samples": str(samples_dir)}
     if job.full:
         head["memorisation"] = _add_memorisation(rows, material)
@@ -79,12 +80,24 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
             "judge_weights": judge.fingerprint(),
             "full": job.full,
             "labels": list(job.flags.labels),
+            "label_network": network.digest if network else None,
             "clap": clap.convention if clap else None,
         },
         by_clip={"samples": rows.by_sample},
         head=head,
         reference=material.embeddings["reference"],
         samples=material.embeddings["samples"],
+    )
+
+
+def _label_network(job: Job, columns: Sequence[str]) -> LabelClassifier | None:
+    return open_label_network(
+        job.source,
+        columns,
+        num_samples=job.pipeline.num_samples,
+        cache_dir=Path(job.recipe.data.cache_dir),
+        progress=job.progress,
+        note=job.note,
     )
 
 
