@@ -176,7 +176,8 @@ def _classes(column: str, train: Sequence[Clip]) -> tuple[str, ...]:
 def _crops(source: Source, train: Sequence[Clip], num_samples: int) -> list[ClipSet]:
     """The clips once, or several times where they are few and longer than a crop."""
     longer = any(clip.seconds * source.sample_rate > 1.5 * num_samples for clip in train)
-    count = min(MOST_CROPS, max(1, FEW_CLIPS // len(train))) if longer else 1
+    most = min(FEW_CLIPS, MOST_SAMPLES // num_samples)
+    count = min(MOST_CROPS, max(1, most // len(train))) if longer else 1
     return [
         real_clips(source, train, "training clips", num_samples=num_samples, seed=seed)
         for seed in range(count)
