@@ -32,30 +32,35 @@ CEILING = 0.97  # of the accuracy on real clips: below it, the codec itself cost
 def add_label_scores(
     rows: T2ARows, material: Material, columns: Sequence[str], network: LabelClassifier | None
 ) -> None:
-    """Add the prompt accuracy of every label column, and KL and inception score by the first."""
-    by_network = network.classes if network else {}
-    probes = {
-        column: _fit_probe(material, column)
-        for column in columns
-        if column == columns[0] or column not in by_network
+    """Add the prompt accuracy of every label column, and KL and inception score by the first.
+
+    Only those of the job's metrics; at least one of them is.
+    """
+    metrics = material.job.metrics
+    if "prompt_accuracy" in metrics:
+        logits = _network_logits(material, network) if network else {}
+        for column in columns:
+            if network and column in network.classes:
+                predicted = {name: network.predict(logits[name], column) for name in CLASSIFIED}
+                convention = network.convention(column)
+            else:
+                predicted, convention = _by_probe(material, column)
+            _add_prompt_accuracy(rows, material, column, predicted)
+            name = f"prompt_accuracy:{column}"
+            rows.conventions[name] = f"{METRICS['prompt_accuracy'].convention}; {convention}"
+    of_posteriors = [name for name in ("kl", "inception_score") if name in metrics]
+    if of_posteriors:
+        _add_posterior_scores(rows, material, columns[0], of_posteriors)
+
+
+def _by_probe(material: Material, column: str) -> tuple[dict[str, list[str]], str]:
+    """Predictions by system, and their convention, where no network could be trained."""
+    probe = _fit_probe(material, column)
+    predicted = {
+        name: probe.predict(material.embeddings[name].mean_and_deviation()) for name in CLASSIFIED
     }
-    logits = _network_logits(material, network) if network else {}
-    for column in columns:
-        if network and column in by_network:
-            predicted = {system: network.predict(logits[system], column) for system in CLASSIFIED}
-            convention = network.convention(column)
-        else:
-            predicted = {
-                system: probes[column].predict(material.embeddings[system].mean_and_deviation())
-                for system in CLASSIFIED
-            }
-            convention = _probe_convention(material, column, probes[column]) + (
-                f"; under {MIN_CLIPS_PER_CLASS} training clips per class, too few for a network"
-            )
-        _add_prompt_accuracy(rows, material, column, predicted)
-        name = f"prompt_accuracy:{column}"
-        rows.conventions[name] = f"{METRICS['prompt_accuracy'].convention}; {convention}"
-    _add_posterior_scores(rows, material, columns[0], probes[columns[0]])
+    reason = f"under {MIN_CLIPS_PER_CLASS} training clips per class, too few for a network"
+    return predicted, f"{_probe_convention(material, column, probe)}; {reason}"
 
 
 def _fit_probe(material: Material, column: str) -> Classifier:
@@ -122,24 +127,26 @@ def _add_prompt_accuracy(
 
 
 def _add_posterior_scores(
-    rows: T2ARows, material: Material, column: str, probe: Classifier
+    rows: T2ARows, material: Material, column: str, names: Sequence[str]
 ) -> None:
-    """Add KL against the reference, pair by pair, and the inception score."""
+    """Add KL against the reference, pair by pair, and the inception score, if in `names`."""
     seed = material.job.seed
+    probe = _fit_probe(material, column)
     by_system = {
         system: posteriors(probe.logits(material.embeddings[system].mean_and_deviation()))
         for system in CLASSIFIED
     }
     for system, posteriors_NC in by_system.items():
         metrics = rows.metrics(system)
-        if system != "reference":
+        if "kl" in names and system != "reference":
             per_pair = class_kl(by_system["reference"], posteriors_NC).per_pair.tolist()
             metrics["kl"] = average(per_pair, seed)
             if system == "samples":
                 rows.add_sample_scores("kl", dict(enumerate(per_pair)))
-        add_or_explain(metrics, ["inception_score"], partial(_inception, posteriors_NC, seed))
+        if "inception_score" in names:
+            add_or_explain(metrics, ["inception_score"], partial(_inception, posteriors_NC, seed))
     convention = _probe_convention(material, column, probe)
-    for name in ("kl", "inception_score"):
+    for name in names:
         rows.conventions[name] = f"{METRICS[name].convention}; {convention}"
 
 
