@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stagecli.data.examples import Collate
 from stagecli.data.loader import MicroBatches, loader, read_batch
 from stagecli.errors import StageError
 from stagecli.schema import Recipe
@@ -40,7 +42,8 @@ class Feed:
         if not self.with_features:
             self.prepared.features = None  # frees their memory
         examples = self.prepared.examples(self.prepared.train, features=self.with_features)
-        self.batches = iter(loader(examples, self.order.since(self.state.step)))
+        pin = self.accelerator.device.type == "cuda"
+        self.batches = iter(loader(examples, self.order.since(self.state.step), pin=pin))
 
     def follow_stages(self) -> None:
         """Load without features once no mechanism asks for them any more."""
@@ -72,6 +75,14 @@ class Feed:
         if fails:
             raise self.first(failure)
         return None if stops else batches
+
+    def last_batch(self) -> Batch:
+        """The last micro-batch of this process in the step to come, loaded once more."""
+        order = self.order.since(self.state.step)
+        indices = next(islice(iter(order), order.accumulate - 1, None))
+        examples = self.prepared.examples(self.prepared.train, features=self.with_features)
+        collate = Collate(examples.recipe.condition.max_length)
+        return collate([examples[index] for index in indices])
 
     def anywhere(self, *flags: bool) -> list[bool]:
         """Whether each flag is set in any process."""

@@ -22,6 +22,7 @@ from stagecli.stage.controller import Stages
 from stagecli.terminal.views import View
 from stagecli.train.encoders import load_frozen
 from stagecli.train.feed import micro_batches
+from stagecli.train.finite import build_check
 from stagecli.train.log_window import LogWindow
 from stagecli.train.memory import refuse_what_cannot_fit
 from stagecli.train.outputs import Outputs
@@ -150,8 +151,8 @@ def build_trainer(
 
     # What is trained.
     network = build_network(recipe, prepared, device)
-    optimizer = build_optimizer(network, recipe.train, device)
-    wrapped, optimizer = accelerator.prepare(network, optimizer)
+    adamw = build_optimizer(network, recipe.train, device)
+    wrapped, optimizer = accelerator.prepare(network, adamw)
     stages.attach(network, prepared.feature_width)
 
     # What measures it.
@@ -171,6 +172,8 @@ def build_trainer(
         log_window=LogWindow(recipe.train.bins),
     )
 
+    check = build_check(state, adamw, recipe, device)
+
     # The loop and what it writes.
     context = RunContext(
         recipe=recipe,
@@ -180,7 +183,7 @@ def build_trainer(
         wrapped=wrapped,
         recorder=Recorder(run, view),
     )
-    return Trainer(context, state, Outputs(context, state, pipeline, scorer))
+    return Trainer(context, state, Outputs(context, state, pipeline, scorer), check)
 
 
 def prepare_together(
