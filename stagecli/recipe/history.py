@@ -20,6 +20,12 @@ REMOVED: dict[Key, str] = {
 """Old key -> why it is no longer needed. Only keys that never had a second meaning belong here."""
 
 
+REPLACED: dict[Key, dict[object, str]] = {
+    ("train", "compile"): {True: "blocks", False: "none"},
+}
+"""Key -> its old values, and what they are called now."""
+
+
 def describe_old_key(key: Key) -> str | None:
     """What became of a key of an earlier version; None if there never was such a key."""
     if key in RENAMED:
@@ -31,9 +37,12 @@ def describe_old_key(key: Key) -> str | None:
     return None if reason is None else f"this key is gone; delete it: {reason}"
 
 
-def describe_old_value(key: Key, value: str) -> str | None:
-    """What became of a value that a mechanism's option could have; None if there never was one."""
-    if len(key) != 3 or key[0] != "stage":
+def describe_old_value(key: Key, value: object) -> str | None:
+    """What became of a value that a key could have; None if there never was one."""
+    for old, new in REPLACED.get(key, {}).items():
+        if value is old:
+            return f'this is now "{new}"'
+    if not isinstance(value, str) or len(key) != 3 or key[0] != "stage":
         return None
     _, name, option = key
     instead = registry.removed_values(name).get((option, value))
@@ -54,6 +63,12 @@ def update_old_keys(tree: dict[str, Any]) -> None:
         options = tree.get(section)
         if isinstance(options, dict):
             options.pop(old, None)
+    for (section, key), values in REPLACED.items():
+        options = tree.get(section)
+        if isinstance(options, dict):
+            for old, new in values.items():
+                if options.get(key) is old:
+                    options[key] = new
     stage = tree.get("stage")
     for name, options in stage.items() if isinstance(stage, dict) else ():
         if isinstance(options, dict):

@@ -60,7 +60,8 @@ class Plan:
     for what can be taken back; both are 0 where no mechanism measures them; levels: progress by
     noise level, empty until it is measured; hidden: blocks, counted from 1, whose output the
     network returns (0: the input of the first); active: names of the mechanisms that add a term to
-    the loss.
+    the loss; inspected: whether a mechanism reads gradients inside the network in this step, which
+    a recorded one does not show.
     """
 
     density: TimeDensity = field(default_factory=_uniform)
@@ -70,6 +71,7 @@ class Plan:
     levels: tuple[NoiseLevel, ...] = ()
     hidden: tuple[int, ...] = ()
     active: tuple[str, ...] = ()
+    inspected: bool = False
 
 
 @dataclass(frozen=True)

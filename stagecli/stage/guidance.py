@@ -136,7 +136,9 @@ class GuidanceMechanism(Mechanism):
             return plan
         self.conflict.plan(step)
         hidden = tuple(sorted({*plan.hidden, *self.layers}))
-        return replace(plan, hidden=hidden, active=(*plan.active, self.name))
+        inspected = plan.inspected or self.conflict.due or not self.heads
+        active = (*plan.active, self.name)
+        return replace(plan, hidden=hidden, active=active, inspected=inspected)
 
     def begin_step(self, t_B: Tensor) -> None:
         self.planned.gate_mean = self.gate.mean(t_B)

@@ -23,6 +23,7 @@ from stagecli.terminal.views import View
 from stagecli.train.encoders import load_frozen
 from stagecli.train.feed import micro_batches
 from stagecli.train.finite import build_check
+from stagecli.train.graph import check_compile
 from stagecli.train.log_window import LogWindow
 from stagecli.train.memory import refuse_what_cannot_fit
 from stagecli.train.outputs import Outputs
@@ -50,6 +51,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             hint="use --set train.precision=bf16",
         )
     accelerator = connect(precision)
+    check_compile(recipe, accelerator.device, accelerator.num_processes)
     divisor = accelerator.num_processes * options.accumulate
     if options.batch_size % divisor:
         raise StageError(
@@ -254,7 +256,7 @@ def build_network(recipe: Recipe, prepared: Prepared, device: torch.device) -> N
         recipe, channels=prepared.codec.channels, text_width=prepared.frozen.text_width
     )
     network.to(device)
-    if recipe.train.compile:
+    if recipe.train.compile != "none":
         network.dit.compile_blocks()
     return network
 

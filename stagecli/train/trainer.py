@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stagecli.data.examples import clip_at, stratified
+from stagecli.data.examples import stratified
 from stagecli.data.frames import to_device, to_frames
-from stagecli.errors import EXIT_FAILED, Problem
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
 from stagecli.flow.schedule import learning_rate
 from stagecli.stage.base import Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.train.attempt import begin_attempt
-from stagecli.train.failure import StepError, rescue
+from stagecli.train.failure import StepError, not_finite, rescue
 from stagecli.train.feed import Batch, Feed
 from stagecli.train.finite import FiniteCheck, NotFiniteError, StepNumbers
+from stagecli.train.graph import GraphedLoss
 from stagecli.train.interrupt import Interrupt
 from stagecli.train.outputs import Outputs
 from stagecli.train.state import RunContext, TrainingState
@@ -65,6 +65,9 @@ class Trainer:
         self.stages = state.stages
         self.outputs = outputs
         self.check = check
+        self.graphed: GraphedLoss | None = None
+        if self.options.compile == "step":
+            self.graphed = GraphedLoss(context.wrapped, context.recipe.condition.max_length)
         self.feed = Feed(context, state)
 
     def fit(self, interrupt: Interrupt) -> str:
@@ -152,19 +155,25 @@ class Trainer:
         weight_B = times.weight_B[own].to(self.device, non_blocking=True)
         last = number == self.options.accumulate - 1
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-            with self.accelerator.autocast():
-                result = flow_loss(
-                    self.wrapped,
-                    batch["x0"],
-                    batch["noise"],
-                    t_B,
-                    batch,
-                    weight_BTC=batch.get("weight"),
-                    return_hidden=plan.hidden,
-                )
+            result = self.flow_loss(plan, batch, t_B)
             loss = total_loss(self.stages, plan, result, weight_B) / self.options.accumulate
             self.accelerator.backward(loss)
         return MicroStep(loss=loss.detach(), loss_B=result.loss_B.detach())
+
+    def flow_loss(self, plan: Plan, batch: Batch, t_B: Tensor) -> Result:
+        """The loss of a micro-batch of frames, and what the plan asks for."""
+        if self.graphed is not None and not plan.inspected:
+            return self.graphed(batch, t_B, plan.hidden)
+        with self.accelerator.autocast():
+            return flow_loss(
+                self.wrapped,
+                batch["x0"],
+                batch["noise"],
+                t_B,
+                batch,
+                weight_BTC=batch.get("weight"),
+                return_hidden=plan.hidden,
+            )
 
     def take_numbers(self, times: Times, micro_steps: list[MicroStep]) -> StepNumbers:
         """Clip the gradient, and pass on what the step showed, over all processes.
@@ -268,28 +277,9 @@ class Trainer:
         return error
 
     def failure(self, quantity: str) -> StepError:
-        """The error that names the clips of the step to come, which is not finite."""
-        # Which clips, and whether they or the network are the cause.
-        train = self.prepared.train
-        seed = self.options.seed
+        """The error of the step to come, whose loss or gradient is not finite."""
         batch = to_frames(to_device(self.feed.last_batch(), self.device), self.prepared.codec)
-        keys = [train[clip_at(seed, len(train), int(i))].key for i in batch["index"].tolist()]
-        inputs = [value for value in batch.values() if value.is_floating_point()]
-        cause = "the network"
-        if not all(bool(torch.isfinite(value).all()) for value in inputs):
-            cause = "the batch itself, which holds values that are not finite"
-
-        more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-        return StepError(
-            f"the {quantity} is not finite at step {self.state.step + 1}",
-            problems=[
-                Problem("cause", cause),
-                Problem("last batch", ", ".join(keys[:4]) + more),
-            ],
-            hint="lower train.lr or train.clip, or use precision fp32, under another --name",
-            exit_code=EXIT_FAILED,
-            evidence={"clips": keys},
-        )
+        return not_finite(quantity, self.state.step + 1, batch, self.prepared, self.options.seed)
 
 
 def total_loss(stages: Stages, plan: Plan, result: Result, weight_B: Tensor) -> Tensor:
