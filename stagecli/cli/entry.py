@@ -13,6 +13,7 @@ import typer
 
 from stagecli import __version__, launcher
 from stagecli.cli import doctor, evaluate, inspect_regime, recipes, sample, study, train
+from stagecli.cli.threads import prepare_threads
 from stagecli.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -122,6 +123,7 @@ def main() -> None:
     is. Of the processes that a launcher started only the first prints.
     """
     protect_streams()
+    prepare_threads()
     try:
         code = _run()
     except StageError as error:
