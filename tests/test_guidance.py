@@ -29,6 +29,8 @@ GUIDED: dict[str, Any] = {
     "train__steps": STEPS,
     "stage__guidance__schedule": "constant",
     "stage__guidance__hidden": 16,
+    "stage__guidance__target": "teacher",
+    "stage__guidance__weight": 0.5,
 }
 STOPPED = {**GUIDED, "stage__guidance__schedule": "stop", "stage__guidance__end": 0.5}
 
@@ -38,7 +40,8 @@ def recipe_of(folder: Path, **changes: Any) -> Any:
 
 
 def mechanism(folder: Path, **options: Any) -> GuidanceMechanism:
-    table = {f"stage__guidance__{k}": v for k, v in options.items()}
+    plain = {"target": "teacher", "weight": 0.5}
+    table = {f"stage__guidance__{k}": v for k, v in {**plain, **options}.items()}
     regime = {"stage__regime__every": 2} if options.get("schedule") == "regime" else {}
     recipe = recipe_of(folder, **table, **regime)
     return GuidanceMechanism.build(GuidanceOptions(**recipe.stage["guidance"]), recipe)

@@ -112,6 +112,7 @@ def guided(folder: Path, **changes: Any) -> Path:
             "stage__guidance__schedule": "paying",
             "stage__guidance__hidden": 16,
             "stage__guidance__conflict_every": 1,
+            "stage__guidance__target": "teacher",
             **changes,
         },
     )

@@ -34,6 +34,8 @@ GUIDED: dict[str, Any] = {
     "train__samples": 0,
     "stage__guidance__schedule": "constant",
     "stage__guidance__hidden": 16,
+    "stage__guidance__weight": 0.5,
+    "stage__guidance__target": "teacher",
     "stage__guidance__conflict_every": 3,
 }
 VARIANTS: dict[str, dict[str, Any]] = {

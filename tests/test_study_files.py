@@ -121,7 +121,7 @@ def test_shipped_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("STAGECLI_DATA", str(tmp_path))
     study = load_study(find_study(name))
     assert study.name == name
-    assert study.steps <= 600
+    assert study.steps <= 1000
     assert name.endswith("-centres") or any(arm.adaptive for arm in study.arms.values())
     assert not study.arms[study.baseline].adaptive
 

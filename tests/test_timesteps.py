@@ -454,7 +454,7 @@ def peak(t: torch.Tensor) -> torch.Tensor:
 
 def test_progress_by_hand() -> None:
     """Scopes 0.02, 0.3, 0.6: area 0.0015 + 0.064 + 0.1575 + 0.06, 15 % uniform beside it."""
-    density = build().density(0, at())
+    density = build(floor=0.15).density(0, at())
     area = 0.15 * 0.01 + 0.4 * 0.16 + 0.35 * 0.45 + 0.1 * 0.6
     heights = [0.85 * value / area + 0.15 for value in (0.0, 0.02, 0.3, 0.6, 0.6)]
     assert density.pdf(double(0.0, 0.15, 0.55, 0.9, 0.999)).tolist() == pytest.approx(heights)
@@ -485,7 +485,7 @@ def test_discrepancy_by_hand() -> None:
 
 
 def test_infonoise_finds_a_peak_of_the_loss_above_its_floor() -> None:
-    mechanism = build(kind="infonoise", bins=8)
+    mechanism = build(kind="infonoise", bins=8, floor=0.15)
     assert mechanism.density(0, Plan()) == Uniform()
     feed(mechanism, lambda t: torch.where(t > 0.75, 4.0, 1.0), 300)
     density = mechanism.density(300, Plan())
@@ -499,7 +499,7 @@ def test_infonoise_finds_a_peak_of_the_loss_above_its_floor() -> None:
 
 
 @pytest.mark.parametrize("kind", ["progress", "discrepancy"])
-def test_before_progress_is_measured_t_is_drawn_as_in_the_objective(kind: str) -> None:
+def test_before_the_first_probe_t_is_drawn_as_in_the_objective(kind: str) -> None:
     normal = {"density": "logit-normal", "mean": 0.3, "std": 0.8, "floor": 0.05}
     mechanism = build(objective=normal, kind=kind)
     expected = Floored(LogitNormal(0.3, 0.8), 0.05)
@@ -511,19 +511,31 @@ def test_before_progress_is_measured_t_is_drawn_as_in_the_objective(kind: str) -
     assert mechanism.density(0, at()) != expected
 
 
+def test_until_progress_is_measured_t_follows_the_discrepancy() -> None:
+    early = tuple(NoiseLevel.unmeasured(level.t, level.Dn) for level in LEVELS)
+    plan = at(levels=early)
+    mechanism = build()
+    assert mechanism.density(0, plan) == build(kind="discrepancy").density(0, plan)
+    assert (mechanism.follows(Plan()), mechanism.follows(plan)) == ("objective", "discrepancy")
+    assert mechanism.follows(at()) == "progress"
+
+
 def test_an_event_says_when_t_begins_to_follow_the_regime_and_when_it_stops() -> None:
     mechanism = build()
     nothing = tuple(
         NoiseLevel(t=level.t, Dn=0.0, made=0.0, to_come=0.0, scope=0.001) for level in LEVELS
     )
     changes = []
-    for step, plan in enumerate([Plan(), Plan(), at(), at(0.3), at(levels=nothing), at()]):
+    early = tuple(NoiseLevel.unmeasured(level.t, level.Dn) for level in LEVELS)
+    plans = [Plan(), at(levels=early), at(), at(0.3), at(levels=nothing), at()]
+    for step, plan in enumerate(plans):
         mechanism.plan(step, plan)
         for event in mechanism.observe(Signals(step + 1, iid(4), iid(4, 1), 1.0, 1e-3)):
             changes.append((step + 1, event.before, event.after))
             assert event.reason
     assert changes == [
-        (3, "objective", "progress"),
+        (2, "objective", "discrepancy"),
+        (3, "discrepancy", "progress"),
         (5, "progress", "objective"),
         (6, "objective", "progress"),
     ]
@@ -860,7 +872,7 @@ def test_t_follows_the_progress_while_training(whole: Path) -> None:
     rows = [row for row in read_rows(run) if "train/loss" in row]
     assert all(0 < row["stage/timesteps/ess"] <= 1 for row in rows)
     table = load_recipe(run / "recipe.toml").stage["timesteps"]
-    assert (table["floor"], table["gamma"], table["kappa"]) == (0.15, 5.0, 0.5)
+    assert (table["floor"], table["gamma"], table["kappa"]) == (0.1, 5.0, 0.5)
     assert [(step, to) for step, to, _ in timesteps_events(run)] == [(4, "progress")]
 
 

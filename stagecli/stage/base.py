@@ -35,7 +35,7 @@ class NoiseLevel:
     """Semantic progress at one noise level t, in units of Dn.
 
     Dn: of the last probe; made: fall so far; to_come: fall still expected within the budget; scope:
-    moving average of made + to_come over the probes.
+    moving average of made + to_come over the probes. All but Dn are 0 until progress is measured.
     """
 
     t: float
@@ -43,6 +43,11 @@ class NoiseLevel:
     made: float
     to_come: float
     scope: float
+
+    @classmethod
+    def unmeasured(cls, t: float, Dn: float) -> NoiseLevel:
+        """A noise level with a single Dn so far, which holds no progress."""
+        return cls(t=t, Dn=Dn, made=0.0, to_come=0.0, scope=0.0)
 
     @property
     def r(self) -> float:
@@ -57,11 +62,11 @@ class Plan:
 
     density: density that t is drawn from; loss_weight: maps t [B] to weights of the loss [B]; r:
     regime variable, which never falls, for decisions that are final; r_now: its present estimate,
-    for what can be taken back; both are 0 where no mechanism measures them; levels: progress by
-    noise level, empty until it is measured; hidden: blocks, counted from 1, whose output the
-    network returns (0: the input of the first); active: names of the mechanisms that add a term to
-    the loss; inspected: whether a mechanism reads gradients inside the network in this step, which
-    a recorded one does not show.
+    for what can be taken back; both are 0 where no mechanism measures them; levels: discrepancy and
+    progress by noise level, empty until the first probe; hidden: blocks, counted from 1, whose
+    output the network returns (0: the input of the first); active: names of the mechanisms that add
+    a term to the loss; inspected: whether a mechanism reads gradients inside the network in this
+    step, which a recorded one does not show.
     """
 
     density: TimeDensity = field(default_factory=_uniform)

@@ -24,7 +24,7 @@ class GuidanceOptions(MechanismOptions):
     paths: ClassVar[tuple[str, ...]] = ("teacher",)
     earlier: ClassVar[Mapping[str, Any]] = {"fade": 0.0}
 
-    target: Literal["teacher", "codec", "both"] = "teacher"
+    target: Literal["teacher", "codec", "both"] = "both"
     """Predict the teacher's features, the codec's clean frames (no teacher), or half and half."""
     teacher: str = "bundled:teacher"
     """SSL encoder that provides the features, as kind:model (target = "teacher" or "both")."""
@@ -34,14 +34,14 @@ class GuidanceOptions(MechanismOptions):
     """Centre features on the training set, or standardise each channel over the crop's frames."""
     schedule: ScheduleKind = "regime"
     """By r, `constant` (REPA), by the step, until a `conflict` (HASTE), or while it is `paying`."""
-    weight: Annotated[float, Range(0, 1000, open_low=True)] = 0.5
+    weight: Annotated[float, Range(0, 1000, open_low=True)] = 1.0
     """lambda at the start."""
     fade: Fraction = 0.9
     """r at which lambda begins to fall (regime); before, it is the weight. 0: falls from r = 0."""
     end: PositiveFraction = 0.98
     """r at which lambda reaches 0 (regime), or share of the budget (by the step; there 0.7)."""
     layers: Annotated[tuple[Depth, ...], Length(0, 1000)] = ()
-    """Blocks to guide, from 1; default: blocks 1 to 3 and the one at a third of the depth."""
+    """Blocks to guide, from 1; default: the one at a third of the depth."""
     ablation: Annotated[int, Range(0, 1000)] = 0
     """Guide this many blocks, chosen by gate ablation (AG-REPA); 0: `layers`."""
     ablation_start: Fraction = 0.02
@@ -136,5 +136,4 @@ def guided_blocks(options: GuidanceOptions, depth: int) -> tuple[int, ...]:
     """Blocks to guide, from 1; empty where the ablation chooses them later."""
     if options.ablation:
         return ()
-    default = {k for k in (1, 2, 3, round(depth / 3)) if 1 <= k <= depth}
-    return options.layers or tuple(sorted(default))
+    return options.layers or (max(1, round(depth / 3)),)

@@ -16,6 +16,7 @@ from stagecli.stage.base import NoiseLevel
 from stagecli.stage.regime_progress import blend
 
 LEVEL = re.compile(r"G_t(\d+\.\d+)")
+DISCREPANCY = re.compile(r"Dn_t(\d+\.\d+)")
 REPLAY_HINT = "name the directory of a run that was trained with [stage.regime]"
 
 
@@ -57,10 +58,12 @@ def replay(rows: Sequence[Mapping[str, Any]], *, steps: int, source_steps: int) 
     probe_steps = [int(row["step"]) for row in rows]
     values = [(float(row["r"]), float(row["r_now"])) for row in rows]
     levels: list[tuple[NoiseLevel, ...]] = []
+    measured: tuple[NoiseLevel, ...] = ()
     for row in rows:
-        before = levels[-1] if levels else ()
-        measured = [NoiseLevel(**level) for level in row["levels"]]
-        levels.append(blend(before, measured) if measured else before)
+        if row["levels"]:
+            measured = blend(measured, [NoiseLevel(**level) for level in row["levels"]])
+        early = [NoiseLevel.unmeasured(float(t), Dn) for t, Dn in row.get("Dn_t", {}).items()]
+        levels.append(measured or tuple(early) or (levels[-1] if levels else ()))
 
     def values_at(step: int) -> tuple[float, float]:
         position = step * scale
@@ -81,7 +84,8 @@ def replay(rows: Sequence[Mapping[str, Any]], *, steps: int, source_steps: int) 
 
 
 def read_replay(run: Path) -> dict[str, Any]:
-    """{"steps": budget, "rows": [{"step", "r", "r_now", "levels"}]} of a run's probes, as JSON.
+    """{"steps": budget, "rows": [{"step", "r", "r_now", "levels", "Dn_t"}]} of a run's probes, as
+    JSON.
 
     The later attempt wins where two overlap. A run that is being written may end in half a row.
     Raises StageError where there is no such run, a row before the last is damaged, or no probe
@@ -123,7 +127,15 @@ def _replayed(row: Mapping[str, Any]) -> dict[str, Any]:
         level = NoiseLevel(t=float(name), Dn=Dn, made=made, to_come=to_come, scope=made + to_come)
         levels.append(asdict(level))
     r = _number(row["r"])
-    return {"step": row["step"], "r": r, "r_now": _number(row.get("r_now", r)), "levels": levels}
+    read = {"step": row["step"], "r": r, "r_now": _number(row.get("r_now", r)), "levels": levels}
+    return read | {"Dn_t": _discrepancies(row)}
+
+
+def _discrepancies(row: Mapping[str, Any]) -> dict[str, float]:
+    """Dn by noise level, as text; empty for a probe without a number."""
+    values = {match[1]: row[key] for key in row if (match := DISCREPANCY.fullmatch(key))}
+    known = all(isinstance(Dn, float | int) and math.isfinite(Dn) for Dn in values.values())
+    return {t: float(Dn) for t, Dn in values.items()} if known else {}
 
 
 def _number(value: Any) -> float:

@@ -43,6 +43,11 @@ class ProbeHistory:
         return [math.fsum(row) / len(row) for row in rows]
 
     @property
+    def last(self) -> tuple[NoiseLevel, ...]:
+        """The noise levels of the last probe, without progress; empty where there was none."""
+        return tuple(NoiseLevel.unmeasured(t, values[-1]) for t, values in self.Dn_t.items())
+
+    @property
     def window(self) -> slice:
         """The probes that a slope is taken over."""
         return slice(-max(SHORTEST, len(self.steps) // 3), None)

@@ -78,10 +78,10 @@ class Regime:
 
     @property
     def levels(self) -> tuple[NoiseLevel, ...]:
-        """Progress by noise level, for the mechanisms; empty until it is measured."""
+        """Discrepancy and progress by noise level, for the mechanisms; empty until a probe."""
         if self.control is not None and self.control.levels is not None:
             return self.control.levels(self.last_step)
-        return self.measured
+        return self.measured or self.history.last
 
     @property
     def stage(self) -> str:

@@ -34,6 +34,12 @@ from stagecli.stage.timesteps_options import BY_LEVEL, TimestepsOptions
 
 KEPT = 1024  # values of t that the reported quantiles are taken from; at least one step's
 OBJECTIVE = "objective"  # the stage in which t is drawn from the density of [objective]
+REASONS = {
+    "progress": "the probes measure progress by noise level: t follows it from here",
+    "discrepancy": "the probes show what is missing by noise level: t follows it from here",
+    OBJECTIVE: "the probes find nothing missing at any noise level: t is drawn as in [objective]",
+}
+"""Why t begins to follow something else, by what it follows."""
 
 
 class TimestepsMechanism(Mechanism):
@@ -52,12 +58,14 @@ class TimestepsMechanism(Mechanism):
         self.weights = _loss_weights(options)
         self.t_N = torch.zeros(0)  # drawn in the last steps
         self.planned: tuple[int, TimeDensity] | None = None  # the last plan's step and density
-        self.reported = OBJECTIVE  # the last stage that an event reported (progress, discrepancy)
+        self.followed = OBJECTIVE  # what the last plan's density follows (progress, discrepancy)
+        self.reported = OBJECTIVE  # the last of these that an event reported
         self.probed: tuple[float, ...] = ()  # noise levels of the last probe
 
     def plan(self, step: int, plan: Plan) -> Plan:
         density = self.density(step, plan)
         self.planned = (step, density)
+        self.followed = self.follows(plan)
         weight = LossWeight(self.weights, density) if self.weights else plan.loss_weight
         return replace(plan, density=density, loss_weight=weight)
 
@@ -78,14 +86,23 @@ class TimestepsMechanism(Mechanism):
         return _fixed(self.options)
 
     def _by_level(self, plan: Plan) -> TimeDensity | None:
-        """None until the regime measures progress, and where it measures none."""
+        """None until the first probe, and where it finds nothing missing at any noise level."""
         options = self.options
         if not plan.levels:
             return None
         floor = min(1.0, options.floor + options.floor_r * plan.r_now)
-        if options.kind == "progress":
-            return by_progress(plan.levels, floor)
+        progress = by_progress(plan.levels, floor) if options.kind == "progress" else None
+        if progress is not None:
+            return progress
+        # One probe shows what is missing, long before five of them show what can be had.
         return by_discrepancy(plan.levels, options.power - options.power_r * plan.r_now, floor)
+
+    def follows(self, plan: Plan) -> str:
+        """What the density follows: progress, discrepancy, or the objective."""
+        if self.options.kind not in BY_LEVEL or self._by_level(plan) is None:
+            return OBJECTIVE
+        measured = self.options.kind == "progress" and by_progress(plan.levels, 0.0) is not None
+        return "progress" if measured else "discrepancy"
 
     def _by_recent_loss(self, history: RecentLosses) -> TimeDensity | None:
         """None until every bin has its history."""
@@ -150,18 +167,14 @@ class TimestepsMechanism(Mechanism):
         return [Event(self.name, before, after, reason, evidence)]
 
     def _report_following(self) -> list[Event]:
-        """An event where t begins to follow the regime, or follows [objective] again."""
+        """An event where t begins to follow something else."""
         assert self.planned is not None
-        density = self.planned[1]
         before = self.reported
-        self.reported = OBJECTIVE if density == self.reference else self.options.kind
+        self.reported = self.followed
         if self.reported == before:
             return []
-        reason = "the regime measures progress at every noise level: t follows it from here"
-        if self.reported == OBJECTIVE:
-            reason = "no noise level has progress beyond the noise: t is drawn as in [objective]"
-        evidence = dict(zip(QUANTILES, _quantiles(density), strict=True))
-        return [Event(self.name, before, self.reported, reason, evidence)]
+        evidence = dict(zip(QUANTILES, _quantiles(self.planned[1]), strict=True))
+        return [Event(self.name, before, self.reported, REASONS[self.reported], evidence)]
 
     def _remember(self, history: LossHistory, signals: Signals) -> bool:
         """Add the step's losses; whether the history became ready by that."""

@@ -42,12 +42,12 @@ class TimestepsOptions(MechanismOptions):
 
     kind: DensityKind = "progress"
     """`progress` and `discrepancy` follow [stage.regime]; the others are baselines."""
-    floor: Fraction = 0.15
+    floor: Fraction = 0.1
     """Share of t drawn uniformly (progress, discrepancy, infonoise)."""
     floor_r: Fraction = 0.0
     """Added to `floor`, times r (progress, discrepancy)."""
     power: Annotated[float, Range(0, 8)] = 2.0
-    """Power of Dn in t (1 - t) Dn^power at r = 0 (discrepancy)."""
+    """Power of Dn in t (1 - t) Dn^power at r = 0 (discrepancy; progress until it is measured)."""
     power_r: Annotated[float, Range(0, 8)] = 0.0
     """Subtracted from `power`, times r (discrepancy)."""
     kappa: Fraction = 0.0
