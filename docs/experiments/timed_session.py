@@ -55,19 +55,18 @@ class Session(QuietView):
         self.done = 0
         self.warm = 0
         self.count = 0
-        self.began = 0.0
-        self.ended = 0.0
-        self.losses: list[float] = []
+        self.began = (0.0, 0.0)  # wall and CPU seconds at the first step that counts
+        self.ended = (0.0, 0.0)
 
     def step(self, step: int) -> None:
         """Called by the trainer after each step."""
         self.done += 1
         if self.done == self.warm:
             synchronize()
-            self.began = time.perf_counter()
+            self.began = (time.perf_counter(), time.process_time())
         if self.done == self.warm + self.count:
             synchronize()
-            self.ended = time.perf_counter()
+            self.ended = (time.perf_counter(), time.process_time())
             self.interrupt.requested = True
 
     def take(self, count: int, warm: int = 3) -> float:
@@ -77,7 +76,12 @@ class Session(QuietView):
         self.warm = warm
         self.count = count
         self.trainer.train(self.interrupt)
-        return (self.ended - self.began) / count
+        return (self.ended[0] - self.began[0]) / count
+
+    def take_cpu(self, count: int, warm: int = 3) -> float:
+        """CPU seconds of `count` steps."""
+        self.take(count, warm)
+        return self.ended[1] - self.began[1]
 
     def loss(self) -> float:
         """Mean training loss of the steps since the last row."""
