@@ -25,7 +25,7 @@ from stagecli.evaluate.classifier import fit_classifier, label_columns
 from stagecli.evaluate.embed import ClipEmbeddings
 from stagecli.evaluate.ledger import open_ledger
 from stagecli.evaluate.pairs import PairSettings, score_pair
-from stagecli.evaluate.sets import set_metrics
+from stagecli.evaluate.sets import DISTANCES, SET_METRICS, set_metrics
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
 from stagecli.metrics.distance import frechet_difference, frechet_distance
 from stagecli.metrics.kernel import kernel_audio_distance, kernel_difference
@@ -331,7 +331,8 @@ def test_csv_and_markdown_hold_the_numbers_of_the_document(
 ) -> None:
     document = document_of(cli(*SR, "--json", "--csv", "out.csv"))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
-    assert len(rows) == sum(len(row["metrics"]) for row in document["rows"])
+    all_rows = [*document["rows"], *document["files"]]
+    assert len(rows) == sum(len(row["metrics"]) for row in all_rows)
     wanted = next(row for row in rows if (row["system"], row["metric"]) == ("model", "lsd"))
     lsd = by_system(document, "model")["metrics"]["lsd"]
     assert (float(wanted["value"]), float(wanted["low"]), wanted["n"]) == (
@@ -444,16 +445,16 @@ def test_an_extrapolation_needs_enough_clips() -> None:
         ClipEmbeddings(*(torch.from_numpy(rng.normal(size=(90, 4))) for _ in range(3)))
         for _ in range(2)
     ]
-    metrics = set_metrics(*sets, 0, full=True)
+    metrics = set_metrics(*sets, 0, names=SET_METRICS)
     assert (
         abs(metrics["fad_infinity"]["value"]) < metrics["fd_judge"]["value"] < 0.5
         and not metrics["fd_judge"]["biased"]
     )
-    few = set_metrics(sets[0].subset(range(5)), sets[1].subset(range(4)), 0, full=True)
+    few = set_metrics(sets[0].subset(range(5)), sets[1].subset(range(4)), 0, names=SET_METRICS)
     assert few["fad_infinity"]["value"] is None and few["fd_judge"]["biased"]
     assert few["precision"]["value"] is None and "at least" in few["precision"]["note"]
     copies = ClipEmbeddings(*(torch.ones(9, 4).double() for _ in range(3)))
-    assert "copies" in set_metrics(copies, sets[1], 0, full=False)["kad"]["note"]
+    assert "copies" in set_metrics(copies, sets[1], 0, names=DISTANCES)["kad"]["note"]
 
 
 def test_differences_leave_out_clips_that_are_not_finite_on_either_side() -> None:

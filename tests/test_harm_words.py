@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stagecli.evaluate.embed import ClipEmbeddings
-from stagecli.evaluate.sets import set_differences, set_metrics
+from stagecli.evaluate.sets import SET_METRICS, set_differences, set_metrics
 
 OURS = re.compile(r"\bNaN\b|replicate|embedding|bandwidth|\[N|shape|posterior|\bpass a\b")
 
@@ -23,7 +23,7 @@ def clips(count: int, seed: int, scale: float = 1.0) -> ClipEmbeddings:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_few_clips_leave_out_what_they_cannot_give_and_say_why(count: int) -> None:
-    metrics = set_metrics(clips(count, 0), clips(count, 1), 0, full=True)
+    metrics = set_metrics(clips(count, 0), clips(count, 1), 0, names=SET_METRICS)
     notes = {name: metric["note"] for name, metric in metrics.items() if metric.get("note")}
     assert {"kad", "fad_infinity", "precision"} <= set(notes)
     assert not [note for note in notes.values() if OURS.search(note)]
@@ -35,8 +35,8 @@ def test_few_clips_leave_out_what_they_cannot_give_and_say_why(count: int) -> No
 def test_copies_and_infinite_features_are_told_in_a_users_words() -> None:
     reference = clips(40, 0)
     for other in (clips(40, 0, 0.0), clips(40, 0, np.nan), clips(40, 0, np.inf)):
-        metrics = set_metrics(other, reference, 0, full=True)
-        metrics |= set_metrics(reference, other, 0, full=True)
+        metrics = set_metrics(other, reference, 0, names=SET_METRICS)
+        metrics |= set_metrics(reference, other, 0, names=SET_METRICS)
         metrics |= set_differences(reference, reference, other, 0)
         notes = [metric["note"] for metric in metrics.values() if metric.get("note")]
         assert not [note for note in notes if OURS.search(note)]

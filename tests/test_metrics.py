@@ -22,11 +22,12 @@ from torch import Tensor
 from stagecli.metrics import stft
 from stagecli.metrics.baselines import copy_up
 from stagecli.metrics.bootstrap import bootstrap_interval
+from stagecli.metrics.cutoffs import split_bin
 from stagecli.metrics.distance import frechet_distance
 from stagecli.metrics.lsd_presets import LSD_PRESETS
 from stagecli.metrics.mel import log_mel_statistics
 from stagecli.metrics.registry import METRICS
-from stagecli.metrics.spectral import lsd, lsd_bands, si_sdr, snr, split_bin
+from stagecli.metrics.spectral import lsd, lsd_bands, si_sdr, snr
 
 RATE = 16000
 PRESETS = sorted(LSD_PRESETS)

@@ -1,10 +1,13 @@
 """Speed of the metrics against plain implementations, as ratios of CPU time within one run.
 
     python docs/experiments/metrics_speed.py [--clips 2000] [--dim 128] [--presets [FILE]]
+    python docs/experiments/metrics_speed.py --workers 2 [--files 24]
 
 Both implementations compute the same number; a row is marked where they do not. CPU time of this
 process, one thread, the best of `--repeats` turns, both in turn, on synthetic data. `--presets`
-prints the LSD presets on one recording instead (without FILE: a synthetic one).
+prints the LSD presets on one recording instead (without FILE: a synthetic one). `--workers`
+compares the time on the clock of scoring pairs one by one and by so many workers, their start
+included; a row is marked where a score differs.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import scipy.linalg
@@ -20,6 +24,8 @@ import torch
 from scipy.spatial.distance import cdist, pdist
 from torch import Tensor
 
+from stagecli.evaluate.pairs import SR_METRICS, PairSettings, score_pair
+from stagecli.evaluate.workers import open_workers
 from stagecli.metrics.distance import frechet_distance, frechet_of_moments
 from stagecli.metrics.gain import apply_gain, least_squares_gain
 from stagecli.metrics.kernel import kernel_audio_distance
@@ -39,6 +45,12 @@ UNIVERSR = LSDPreset(
     pad_mode="reflect",
     source="author's script, UniverSR issue 6",
 )
+
+SCORED = {
+    "sr": SR_METRICS,  # by threads
+    "pesq_wb, stoi": ("pesq_wb", "stoi"),  # by processes
+    "visqol_speech": ("visqol_speech",),
+}
 
 
 def plain_frechet(x: np.ndarray, y: np.ndarray) -> float:
@@ -225,6 +237,37 @@ def compare_lsd(files: int, turns: int) -> None:
     compare("LSD: a loop over files", whole, lambda: plain_lsd_once(pairs), turns)
 
 
+def noisy_pairs(files: int, seconds: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    clips = 0.1 * rng.standard_normal((files, seconds * RATE)).astype(np.float32)
+    return [(clip, 0.9 * clip + 0.1 * clip[::-1]) for clip in clips]
+
+
+def score_noisy(names: tuple[str, ...], pair: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    settings = PairSettings(sample_rate=RATE, cutoff=2000, preset="nuwave", names=names)
+    return score_pair(*pair, settings)
+
+
+def compare_workers(files: int, workers: int, turns: int, only: str | None) -> None:
+    """Pairs of 3 s, scored one by one and by several workers."""
+    pairs = noisy_pairs(files, seconds=3)
+    for title, names in SCORED.items():
+        if only not in (None, title):
+            continue
+        best = [math.inf, math.inf]
+        results: list[list[dict[str, float] | ValueError]] = [[], []]
+        for _ in range(turns):
+            for i, count in enumerate((1, workers)):
+                torch.set_num_threads(count)
+                began = time.perf_counter()
+                with open_workers(names) as pool:
+                    results[i] = list(pool.map(partial(score_noisy, names), pairs))
+                best[i] = min(best[i], time.perf_counter() - began)
+        agree = "" if results[0] == results[1] else "   DIFFERENT"
+        ratio = best[0] / best[1]
+        print(f"| {title} | {best[0]:.1f} s | {best[1]:.1f} s | {ratio:.1f} |{agree}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -234,8 +277,15 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=12, help="clip pairs for LSD")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--presets", nargs="?", const="", default=None, metavar="FILE")
+    parser.add_argument("--workers", type=int, default=0, help="compare with so many workers")
+    parser.add_argument("--of", choices=list(SCORED), default=None, help="these metrics only")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.workers:
+        print(f"{options.files} pairs of 3 s at {RATE} Hz\n")
+        print(f"| metrics | one worker | {options.workers} | ratio |\n|---|---|---|---|")
+        compare_workers(options.files, options.workers, options.repeats, options.of)
+        return
     if options.presets is not None:
         print_presets(options.presets or None)
         return

@@ -33,6 +33,7 @@ reported with their differences from the first.
 EXAMPLES = (
     "Examples:  stagecli evaluate runs/quickstart   |   "
     "stagecli evaluate runs/a runs/b --markdown   |   "
+    "stagecli evaluate runs/my-sr --data ~/music   |   "
     "stagecli evaluate --reference DIR --generated DIR --task t2a   |   ... --fail-if 'lsd > 1.2'"
 )
 
@@ -88,6 +89,12 @@ By = Annotated[
     str | None,
     typer.Option("--by", metavar="LABEL", help="sr: add rows for each value of this label."),
 ]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics", metavar="NAME,...", help="Compute these only; an unknown name lists all."
+    ),
+]
 Perceptual = Annotated[
     bool,
     typer.Option("--perceptual", help="sr: add PESQ, STOI and ViSQOL (extra `perceptual`; slow)."),
@@ -110,7 +117,11 @@ Labels = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="Where the run's data are now; default: the recipe's data.path."),
+    typer.Option(
+        "--data",
+        help="Data to score the run on: its own at a new place, or others (manifest, folder, data "
+        "set); sr: any folder of audio, filtered as the recipe's evaluation does.",
+    ),
 ]
 Quick = Annotated[
     bool,
@@ -122,7 +133,8 @@ Inputs = Annotated[
     Path | None,
     typer.Option(
         "--input",
-        help="sr folders: low-resolution inputs, for rows of the unprocessed input and copy-up.",
+        help="sr: low-resolution files. With a run, which restores them, their --reference is in "
+        "full band; with two folders, for rows of the unprocessed input and copy-up.",
     ),
 ]
 Training = Annotated[
@@ -133,7 +145,7 @@ Training = Annotated[
 ]
 MatchGain = Annotated[
     bool,
-    typer.Option("--match-gain", help="sr folders: scale each clip to the level of its reference."),
+    typer.Option("--match-gain", help="sr files: scale each clip to the level of its reference."),
 ]
 FailIf = Annotated[
     list[str] | None,
@@ -162,6 +174,7 @@ def evaluate(
     preset: Preset = None,
     lsd: Lsd = None,
     by: By = None,
+    metrics: Metrics = None,
     perceptual: Perceptual = False,
     judge: Judge = None,
     clap: Clap = None,
@@ -197,6 +210,7 @@ def evaluate(
         preset=preset,
         lsd=lsd,
         by=by,
+        metrics=[] if metrics is None else [name.strip() for name in metrics.split(",")],
         perceptual=perceptual,
         judge=judge,
         clap=clap,
@@ -221,7 +235,7 @@ def evaluate(
 def _run(flags: Flags, console: Console) -> None:
     from stagecli.evaluate.command import work
 
-    if (flags.reference or flags.generated) and flags.task is None:
+    if flags.of_folders and flags.task is None:
         raise StageError("two folders need --task", hint="one of: t2a, sr")
     with progress_bars() as report:
         show = work(flags, report, console)

@@ -38,7 +38,9 @@ def folder_entries(data: Data, root: Path, need_captions: bool) -> tuple[list[En
         if any(splits) and split is None:
             names = ", ".join(split_names(data))
             problem = f"is not in a folder named {names}, as others are"
-        entries.append(Entry(str(root / file), None if problem else clip, problem))
+        entries.append(
+            Entry(str(root / file), None if problem else clip, problem, drawn=split is None)
+        )
     return entries, folder.passed_over
 
 

@@ -99,7 +99,7 @@ def _entry(
         path=existing_name(path.parent, key),
         more_captions=tuple(captions[1:]),
     )
-    return Entry(where, clip)
+    return Entry(where, clip, drawn=not has_split)
 
 
 def _file_of(path: Path, columns: JsonRow) -> str | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from stagecli.data.cache import Count
 from stagecli.data.folder import folder_entries
 from stagecli.data.manifest import manifest_entries
-from stagecli.data.rows import SPLITS, Split, split_names
+from stagecli.data.rows import SPLITS, Entry, Split, split_names
 from stagecli.data.source import FileSource, Source
 from stagecli.errors import Problem, StageError
 from stagecli.schema import Data
@@ -22,14 +23,16 @@ def open_source(
     splits: Sequence[Split] = SPLITS,
     seed: int = 0,
     cache_dir: Path | None = None,
+    undivided: Split | None = None,
     progress: Count | None = None,
 ) -> Source:
     """The source described by `[data]`, checked: manifest, folder, Hugging Face data set or synth.
 
     Only `splits` can be read, and none of them may be empty. base: folder that a relative
     `data.path` starts from; cache_dir: where checks are remembered (default: `data.cache_dir`);
-    seed: of `synth`; progress: (files checked, files). Raises StageError with every problem, as
-    `manifest.jsonl:LINE`, unless `data.on_bad_file` is "skip"; then they are in `skipped`.
+    undivided: the split of all clips of a manifest or folder that has no splits, instead of one by
+    hash; seed: of `synth`; progress: (files checked, files). Raises StageError with every problem,
+    as `manifest.jsonl:LINE`, unless `data.on_bad_file` is "skip"; then they are in `skipped`.
     """
     if data.source == "synth":
         from stagecli.data.synth import SynthSource
@@ -50,13 +53,24 @@ def open_source(
         ) from error
     source: FileSource
     if data.source == "manifest":
-        source = FileSource(data, str(path), manifest_entries(data, path, need_captions))
+        entries = manifest_entries(data, path, need_captions)
+        source = FileSource(data, str(path), _together(entries, undivided))
     elif data.source == "folder":
         entries, passed_over = folder_entries(data, path, need_captions)
-        source = FileSource(data, str(path), entries, passed_over)
+        source = FileSource(data, str(path), _together(entries, undivided), passed_over)
     else:
         from stagecli.data.huggingface import read_dataset
 
         source = read_dataset(data, path, need_captions, splits)
     source.check(splits, cache_dir or Path(data.cache_dir), progress)
     return source
+
+
+def _together(entries: list[Entry], split: Split | None) -> list[Entry]:
+    """The entries, all clips in `split` if the data set has no splits of its own."""
+    if split is None or not all(entry.drawn for entry in entries if entry.clip):
+        return entries
+    return [
+        replace(entry, clip=replace(entry.clip, split=split)) if entry.clip else entry
+        for entry in entries
+    ]

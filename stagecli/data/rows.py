@@ -41,13 +41,15 @@ class Clip:
 class Entry:
     """One entry of a data set before its audio is opened: a clip, or its problem.
 
-    where: file and line; excerpt: the offending line.
+    where: file and line; excerpt: the offending line; drawn: its split is drawn by `hash_split`,
+    because the data set divides nothing.
     """
 
     where: str
     clip: Clip | None = None
     problem: str | None = None
     excerpt: str | None = None
+    drawn: bool = False
 
 
 def hash_split(key: str) -> Split:

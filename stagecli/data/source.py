@@ -78,7 +78,8 @@ class Source(Protocol):
 class FileSource:
     """Recorded audio: the entries of a manifest or a folder. `check` turns entries into clips.
 
-    name: the data set in messages. A subclass may hold its audio elsewhere (`_audio`, `_identity`).
+    name: the data set in messages; divided: whether it has splits of its own. A subclass may hold
+    its audio elsewhere (`_audio`, `_identity`).
     """
 
     workers = min(8, os.cpu_count() or 1)
@@ -92,6 +93,7 @@ class FileSource:
         self.skipped: list[Problem] = []
         self.passed_over = list(passed_over)
         self.notices: list[str] = []
+        self.divided = not all(entry.drawn for entry in entries if entry.clip)
         self._entries = list(entries)
         self._clips: dict[Split, list[Clip]] = {}
         self._infos: dict[str, AudioInfo] = {}

@@ -10,12 +10,11 @@ from typing import Any
 from stagecli.data.cache import Progress
 from stagecli.errors import StageError, printable
 from stagecli.evaluate import pages, tables
+from stagecli.evaluate.chosen import check_metrics, chosen_metrics
 from stagecli.evaluate.flags import Flags, check_folder_flags
 from stagecli.evaluate.folders import evaluate_folders
 from stagecli.evaluate.limits import Limit, broken_limits, parse_limits
-from stagecli.evaluate.pairs import PERCEPTUAL, SR_METRICS
 from stagecli.evaluate.runs import evaluate_runs
-from stagecli.evaluate.sets import DISTANCES, MANIFOLD
 from stagecli.files import JsonRow
 from stagecli.hub.folder import local_problem
 from stagecli.runs.directory import newest, read_info
@@ -24,9 +23,6 @@ from stagecli.targets import Target, plan_targets, write_target
 from stagecli.terminal.console import Console
 
 __all__ = ["Flags", "work"]
-
-# Metrics of t2a runs that compare with the training split.
-OF_TRAINING_SPLIT = ("prompt_accuracy", "kl", "inception_score", "memorised_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +44,7 @@ def work(flags: Flags, progress: Progress, console: Console) -> Callable[[], boo
     _check_output_flags(flags, console)
     _check_encoders(flags)
     try:
-        if flags.reference or flags.generated:
+        if flags.of_folders:
             evaluation = _evaluate_folders(flags, progress, console)
         else:
             evaluation = _evaluate_runs(flags, progress, console)
@@ -64,7 +60,7 @@ def _check_output_flags(flags: Flags, console: Console) -> None:
             "--json, --markdown and --csv - all write to stdout: give only one of them"
         )
     if flags.csv and str(flags.csv) != "-":
-        folders = (flags.reference, flags.generated, flags.input, flags.training)
+        folders = (flags.reference, flags.generated, flags.input, flags.training, flags.data)
         plan_targets(
             [Target(flags.csv, "--csv")],
             inputs=[flags.runs_dir, *flags.runs, *(folder for folder in folders if folder)],
@@ -87,10 +83,9 @@ def _check_encoders(flags: Flags) -> None:
 
 def _evaluate_folders(flags: Flags, progress: Progress, console: Console) -> Evaluation:
     check_folder_flags(flags)
-    sets = [*DISTANCES, "fad_infinity", *MANIFOLD]
-    if flags.training:
-        sets.append("memorised_share")
-    limits = parse_limits(flags.fail_if, _computed(str(flags.task), flags, sets))
+    task = str(flags.task)
+    check_metrics(flags, [task])
+    limits = parse_limits(flags.fail_if, chosen_metrics(flags, task))
     document = evaluate_folders(flags, progress=progress, warn=console.warn)
     return Evaluation(limits=limits, documents=[document])
 
@@ -101,22 +96,13 @@ def _evaluate_runs(flags: Flags, progress: Progress, console: Console) -> Evalua
         runs = [newest(flags.runs_dir, flags.task)]
         console.note(f"scoring {runs[0]}")
     tasks = {str(read_info(run).get("task")) for run in runs}
-    sets = [*DISTANCES]
-    if not flags.quick:
-        sets += ["fad_infinity", *MANIFOLD, *OF_TRAINING_SPLIT]
-    computed = [name for task in sorted(tasks) for name in _computed(task, flags, sets)]
+    check_metrics(flags, sorted(tasks))
+    computed = [name for task in sorted(tasks) for name in chosen_metrics(flags, task)]
     limits = parse_limits(flags.fail_if, list(dict.fromkeys(computed)))
     documents, differences = evaluate_runs(
         flags, runs, progress=progress, warn=console.warn, note=console.note
     )
     return Evaluation(limits=limits, documents=documents, differences=differences)
-
-
-def _computed(task: str, flags: Flags, sets: Sequence[str]) -> list[str]:
-    """Names of the metrics that these flags give; sets: those of whole sets, for t2a."""
-    if task == "sr":
-        return [*SR_METRICS, *(PERCEPTUAL if flags.perceptual else ())]
-    return [*sets, *(["clap_score"] if flags.clap else [])]
 
 
 def _print_result(flags: Flags, evaluation: Evaluation, console: Console) -> bool:

@@ -72,6 +72,10 @@ def _add_set_differences(metrics: JsonRow, a: Outcome, b: Outcome) -> list[str]:
     elif list(a.scores.by_clip["samples"]) == list(b.scores.by_clip["samples"]):
         assert reference and a.scores.samples and b.scores.samples
         metrics |= set_differences(
-            reference, a.scores.samples, b.scores.samples, a.document["seed"]
+            reference,
+            a.scores.samples,
+            b.scores.samples,
+            a.document["seed"],
+            names=a.document["conventions"],
         )
     return [*notes, "no interval is given for differences of the other metrics of sets"]

@@ -14,7 +14,7 @@ FEW_CLIPS = 10  # below, a bootstrap interval is too narrow
 HALF_INTERVAL = "half of the bootstrap 95 % interval of the mean over clips"
 WHOLE_INTERVAL = "95 % interval: of KAD by bootstrap over clips, of shares by Wilson's formula"
 BIASED = "no more clips than dimensions; biased upwards: compare at equal numbers of clips only"
-HEAD = ("split", "clips", "sample_rate", "seed", "sampler", "steps", "cfg_scale", "judge")
+HEAD = ("data", "split", "clips", "sample_rate", "seed", "sampler", "steps", "cfg_scale", "judge")
 
 
 @dataclass
@@ -92,7 +92,9 @@ def metric_names(document: JsonRow) -> list[str]:
 def head_text(document: JsonRow) -> str:
     """The settings in the head of a document, on one line."""
     return ", ".join(
-        f"{key.replace('_', ' ')} {cell(document[key])}" for key in HEAD if key in document
+        f"{key.replace('_', ' ')} {cell(document[key])}{' Hz' if key == 'sample_rate' else ''}"
+        for key in HEAD
+        if key in document
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stagecli.errors import Problem, StageError
+from stagecli.metrics.cutoffs import cutoff_problem
 from stagecli.metrics.lsd_presets import STATED, preset_of
 
 
@@ -30,6 +31,7 @@ class Flags:
     preset: str | None = None
     lsd: str | None = None
     by: str | None = None
+    metrics: Sequence[str] = ()
     perceptual: bool = False
     data: Path | None = None
     judge: str | None = None
@@ -48,6 +50,11 @@ class Flags:
     runs_dir: Path = Path("runs")
 
     @property
+    def of_folders(self) -> bool:
+        """Whether two folders are scored, rather than runs."""
+        return bool(self.generated or (self.reference and not self.runs))
+
+    @property
     def cache_dir(self) -> Path:
         """Where results for folders are kept; runs use the cache directory of their recipe."""
         return self.runs_dir / ".cache"
@@ -64,9 +71,31 @@ def check_run_flags(flags: Flags, task: str, run_dir: Path) -> None:
     kind = {"sr": "an sr run"}.get(task, f"a {task} run")
     if flags.task and flags.task != task:
         raise StageError(f"{run_dir} is {kind}, not {flags.task}")
-    _reject(_folder_flags(flags), "runs")
     problem = Problem(str(run_dir), f"is {kind}")
-    _reject(_flags_of_other_task(flags, task), f"{task} runs", [problem])
+    others = _flags_of_other_task(flags, task)
+    if task != "sr":
+        others["--reference"] = flags.reference
+    _reject(others, f"{task} runs", [problem])
+    _check_inputs(flags)
+    _reject(_folder_flags(flags), "runs")
+
+
+def _check_inputs(flags: Flags) -> None:
+    """Raise StageError unless --input and --reference, of a run, stand together with a cutoff."""
+    if bool(flags.input) != bool(flags.reference):
+        raise StageError(
+            "a run restores the files of --input and needs the same files in full band to score "
+            "them: give --input and --reference together"
+        )
+    if flags.input is None:
+        return
+    if len(flags.cutoffs) != 1:
+        raise StageError(
+            "--input needs one --cutoff HZ",
+            hint="it is where the inputs end, and separates LSD-LF from LSD-HF",
+        )
+    others = {"--data": flags.data, "--samples": flags.samples, "--by": flags.by}
+    _reject(others, "--input")
 
 
 def check_folder_flags(flags: Flags) -> None:
@@ -97,6 +126,20 @@ def _check_lsd(flags: Flags) -> None:
         raise StageError(f"--lsd {flags.lsd}: {error}", hint=f"write it like {STATED}") from None
 
 
+def check_cutoffs(cutoffs: Sequence[float], sample_rate: int, preset: str) -> None:
+    """Raise StageError for a cutoff that cannot be scored; preset: of LSD, as `preset_of` reads.
+
+    An LSD convention that does not fit the sample rate is refused, too.
+    """
+    for cutoff in cutoffs:
+        try:
+            problem = cutoff_problem(cutoff, sample_rate, preset_of(preset))
+        except ValueError as error:
+            raise StageError(str(error), hint="choose another with --lsd or --preset") from None
+        if problem:
+            raise StageError(f"cutoff {problem}", hint="give another with --cutoff HZ")
+
+
 def _run_flags(flags: Flags) -> dict[str, object]:
     return {
         "a run": flags.runs,
@@ -116,8 +159,7 @@ def _run_flags(flags: Flags) -> dict[str, object]:
 def _folder_flags(flags: Flags) -> dict[str, object]:
     return {
         "--training": flags.training,
-        "--match-gain": flags.match_gain,
-        "--input": flags.input,
+        "--match-gain": flags.match_gain and not flags.input,
     }
 
 

@@ -55,13 +55,13 @@ def read_headers(
 
 def read_gains(folder: Path, files: Iterable[Path], warn: Callable[[str], None]) -> Gains:
     """Gains of the files that `sample` turned down, for `read_ungained`; warns if there are any."""
-    recorded = recorded_gains(folder)
-    by_path = {folder / name: gain for name, gain in recorded.items()}
+    root = folder if folder.is_dir() else folder.parent
+    by_path = {root / name: gain for name, gain in recorded_gains(root).items()}
     gains = {file: by_path[file] for file in files if file in by_path}
     if gains:
         warn(
             f"{folder}: {counted(len(gains), 'file was', 'files were')} turned down for listening, "
-            f"as its {LISTING} records; scores are of the level before that"
+            f"as {root / LISTING} records; scores are of the level before that"
         )
     return gains
 

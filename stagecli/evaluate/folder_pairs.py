@@ -9,20 +9,23 @@ import numpy as np
 
 from stagecli import __version__
 from stagecli.data.cache import Progress
-from stagecli.errors import StageError
 from stagecli.evaluate.averages import average_scores
+from stagecli.evaluate.chosen import chosen_metrics
 from stagecli.evaluate.clip_warnings import ClipWarnings
-from stagecli.evaluate.flags import Flags
+from stagecli.evaluate.flags import Flags, check_cutoffs
 from stagecli.evaluate.folder_files import FolderPairs, FolderScores, pair_folders, read_gains
 from stagecli.evaluate.ledger import fingerprint, open_ledger
 from stagecli.evaluate.pair_scoring import (
     COPY_UP,
-    LEDGER,
+    GENERATED,
     UNPROCESSED,
+    FileScorer,
     PairResult,
     PairScoring,
+    entry_contents,
 )
-from stagecli.evaluate.pairs import SR_METRICS, PairSettings, audible_metrics, pair_conventions
+from stagecli.evaluate.pairs import PERCEPTUAL, PairSettings, audible_metrics, pair_conventions
+from stagecli.evaluate.workers import Workers, open_workers
 from stagecli.files import JsonRow
 from stagecli.schema import Evaluate
 
@@ -47,22 +50,24 @@ def score_folder_pairs(
         "sample_rate": folders.sample_rate,
         "cutoff": settings.cutoff,
         "preset": settings.preset,
-        "perceptual": [name for name in settings.names if name not in SR_METRICS],
+        "perceptual": [name for name in settings.names if name in PERCEPTUAL],
         "gain_matched": flags.match_gain,
+        **({"metrics": list(settings.names)} if flags.metrics else {}),
     }
 
-    # Score the pairs.
-    scoring = _scoring(flags, folders, settings, facts, progress=progress, warn=warn)
+    # Score the pairs, the baselines first.
     name = generated.name or str(generated)
-    baselines: list[JsonRow] = []
-    files: list[JsonRow] = []
+    systems = {(name, "generated"): folders}
     if inputs:
-        for system in (UNPROCESSED, COPY_UP):
-            scored = scoring.score(inputs.pairs, system)
-            baselines.append(_mean_row(system, "baseline", settings, scored))
-            files += _file_rows(system, "baseline", settings, inputs, scored)
-    results = scoring.score(folders.pairs)
-    files += _file_rows(name, "generated", settings, folders, results)
+        systems = {(UNPROCESSED, "baseline"): inputs, (COPY_UP, "baseline"): inputs, **systems}
+    rows: list[JsonRow] = []
+    files: list[JsonRow] = []
+    with open_workers(settings.names) as workers:
+        scoring = _scoring(flags, folders, settings, facts, workers, progress=progress, warn=warn)
+        for (system, kind), paired in systems.items():
+            results = scoring.score(paired.pairs, GENERATED if kind == "generated" else system)
+            rows.append(_mean_row(system, kind, settings, results))
+            files += _file_rows(system, kind, settings, paired, results)
 
     # What a reader must know beside the numbers.
     _warn_about_clips(folders, results, generated, warn)
@@ -73,9 +78,8 @@ def score_folder_pairs(
             name: text.replace("gain not matched", "gain matched")
             for name, text in conventions.items()
         }
-    row = _mean_row(name, "generated", settings, results)
     return FolderScores(
-        facts=facts, conventions=conventions, row=row, baselines=baselines, files=files
+        facts=facts, conventions=conventions, row=rows[-1], baselines=rows[:-1], files=files
     )
 
 
@@ -84,13 +88,15 @@ def _scoring(
     folders: FolderPairs,
     settings: PairSettings,
     facts: JsonRow,
+    workers: Workers,
     *,
     progress: Progress,
     warn: Callable[[str], None],
 ) -> PairScoring:
     """How these pairs are scored, with the scores that earlier calls left in the cache."""
     key = fingerprint({**facts, "gains": "of the kept band", "version": __version__})
-    ledger = open_ledger(flags.cache_dir / "pairs" / f"{key}.clips.jsonl", LEDGER)
+    path = flags.cache_dir / "pairs" / f"{key}.clips.jsonl"
+    ledger = open_ledger(path, entry_contents(settings.names))
     for line in ledger.damage_notice():
         warn(line)
     assert flags.reference and flags.generated
@@ -99,9 +105,8 @@ def _scoring(
         **read_gains(flags.generated, [pair.generated for pair in folders.pairs], warn),
     }
     return PairScoring(
-        settings=settings,
-        matched=flags.match_gain,
-        gains=gains,
+        scorer=FileScorer(settings=settings, matched=flags.match_gain, gains=gains),
+        workers=workers,
         ledger=ledger,
         progress=progress,
     )
@@ -142,21 +147,16 @@ def _file_rows(
 
 def _pair_settings(flags: Flags, rate: int, warn: Callable[[str], None]) -> PairSettings:
     cutoff = flags.cutoffs[0]
-    if cutoff >= rate / 2:
-        raise StageError(
-            f"--cutoff {cutoff:g} Hz is not below half the sample rate, {rate / 2:g} Hz"
-        )
-    names = [*SR_METRICS]
-    if flags.perceptual:
-        chosen, warnings = audible_metrics([cutoff], rate)
-        names += chosen[cutoff]
-        for line in warnings:
-            warn(line)
+    preset = flags.convention or Evaluate().preset
+    check_cutoffs([cutoff], rate, preset)
+    chosen, warnings = audible_metrics([cutoff], rate, chosen_metrics(flags, "sr"))
+    for line in warnings:
+        warn(line)
     return PairSettings(
         sample_rate=rate,
         cutoff=cutoff,
-        preset=flags.convention or Evaluate().preset,
-        names=names,
+        preset=preset,
+        names=chosen[cutoff],
     )
 
 

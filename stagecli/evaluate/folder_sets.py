@@ -12,6 +12,7 @@ import torch
 from stagecli.data.cache import Progress
 from stagecli.errors import counted
 from stagecli.evaluate.averages import average
+from stagecli.evaluate.chosen import chosen_metrics
 from stagecli.evaluate.clap import open_clap
 from stagecli.evaluate.clip_warnings import ClipWarnings
 from stagecli.evaluate.embed import ClipEmbeddings, ClipSet, Embedder, open_embedder
@@ -75,7 +76,7 @@ def score_folder_sets(
             warn(line)
 
     # Score the sets, and the clips against their prompts.
-    scores = _set_scores(embeddings, headers, embedder)
+    scores = _set_scores(embeddings, headers, embedder, chosen_metrics(flags, "t2a"))
     if clap:
         cosines = clap.scores(
             clips["generated"],
@@ -92,10 +93,13 @@ def score_folder_sets(
 
 
 def _set_scores(
-    embeddings: Mapping[str, ClipEmbeddings], headers: Mapping[str, Headers], embedder: Embedder
+    embeddings: Mapping[str, ClipEmbeddings],
+    headers: Mapping[str, Headers],
+    embedder: Embedder,
+    names: Sequence[str],
 ) -> FolderScores:
     """Distances and shares of the whole sets, memorisation if there is a training set."""
-    metrics = set_metrics(embeddings["reference"], embeddings["generated"], 0, full=True)
+    metrics = set_metrics(embeddings["reference"], embeddings["generated"], 0, names=names)
     judged = f"{embedder.convention}, mean over frames"
     conventions = {name: METRICS[name].convention for name in metrics}
     for name in conventions:

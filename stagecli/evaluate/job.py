@@ -9,6 +9,7 @@ from pathlib import Path
 from stagecli.data.cache import Progress
 from stagecli.data.rows import Clip
 from stagecli.data.source import Source
+from stagecli.evaluate.chosen import chosen_metrics
 from stagecli.evaluate.embed import ClipEmbeddings
 from stagecli.evaluate.flags import Flags
 from stagecli.files import JsonRow
@@ -49,14 +50,9 @@ class Job:
         return self.pipeline.recipe
 
     @property
-    def full(self) -> bool:
-        """Whether a t2a run also gets the metrics that need the whole training split."""
-        return wants_full(self.flags)
-
-
-def wants_full(flags: Flags) -> bool:
-    """Whether the flags allow t2a metrics that compare with the whole training split."""
-    return not flags.quick and flags.split != "train"
+    def metrics(self) -> list[str]:
+        """Names of the metrics to compute."""
+        return chosen_metrics(self.flags, self.recipe.task.kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +60,8 @@ class Scores:
     """The scores of one job.
 
     rows, conventions: as in the document. head, settings: additions to those of the job.
-    by_clip: scores of single clips, by cutoff ("2000 Hz") for sr and under "samples" for t2a.
+    files: a row per clip of sr. by_clip: scores of single clips, by cutoff ("2000 Hz") for sr and
+    under "samples" for t2a.
     reference, samples: embeddings of t2a, from which differences of two systems are computed.
     """
 
@@ -73,5 +70,6 @@ class Scores:
     settings: JsonRow
     by_clip: dict[str, ScoresByClip]
     head: JsonRow = field(default_factory=dict)
+    files: list[JsonRow] = field(default_factory=list)
     reference: ClipEmbeddings | None = None
     samples: ClipEmbeddings | None = None

@@ -22,8 +22,12 @@ CLASSIFIED = ("samples", "round trip", "reference")  # rows that get these score
 
 
 def add_label_scores(rows: T2ARows, material: Material, columns: Sequence[str]) -> None:
-    """Add the prompt accuracy of every label column, and KL and inception score by the first."""
+    """Add the prompt accuracy of every label column, and KL and inception score by the first.
+
+    Only those of the job's metrics; at least one of them is.
+    """
     job = material.job
+    of_posteriors = [name for name in ("kl", "inception_score") if name in job.metrics]
     valid = job.source.clips("valid")
     valid_clips = real_clips(
         job.source,
@@ -33,6 +37,8 @@ def add_label_scores(rows: T2ARows, material: Material, columns: Sequence[str]) 
         seed=job.seed,
     )
     valid_embeddings = material.embedder.embed(valid_clips, job.progress)
+    if "prompt_accuracy" not in job.metrics:
+        columns = columns[:1]
     for column in columns:
         classifier = fit_classifier(
             material.embeddings["training"].mean_and_deviation(),
@@ -40,10 +46,11 @@ def add_label_scores(rows: T2ARows, material: Material, columns: Sequence[str]) 
             valid_embeddings.mean_and_deviation(),
             [label_text(clip, column) for clip in valid],
         )
-        _add_prompt_accuracy(rows, material, column, classifier)
+        if "prompt_accuracy" in job.metrics:
+            _add_prompt_accuracy(rows, material, column, classifier)
         if column == columns[0]:
-            _add_posterior_scores(rows, material, classifier)
-            for name in ("kl", "inception_score"):
+            _add_posterior_scores(rows, material, classifier, of_posteriors)
+            for name in of_posteriors:
                 rows.conventions[name] = (
                     f"{METRICS[name].convention}; classifier of prompt_accuracy:{column}"
                 )
@@ -70,8 +77,10 @@ def _add_prompt_accuracy(
     )
 
 
-def _add_posterior_scores(rows: T2ARows, material: Material, classifier: Classifier) -> None:
-    """Add KL against the reference, pair by pair, and the inception score."""
+def _add_posterior_scores(
+    rows: T2ARows, material: Material, classifier: Classifier, names: Sequence[str]
+) -> None:
+    """Add KL against the reference, pair by pair, and the inception score, if in `names`."""
     seed = material.job.seed
     by_system = {
         system: posteriors(classifier.logits(material.embeddings[system].mean_and_deviation()))
@@ -79,12 +88,13 @@ def _add_posterior_scores(rows: T2ARows, material: Material, classifier: Classif
     }
     for system, posteriors_NC in by_system.items():
         metrics = rows.metrics(system)
-        if system != "reference":
+        if "kl" in names and system != "reference":
             per_pair = class_kl(by_system["reference"], posteriors_NC).per_pair.tolist()
             metrics["kl"] = average(per_pair, seed)
             if system == "samples":
                 rows.add_sample_scores("kl", dict(enumerate(per_pair)))
-        add_or_explain(metrics, ["inception_score"], partial(_inception, posteriors_NC, seed))
+        if "inception_score" in names:
+            add_or_explain(metrics, ["inception_score"], partial(_inception, posteriors_NC, seed))
 
 
 def _inception(posteriors_NC: Tensor, seed: int) -> list[JsonRow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -13,7 +14,8 @@ from stagecli.data.file_index import stamp_of
 from stagecli.errors import Problem, StageError, among
 from stagecli.evaluate.folder_files import MAX_LISTED, FilePair, Gains, read_ungained
 from stagecli.evaluate.ledger import Ledger, SystemScores
-from stagecli.evaluate.pairs import SR_METRICS, PairSettings, score_pair
+from stagecli.evaluate.pairs import PairSettings, score_pair
+from stagecli.evaluate.workers import Workers
 from stagecli.metrics.baselines import copy_up
 from stagecli.metrics.checks import check_pair, pair_warnings, trim_tails
 from stagecli.metrics.gain import apply_gain, pair_gain
@@ -22,7 +24,11 @@ GENERATED = "pair"  # a generated file against its reference; the ledger's name 
 UNPROCESSED = "unprocessed"  # a low-resolution input against its reference
 COPY_UP = "copy-up"  # the same with its band copied upward
 FACTS = ("gain", "whole_gain", "delay", "peak", "reference_peak")
-LEDGER = {"scores": SR_METRICS, "doubts": (), "facts": FACTS}  # what an entry must have
+
+
+def entry_contents(metrics: Sequence[str]) -> dict[str, Sequence[str]]:
+    """What an entry of the ledger must have."""
+    return {"scores": metrics, "doubts": (), "facts": FACTS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,42 +63,22 @@ class PairResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairScoring:
-    """How pairs are scored: matched: in gain; gains: of files that were turned down for listening;
-    ledger: has, and receives, the scores of each pair."""
+class FileScorer:
+    """Scores pairs of files, one at a time; matched: in gain; gains: of files that were turned down
+    for listening. Other processes receive it, so it holds no more than that."""
 
     settings: PairSettings
     matched: bool
     gains: Gains
-    ledger: Ledger
-    progress: Progress
 
-    def score(self, pairs: Sequence[FilePair], system: str = GENERATED) -> list[PairResult]:
-        """One result per pair. Raises StageError naming those that cannot be scored."""
-        results = []
-        problems = []
-        for done, pair in enumerate(pairs, 1):
-            files = (pair.reference, pair.generated)
-            stamps = [[str(file.resolve()), *stamp_of(file)] for file in files]
-            undone = [self.gains[file] for file in files if file in self.gains]
-            key = json.dumps([*stamps, *undone])
-            entry = self.ledger.get(system, key)
-            try:
-                if entry is None:
-                    entry = self._score_files(pair, system).to_ledger()
-                    self.ledger.put(system, key, entry)
-                results.append(PairResult.from_ledger(entry))
-            except ValueError as error:
-                problems.append(Problem(str(pair.generated), str(error)))
-            self.progress(f"scoring {system}", done, len(pairs))
-        if problems:
-            raise StageError(
-                f"{among(len(problems), len(pairs), 'pair')} cannot be scored",
-                problems=problems[:MAX_LISTED],
-            )
-        return results
+    def key(self, pair: FilePair) -> str:
+        """Identifies the pair and everything about it that its scores depend on."""
+        files = (pair.reference, pair.generated)
+        stamps = [[str(file.resolve()), *stamp_of(file)] for file in files]
+        undone = [self.gains[file] for file in files if file in self.gains]
+        return json.dumps([*stamps, *undone])
 
-    def _score_files(self, pair: FilePair, system: str) -> PairResult:
+    def score(self, system: str, pair: FilePair) -> PairResult:
         """Raises ValueError if the pair cannot be scored."""
         # The two clips, of one length where they are compared sample by sample.
         rate = self.settings.sample_rate
@@ -119,3 +105,39 @@ class PairScoring:
             peak=peak,
             reference_peak=float(target.abs().max()),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairScoring:
+    """How pairs are scored; ledger: has, and receives, the scores of each."""
+
+    scorer: FileScorer
+    workers: Workers
+    ledger: Ledger
+    progress: Progress
+
+    def score(self, pairs: Sequence[FilePair], system: str = GENERATED) -> list[PairResult]:
+        """One result per pair, in order. Raises StageError naming those that cannot be scored."""
+        keys = [self.scorer.key(pair) for pair in pairs]
+        pending = {
+            key: pair
+            for key, pair in zip(keys, pairs, strict=True)
+            if self.ledger.get(system, key) is None
+        }
+        done = len(pairs) - len(pending)
+        problems = []
+        results = self.workers.map(partial(self.scorer.score, system), pending.values())
+        for (key, pair), result in zip(pending.items(), results, strict=True):
+            if isinstance(result, ValueError):
+                problems.append(Problem(str(pair.generated), str(result)))
+            else:
+                self.ledger.put(system, key, result.to_ledger())
+            done += 1
+            self.progress(f"scoring {system}", done, len(pairs))
+        if problems:
+            raise StageError(
+                f"{among(len(problems), len(pairs), 'pair')} cannot be scored",
+                problems=problems[:MAX_LISTED],
+            )
+        entries = [self.ledger.get(system, key) for key in keys]
+        return [PairResult.from_ledger(entry) for entry in entries if entry is not None]

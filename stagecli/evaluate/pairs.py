@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stagecli.errors import StageError
+from stagecli.errors import Problem, StageError
 from stagecli.metrics.checks import trim_tails
 from stagecli.metrics.lsd_presets import preset_of
 from stagecli.metrics.mel import log_mel_distance
@@ -20,10 +20,9 @@ from stagecli.metrics.registry import METRICS, lsd_metrics
 from stagecli.metrics.spectral import lsd_bands, si_sdr, snr
 from stagecli.metrics.stft import multi_resolution_stft, spectral_convergence
 
+LSD = ("lsd", "lsd_hf", "lsd_lf")
 SR_METRICS = (
-    "lsd",
-    "lsd_hf",
-    "lsd_lf",
+    *LSD,
     "si_sdr",
     "snr",
     "mr_stft",
@@ -39,6 +38,14 @@ PERCEPTUAL: Mapping[str, Callable[[Tensor, Tensor, int], float]] = {
     "visqol_audio": partial(visqol, mode="audio"),
 }
 
+PACKAGES = {
+    "pesq_nb": "pesq",
+    "pesq_wb": "pesq",
+    "stoi": "pystoi",
+    "estoi": "pystoi",
+    "visqol_speech": "visqol",
+    "visqol_audio": "visqol",
+}
 SELF_ALIGNING = ("pesq_nb", "pesq_wb", "visqol_speech", "visqol_audio")
 
 _WAVEFORM_AND_STFT: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
@@ -78,10 +85,12 @@ def score_pair(
     whole_x = torch.from_numpy(np.asarray(target))
     whole_y = torch.from_numpy(np.asarray(estimate, dtype=np.float32))
     x, y = trim_tails(whole_x, whole_y, rate)
-    bands = lsd_bands(x, y, rate, settings.cutoff, settings.preset)
+    bands: Mapping[str, Tensor] = {}
+    if any(name in LSD for name in settings.names):
+        bands = lsd_bands(x, y, rate, settings.cutoff, settings.preset)
     scores = {}
     for name in settings.names:
-        if name in bands:
+        if name in LSD:
             scores[name] = float(bands[name])
         elif name in PERCEPTUAL:
             pair = (whole_x, whole_y) if name in SELF_ALIGNING else (x, y)
@@ -95,22 +104,23 @@ def score_pair(
 
 
 def audible_metrics(
-    cutoffs: Sequence[float], rate: int
+    cutoffs: Sequence[float], rate: int, names: Sequence[str] = tuple(PERCEPTUAL)
 ) -> tuple[dict[float, list[str]], list[str]]:
-    """({cutoff: perceptual metrics that see some of the restored band}, warnings).
+    """({cutoff: those of `names` that see some of the restored band}, warnings).
 
-    There is a warning for each metric that sees only a part of the band, or nothing.
-    Raises StageError if a package of the extra is missing.
+    names: metrics, of which those in `PERCEPTUAL` see a part of the band only. There is a warning
+    for each that does not see all of it. Raises StageError if a package of the extra is missing, or
+    if no metric is left at a cutoff.
     """
-    for package in ("pesq", "pystoi", "visqol"):
+    for package in sorted({PACKAGES[name] for name in names if name in PACKAGES}):
         if importlib.util.find_spec(package) is None:
             missing = MissingPackageError(package)
             raise StageError(str(missing), hint=missing.hint)
     chosen: dict[float, list[str]] = {}
     warnings = []
     for cutoff in cutoffs:
-        chosen[cutoff] = []
-        for name in PERCEPTUAL:
+        chosen[cutoff] = [name for name in names if name not in PERCEPTUAL]
+        for name in [name for name in names if name in PERCEPTUAL]:
             band = band_verdict(name, cutoff, rate)
             if band.verdict == "refused":
                 warnings.append(f"cutoff {cutoff:g} Hz: {band.reason}; not computed")
@@ -120,6 +130,12 @@ def audible_metrics(
                 warnings.append(
                     f"cutoff {cutoff:g} Hz: {band.reason}; computed, but blind to the rest"
                 )
+        if not chosen[cutoff]:
+            raise StageError(
+                f"none of the metrics sees anything of the band above {cutoff:g} Hz",
+                problems=[Problem("--metrics", ", ".join(names))],
+                hint="add others, such as lsd",
+            )
     return chosen, warnings
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from stagecli import __version__
 from stagecli.data.cache import Progress
 from stagecli.data.examples import evenly
-from stagecli.data.rows import Clip, Split
 from stagecli.errors import Problem, StageError
-from stagecli.evaluate.data import open_data
+from stagecli.evaluate.chosen import chosen_metrics
+from stagecli.evaluate.data import ALL, open_data
 from stagecli.evaluate.differences import Outcome, compare_outcomes
-from stagecli.evaluate.flags import Flags, check_run_flags
-from stagecli.evaluate.job import Job, wants_full
+from stagecli.evaluate.flags import Flags, check_cutoffs, check_run_flags
+from stagecli.evaluate.inputs import score_inputs
+from stagecli.evaluate.job import Job, Scores
 from stagecli.evaluate.ledger import fingerprint
 from stagecli.evaluate.samples import sampling_identity
 from stagecli.evaluate.sr import score_sr
@@ -92,84 +93,141 @@ def evaluate_run(
     if recipe.task.kind == "t2a":
         judge = _judge(recipe, flags.judge or recipe.evaluate.judge, warn)
         _warn_about_split(flags, warn)
-
-    job = _job(
-        run_dir,
-        checkpoint_dir,
-        pipeline,
-        flags,
-        progress=progress,
-        warn=keep_and_warn,
-        note=note,
-    )
+    else:
+        cutoffs = flags.cutoffs or recipe.evaluate.cutoffs
+        check_cutoffs(cutoffs, pipeline.sample_rate, flags.convention or recipe.evaluate.preset)
 
     # Score, and keep the document.
-    scores = score_sr(job) if judge is None else score_t2a(job, judge)
-    settings = {**job.settings, **scores.settings}
-    document = finite(
+    start = _start(run_dir, checkpoint_dir, pipeline, flags)
+    job = None
+    if flags.input:
+        scores = score_inputs(
+            run_dir,
+            checkpoint_dir.name,
+            flags,
+            start.settings,
+            preset=recipe.evaluate.preset,
+            progress=progress,
+            warn=keep_and_warn,
+            note=note,
+        )
+    else:
+        job = _job(start, progress=progress, warn=keep_and_warn, note=note)
+        scores = score_sr(job) if judge is None else score_t2a(job, judge)
+    settings = {**(job or start).settings, **scores.settings}
+    document = _document((job or start).head, scores, settings, notes)
+    stem = job.stem if job else f"{checkpoint_dir.name}_input"
+    file = start.evals_dir / f"{stem}_{fingerprint(settings)}.json"
+    write_json(file, document)
+    return Outcome(document={**document, "file": str(file)}, scores=scores)
+
+
+def _document(head: JsonRow, scores: Scores, settings: JsonRow, notes: list[str]) -> JsonRow:
+    return finite(
         {
-            **job.head,
+            **head,
             **scores.head,
             "conventions": scores.conventions,
             "rows": scores.rows,
+            **({"files": scores.files} if scores.files else {}),
             "notes": notes,
             "settings": settings,
             "command": " ".join(command_line()),
             "environment": environment(),
         }
     )
-    file = job.evals_dir / f"{job.stem}_{fingerprint(settings)}.json"
-    write_json(file, document)
-    return Outcome(document={**document, "file": str(file)}, scores=scores)
 
 
-def _job(
-    run_dir: Path,
-    checkpoint_dir: Path,
-    pipeline: Pipeline,
-    flags: Flags,
-    *,
-    progress: Progress,
-    warn: Say,
-    note: Say,
-) -> Job:
-    """Open the data, and resolve the flags against the recipe."""
-    # The clips, and how they are sampled.
-    recipe = pipeline.recipe
-    source = open_data(recipe, flags, run_dir, progress=progress, warn=warn)
-    clips = evenly(source.clips(cast(Split, flags.split)), flags.samples or recipe.evaluate.samples)
-    seed = recipe.evaluate.seed if flags.seed is None else flags.seed
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A checkpoint with the flags resolved against its recipe, before any data are opened.
+
+    identity, head, settings, evals_dir: as in `Job`, as far as they do not depend on the clips.
+    """
+
+    run_dir: Path
+    pipeline: Pipeline
+    flags: Flags
+    seed: int
+    sampling: SamplerSettings
+    evals_dir: Path
+    identity: JsonRow
+    head: JsonRow
+    settings: JsonRow
+
+
+def _start(run_dir: Path, checkpoint_dir: Path, pipeline: Pipeline, flags: Flags) -> Start:
+    """Resolve the flags. Raises StageError if the run cannot keep results."""
+    # How clips are sampled.
+    options = pipeline.recipe.evaluate
     sampling = SamplerSettings.of(
-        recipe.evaluate, steps=flags.steps, cfg_scale=flags.cfg_scale, sampler=flags.sampler
+        options, steps=flags.steps, cfg_scale=flags.cfg_scale, sampler=flags.sampler
     )
+    seed = options.seed if flags.seed is None else flags.seed
 
     # What identifies the evaluation.
-    run_id = str(read_info(run_dir).get("id"))
-    identity = sampling_identity(run_id, checkpoint_dir / "ema.safetensors")
+    identity = sampling_identity(
+        str(read_info(run_dir).get("id")), checkpoint_dir / "ema.safetensors"
+    )
+    named = flags.data or flags.input
     head: JsonRow = {
-        "task": recipe.task.kind,
+        "task": pipeline.recipe.task.kind,
         "run": str(run_dir),
         "checkpoint": checkpoint_dir.name,
-        "split": flags.split,
-        "clips": len(clips),
+        **({"data": str(named)} if named else {}),
         "sample_rate": pipeline.sample_rate,
         "seed": seed,
         "sampler": sampling.sampler,
         "steps": sampling.steps,
         "cfg_scale": sampling.cfg_scale,
     }
-    return Job(
-        flags=flags,
+    settings = {
+        **{key: value for key, value in head.items() if key not in ("run", "data")},
+        **identity,
+        "version": __version__,
+        "cfg_interval": list(sampling.cfg_interval),
+        "batch_size": sampling.batch_size,
+        "data": pipeline.recipe.data.model_dump(mode="json", exclude=PLACES),
+    }
+    return Start(
+        run_dir=run_dir,
         pipeline=pipeline,
-        source=source,
-        clips=clips,
+        flags=flags,
         seed=seed,
         sampling=sampling,
         evals_dir=_writable(run_dir / "evals"),
-        stem=f"{checkpoint_dir.name}_{flags.split}",
         identity=identity,
         head=head,
-        settings=_settings(head, identity, recipe, sampling, clips),
+        settings=settings,
+    )
+
+
+def _job(start: Start, *, progress: Progress, warn: Say, note: Say) -> Job:
+    """Open the data."""
+    flags = start.flags
+    recipe = start.pipeline.recipe
+    data = open_data(recipe, flags, start.run_dir, progress=progress, warn=warn)
+    most = flags.samples or (len(data.clips) if data.split == ALL else recipe.evaluate.samples)
+    clips = evenly(data.clips, most)
+    of_clips: JsonRow = {"split": data.split, "clips": len(clips)}
+    settings = {
+        **start.settings,
+        **of_clips,
+        "clip_keys": fingerprint({"keys": [clip.key for clip in clips]}),
+        **({"contents": data.contents} if data.contents else {}),
+    }
+    return Job(
+        flags=flags,
+        pipeline=start.pipeline,
+        source=data.source,
+        clips=clips,
+        seed=start.seed,
+        sampling=start.sampling,
+        evals_dir=start.evals_dir,
+        stem=f"{start.head['checkpoint']}_{data.split}",
+        identity=start.identity,
+        head={**start.head, **of_clips},
+        settings=settings,
         progress=progress,
         warn=warn,
         note=note,
@@ -178,32 +236,13 @@ def _job(
 
 def _warn_about_split(flags: Flags, warn: Say) -> None:
     """Warn if clips that are scored have been used by the metrics themselves."""
-    if flags.split == "train" and not flags.quick:
+    if flags.split == "train" and not (flags.quick or flags.metrics):
         warn("split train: distances only; comparing the training split with itself means nothing")
-    if flags.split == "valid" and wants_full(flags):
+    if flags.split == "valid" and "prompt_accuracy" in chosen_metrics(flags, "t2a"):
         warn(
             "split valid: the classifier's L2 penalty was chosen on the clips that are scored, "
             "which favours prompt accuracy"
         )
-
-
-def _settings(
-    head: JsonRow,
-    identity: JsonRow,
-    recipe: Recipe,
-    sampling: SamplerSettings,
-    clips: Sequence[Clip],
-) -> JsonRow:
-    """Everything that the scores of either task depend on."""
-    return {
-        **{key: value for key, value in head.items() if key != "run"},
-        **identity,
-        "version": __version__,
-        "cfg_interval": list(sampling.cfg_interval),
-        "batch_size": sampling.batch_size,
-        "data": recipe.data.model_dump(mode="json", exclude=PLACES),
-        "clip_keys": fingerprint({"keys": [clip.key for clip in clips]}),
-    }
 
 
 def _writable(folder: Path) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +23,7 @@ from stagecli.metrics.neighbours import Memorisation, memorisation, precision_re
 
 DISTANCES = ("kad", "fd_judge", "fd_log_mel")
 MANIFOLD = ("precision", "recall", "density", "coverage")
+SET_METRICS = (*DISTANCES, "fad_infinity", *MANIFOLD)
 PAIRED = "paired with the reference: lower than for independent clips"
 
 
@@ -40,15 +42,16 @@ def set_metrics(
     generated: ClipEmbeddings,
     seed: int,
     *,
-    full: bool,
+    names: Collection[str],
     paired: bool = False,
 ) -> JsonRow:
     """{metric: {"value", ...}} of a generated set against the reference.
 
-    full: also FAD-infinity, precision, recall, density and coverage. paired: clip i is an altered
-    version of clip i of the reference, so metrics that assume independent sets (KAD, FAD-infinity,
-    neighbours) are left out and the others are marked.
+    names: metrics to compute; those that are not of `SET_METRICS` are passed over. paired: clip i
+    is an altered version of clip i of the reference, so metrics that assume independent sets (KAD,
+    FAD-infinity, neighbours) are left out and the others are marked.
     """
+    # How each is computed.
     metrics: JsonRow = {}
 
     def kernel() -> list[JsonRow]:
@@ -62,21 +65,27 @@ def set_metrics(
         limit = frechet_infinity(reference.mean, generated.mean, seed)
         return [{"value": limit.value, "r2": limit.r2}]
 
-    def manifold() -> list[JsonRow]:
-        shares = asdict(precision_recall(reference.mean, generated.mean))
-        return [{"value": shares[name]} for name in MANIFOLD]
+    def manifold(shares: Sequence[str]) -> list[JsonRow]:
+        values = asdict(precision_recall(reference.mean, generated.mean))
+        return [{"value": values[name]} for name in shares]
 
-    if not paired:
+    def frechet(of_x: Tensor, of_y: Tensor) -> list[JsonRow]:
+        return [_frechet(of_x, of_y, paired)]
+
+    # Those that are wanted and mean something for these sets.
+    if "kad" in names and not paired:
         add_or_explain(metrics, ["kad"], kernel)
-    add_or_explain(
-        metrics, ["fd_judge"], lambda: [_frechet(reference.mean, generated.mean, paired)]
-    )
-    add_or_explain(
-        metrics, ["fd_log_mel"], lambda: [_frechet(reference.log_mel, generated.log_mel, paired)]
-    )
-    if full and not paired:
+    if "fd_judge" in names:
+        add_or_explain(metrics, ["fd_judge"], partial(frechet, reference.mean, generated.mean))
+    if "fd_log_mel" in names:
+        add_or_explain(
+            metrics, ["fd_log_mel"], partial(frechet, reference.log_mel, generated.log_mel)
+        )
+    if "fad_infinity" in names and not paired:
         add_or_explain(metrics, ["fad_infinity"], infinity)
-        add_or_explain(metrics, MANIFOLD, manifold)
+    shares = [name for name in MANIFOLD if name in names]
+    if shares and not paired:
+        add_or_explain(metrics, shares, partial(manifold, shares))
     return metrics
 
 
@@ -97,35 +106,33 @@ def _with_interval(interval: Interval) -> JsonRow:
 
 
 def set_differences(
-    reference: ClipEmbeddings, a: ClipEmbeddings, b: ClipEmbeddings, seed: int
+    reference: ClipEmbeddings,
+    a: ClipEmbeddings,
+    b: ClipEmbeddings,
+    seed: int,
+    names: Collection[str] = DISTANCES,
 ) -> JsonRow:
     """{distance: b - a, with its interval}; clip i of a and of b have the same prompt.
 
-    {} if a and b differ in size.
+    names: the distances to compare. {} if a and b differ in size.
     """
     metrics: JsonRow = {}
     if len(a) != len(b):
         return metrics
 
-    def difference(interval: Interval) -> list[JsonRow]:
+    def difference(compute: Callable[[], Interval]) -> list[JsonRow]:
+        interval = compute()
         decided = interval.low > 0 or interval.high < 0
         return [{**_with_interval(interval), "n": len(a), "decided": decided}]
 
-    add_or_explain(
-        metrics,
-        ["kad"],
-        lambda: difference(kernel_difference(reference.mean, a.mean, b.mean, seed)),
-    )
-    add_or_explain(
-        metrics,
-        ["fd_judge"],
-        lambda: difference(frechet_difference(reference.mean, a.mean, b.mean, seed)),
-    )
-    add_or_explain(
-        metrics,
-        ["fd_log_mel"],
-        lambda: difference(frechet_difference(reference.log_mel, a.log_mel, b.log_mel, seed)),
-    )
+    differences = {
+        "kad": partial(kernel_difference, reference.mean, a.mean, b.mean, seed),
+        "fd_judge": partial(frechet_difference, reference.mean, a.mean, b.mean, seed),
+        "fd_log_mel": partial(frechet_difference, reference.log_mel, a.log_mel, b.log_mel, seed),
+    }
+    for name, compute in differences.items():
+        if name in names:
+            add_or_explain(metrics, [name], partial(difference, compute))
     return metrics
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,15 +13,17 @@ from stagecli.data import degrade as low_pass_filters
 from stagecli.data.rows import Clip
 from stagecli.errors import EXIT_FAILED, Problem, StageError, counted
 from stagecli.evaluate.averages import average_scores
+from stagecli.evaluate.chosen import chosen_metrics
 from stagecli.evaluate.job import Job, Scores
 from stagecli.evaluate.ledger import Ledger, fingerprint, open_ledger
 from stagecli.evaluate.pairs import (
-    SR_METRICS,
+    PERCEPTUAL,
     PairSettings,
     audible_metrics,
     pair_conventions,
     score_pair,
 )
+from stagecli.evaluate.workers import Workers, open_workers
 from stagecli.files import JsonRow
 from stagecli.metrics.baselines import copy_up
 
@@ -39,50 +42,61 @@ def score_sr(job: Job) -> Scores:
     preset = flags.convention or options.preset
     groups = clips_by_label(job.clips, flags.by) if flags.by else {}
 
+    # The metrics: perceptual ones only where they see some of the restored band.
+    names = chosen_metrics(flags, "sr")
+    by_cutoff, warnings = audible_metrics(cutoffs, job.pipeline.sample_rate, names)
+    for warning in warnings:
+        job.warn(warning)
+
     # The ledger's name leaves out what does not change the scores of a clip: cutoffs, grouping.
     settings: JsonRow = {
         "filter": options.filter,
         "order": options.order,
         "preset": preset,
         "perceptual": flags.perceptual,
+        **({"metrics": names} if flags.metrics else {}),
     }
-    key = fingerprint({**job.settings, **settings})
-    required = dict.fromkeys(SYSTEMS, SR_METRICS)
-    ledger = open_ledger(job.evals_dir / f"{job.stem}_{key}.clips.jsonl", required)
-    for line in ledger.damage_notice():
-        job.note(line)
-    if ledger.scores:
-        scores = counted(len(ledger.scores), "score")
-        job.note(f"reusing {scores} with the same settings from {ledger.path}")
-
-    # Perceptual metrics are computed only where they see some of the restored band.
-    perceptual: Mapping[float, list[str]] = {}
-    if flags.perceptual:
-        perceptual, warnings = audible_metrics(cutoffs, job.pipeline.sample_rate)
-        for warning in warnings:
-            job.warn(warning)
+    ledger = _open_scores(job, settings, names)
 
     rows: list[JsonRow] = []
-    for cutoff in cutoffs:
-        pair_settings = PairSettings(
-            sample_rate=job.pipeline.sample_rate,
-            cutoff=cutoff,
-            preset=preset,
-            names=[*SR_METRICS, *perceptual.get(cutoff, ())],
-        )
-        _score_clips(job, ledger, pair_settings)
-        rows += _rows(job, ledger, cutoff, groups)
-    names = [*SR_METRICS, *(name for chosen in perceptual.values() for name in chosen)]
+    files: list[JsonRow] = []
+    with open_workers(names) as workers:
+        for cutoff in cutoffs:
+            pair_settings = PairSettings(
+                sample_rate=job.pipeline.sample_rate,
+                cutoff=cutoff,
+                preset=preset,
+                names=by_cutoff[cutoff],
+            )
+            _score_clips(job, ledger, pair_settings, workers)
+            rows += _rows(job, ledger, cutoff, groups)
+            files += _file_rows(job, ledger, cutoff)
+    computed = [name for name in names if any(name in chosen for chosen in by_cutoff.values())]
     low_pass = (
         f"{options.filter} order {options.order}, zero phase, then sinc resampling to 2 x cutoff "
         "and back"
     )
     return Scores(
         rows=rows,
-        conventions={**pair_conventions(preset, list(dict.fromkeys(names))), "input": low_pass},
+        files=files,
+        conventions={**pair_conventions(preset, computed), "input": low_pass},
         settings={**settings, "cutoffs": cutoffs, "by": flags.by},
         by_clip={_at(cutoff): _scores_of(job, ledger, cutoff, "model") for cutoff in cutoffs},
     )
+
+
+def _open_scores(job: Job, settings: JsonRow, names: Sequence[str]) -> Ledger:
+    """The ledger of these settings, with what earlier calls have scored."""
+    key = fingerprint({**job.settings, **settings})
+    of_every_cutoff = [name for name in names if name not in PERCEPTUAL]
+    required = {system: of_every_cutoff for system in SYSTEMS}
+    ledger = open_ledger(job.evals_dir / f"{job.stem}_{key}.clips.jsonl", required)
+    for line in ledger.damage_notice():
+        job.note(line)
+    if ledger.scores:
+        scores = counted(len(ledger.scores), "score")
+        job.note(f"reusing {scores} with the same settings from {ledger.path}")
+    return ledger
 
 
 def _at(cutoff: float) -> str:
@@ -109,16 +123,60 @@ def _rows(
     return rows
 
 
-def _score_clips(job: Job, ledger: Ledger, settings: PairSettings) -> None:
+def _file_rows(job: Job, ledger: Ledger, cutoff: float) -> list[JsonRow]:
+    """A row per system and clip, in the form of the rows of means."""
+    return [
+        {
+            "system": system,
+            "kind": kind,
+            "cutoff": cutoff,
+            "file": key,
+            "n": 1,
+            "metrics": {name: {"value": value} for name, value in scores.items()},
+        }
+        for system, kind in SYSTEMS.items()
+        for key, scores in _scores_of(job, ledger, cutoff, system).items()
+    ]
+
+
+def _score_clips(job: Job, ledger: Ledger, settings: PairSettings, workers: Workers) -> None:
     """Restore and score every clip at one cutoff, except those the ledger has."""
+    done = 0
+    waiting: list[RestoredClip] = []
+    for batch in _restored_batches(job, ledger, settings.cutoff):
+        done += len(batch)
+        waiting += [restored for restored in batch if restored.systems]
+        if len(SYSTEMS) * len(waiting) >= 2 * workers.count or done == len(job.clips):
+            _score_restored(waiting, ledger, settings, workers)
+            waiting = []
+        job.progress(f"cutoff {_at(settings.cutoff)}", done, len(job.clips))
+
+
+def _score_restored(
+    clips: Sequence[RestoredClip], ledger: Ledger, settings: PairSettings, workers: Workers
+) -> None:
+    """Score every system of these clips, in parallel, and keep the scores clip by clip."""
     label = _at(settings.cutoff)
-    for done, restored in enumerate(_restored_clips(job, ledger, settings.cutoff), 1):
-        if restored.systems:
-            scores = {
-                system: _score_system(restored, system, settings) for system in restored.systems
-            }
+    tasks = [(restored, system) for restored in clips for system in restored.systems]
+    audio = [(restored.target, restored.systems[system]) for restored, system in tasks]
+    scores: dict[str, dict[str, float]] = {}
+    results = workers.map(partial(_score, settings), audio)
+    for (restored, system), result in zip(tasks, results, strict=True):
+        if isinstance(result, ValueError):
+            raise StageError(
+                f"cannot score {system} at {label}",
+                problems=[Problem(restored.clip.key, str(result))],
+                exit_code=EXIT_FAILED,
+            )
+        scores[system] = result
+        if len(scores) == len(restored.systems):
             ledger.put(label, restored.clip.key, scores)
-        job.progress(f"cutoff {label}", done, len(job.clips))
+            scores = {}
+
+
+def _score(settings: PairSettings, audio: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    target, estimate = audio
+    return score_pair(target, estimate, settings)
 
 
 @dataclass(frozen=True)
@@ -130,18 +188,7 @@ class RestoredClip:
     systems: Mapping[str, np.ndarray]
 
 
-def _score_system(restored: RestoredClip, system: str, settings: PairSettings) -> dict[str, float]:
-    try:
-        return score_pair(restored.target, restored.systems[system], settings)
-    except ValueError as error:
-        raise StageError(
-            f"cannot score {system} at {_at(settings.cutoff)}",
-            problems=[Problem(restored.clip.key, str(error))],
-            exit_code=EXIT_FAILED,
-        ) from None
-
-
-def _restored_clips(job: Job, ledger: Ledger, cutoff: float) -> Iterator[RestoredClip]:
+def _restored_batches(job: Job, ledger: Ledger, cutoff: float) -> Iterator[list[RestoredClip]]:
     """Every clip in order; neighbours of one length are restored together.
 
     What is restored together does not depend on the ledger, so that a continued evaluation gives
@@ -166,8 +213,10 @@ def _restored_clips(job: Job, ledger: Ledger, cutoff: float) -> Iterator[Restore
             systems: list[dict[str, np.ndarray]] = [{} for _ in batch]
         else:
             systems = _systems(job, batch, targets, cutoff, first)
-        for clip, target, audio, known in zip(batch, targets, systems, scored, strict=True):
-            yield RestoredClip(clip, target, {} if known else audio)
+        yield [
+            RestoredClip(clip, target, {} if known else audio)
+            for clip, target, audio, known in zip(batch, targets, systems, scored, strict=True)
+        ]
         first += len(batch)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from stagecli.data.examples import evenly
 from stagecli.errors import counted
 from stagecli.evaluate.averages import average
+from stagecli.evaluate.chosen import CLASSIFIED, needs_training_split
 from stagecli.evaluate.clap import Clap, open_clap
 from stagecli.evaluate.classifier import label_columns
 from stagecli.evaluate.embed import ClipSet, open_embedder
@@ -19,7 +20,7 @@ from stagecli.evaluate.samples import (
     generate_samples,
     real_clips,
 )
-from stagecli.evaluate.sets import DISTANCES, MANIFOLD, memorised_share, set_metrics
+from stagecli.evaluate.sets import SET_METRICS, memorised_share, set_metrics
 from stagecli.evaluate.t2a_rows import Material, T2ARows
 from stagecli.files import JsonRow
 from stagecli.metrics.registry import METRICS
@@ -35,7 +36,8 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
     # Everything that may be refused, before samples are generated.
     clap = open_clap(job.flags.clap, job.pipeline.device) if job.flags.clap else None
     train = job.source.clips("train")
-    columns = label_columns(train, job.clips, job.flags.labels) if job.full else []
+    classified = any(name in CLASSIFIED for name in job.metrics)
+    columns = label_columns(train, job.clips, job.flags.labels) if classified else []
     embedder = open_embedder(
         judge,
         job.pipeline.sample_rate,
@@ -62,30 +64,36 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
     rows = _set_rows(material)
     if columns:
         add_label_scores(rows, material, columns)
-    elif job.full:
+    elif classified:
         job.warn(
             "no label column follows from the captions: no prompt accuracy, KL or inception score"
         )
     head: JsonRow = {"judge": judge.label, "samples": str(samples_dir)}
-    if job.full:
+    if "memorised_share" in job.metrics:
         head["memorisation"] = _add_memorisation(rows, material)
     if clap:
         _add_clap_scores(rows, material, clap)
     return Scores(
         rows=list(rows.by_system.values()),
         conventions=rows.conventions,
-        settings={
-            "judge": judge.label,
-            "judge_weights": judge.fingerprint(),
-            "full": job.full,
-            "labels": list(job.flags.labels),
-            "clap": clap.convention if clap else None,
-        },
+        settings=_settings(job, judge, clap),
         by_clip={"samples": rows.by_sample},
         head=head,
         reference=material.embeddings["reference"],
         samples=material.embeddings["samples"],
     )
+
+
+def _settings(job: Job, judge: Encoder, clap: Clap | None) -> JsonRow:
+    """What the scores depend on beside the settings of the job."""
+    return {
+        "judge": judge.label,
+        "judge_weights": judge.fingerprint(),
+        "full": needs_training_split(job.flags),
+        **({"metrics": job.metrics} if job.flags.metrics else {}),
+        "labels": list(job.flags.labels),
+        "clap": clap.convention if clap else None,
+    }
 
 
 def _clip_sets(job: Job, files: list[SampleFile]) -> dict[str, ClipSet]:
@@ -94,7 +102,7 @@ def _clip_sets(job: Job, files: list[SampleFile]) -> dict[str, ClipSet]:
     length = job.pipeline.num_samples
     reference = real_clips(job.source, job.clips, "reference", num_samples=length, seed=job.seed)
     training = real_clips(job.source, train, "training clips", num_samples=length, seed=job.seed)
-    if not job.full:
+    if not needs_training_split(job.flags):
         training = training.subset(_compared_training_clips(job), training.title)
     return {
         "reference": reference,
@@ -119,7 +127,7 @@ def _set_rows(material: Material) -> T2ARows:
     job = material.job
     reference = material.embeddings["reference"]
     training = material.embeddings["training"]
-    if job.full:
+    if needs_training_split(job.flags):
         training = training.subset(_compared_training_clips(job))
     samples = material.embeddings["samples"]
     round_trip = material.embeddings["round trip"]
@@ -131,23 +139,23 @@ def _set_rows(material: Material) -> T2ARows:
         system="samples",
         kind="samples",
         n=len(samples),
-        metrics=set_metrics(reference, samples, job.seed, full=job.full),
+        metrics=set_metrics(reference, samples, job.seed, names=job.metrics),
     )
     rows.add(
         "training",
         system="real, train split",
         kind="bound",
         n=len(training),
-        metrics=set_metrics(reference, training, job.seed, full=job.full),
+        metrics=set_metrics(reference, training, job.seed, names=job.metrics),
     )
     rows.add(
         "round trip",
         system="codec round trip",
         kind="bound",
         n=len(round_trip),
-        metrics=set_metrics(reference, round_trip, job.seed, full=job.full, paired=True),
+        metrics=set_metrics(reference, round_trip, job.seed, names=job.metrics, paired=True),
     )
-    if job.full or job.flags.clap:
+    if job.flags.clap or any(name in CLASSIFIED for name in job.metrics):
         rows.add(
             "reference",
             system=f"real, {job.clips[0].split} split",
@@ -157,7 +165,7 @@ def _set_rows(material: Material) -> T2ARows:
         )
 
     # The conventions of their metrics.
-    for name in [*DISTANCES, *(("fad_infinity", *MANIFOLD) if job.full else ())]:
+    for name in [name for name in job.metrics if name in SET_METRICS]:
         convention = METRICS[name].convention
         if name != "fd_log_mel":
             convention += f"; {material.embedder.convention}, mean over frames"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from stagecli.errors import counted
 from stagecli.evaluate.figures import (
@@ -17,12 +16,11 @@ from stagecli.evaluate.figures import (
     signed_interval,
     verdict,
 )
+from stagecli.evaluate.file_table import SIGNS, show_files
 from stagecli.evaluate.titles import document_title
 from stagecli.files import JsonRow
+from stagecli.metrics.registry import METRICS
 from stagecli.terminal.console import Console
-
-MOST_FILES = 24  # rows of single files that are printed
-SIGNS = {"lower": "<", "higher": ">"}
 
 
 def show(documents: Sequence[JsonRow], differences: Sequence[JsonRow], console: Console) -> None:
@@ -33,10 +31,16 @@ def show(documents: Sequence[JsonRow], differences: Sequence[JsonRow], console: 
         if following is None or following["conventions"] != document["conventions"]:
             console.text()
             for name, convention in document["conventions"].items():
-                console.text(f"{name}: {convention}")
+                console.text(f"{name}{_unit(name)}: {convention}")
         console.text()
     for difference in differences:
         _show_difference(difference, console)
+
+
+def _unit(name: str) -> str:
+    """The unit of a metric, such as " (dB)"; other conventions have none."""
+    metric = METRICS.get(name.partition(":")[0])
+    return f" ({metric.unit})" if metric and metric.unit else ""
 
 
 def _show_document(document: JsonRow, console: Console) -> None:
@@ -48,7 +52,7 @@ def _show_document(document: JsonRow, console: Console) -> None:
     plain = {name: name for name in names if name not in by_label}
     for title, rows in _rows_by_table(document).items():
         _table(rows, plain, title=title, first_column="metric", marks=marks, console=console)
-    _show_files(document, console)
+    show_files(document, console)
     if by_label:
         # A table of its own: each label has its own classifier, and not every system is scored.
         _table(
@@ -62,26 +66,6 @@ def _show_document(document: JsonRow, console: Console) -> None:
     console.text("<: lower is better; >: higher is better")
     for line in [*legend(document, marks), *memorisation_lines(document)]:
         console.text(line)
-
-
-def _show_files(document: JsonRow, console: Console) -> None:
-    """A row per file and system, up to a number that a reader takes in."""
-    files = document.get("files", [])
-    if len(files) < 2:
-        return
-    names = metric_names(document)
-    body = [
-        [
-            Path(row["file"]).name,
-            row["system"],
-            *(row["metrics"][name]["value"] for name in names),
-        ]
-        for row in files[:MOST_FILES]
-    ]
-    console.table("by file", ["file", "system", *names], body)
-    if len(files) > MOST_FILES:
-        console.text(f"and {len(files) - MOST_FILES:,} more; --json and --csv have all of them")
-    console.text()
 
 
 def _rows_by_table(document: JsonRow) -> dict[str, list[JsonRow]]:

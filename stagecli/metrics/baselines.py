@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-# Below lie offset and rumble, which would turn into tones at multiples of the cutoff.
-_LOWEST_HZ = 20.0
+from stagecli.metrics.cutoffs import LOWEST_HZ
+
 # Band that sets the level, as shares of the cutoff; the transition of the filter lies above it.
 _EDGE = (0.85, 0.97)
 _DECIBEL_PER_OCTAVE = -12.0
@@ -35,14 +35,14 @@ def copy_up(audio_N: Tensor, sample_rate: int, cutoff_hz: float) -> Tensor:
         raise ValueError(
             f"audio must be floating point [N], got {audio_N.dtype} {tuple(audio_N.shape)}"
         )
-    if not _LOWEST_HZ < cutoff_hz < sample_rate / 2:
+    if not LOWEST_HZ < cutoff_hz < sample_rate / 2:
         raise ValueError(
-            f"cutoff {cutoff_hz:g} Hz is outside ({_LOWEST_HZ:g} Hz, {sample_rate / 2:g} Hz)"
+            f"cutoff {cutoff_hz:g} Hz is outside ({LOWEST_HZ:g} Hz, {sample_rate / 2:g} Hz)"
         )
     if not bool(torch.isfinite(audio_N).all()):
         raise ValueError("the audio contains NaN or infinite samples")
     num_samples = audio_N.shape[0]
-    bottom = math.ceil(_LOWEST_HZ * num_samples / sample_rate)
+    bottom = math.ceil(LOWEST_HZ * num_samples / sample_rate)
     cutoff = math.ceil(cutoff_hz * num_samples / sample_rate)
     edge = slice(int(_EDGE[0] * cutoff), int(_EDGE[1] * cutoff))
     if edge.stop - max(edge.start, bottom) < _MIN_BINS:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stagecli.metrics.checks import checked_pair
+from stagecli.metrics.cutoffs import split_bin
 from stagecli.metrics.lsd_presets import LSDPreset, preset_of
 from stagecli.metrics.stft import spectra_in_blocks
 
@@ -31,20 +32,6 @@ def _difference(reference: Tensor, estimate: Tensor, preset: LSDPreset) -> Tenso
         return ((power_x + preset.floor) / (power_y + preset.floor)).log10()
     ratio = (reference.abs() / (estimate.abs() + preset.floor)).square()
     return (ratio + preset.floor).log10()
-
-
-def split_bin(n_fft: int, sample_rate: int, split_hz: float) -> int:
-    """First bin of the high band: int(bins * split_hz / Nyquist), as in NU-Wave 2's `for_test.py`.
-
-    Raises ValueError if a band would be empty.
-    """
-    bins = n_fft // 2 + 1
-    split = int(bins * 2 * split_hz / sample_rate)
-    if not 0 < split < bins or 2 * split_hz >= sample_rate:
-        raise ValueError(
-            f"split_hz {split_hz:g} leaves no bins on one side of it at {sample_rate} Hz"
-        )
-    return split
 
 
 def _band_distances(

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stagecli.errors import Problem, StageError
-from stagecli.recipe.consistency import find_contradictions
+from stagecli.recipe.consistency import find_contradictions, find_unscorable
 from stagecli.recipe.messages import error_key, explain
 from stagecli.recipe.parts import find_missing_parts
 from stagecli.recipe.source import RecipeSource
@@ -65,9 +65,9 @@ def check_recipe(source: RecipeSource, *, to_train: bool) -> Recipe:
         raise _refusal(source)
     recipe = _with_stage_defaults(recipe)
 
-    # What it names and cannot be had.
+    # What could never be scored, and what it names and cannot be had.
     if to_train:
-        for key, message in find_missing_parts(recipe):
+        for key, message in (*find_unscorable(recipe), *find_missing_parts(recipe)):
             source.report(key, message)
         if source.problems:
             raise _refusal(source)

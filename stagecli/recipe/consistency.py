@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
+from stagecli.metrics.cutoffs import cutoff_problem
 from stagecli.metrics.in_training import refusal
+from stagecli.metrics.lsd_presets import LSD_PRESETS
 from stagecli.recipe.messages import explain
 from stagecli.recipe.toml_positions import Key
 from stagecli.schema import Recipe
@@ -90,6 +92,26 @@ def _training(recipe: Recipe) -> Iterator[tuple[Key, str]]:
     low, high = recipe.evaluate.cfg_interval
     if low > high:
         yield ("evaluate", "cfg_interval"), "must be in rising order"
+
+
+def find_unscorable(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    """(key, what is wrong) for evaluations that could not give a number, however training goes."""
+    if recipe.task.kind == "t2a":
+        if recipe.train.evaluate_every and recipe.train.evaluate_clips < 2:
+            yield ("train", "evaluate_clips"), "must be 2 or more: distances compare sets of clips"
+        return
+    rate = recipe.data.sample_rate
+    preset = LSD_PRESETS[recipe.evaluate.preset]
+    for cutoff in recipe.evaluate.cutoffs:
+        if problem := cutoff_problem(cutoff, rate, preset):
+            yield ("evaluate", "cutoffs"), problem
+    half_window = preset.sizes(rate)[0] // 2
+    if recipe.train.evaluate_every and round(recipe.data.seconds * rate) <= half_window:
+        yield (
+            ("data", "seconds"),
+            f"is too short for LSD {preset.name} while training, which needs more than "
+            f"{half_window / rate:.3g} s; or set train.evaluate_every = 0",
+        )
 
 
 def _stages(recipe: Recipe) -> Iterator[tuple[Key, str]]:

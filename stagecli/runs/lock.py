@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -41,8 +42,14 @@ class RunLock:
         self.supported = supported
 
     def release(self) -> None:
-        """Let others write the run. The file stays: removing it would let two processes in."""
+        """Let others write the run. The file stays: removing it would let two processes in.
+
+        It is emptied first: the next start that is refused must not read this process's number.
+        """
         _held.discard(self.file)
+        if self.supported:
+            with suppress(OSError):  # it is information only
+                self.file.truncate(0)
         self.file.close()
 
 
@@ -91,13 +98,30 @@ def _lock(file: FileIO, folder: Path) -> bool:
 
 
 def _written_by(file: FileIO) -> str:
-    """What the process that holds the lock has written; it does so as soon as it has it."""
+    """What the process that holds the lock has written; it does so as soon as it has it.
+
+    Until then, the file is empty or names a process that was killed while it held the lock.
+    """
     end = time.monotonic() + PATIENCE
     while True:
         text = os.pread(file.fileno(), 200, 0).decode("utf-8", "replace").strip()
-        if text or time.monotonic() > end:
+        if (text and not _has_ended(text)) or time.monotonic() > end:
             return text
         time.sleep(0.01)
+
+
+def _has_ended(text: str) -> bool:
+    """Whether the process that wrote "NUMBER HOST" ran on this host and has ended."""
+    process, _, host = text.partition(" ")
+    if host != socket.gethostname() or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # another user's
+        return False
+    return False
 
 
 def _is_at(file: FileIO, path: Path) -> bool:

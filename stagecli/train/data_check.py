@@ -13,7 +13,7 @@ from stagecli.data.open import open_source
 from stagecli.data.report import CutCaptions, DataReport, Expectations, data_report
 from stagecli.data.rows import Split
 from stagecli.data.source import Source
-from stagecli.errors import StageError
+from stagecli.errors import Problem, StageError
 from stagecli.runs.data_file import read_fingerprint, write_data_file
 from stagecli.schema import Recipe
 from stagecli.stage.base import Event
@@ -51,6 +51,7 @@ def examine(
     recipe: Recipe, source: Source, text: PretrainedText | None, progress: Progress
 ) -> DataCheck:
     """Report on the data. Raises StageError for what cannot be meant."""
+    _check_evaluation(recipe, len(source.clips("valid")))
     prints = fingerprint(
         source,
         SPLITS,
@@ -70,6 +71,16 @@ def examine(
         progress=lambda done, total: progress("measuring bandwidth", done, total),
     )
     return DataCheck(report=report, prints=prints)
+
+
+def _check_evaluation(recipe: Recipe, valid_clips: int) -> None:
+    """Raise StageError if evaluations while training would have too few clips for a distance."""
+    if recipe.task.kind == "t2a" and recipe.train.evaluate_every and valid_clips < 2:
+        raise StageError(
+            "the valid split cannot be evaluated while training",
+            problems=[Problem("valid", "has one clip: distances compare sets of clips")],
+            hint="give it more clips, or set train.evaluate_every = 0",
+        )
 
 
 def compare(check: DataCheck, run_dir: Path, *, accept: bool) -> DataCheck:
