@@ -92,7 +92,7 @@ def overhead(rounds: int, steps: int) -> None:
             began = time.process_time()
             bare(steps)
             theirs = time.process_time() - began
-            ours = session.take_cpu(steps)
+            ours = session.take(steps)[1] * steps
             ratios.append(ours / theirs)
             print(
                 f"bare {1e3 * theirs / steps:.1f} ms, ours {1e3 * ours / steps:.1f} ms", flush=True
@@ -110,7 +110,7 @@ from pathlib import Path
 from timed_session import Session
 with tempfile.TemporaryDirectory() as folder:
     session = Session({name!r}, {settings!r}, Path(folder))
-    print(32 / session.take({steps}, warm=3))
+    print(32 / session.take({steps})[0])
 """
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from gpu_large import large_checks
-from timed_session import Session, synchronize
+from timed_session import Session
 
 from stagecli.model.ema import EMA
 from stagecli.train import trainer as trainer_module
@@ -135,7 +135,7 @@ def check_failure(place: Place) -> Iterator[Row]:
     words = f"{message[:60]}; state of step {state.step}, weights finite: {finite}"
     ok = "step 7" in message and state.step == 6 and finite
     yield Row("NaN at step 7 of 10", words, "step 7, state 6", ok)
-    session.close()
+    session.free()
 
 
 def check_waits(place: Place) -> Iterator[Row]:
@@ -158,7 +158,7 @@ def check_waits(place: Place) -> Iterator[Row]:
         places = {f"{Path(w.filename).name}:{w.lineno}" for w in waits}
         text = f"{len(waits) / 21:.2f} ({', '.join(sorted(places)[:6])})"
         yield Row(f"waits of the host per step, {mode}", text, "< 0.2", len(waits) < 4)
-        session.close()
+        session.free()
 
 
 # -- how fast is it? -------------------------------------------------------------------------------
@@ -168,11 +168,11 @@ def check_precisions(place: Place) -> Iterator[Row]:
     """Step time and loss of the same steps in each precision."""
     for precision in ("fp32", "bf16", "fp16") if CUDA else ("fp32",):
         session = place.session(SMALL[0], f"train.precision={precision}", "train.log_every=10000")
-        seconds = session.take(STEPS)
+        seconds = session.take(STEPS)[0]
         loss = session.loss()
         words = f"{1e3 * seconds:.1f} ms a step, loss {loss:.4f}"
         yield Row(f"digits, {precision}", words, "finite", math.isfinite(loss))
-        session.close()
+        session.free()
 
 
 def check_compile(place: Place) -> Iterator[Row]:
@@ -191,11 +191,11 @@ def check_compile(place: Place) -> Iterator[Row]:
                 )
                 session.take(1, warm=1)
                 first = time.perf_counter() - began
-                seconds = session.take(STEPS)
+                seconds = session.take(STEPS)[0]
                 value = f"{1e3 * seconds:.1f} ms a step, {first:.0f} s until the first"
                 aim = "<= 10 ms" if mode == "step" else ""
                 yield Row(f"{name}, {label}", value, aim, seconds <= 0.01 if aim else None)
-                session.close()
+                session.free()
             except Exception as error:
                 yield Row(f"{name}, {label}", short(error), "runs", False)
 
@@ -230,7 +230,7 @@ def check_mechanisms(place: Place) -> Iterator[Row]:
     times: dict[str, list[float]] = {label: [] for label in sessions}
     for _ in range(ROUNDS):
         for label, session in sessions.items():
-            times[label].append(session.take(STEPS // 2))
+            times[label].append(session.take(STEPS // 2)[0])
     for label, session in sessions.items():
         step = statistics.median(times[label])
         over = step / statistics.median(times["static"]) - 1
@@ -239,21 +239,16 @@ def check_mechanisms(place: Place) -> Iterator[Row]:
         yield Row(f"{name}, {label}", f"{1e3 * step:.1f} ms a step, {100 * over:+.1f} %", aim, ok)
         if label == "regime":
             yield probe_row(session, step)
-        session.close()
+        session.free()
 
 
 def probe_row(session: Session, step: float) -> Row:
     """A probe, and what it takes of the training at the default interval."""
-    state = session.trainer.state
-    assert state.probes is not None
-    state.probes.measure(state.network)
-    synchronize()
-    began = time.perf_counter()
-    state.probes.measure(state.network)
-    synchronize()
-    seconds = time.perf_counter() - began
-    share = seconds / (state.probes.settings.every * step)
-    every = state.probes.settings.every
+    seconds = session.probe_seconds()
+    probes = session.trainer.state.probes
+    assert probes is not None
+    every = probes.settings.every
+    share = seconds / (every * step)
     text = f"{1e3 * seconds:.0f} ms every {every} steps, {100 * share:.1f} %"
     return Row("a probe", text, "<= 3 %", share <= 0.03)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -35,6 +36,7 @@ class Feed:
         )
         self.with_features = False  # whether batches carry features of the target
         self.batches: Iterator[Any] = iter(())
+        self.waited = 0.0  # seconds without a batch
 
     def open(self) -> None:
         """Load from the current step on, with features of the target while a mechanism asks."""
@@ -60,6 +62,7 @@ class Feed:
         batches: list[Batch] = []
         failure: StageError | None = None
         interrupt.check_launcher()
+        began = time.monotonic()
         if not interrupt.requested:
             try:
                 with interrupt.at_once(self.accelerator.num_processes == 1):
@@ -69,6 +72,7 @@ class Feed:
                 return None
             except StageError as error:
                 failure = error
+        self.waited += time.monotonic() - began
 
         # The same decision everywhere.
         stops, fails = self.anywhere(interrupt.requested, failure is not None)
