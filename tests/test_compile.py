@@ -17,6 +17,7 @@ from conftest import Result, losses_of, read_rows, run_cli, write_recipe
 from stagecli.condition.text import PAD
 from stagecli.errors import StageError
 from stagecli.model.dit import DiT
+from stagecli.recipe.history import update_old_keys
 from stagecli.recipe.load import load_recipe
 from stagecli.train import graph, setup
 from stagecli.train.graph import GraphedLoss, check_compile, pad_text
@@ -49,6 +50,13 @@ def test_the_old_values_are_refused_with_the_new_ones(old: str, new: str) -> Non
     with pytest.raises(StageError) as error:
         load_recipe("quickstart", [f"train.compile={old}"])
     assert f'train.compile: this is now "{new}"' in str(error.value.problems[0])
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, "blocks"), (False, "none"), ("step", "step")])
+def test_a_finished_run_reads_its_old_value(old: object, new: str) -> None:
+    tree: dict[str, Any] = {"train": {"compile": old}}
+    update_old_keys(tree)
+    assert tree == {"train": {"compile": new}}
 
 
 def test_step_accumulates_nothing() -> None:

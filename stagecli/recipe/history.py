@@ -20,10 +20,10 @@ REMOVED: dict[Key, str] = {
 """Old key -> why it is no longer needed. Only keys that never had a second meaning belong here."""
 
 
-REPLACED: dict[Key, dict[object, str]] = {
+SWITCHES: dict[Key, dict[bool, str]] = {
     ("train", "compile"): {True: "blocks", False: "none"},
 }
-"""Key -> its old values, and what they are called now."""
+"""Key that was true or false -> what these are called now."""
 
 
 def describe_old_key(key: Key) -> str | None:
@@ -39,9 +39,8 @@ def describe_old_key(key: Key) -> str | None:
 
 def describe_old_value(key: Key, value: object) -> str | None:
     """What became of a value that a key could have; None if there never was one."""
-    for old, new in REPLACED.get(key, {}).items():
-        if value is old:
-            return f'this is now "{new}"'
+    if isinstance(value, bool) and key in SWITCHES:
+        return f'this is now "{SWITCHES[key][value]}"'
     if not isinstance(value, str) or len(key) != 3 or key[0] != "stage":
         return None
     _, name, option = key
@@ -63,12 +62,12 @@ def update_old_keys(tree: dict[str, Any]) -> None:
         options = tree.get(section)
         if isinstance(options, dict):
             options.pop(old, None)
-    for (section, key), values in REPLACED.items():
+    for (section, key), values in SWITCHES.items():
         options = tree.get(section)
         if isinstance(options, dict):
-            for old, new in values.items():
-                if options.get(key) is old:
-                    options[key] = new
+            value = options.get(key)
+            if isinstance(value, bool):
+                options[key] = values[value]
     stage = tree.get("stage")
     for name, options in stage.items() if isinstance(stage, dict) else ():
         if isinstance(options, dict):

@@ -29,7 +29,7 @@ class TimedTrainer(QuietView):
 
     def __init__(self, recipe: Recipe, folder: Path, progress: Progress) -> None:
         """recipe: with a precision that is resolved. Raises StageError."""
-        self.progress = progress  # type: ignore[method-assign]
+        self.progress = progress  # type: ignore[assignment,method-assign]
         folder.mkdir(parents=True, exist_ok=True)
         self.trainer = build_trainer(recipe, build_accelerator(recipe), folder, None, self)
         self.interrupt = Interrupt()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,7 @@ class GraphedLoss:
         self.network = network
         self.text_length = text_length
         self.signature: tuple[object, ...] = ()
-        self.replay: nn.Module | None = None
+        self.replay: Callable[..., tuple[Tensor, ...]] | None = None
 
     def __call__(self, batch: Batch, t_B: Tensor, hidden: Sequence[int]) -> Result:
         """batch: of `to_frames`; hidden: numbers of the hidden states to return."""
@@ -116,10 +117,11 @@ class LossOfTensors(nn.Module):
         return (result.loss_B, result.velocity_BTC.detach(), result.x_BTC.detach(), *states)
 
 
-def record(loss: LossOfTensors, tensors: Sequence[Tensor]) -> nn.Module:
-    """A module that replays CUDA graphs of the loss and of its backward pass."""
+def record(loss: LossOfTensors, tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """The same, as replays of CUDA graphs of the loss and of its backward pass."""
     examples = tuple(value.clone() for value in tensors)
-    return torch.cuda.make_graphed_callables(loss, examples, allow_unused_input=True)
+    graphed = torch.cuda.make_graphed_callables(loss, examples, allow_unused_input=True)
+    return cast("Callable[..., tuple[Tensor, ...]]", graphed)
 
 
 def pad_text(batch: Batch, length: int) -> Batch:
