@@ -14,53 +14,26 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from gpu_large import large_checks
+from gpu_large import ceilings, large_checks
+from gpu_rows import CUDA, DEVICE, Place, Row, print_table, short
 from timed_session import Session
 
 from stagecli.model.ema import EMA
 from stagecli.train import trainer as trainer_module
 
-CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
 SMALL = ("studies/digits", "fsdd-t2a")
 STEPS = 50 if CUDA else 4  # of a measurement
 ROUNDS = 2 if CUDA else 1
-
-
-@dataclass
-class Row:
-    """check: what was measured; value: in words; aim: what was hoped for; ok: None where no aim."""
-
-    check: str
-    value: str
-    aim: str = ""
-    ok: bool | None = None
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """folder: for caches; data: `--set` values that choose the data; full: measure more."""
-
-    folder: Path
-    data: tuple[str, ...]
-    full: bool
-
-    def session(self, name: str, *settings: str, compile_blocks: bool = True) -> Session:
-        path = self.folder / f"{time.monotonic_ns()}"
-        values = (*self.data, *settings)
-        return Session(name, values, path, compile_blocks=compile_blocks)
 
 
 # -- is it right? ----------------------------------------------------------------------------------
@@ -175,29 +148,37 @@ def check_precisions(place: Place) -> Iterator[Row]:
         session.free()
 
 
-def check_compile(place: Place) -> Iterator[Row]:
-    """Step time of the small models, by `train.compile`; `graph` records plain blocks."""
-    modes = (("none", True), ("step", False), ("step", True), ("blocks", True))
+def check_graphs(place: Place) -> Iterator[Row]:
+    """Step time of the small models, plain and with CUDA graphs of plain blocks."""
     for name in SMALL:
-        chosen = modes if CUDA else modes[:1]
-        if name != SMALL[0] and not place.full:
-            chosen = chosen[:2]
-        for mode, compile_blocks in chosen:
-            label = mode if compile_blocks else "graph"
-            began = time.perf_counter()
-            try:
-                session = place.session(
-                    name, f"train.compile={mode}", compile_blocks=compile_blocks
-                )
-                session.take(1, warm=1)
-                first = time.perf_counter() - began
-                seconds = session.take(STEPS)[0]
-                value = f"{1e3 * seconds:.1f} ms a step, {first:.0f} s until the first"
-                aim = "<= 10 ms" if mode == "step" else ""
-                yield Row(f"{name}, {label}", value, aim, seconds <= 0.01 if aim else None)
-                session.free()
-            except Exception as error:
-                yield Row(f"{name}, {label}", short(error), "runs", False)
+        yield step_row(place, name, "none")
+        if CUDA:
+            yield step_row(place, name, "step", compile_blocks=False)
+
+
+def check_compiled(place: Place) -> Iterator[Row]:
+    """Step time of the small models with compiled blocks, with CUDA graphs and without."""
+    for name in SMALL if CUDA else ():
+        for mode in ("step", "blocks"):
+            yield step_row(place, name, mode)
+
+
+def step_row(place: Place, name: str, mode: str, *, compile_blocks: bool = True) -> Row:
+    label = f"{name}, {mode}" if compile_blocks else f"{name}, {mode} of plain blocks"
+    if time.monotonic() > place.end:
+        return Row(label, "no time left")
+    began = time.perf_counter()
+    try:
+        session = place.session(name, f"train.compile={mode}", compile_blocks=compile_blocks)
+        session.take(1, warm=1)
+        first = time.perf_counter() - began
+        seconds = session.take(STEPS, warm=8)[0]  # texts of another length compile once more
+        session.free()
+    except Exception as error:
+        return Row(label, short(error), "runs", False)
+    aim = "<= 10 ms" if mode == "step" else ""
+    value = f"{1e3 * seconds:.1f} ms a step, {first:.0f} s until the first"
+    return Row(label, value, aim, seconds <= 0.01 if aim else None)
 
 
 REGIME = ("stage.regime.source=linear",)
@@ -256,34 +237,46 @@ def probe_row(session: Session, step: float) -> Row:
 # -- all of it -------------------------------------------------------------------------------------
 
 
+def check_ceilings(_: Place) -> Iterator[Row]:
+    """What the device can do at most."""
+    product, copy = ceilings(DEVICE)
+    yield Row("matrix product, bf16", f"{product / 1e12:.1f} TFLOP/s")
+    yield Row("copy", f"{copy / 1e12:.2f} TB/s")
+
+
 def check_large(_: Place) -> Iterator[Row]:
-    """The size L at 10 s of 44.1 kHz latents: MFU, memory; and the two ceilings."""
-    for check, value, aim, ok in large_checks(DEVICE):
+    """The size L at 10 s of 44.1 kHz latents: share of the matrix product, memory, parts."""
+    for check, value, aim, ok in large_checks(DEVICE, compile_blocks=False):
         yield Row(check, value, aim, ok)
 
 
+def check_large_compiled(_: Place) -> Iterator[Row]:
+    """The same with compiled blocks."""
+    for check, value, aim, ok in large_checks(DEVICE, compile_blocks=True) if CUDA else ():
+        yield Row(check, value, aim, ok)
+
+
+# The quick ones first.
 CHECKS: tuple[Callable[[Place], Iterator[Row]], ...] = (
     check_skipping,
     check_failure,
     check_waits,
+    check_graphs,
+    check_ceilings,
     check_large,
-    check_compile,
     check_mechanisms,
+    check_large_compiled,
+    check_compiled,
     check_precisions,
 )
 
 
-def short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
-def run_checks(place: Place, seconds: float, path: Path | None) -> list[Row]:
-    """The rows of all checks that begin within `seconds`; written to `path` after each one."""
+def run_checks(place: Place, path: Path | None) -> list[Row]:
+    """The rows of all checks that begin in time; written to `path` after each one."""
     rows: list[Row] = []
-    end = time.monotonic() + seconds
     for check in CHECKS:
         name = check.__name__.removeprefix("check_")
-        if time.monotonic() > end:
+        if time.monotonic() > place.end:
             rows.append(Row(name, "no time left"))
             continue
         began = time.monotonic()
@@ -292,24 +285,12 @@ def run_checks(place: Place, seconds: float, path: Path | None) -> list[Row]:
                 row.seconds = time.monotonic() - began
                 print(f"[{row.seconds:.0f} s] {row.check}: {row.value}", flush=True)
                 rows.append(row)
-                if time.monotonic() > end:
-                    rows.append(Row(name, "cut short: no time left"))
-                    break
         except Exception as error:
             traceback.print_exc()
             rows.append(Row(name, short(error), "runs", False, time.monotonic() - began))
         if path is not None:
             path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return rows
-
-
-def print_table(rows: list[Row]) -> None:
-    device = torch.cuda.get_device_name() if CUDA else f"CPU ({platform.machine()}), small sizes"
-    print(f"\n{device}; torch {torch.__version__}; {os.cpu_count()} cores\n")
-    print("| check | result | aim | |\n|---|---|---|---|")
-    for row in rows:
-        mark = {True: "ok", False: "NO", None: ""}[row.ok]
-        print(f"| {row.check} | {row.value} | {row.aim} | {mark} |")
 
 
 def main() -> None:
@@ -331,8 +312,9 @@ def main() -> None:
         os.environ["STAGECLI_DATA"] = "no-data"
         data = (*data, "data.source=synth")
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(Path(folder), data, options.full)
-        rows = run_checks(place, 330 if options.full else 150, options.json)
+        end = time.monotonic() + (300 if options.full else 130)
+        place = Place(Path(folder), data, options.full, end)
+        rows = run_checks(place, options.json)
     print_table(rows)
 
 
