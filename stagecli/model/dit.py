@@ -292,7 +292,15 @@ class DiT(nn.Module):
         hidden = {0: x_BPD} if 0 in return_hidden else {}
         for number, block in enumerate(self.blocks, 1):
             if self.activation_checkpointing and self.training:
-                x_BPD = checkpoint(block, x_BPD, c_BD, table, use_reentrant=False, **optional)
+                x_BPD = checkpoint(
+                    block,
+                    x_BPD,
+                    c_BD,
+                    table,
+                    use_reentrant=False,
+                    preserve_rng_state=False,  # a block draws nothing
+                    **optional,
+                )
             else:
                 x_BPD = block(x_BPD, c_BD, table, **optional)
             if number in return_hidden:

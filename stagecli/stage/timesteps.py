@@ -59,6 +59,7 @@ class TimestepsMechanism(Mechanism):
         self.reference = objective_density(recipe.objective)
         self.edges = _bin_edges(options, self.reference)
         self.history = _loss_history(options, self.edges)
+        self.reads_losses = self.history is not None
         self.weights = _loss_weights(options)
         self.t_N = torch.zeros(0)  # drawn in the last steps
         self.planned: tuple[int, TimeDensity] | None = None  # the last plan's step and density
