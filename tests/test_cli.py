@@ -158,7 +158,17 @@ OPTIONS = {
     "recipes copy": ["--force"],
     "recipes check": ["--set", "--json"],
     "doctor": ["--runs-dir", "--json"],
-    "": ["train", "evaluate", "inspect-regime", "sample", "recipes", "doctor", "--version"],
+    "bench": ["--steps", "--set", "--json"],
+    "": [
+        "train",
+        "evaluate",
+        "inspect-regime",
+        "sample",
+        "recipes",
+        "bench",
+        "doctor",
+        "--version",
+    ],
 }
 
 

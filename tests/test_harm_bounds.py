@@ -156,7 +156,7 @@ def test_a_list_that_nobody_means_is_refused_where_it_stands(key: str, tmp_path:
         ("data.path=\udcff", "must be UTF-8 text, got '\\udcff'"),
         ("condition.width=12", "condition.width: must be a multiple of 8: four heads"),
         ("train=3", "train: must be a section, got 3"),
-        ("train.compile=3", "train.compile: must be true or false, got 3"),
+        ("train.compile=3", "train.compile: input should be 'none', 'blocks' or 'step', got 3"),
         ('stage.regime.layer="last"', 'must be whole numbers from -1,000 to 1,000, or "mean", got'),
         (f"about.summary={'[' * 20}{']' * 20}", "nests values more than 16 deep"),
         (f"about.summary={'[' * 50_000}{']' * 50_000}", "nests values more than 16 deep"),

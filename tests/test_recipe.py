@@ -103,13 +103,13 @@ def test_bare_words_are_strings_and_toml_values_are_toml(tmp_path: Path) -> None
         "train.schedule=wsd",
         'train.precision="bf16"',
         "condition.cutoff=[500, 700.5]",
-        "train.compile=true",
+        "train.compile=blocks",
     ]
     recipe = load_recipe(path, flags)
     assert (recipe.train.schedule, recipe.train.precision, recipe.train.compile) == (
         "wsd",
         "bf16",
-        True,
+        "blocks",
     )
     assert recipe.condition.cutoff == (500.0, 700.5)
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,11 +149,11 @@ OTHERS: dict[str, Any] = {
     "by squared loss": Weighted(Binned(Uniform(), EDGES, (1.0, 4.0, 0.5, 2.0)), Uniform()),
 }
 OTHERS |= {
-    "by progress": by_progress(LEVELS, 0.15),
-    "by progress, without a floor": by_progress(LEVELS, 0.0),
+    "by progress": by_progress(LEVELS, 0.5, 0.15),
+    "by progress, without a floor": by_progress(LEVELS, 0.5, 0.0),
     "by discrepancy": by_discrepancy(LEVELS, 2.0, 0.15),
     "by loss": by_loss((0.1, 0.5, 0.9), (1.0, 0.5, 2.0), 0.15),
-    "by progress, weighted": Weighted(by_progress(LEVELS, 0.15), LogitNormal(), 0.5),
+    "by progress, weighted": Weighted(by_progress(LEVELS, 0.5, 0.15), LogitNormal(), 0.5),
 }
 ALL = {name: density for name, (density, _) in CASES.items()} | OTHERS
 
@@ -257,7 +258,7 @@ def test_each_sample_has_its_own_t_whatever_the_batch(name: str) -> None:
 
 
 def test_uniform_is_u_to_the_bit() -> None:
-    for density in (Uniform(), by_progress(LEVELS, 1.0), by_loss((0.5,), (1.0,), 1.0)):
+    for density in (Uniform(), by_progress(LEVELS, 0.5, 1.0), by_loss((0.5,), (1.0,), 1.0)):
         assert density is not None
         u = stratified(1, 2, 64)
         t_B, w_B = density.sample(u)
@@ -454,7 +455,7 @@ def peak(t: torch.Tensor) -> torch.Tensor:
 
 def test_progress_by_hand() -> None:
     """Scopes 0.02, 0.3, 0.6: area 0.0015 + 0.064 + 0.1575 + 0.06, 15 % uniform beside it."""
-    density = build(floor=0.15).density(0, at())
+    density = build(floor=0.15, missing=0.0).density(0, at())
     area = 0.15 * 0.01 + 0.4 * 0.16 + 0.35 * 0.45 + 0.1 * 0.6
     heights = [0.85 * value / area + 0.15 for value in (0.0, 0.02, 0.3, 0.6, 0.6)]
     assert density.pdf(double(0.0, 0.15, 0.55, 0.9, 0.999)).tolist() == pytest.approx(heights)
@@ -511,12 +512,23 @@ def test_before_the_first_probe_t_is_drawn_as_in_the_objective(kind: str) -> Non
     assert mechanism.density(0, at()) != expected
 
 
-def test_until_progress_is_measured_t_follows_the_discrepancy() -> None:
-    early = tuple(NoiseLevel.unmeasured(level.t, level.Dn) for level in LEVELS)
-    plan = at(levels=early)
+def test_half_of_t_is_by_what_is_missing_and_all_of_it_until_progress_is_measured() -> None:
+    """Dn 0.05, 0.3, 0.7, squared: 0 at t = 0, linear between the levels, constant from 0.9 on."""
+    grid = (0.0, 0.15, 0.55, 0.9, 1.0)
+    squares = np.array([0.0, 0.0025, 0.09, 0.49, 0.49])
+    lacks = squares / np.trapezoid(squares, grid)
+    early = at(levels=tuple(NoiseLevel.unmeasured(level.t, level.Dn) for level in LEVELS))
+    t = double(0.15, 0.55, 0.9)
+    assert build(floor=0.0).density(0, early).pdf(t).tolist() == pytest.approx(lacks[1:4].tolist())
+    scopes = build(floor=0.0, missing=0.0).density(0, at()).pdf(t).numpy()
+    expected = 0.2 + 0.8 * (0.7 * scopes + 0.3 * lacks[1:4])
+    mixed = build(floor=0.2, missing=0.3).density(0, at())
+    assert mixed.pdf(t).tolist() == pytest.approx(expected.tolist())
+    nothing = tuple(replace(level, Dn=0.0) for level in LEVELS)
+    expected = build(missing=0.0).density(0, at())
+    assert build().density(0, at(levels=nothing)) == expected
     mechanism = build()
-    assert mechanism.density(0, plan) == build(kind="discrepancy").density(0, plan)
-    assert (mechanism.follows(Plan()), mechanism.follows(plan)) == ("objective", "discrepancy")
+    assert (mechanism.follows(Plan()), mechanism.follows(early)) == ("objective", "discrepancy")
     assert mechanism.follows(at()) == "progress"
 
 

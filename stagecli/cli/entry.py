@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from stagecli import __version__, launcher
-from stagecli.cli import doctor, evaluate, inspect_regime, recipes, sample, study, train
+from stagecli.cli import bench, doctor, evaluate, inspect_regime, recipes, sample, study, train
+from stagecli.cli.threads import prepare_threads
 from stagecli.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -71,6 +72,7 @@ app.command(epilog=evaluate.EXAMPLES, help=evaluate.HELP)(evaluate.evaluate)
 app.command("inspect-regime", epilog=inspect_regime.EXAMPLES)(inspect_regime.inspect_regime)
 app.command(epilog=sample.EXAMPLES)(sample.sample)
 app.command(epilog=study.EXAMPLES)(study.study)
+app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
 
@@ -122,6 +124,7 @@ def main() -> None:
     is. Of the processes that a launcher started only the first prints.
     """
     protect_streams()
+    prepare_threads()
     try:
         code = _run()
     except StageError as error:

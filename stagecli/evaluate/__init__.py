@@ -10,6 +10,7 @@ folders, folder_files, folder_pairs, folder_sets, clip_warnings   audio from any
 pairs, sets, classifier, clap   scores of clip pairs, of sets, by label, against prompts
 pair_scoring, workers      scores of pairs of files, several at once
 embed, ledger              embeddings and scores that are computed once and kept
+label_network, label_training   a network that reads labels off audio; trained once per data set
 averages                   means over clips with their intervals
 titles, figures, tables, file_table, pages   what is printed: the terminal; CSV and Markdown
 """

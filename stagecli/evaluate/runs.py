@@ -10,7 +10,7 @@ from stagecli import __version__
 from stagecli.data.cache import Progress
 from stagecli.data.examples import evenly
 from stagecli.errors import Problem, StageError
-from stagecli.evaluate.chosen import chosen_metrics
+from stagecli.evaluate.chosen import CLASSIFIED, chosen_metrics
 from stagecli.evaluate.data import ALL, open_data
 from stagecli.evaluate.differences import Outcome, compare_outcomes
 from stagecli.evaluate.flags import Flags, check_cutoffs, check_run_flags
@@ -238,10 +238,10 @@ def _warn_about_split(flags: Flags, warn: Say) -> None:
     """Warn if clips that are scored have been used by the metrics themselves."""
     if flags.split == "train" and not (flags.quick or flags.metrics):
         warn("split train: distances only; comparing the training split with itself means nothing")
-    if flags.split == "valid" and "prompt_accuracy" in chosen_metrics(flags, "t2a"):
+    if flags.split == "valid" and set(CLASSIFIED) & set(chosen_metrics(flags, "t2a")):
         warn(
-            "split valid: the classifier's L2 penalty was chosen on the clips that are scored, "
-            "which favours prompt accuracy"
+            "split valid: the L2 penalty of classifiers on the judge's features was chosen on the "
+            "clips that are scored, which favours what they score (see the conventions)"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stagecli.data.examples import evenly
@@ -13,6 +14,7 @@ from stagecli.evaluate.classifier import label_columns
 from stagecli.evaluate.embed import ClipSet, open_embedder
 from stagecli.evaluate.job import Job, Scores
 from stagecli.evaluate.label_scores import add_label_scores
+from stagecli.evaluate.label_training import LabelClassifier, open_label_network
 from stagecli.evaluate.ledger import fingerprint
 from stagecli.evaluate.samples import (
     SampleFile,
@@ -45,6 +47,7 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
         job.pipeline.device,
         note=job.note,
     )
+    network = _label_network(job, columns)
 
     # The sets of clips, and their embeddings.
     state = fingerprint({**job.identity, "facts": job.head})
@@ -63,11 +66,9 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
     # Their scores.
     rows = _set_rows(material)
     if columns:
-        add_label_scores(rows, material, columns)
+        add_label_scores(rows, material, columns, network)
     elif classified:
-        job.warn(
-            "no label column follows from the captions: no prompt accuracy, KL or inception score"
-        )
+        job.warn("no label follows from the captions: no prompt accuracy, KL or inception score")
     head: JsonRow = {"judge": judge.label, "samples": str(samples_dir)}
     if "memorised_share" in job.metrics:
         head["memorisation"] = _add_memorisation(rows, material)
@@ -76,7 +77,7 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
     return Scores(
         rows=list(rows.by_system.values()),
         conventions=rows.conventions,
-        settings=_settings(job, judge, clap),
+        settings=_settings(job, judge, clap, network),
         by_clip={"samples": rows.by_sample},
         head=head,
         reference=material.embeddings["reference"],
@@ -84,7 +85,23 @@ def score_t2a(job: Job, judge: Encoder) -> Scores:
     )
 
 
-def _settings(job: Job, judge: Encoder, clap: Clap | None) -> JsonRow:
+def _label_network(job: Job, columns: Sequence[str]) -> LabelClassifier | None:
+    """What prompt accuracy is measured by; None if it is not, or not by a network."""
+    if "prompt_accuracy" not in job.metrics:
+        return None
+    return open_label_network(
+        job.source,
+        columns,
+        num_samples=job.pipeline.num_samples,
+        cache_dir=Path(job.recipe.data.cache_dir),
+        progress=job.progress,
+        note=job.note,
+    )
+
+
+def _settings(
+    job: Job, judge: Encoder, clap: Clap | None, network: LabelClassifier | None
+) -> JsonRow:
     """What the scores depend on beside the settings of the job."""
     return {
         "judge": judge.label,
@@ -92,6 +109,7 @@ def _settings(job: Job, judge: Encoder, clap: Clap | None) -> JsonRow:
         "full": needs_training_split(job.flags),
         **({"metrics": job.metrics} if job.flags.metrics else {}),
         "labels": list(job.flags.labels),
+        "label_network": network.digest if network else None,
         "clap": clap.convention if clap else None,
     }
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stagecli.dsp.channels import band_levels
 
+RECOMPUTE: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # draws nothing
 # Lower bound of the divisor t in the gated output; small t would dominate the gradient.
 MIN_T = 0.3
 
@@ -281,10 +282,8 @@ class DiT(nn.Module):
             unknown_BTC, known_BTC = self.split_bands(x_BTC, condition)
             inputs = [self.tokens(unknown_BTC), self.tokens(known_BTC)]
             if self.bands_CK is not None:
-                inputs += [
-                    self.tokens(band_levels(part, self.bands_CK))
-                    for part in (unknown_BTC, known_BTC)
-                ]
+                levels = [band_levels(part, self.bands_CK) for part in (unknown_BTC, known_BTC)]
+                inputs += [self.tokens(level_BTK) for level_BTK in levels]
             c_BD = c_BD + self.cutoff(self.embed_low(condition).to(x_BTC.dtype))
         if self.pooled is not None:
             assert condition.text_BLD is not None and condition.text_mask_BL is not None
@@ -306,7 +305,7 @@ class DiT(nn.Module):
         hidden = {0: x_BPD} if 0 in return_hidden else {}
         for number, block in enumerate(self.blocks, 1):
             if self.activation_checkpointing and self.training:
-                x_BPD = checkpoint(block, x_BPD, c_BD, table, use_reentrant=False, **optional)
+                x_BPD = checkpoint(block, x_BPD, c_BD, table, **RECOMPUTE, **optional)
             else:
                 x_BPD = block(x_BPD, c_BD, table, **optional)
             if number in return_hidden:

@@ -21,12 +21,32 @@ class EMA:
         self.weights = {n: p.detach().float().clone() for n, p in network.named_parameters()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Include the network's current weights."""
+    def update(self, network: nn.Module, skip: Tensor | None = None) -> None:
+        """Include the network's current weights.
+
+        skip: a number on the device, at 1 the average stays as it is; the host need not know.
+        """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
+        average = list(self.weights.values())
         current = [p.detach().float() for p in network.parameters()]
-        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
+        if skip is None:
+            torch._foreach_lerp_(average, current, 1 - decay)
+            return
+        # Of the fused kernels one takes such a number and fits: avg - lr (w + weight_decay avg).
+        torch._fused_sgd_(
+            average,
+            current,
+            [],
+            weight_decay=-1.0,
+            momentum=0.0,
+            lr=decay - 1,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+            found_inf=skip,
+        )
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:

@@ -104,6 +104,8 @@ def _training(recipe: Recipe) -> Iterator[tuple[Key, str]]:
     train = recipe.train
     if train.batch_size % train.accumulate:
         yield ("train", "batch_size"), f"must be a multiple of accumulate ({train.accumulate})"
+    if train.compile == "step" and train.accumulate > 1:
+        yield ("train", "compile"), "`step` needs accumulate = 1: its graph holds one gradient"
     problem = refusal(recipe)
     if problem:
         yield ("train", "best"), problem

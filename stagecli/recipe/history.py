@@ -20,6 +20,12 @@ REMOVED: dict[Key, str] = {
 """Old key -> why it is no longer needed. Only keys that never had a second meaning belong here."""
 
 
+SWITCHES: dict[Key, dict[bool, str]] = {
+    ("train", "compile"): {True: "blocks", False: "none"},
+}
+"""Key that was true or false -> what these are called now."""
+
+
 def describe_old_key(key: Key) -> str | None:
     """What became of a key of an earlier version; None if there never was such a key."""
     if key in RENAMED:
@@ -31,9 +37,11 @@ def describe_old_key(key: Key) -> str | None:
     return None if reason is None else f"this key is gone; delete it: {reason}"
 
 
-def describe_old_value(key: Key, value: str) -> str | None:
-    """What became of a value that a mechanism's option could have; None if there never was one."""
-    if len(key) != 3 or key[0] != "stage":
+def describe_old_value(key: Key, value: object) -> str | None:
+    """What became of a value that a key could have; None if there never was one."""
+    if isinstance(value, bool) and key in SWITCHES:
+        return f'this is now "{SWITCHES[key][value]}"'
+    if not isinstance(value, str) or len(key) != 3 or key[0] != "stage":
         return None
     _, name, option = key
     instead = registry.removed_values(name).get((option, value))
@@ -54,6 +62,12 @@ def update_old_keys(tree: dict[str, Any]) -> None:
         options = tree.get(section)
         if isinstance(options, dict):
             options.pop(old, None)
+    for (section, key), values in SWITCHES.items():
+        options = tree.get(section)
+        if isinstance(options, dict):
+            value = options.get(key)
+            if isinstance(value, bool):
+                options[key] = values[value]
     stage = tree.get("stage")
     for name, options in stage.items() if isinstance(stage, dict) else ():
         if isinstance(options, dict):

@@ -48,7 +48,7 @@ def explain(
             yield key, "required, and missing"
         else:
             value = item["input"]  # an integer may have more digits than text can be made of
-            old = describe_old_value(key, value) if isinstance(value, str) else None
+            old = describe_old_value(key, value)
             yield key, old or _bad_value(item)
 
 

@@ -259,8 +259,8 @@ class Train(Section):
     """`auto`: bf16 where the device supports it, else fp32; resolved when the run is created."""
     ema: FractionBelowOne = 0.999
     """Decay per step of the weight average that is sampled and evaluated."""
-    compile: bool = False
-    """Compile the transformer blocks with `torch.compile`; pays off on a GPU."""
+    compile: Literal["none", "blocks", "step"] = "none"
+    """`blocks`: compile the transformer blocks; `step`: also record the step as a CUDA graph."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower steps."""
     seed: Seed = 0

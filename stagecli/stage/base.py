@@ -65,7 +65,8 @@ class Plan:
     for what can be taken back; both are 0 where no mechanism measures them; levels: discrepancy and
     progress by noise level, empty until the first probe; hidden: blocks, counted from 1, whose
     output the network returns (0: the input of the first); active: names of the mechanisms that add
-    a term to the loss.
+    a term to the loss; inspected: whether a mechanism reads gradients inside the network in this
+    step, which a recorded one does not show.
     """
 
     density: TimeDensity = field(default_factory=_uniform)
@@ -75,6 +76,7 @@ class Plan:
     levels: tuple[NoiseLevel, ...] = ()
     hidden: tuple[int, ...] = ()
     active: tuple[str, ...] = ()
+    inspected: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,8 @@ class Signals:
     """Measurements of one step, gathered over all processes so that every process decides alike.
 
     step: steps done; t_B, loss_B: noise levels and unweighted losses of the global batch;
-    grad_norm: before clipping; lr: learning rate of the step; probe: the probe after this step,
+    grad_norm: before clipping, a scalar; loss_B and grad_norm may still be on the device, where
+    reading them waits for it; lr: learning rate of the step; probe: the probe after this step,
     where one was due, and ema_weights: the weights it was made with, by parameter name; valid:
     (step, loss) of the newest validation on the fixed grid of t.
     """
@@ -196,7 +199,7 @@ class Signals:
     step: int
     t_B: Tensor
     loss_B: Tensor
-    grad_norm: float
+    grad_norm: Tensor | float
     lr: float
     probe: Probe | None = None
     ema_weights: Mapping[str, Tensor] | None = None
@@ -245,12 +248,14 @@ class Mechanism:
     A subclass has a class attribute `Options` (a subclass of `options.MechanismOptions`: the keys
     of its section and its declarations). `probes` and `features` declare the measurements it
     requests; equal requests of several mechanisms are served once, different ones are refused by
-    the controller. `features` becomes None once they are no longer needed.
+    the controller. `features` becomes None once they are no longer needed. `reads_losses`: whether
+    `observe` reads the losses of every step, for which the whole run then waits on a GPU.
     """
 
     name = "mechanism"
     probes: ProbeSettings | None = None
     features: FeatureSettings | None = None
+    reads_losses = False
 
     def __init__(self, options: Any, recipe: Recipe) -> None:
         """Hold the options; without I/O or long computation."""
@@ -284,11 +289,17 @@ class Mechanism:
         """A term to add to the loss, or None."""
         return None
 
-    def step(self, lr: float, all_reduce_mean: Callable[[Tensor], Tensor], scale: float) -> None:
+    def step(
+        self,
+        lr: float,
+        all_reduce_mean: Callable[[Tensor], Tensor],
+        scale: float,
+        skip: Tensor | None = None,
+    ) -> None:
         """Update parameters other than the network's, after the backward pass.
 
         lr: learning rate of the step; all_reduce_mean: mean over processes; scale: factor that the
-        loss was multiplied by (fp16).
+        loss was multiplied by (fp16); skip: a number on the device, at 1 nothing may change.
         """
 
     def observe(self, signals: Signals) -> list[Event]:

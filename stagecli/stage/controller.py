@@ -63,15 +63,26 @@ class Stages:
     def _feature_requests(self) -> dict[str, FeatureSettings]:
         return {n: m.features for n, m in self.mechanisms.items() if m.features is not None}
 
+    @property
+    def reads_losses(self) -> bool:
+        """Whether a mechanism reads the losses of every step."""
+        return any(mechanism.reads_losses for mechanism in self.mechanisms.values())
+
     def attach(self, network: nn.Module, feature_width: int | None) -> None:
         """Bind every mechanism to the network being trained."""
         for mechanism in self.mechanisms.values():
             mechanism.attach(network, feature_width)
 
-    def step(self, lr: float, all_reduce_mean: Callable[[Tensor], Tensor], scale: float) -> None:
+    def step(
+        self,
+        lr: float,
+        all_reduce_mean: Callable[[Tensor], Tensor],
+        scale: float,
+        skip: Tensor | None = None,
+    ) -> None:
         """Update the parameters that mechanisms train beside the network's."""
         for mechanism in self.mechanisms.values():
-            mechanism.step(lr, all_reduce_mean, scale)
+            mechanism.step(lr, all_reduce_mean, scale, skip)
 
     def plan(self, step: int) -> Plan:
         """The plan of a step: the base plan, changed by one mechanism after the other."""

@@ -18,16 +18,38 @@ GRID = tuple(np.linspace(0, 1, 65).tolist())  # nodes of a density that is curve
 
 
 @lru_cache(maxsize=4)
-def by_progress(levels: tuple[NoiseLevel, ...], floor: float) -> TimeDensity | None:
-    """Proportional to the progress that a level has within the budget, made and to come.
+def by_progress(levels: tuple[NoiseLevel, ...], missing: float, floor: float) -> TimeDensity | None:
+    """(1 - missing) of a density proportional to the progress that a level has within the budget,
+    made and to come, and `missing` of one proportional to Dn^2, which alone counts until progress
+    is measured.
 
     Linear in t between the levels, 0 at t = 0, constant beyond the last level.
     """
-    scopes = [level.scope for level in levels]
-    if math.fsum(scopes) < LEAST_PROGRESS:
-        return None
+    lacks = _density([min(1.0, max(0.0, level.Dn)) ** 2 for level in levels], levels)
+    scopes = _density([level.scope for level in levels], levels)
+    if not is_measured(levels) or scopes is None:
+        return None if lacks is None else _above_floor(*lacks, floor)
+    if lacks is None:
+        return _above_floor(*scopes, floor)
+    nodes, values = scopes
+    pairs = zip(values, lacks[1], strict=True)
+    mixed = tuple((1 - missing) * scope + missing * lack for scope, lack in pairs)
+    return _above_floor(nodes, mixed, floor)
+
+
+def is_measured(levels: Sequence[NoiseLevel]) -> bool:
+    """Whether the levels have progress beyond the noise."""
+    return math.fsum(level.scope for level in levels) >= LEAST_PROGRESS
+
+
+def _density(
+    heights: Sequence[float], levels: Sequence[NoiseLevel]
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(nodes, values) of area 1 through heights at the noise levels; None where all are 0."""
     nodes = (0.0, *(level.t for level in levels), 1.0)
-    return _above_floor(nodes, (0.0, *scopes, scopes[-1]), floor)
+    values = (0.0, *heights, heights[-1])
+    area = _area(nodes, values)
+    return (nodes, tuple(value / area for value in values)) if area > 0 else None
 
 
 @lru_cache(maxsize=4)
@@ -60,8 +82,12 @@ def _above_floor(nodes: tuple[float, ...], values: tuple[float, ...], floor: flo
     """(1 - floor) of the density through the values plus `floor` of the uniform one."""
     if floor >= 1:
         return Uniform()
+    area = _area(nodes, values)
+    return PiecewiseLinear(nodes, tuple((1 - floor) * value / area + floor for value in values))
+
+
+def _area(nodes: Sequence[float], values: Sequence[float]) -> float:
     pairs = list(zip(nodes, values, strict=True))
-    area = math.fsum(
+    return math.fsum(
         (y1 + y0) / 2 * (x1 - x0) for (x0, y0), (x1, y1) in zip(pairs, pairs[1:], strict=False)
     )
-    return PiecewiseLinear(nodes, tuple((1 - floor) * value / area + floor for value in values))

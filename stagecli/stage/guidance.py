@@ -136,7 +136,9 @@ class GuidanceMechanism(Mechanism):
             return plan
         self.conflict.plan(step)
         hidden = tuple(sorted({*plan.hidden, *self.layers}))
-        return replace(plan, hidden=hidden, active=(*plan.active, self.name))
+        inspected = plan.inspected or self.conflict.due or not self.heads
+        active = (*plan.active, self.name)
+        return replace(plan, hidden=hidden, active=active, inspected=inspected)
 
     def begin_step(self, t_B: Tensor) -> None:
         self.planned.gate_mean = self.gate.mean(t_B)
@@ -175,7 +177,13 @@ class GuidanceMechanism(Mechanism):
         share = self.planned.weight / (len(terms) * self.planned.gate_mean)
         return share * torch.stack(terms).sum()
 
-    def step(self, lr: float, all_reduce_mean: Callable[[Tensor], Tensor], scale: float) -> None:
+    def step(
+        self,
+        lr: float,
+        all_reduce_mean: Callable[[Tensor], Tensor],
+        scale: float,
+        skip: Tensor | None = None,
+    ) -> None:
         self.means.add(self.planned)
         choice = self.ablation.choose(all_reduce_mean)
         if choice is not None:
@@ -187,7 +195,7 @@ class GuidanceMechanism(Mechanism):
             self.pending.append(Event(self.name, "choosing", "guiding", reason, evidence))
         self.conflict.gather(all_reduce_mean)
         for head in self.heads.values():
-            head.projection.step(lr, all_reduce_mean, scale)
+            head.projection.step(lr, all_reduce_mean, scale, skip)
 
     def observe(self, signals: Signals) -> list[Event]:
         events = self.pending

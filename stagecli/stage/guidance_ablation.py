@@ -33,6 +33,7 @@ class GateAblation:
         self.squares_L1: Tensor | None = None
 
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # compiled blocks would pass over the hooks
     def measure(self, network: nn.Module, result: Result) -> None:
         """Measure |v without block k - v| and |v| on a micro-batch, for every block k."""
         velocity_BTC = result.velocity_BTC

@@ -64,7 +64,7 @@ class BlockMeans:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "sums": {name: sum_K.cpu() for name, sum_K in self.sums_K.items()},
+            "sums": dict(self.sums_K),
             "count": self.count,
         }
 

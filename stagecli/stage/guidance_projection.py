@@ -92,7 +92,13 @@ class Projection:
             projected_KND = self.module(h_KBLW.flatten(1, 2))
         return projected_KND.float().unflatten(1, h_KBLW.shape[1:3])
 
-    def step(self, lr: float, all_reduce_mean: Callable[[Tensor], Tensor], scale: float) -> None:
+    def step(
+        self,
+        lr: float,
+        all_reduce_mean: Callable[[Tensor], Tensor],
+        scale: float,
+        skip: Tensor | None = None,
+    ) -> None:
         """One optimiser step with clipped gradients; arguments as in `Mechanism.step`."""
         weights = [p for p in self.module.parameters() if p.grad is not None]
         if not weights:
@@ -105,6 +111,8 @@ class Projection:
             weight.grad = torch.where(norm.isfinite(), gradient * factor, 0.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if skip is not None:
+            self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # fused: reads it
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -163,7 +163,7 @@ class GroupMonitor:
 
 
 def _packed(array: Array | None) -> Tensor | None:
-    return None if array is None else torch.from_numpy(array.copy())
+    return None if array is None else torch.from_numpy(array)
 
 
 def _unpacked(tensor: Tensor | None) -> Array | None:

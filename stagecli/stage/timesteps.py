@@ -26,7 +26,12 @@ from stagecli.stage.densities import (
     per_sample,
 )
 from stagecli.stage.densities_composed import Binned, Floored, Weighted, objective_density
-from stagecli.stage.densities_measured import by_discrepancy, by_loss, by_progress
+from stagecli.stage.densities_measured import (
+    by_discrepancy,
+    by_loss,
+    by_progress,
+    is_measured,
+)
 from stagecli.stage.loss_history import LossHistory, RecentLosses, SquaredLosses
 from stagecli.stage.loss_weights import ChangeAware, LossWeight, MinSNR, Weight, effective_share
 from stagecli.stage.timesteps_columns import BINS, PREFIX, QUANTILES, SHARES
@@ -54,6 +59,7 @@ class TimestepsMechanism(Mechanism):
         self.reference = objective_density(recipe.objective)
         self.edges = _bin_edges(options, self.reference)
         self.history = _loss_history(options, self.edges)
+        self.reads_losses = self.history is not None
         self.weights = _loss_weights(options)
         self.t_N = torch.zeros(0)  # drawn in the last steps
         self.planned: tuple[int, TimeDensity] | None = None  # the last plan's step and density
@@ -90,17 +96,15 @@ class TimestepsMechanism(Mechanism):
         if not plan.levels:
             return None
         floor = min(1.0, options.floor + options.floor_r * plan.r_now)
-        progress = by_progress(plan.levels, floor) if options.kind == "progress" else None
-        if progress is not None:
-            return progress
-        # One probe shows what is missing, long before five of them show what can be had.
+        if options.kind == "progress":
+            return by_progress(plan.levels, options.missing, floor)
         return by_discrepancy(plan.levels, options.power - options.power_r * plan.r_now, floor)
 
     def follows(self, plan: Plan) -> str:
         """What the density follows: progress, discrepancy, or the objective."""
         if self.options.kind not in BY_LEVEL or self._by_level(plan) is None:
             return OBJECTIVE
-        measured = self.options.kind == "progress" and by_progress(plan.levels, 0.0) is not None
+        measured = self.options.kind == "progress" and is_measured(plan.levels)
         return "progress" if measured else "discrepancy"
 
     def _by_recent_loss(self, history: RecentLosses) -> TimeDensity | None:

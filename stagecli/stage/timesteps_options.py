@@ -46,8 +46,10 @@ class TimestepsOptions(MechanismOptions):
     """Share of t drawn uniformly (progress, discrepancy, infonoise)."""
     floor_r: Fraction = 0.0
     """Added to `floor`, times r (progress, discrepancy)."""
+    missing: Fraction = 0.5
+    """Share of the rest by Dn^2, what is missing, instead of by what can be had (progress)."""
     power: Annotated[float, Range(0, 8)] = 2.0
-    """Power of Dn in t (1 - t) Dn^power at r = 0 (discrepancy; progress until it is measured)."""
+    """Power of Dn in t (1 - t) Dn^power at r = 0 (discrepancy)."""
     power_r: Annotated[float, Range(0, 8)] = 0.0
     """Subtracted from `power`, times r (discrepancy)."""
     kappa: Fraction = 0.0

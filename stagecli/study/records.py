@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stagecli.errors import Problem, StageError
+from stagecli.evaluate.label_limits import VERSION
 from stagecli.files import JsonRow, append_json_lines, read_json, read_json_lines, write_atomic
 from stagecli.files import write_json as write_json_file
 from stagecli.recipe.signature import flatten
@@ -94,10 +95,12 @@ def scoring(study: Study, recipe: Recipe) -> JsonRow:
     score = study.score
     keys = {key: value for key, value in flatten(recipe).items() if key.startswith("evaluate.")}
     unused = ("evaluate.samples", "evaluate.steps", "evaluate.cfg_scale", "evaluate.batch_size")
+    recognised = {"label network": VERSION} if study.task == "t2a" else {}
     return {
         "score.split": score.split,
         "score.clips": score.clips,
         "score.sampler_steps": score.sampler_steps,
+        **recognised,
         **{key: value for key, value in keys.items() if key not in unused},
     }
 

@@ -7,7 +7,7 @@ share whose label a classifier of real clips recognises. sr: LSD and SI-SDR of c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,7 @@ from stagecli.data.examples import evenly
 from stagecli.data.open import open_source
 from stagecli.data.rows import Clip, Split
 from stagecli.errors import Problem, StageError
-from stagecli.evaluate.classifier import Classifier, fit_classifier, label_columns, label_text
-from stagecli.evaluate.embed import ClipEmbeddings, ClipSet, Embedder, open_embedder
+from stagecli.evaluate.embed import ClipEmbeddings, ClipSet, open_embedder
 from stagecli.evaluate.samples import real_clips
 from stagecli.files import JsonRow
 from stagecli.generate.pipeline import Pipeline, SamplerSettings
@@ -35,12 +34,12 @@ from stagecli.metrics.registry import METRICS
 from stagecli.schema import Recipe
 from stagecli.ssl import open_encoder
 from stagecli.ssl.base import Encoder
+from stagecli.study.labels import RequestedLabels, open_labels
 from stagecli.study.schema import Score
 from stagecli.train.scorer import finite_mean, low_passed, pair_scores
 
 AT_ONCE = 32  # clips that go through the judge together
 ACCURACY = "prompt_accuracy"
-SCORED = "scored clips"
 TITLES = {
     "kad": "KAD",
     "fd_judge": "Frechet distance (judge)",
@@ -79,27 +78,12 @@ class Clips:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpokenFor:
-    """A label column with its classifier, and the label that each prompt requests ("": none)."""
-
-    column: str
-    classifier: Classifier
-    requested: list[str]
-
-    def accuracy(self, generated: ClipEmbeddings) -> float:
-        """Share of the samples whose label the classifier recognises."""
-        predicted = self.classifier.predict(generated.mean_and_deviation())
-        pairs = [pair for pair in zip(predicted, self.requested, strict=True) if pair[1]]
-        return sum(label == wanted for label, wanted in pairs) / len(pairs) if pairs else math.nan
-
-
-@dataclass(frozen=True, kw_only=True)
 class Captions(Clips):
     """Text to audio. real: embeddings of the clips; labels: what can be recognised."""
 
     judge: Encoder
     real: ClipEmbeddings
-    labels: list[SpokenFor]
+    labels: list[RequestedLabels]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -117,16 +101,19 @@ class Captions(Clips):
         audio_BN = torch.from_numpy(np.stack(audio))
         if not bool(audio_BN.isfinite().all()):
             return dict.fromkeys(self.names, math.nan)
-        return self.compare(embed(self.judge, audio_BN, pipeline.sample_rate, pipeline.device))
+        generated = embed(self.judge, audio_BN, pipeline.sample_rate, pipeline.device)
+        accuracies = {
+            f"{ACCURACY}:{labels.column}": labels.accuracy(audio_BN, generated)
+            for labels in self.labels
+        }
+        return self.distances(generated) | accuracies
 
-    def compare(self, generated: ClipEmbeddings) -> dict[str, float]:
-        """Scores of clips by their embeddings. Raises ValueError for too few clips."""
-        accuracies = {f"{ACCURACY}:{x.column}": x.accuracy(generated) for x in self.labels}
+    def distances(self, generated: ClipEmbeddings) -> dict[str, float]:
+        """Distances of clips by their embeddings. Raises ValueError for too few clips."""
         return {
             "kad": kernel_audio_distance(self.real.mean, generated.mean).value,
             "fd_judge": frechet_distance(self.real.mean, generated.mean).value,
             "fd_log_mel": frechet_distance(self.real.log_mel, generated.log_mel).value,
-            **accuracies,
         }
 
 
@@ -241,17 +228,14 @@ def open_clips(
     judge = open_encoder(recipe.evaluate.judge)
     cache = Path(recipe.data.cache_dir)
     embedder = open_embedder(judge, recipe.data.sample_rate, cache, device, note=note)
-    train = source.clips("train")
-    parts = {"training clips": train, "validation clips": source.clips("valid"), SCORED: clips}
     opened = Captions(
         recipe=recipe,
         captions=captions,
         judge=judge,
         real=embedder.embed(real(clips, "reference"), progress),
-        labels=[
-            _classifier(column, parts, real=real, embedder=embedder, progress=progress)
-            for column in label_columns(train, clips)
-        ],
+        labels=open_labels(
+            recipe, source, clips, embedder, read=real, progress=progress, note=note
+        ),
     )
     _try_scores(opened, score)
     return opened
@@ -260,34 +244,13 @@ def open_clips(
 def _try_scores(clips: Captions, score: Score) -> None:
     """Score real clips against themselves. Raises StageError where that is impossible."""
     try:
-        clips.compare(clips.real)
+        clips.distances(clips.real)
     except ValueError as error:
         raise StageError(
             f"the clips of the {score.split} split cannot be scored",
             problems=[Problem("score.clips", str(error))],
             hint="choose more clips, or another split",
         ) from error
-
-
-def _classifier(
-    column: str,
-    parts: Mapping[str, list[Clip]],
-    *,
-    real: Callable[[list[Clip], str], ClipSet],
-    embedder: Embedder,
-    progress: Progress,
-) -> SpokenFor:
-    """A classifier of a label column, trained on real clips."""
-    embeddings = {
-        title: embedder.embed(real(clips, title), progress).mean_and_deviation()
-        for title, clips in parts.items()
-        if title != SCORED
-    }
-    labels = {title: [label_text(clip, column) for clip in clips] for title, clips in parts.items()}
-    train, valid = embeddings
-    classifier = fit_classifier(embeddings[train], labels[train], embeddings[valid], labels[valid])
-    requested = labels[SCORED]
-    return SpokenFor(column=column, classifier=classifier, requested=requested)
 
 
 def metrics_of(names: tuple[str, ...]) -> dict[str, JsonRow]:

@@ -86,10 +86,14 @@ def _shared_memory() -> str:
     return detail
 
 
-def examine_machine(runs_dir: Path) -> dict[str, Any]:
-    """{"ok", "checks": [{"name", "ok", "detail"}], "environment"}; `detail` explains a failure."""
+def examine_machine(runs_dir: Path, threads: str) -> dict[str, Any]:
+    """{"ok", "checks": [{"name", "ok", "detail"}], "environment"}; `detail` explains a failure.
+
+    threads: the settings in force, in words.
+    """
     tests: dict[str, Callable[[], str]] = {
         "torch": _torch,
+        "threads": lambda: threads,
         "torchaudio": _torchaudio,
         "bf16": _bf16,
         "accelerate": _accelerate,

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stagecli.errors import EXIT_FAILED, Problem, StageError, causes, is_out_of_memory
 from stagecli.stage.base import Event
 from stagecli.train.outputs import Outputs
+from stagecli.train.prepare import Prepared
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 LOST = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by peer")
@@ -24,6 +26,32 @@ class StepError(StageError):
     def __init__(self, message: str, *, evidence: Mapping[str, Any], **details: Any) -> None:
         super().__init__(message, **details)
         self.evidence = evidence
+
+
+def not_finite(
+    quantity: str, step: int, batch: Mapping[str, Tensor], prepared: Prepared
+) -> StepError:
+    """The error of a step whose loss or gradient is not finite, with the clips of its last batch.
+
+    batch: as `to_frames` makes it; it shows whether the clips or the network are the cause.
+    """
+    examples = prepared.examples(prepared.train)
+    keys = [examples.clip_of(int(index)).key for index in batch["index"].tolist()]
+    inputs = [value for value in batch.values() if value.is_floating_point()]
+    cause = "the network"
+    if not all(bool(torch.isfinite(value).all()) for value in inputs):
+        cause = "the batch itself, which holds values that are not finite"
+    more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+    return StepError(
+        f"the {quantity} is not finite at step {step}",
+        problems=[
+            Problem("cause", cause),
+            Problem("last batch", ", ".join(keys[:4]) + more),
+        ],
+        hint="lower train.lr or train.clip, or use precision fp32, under another --name",
+        exit_code=EXIT_FAILED,
+        evidence={"clips": keys},
+    )
 
 
 def rescue(error: Exception, outputs: Outputs) -> StageError:

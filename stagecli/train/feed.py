@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stagecli.data.examples import Collate
 from stagecli.data.loader import MicroBatches, loader, read_batch
 from stagecli.errors import StageError
 from stagecli.schema import Recipe
@@ -33,6 +36,7 @@ class Feed:
         )
         self.with_features = False  # whether batches carry features of the target
         self.batches: Iterator[Any] = iter(())
+        self.waited = 0.0  # seconds without a batch
 
     def open(self) -> None:
         """Load from the current step on, with features of the target while a mechanism asks."""
@@ -40,7 +44,8 @@ class Feed:
         if not self.with_features:
             self.prepared.features = None  # frees their memory
         examples = self.prepared.examples(self.prepared.train, features=self.with_features)
-        self.batches = iter(loader(examples, self.order.since(self.state.step)))
+        pin = self.accelerator.device.type == "cuda"
+        self.batches = iter(loader(examples, self.order.since(self.state.step), pin=pin))
 
     def follow_stages(self) -> None:
         """Load without features once no mechanism asks for them any more."""
@@ -57,6 +62,7 @@ class Feed:
         batches: list[Batch] = []
         failure: StageError | None = None
         interrupt.check_launcher()
+        began = time.monotonic()
         if not interrupt.requested:
             try:
                 with interrupt.at_once(self.accelerator.num_processes == 1):
@@ -66,12 +72,21 @@ class Feed:
                 return None
             except StageError as error:
                 failure = error
+        self.waited += time.monotonic() - began
 
         # The same decision everywhere.
         stops, fails = self.anywhere(interrupt.requested, failure is not None)
         if fails:
             raise self.first(failure)
         return None if stops else batches
+
+    def last_batch(self) -> Batch:
+        """The last micro-batch of this process in the step to come, loaded once more."""
+        order = self.order.since(self.state.step)
+        indices = next(islice(iter(order), order.accumulate - 1, None))
+        examples = self.prepared.examples(self.prepared.train, features=self.with_features)
+        collate = Collate(examples.recipe.condition.max_length)
+        return collate([examples[index] for index in indices])
 
     def anywhere(self, *flags: bool) -> list[bool]:
         """Whether each flag is set in any process."""

@@ -135,10 +135,10 @@ class ProbeSet:
         """A sentence if the probe set holds fewer clips than were asked for."""
         return shortage(len(self.clips), self.settings.clips)
 
-    def follow(self, network: Network, step: int) -> None:
-        """Update the EMA with the weights after `step` steps."""
+    def follow(self, network: Network, step: int, skip: Tensor | None = None) -> None:
+        """Update the EMA with the weights after `step` steps; skip: as in `EMA.update`."""
         if step % self.hold == 0:
-            self.ema.update(network)
+            self.ema.update(network, skip)
 
     def due(self, step: int) -> bool:
         """Whether a probe is due after `step` steps."""

@@ -22,6 +22,8 @@ from stagecli.stage.controller import Stages
 from stagecli.terminal.views import View
 from stagecli.train.encoders import load_frozen
 from stagecli.train.feed import micro_batches
+from stagecli.train.finite import build_check
+from stagecli.train.graph import check_compile
 from stagecli.train.log_window import LogWindow
 from stagecli.train.memory import refuse_what_cannot_fit
 from stagecli.train.outputs import Outputs
@@ -49,6 +51,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             hint="use --set train.precision=bf16",
         )
     accelerator = connect(precision)
+    check_compile(recipe, accelerator.device, accelerator.num_processes)
     divisor = accelerator.num_processes * options.accumulate
     if options.batch_size % divisor:
         raise StageError(
@@ -150,8 +153,8 @@ def build_trainer(
 
     # What is trained.
     network = build_network(recipe, prepared, device)
-    optimizer = build_optimizer(network, recipe.train, device)
-    wrapped, optimizer = accelerator.prepare(network, optimizer)
+    adamw = build_optimizer(network, recipe.train, device)
+    wrapped, optimizer = accelerator.prepare(network, adamw)
     stages.attach(network, prepared.feature_width)
 
     # What measures it.
@@ -171,6 +174,8 @@ def build_trainer(
         log_window=LogWindow(recipe.train.bins),
     )
 
+    check = build_check(state, adamw, recipe, device)
+
     # The loop and what it writes.
     context = RunContext(
         recipe=recipe,
@@ -180,7 +185,7 @@ def build_trainer(
         wrapped=wrapped,
         recorder=Recorder(run, view),
     )
-    return Trainer(context, state, Outputs(context, state, pipeline, scorer))
+    return Trainer(context, state, Outputs(context, state, pipeline, scorer), check)
 
 
 def prepare_together(
@@ -251,7 +256,7 @@ def build_network(recipe: Recipe, prepared: Prepared, device: torch.device) -> N
         recipe, channels=prepared.codec.channels, text_width=prepared.frozen.text_width
     )
     network.to(device)
-    if recipe.train.compile:
+    if recipe.train.compile != "none":
         network.dit.compile_blocks()
     return network
 

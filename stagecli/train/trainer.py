@@ -6,47 +6,54 @@ on what the step showed.
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from stagecli.data.examples import stratified
 from stagecli.data.frames import to_device, to_frames
-from stagecli.errors import EXIT_FAILED, Problem
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
 from stagecli.flow.schedule import learning_rate
 from stagecli.stage.base import Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.train.attempt import begin_attempt
-from stagecli.train.failure import StepError, rescue
+from stagecli.train.failure import StepError, not_finite, rescue
 from stagecli.train.feed import Batch, Feed
+from stagecli.train.finite import FiniteCheck, NotFiniteError, StepNumbers
+from stagecli.train.graph import GraphedLoss
 from stagecli.train.interrupt import Interrupt
 from stagecli.train.outputs import Outputs
 from stagecli.train.state import RunContext, TrainingState
 
 
 @dataclass(kw_only=True)
+class Times:
+    """t and its importance weights of a whole step, [B] each, on the CPU."""
+
+    t_B: Tensor
+    weight_B: Tensor
+
+
+@dataclass(kw_only=True)
 class MicroStep:
     """Forward and backward of one micro-batch.
 
-    loss: its share of the step's loss, a scalar; t_B, loss_B: t and unweighted loss per example.
+    loss: its share of the step's loss, a scalar; loss_B: unweighted loss per example.
     """
 
-    batch: Batch
     loss: Tensor
-    t_B: Tensor
     loss_B: Tensor
 
 
 class Trainer:
     """Takes a run from the state it is given to its last step; `setup.build_trainer` makes one."""
 
-    def __init__(self, context: RunContext, state: TrainingState, outputs: Outputs) -> None:
+    def __init__(
+        self, context: RunContext, state: TrainingState, outputs: Outputs, check: FiniteCheck
+    ) -> None:
         self.recipe = context.recipe
         self.options = context.recipe.train
         self.accelerator = context.accelerator
@@ -57,6 +64,10 @@ class Trainer:
         self.state = state
         self.stages = state.stages
         self.outputs = outputs
+        self.check = check
+        self.graphed: GraphedLoss | None = None
+        if self.options.compile == "step":
+            self.graphed = GraphedLoss(context.wrapped, context.recipe.condition.max_length)
         self.feed = Feed(context, state)
 
     def fit(self, interrupt: Interrupt) -> str:
@@ -72,7 +83,7 @@ class Trainer:
                 self.train(interrupt)
                 return self.outputs.finish()
         except Exception as error:
-            raise rescue(error, self.outputs) from error
+            raise rescue(self.first_failure(error), self.outputs) from error
 
     def train(self, interrupt: Interrupt) -> None:
         """The loop. Raises StageError for a loss or gradient that is not finite, or lost data."""
@@ -85,38 +96,34 @@ class Trainer:
             began = time.monotonic()
             batches = self.feed.take(interrupt)
             if batches is None:
+                self.read_numbers(due=True)
                 return
 
             # What this step does: the stages' plan, t of each example, the learning rate.
+            self.check.begin_step()
             plan = self.stages.plan(state.step)
-            drawn = self.draw_times(plan)
+            times = self.draw_times(plan)
             lr = learning_rate(state.step, options)
 
             # Forward and backward, one micro-batch at a time.
             self.wrapped.train()
             micro_steps = [
-                self.forward_backward(plan, batch, drawn[number], number)
+                self.forward_backward(plan, batch, times, number)
                 for number, batch in enumerate(batches)
             ]
 
             # Update the weights, unless the loss or the gradient is not finite.
-            loss = self.mean_loss(micro_steps)
-            grad_norm = self.clip_gradient(micro_steps)
+            numbers = self.take_numbers(times, micro_steps)
             state.whole = False
             self.update(lr)
             state.step += 1
 
-            # What the step showed, gathered over all processes.
-            t_B = self.gather([micro.t_B for micro in micro_steps])
-            loss_B = self.gather([micro.loss_B for micro in micro_steps])
-            state.log_window.add(t_B, loss_B, loss, grad_norm)
-            state.seconds += time.monotonic() - began
-
             # Measure what is due, and let the stages react.
             probe, probe_seconds = self.probe()
-            for event in self.stages.observe(
-                self.signals(t_B=t_B, loss_B=loss_B, grad_norm=grad_norm, lr=lr, probe=probe)
-            ):
+            events = self.stages.observe(self.signals(numbers, lr, probe))
+            self.read_numbers(due=bool(events or self.outputs.due()))
+            state.seconds += time.monotonic() - began - probe_seconds
+            for event in events:
                 self.recorder.event(state.step, event)
             self.feed.follow_stages()
             if probe is not None:
@@ -126,62 +133,78 @@ class Trainer:
             # Rows, samples and checkpoints.
             self.outputs.after_step(lr)
 
-    def draw_times(self, plan: Plan) -> list[tuple[Tensor, Tensor]]:
-        """t and its importance weights, [B] each, for this process's micro-batches of a step.
+    def draw_times(self, plan: Plan) -> Times:
+        """t of the whole step, over all micro-batches and processes.
 
-        They are drawn for the whole step, over all micro-batches and processes, and the stages see
-        them all before the first forward pass.
+        The stages see all of them before the first forward pass.
         """
         options = self.options
         u_B = stratified(options.seed, self.state.step, options.batch_size)
         t_B, weight_B = plan.density.sample(u_B)
         self.stages.begin_step(plan, t_B)
-        rows = [self.feed.order.rows(number) for number in range(options.accumulate)]
-        return [(t_B[own], weight_B[own]) for own in rows]
+        return Times(t_B=t_B, weight_B=weight_B)
 
-    def forward_backward(
-        self, plan: Plan, batch: Batch, drawn: tuple[Tensor, Tensor], number: int
-    ) -> MicroStep:
+    def forward_backward(self, plan: Plan, batch: Batch, times: Times, number: int) -> MicroStep:
         """Accumulate the gradient of a micro-batch.
 
-        drawn: t and weight of each example; number: of the micro-batch in its step. Processes
-        exchange gradients in the last one only.
+        number: of the micro-batch in its step. Processes exchange gradients in the last one only.
         """
         batch = to_frames(to_device(batch, self.device), self.prepared.codec)
-        t_B, weight_B = (value.to(self.device) for value in drawn)
+        own = self.feed.order.rows(number)
+        t_B = times.t_B[own].to(self.device, non_blocking=True)
+        weight_B = times.weight_B[own].to(self.device, non_blocking=True)
         last = number == self.options.accumulate - 1
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-            with self.accelerator.autocast():
-                result = flow_loss(
-                    self.wrapped,
-                    batch["x0"],
-                    batch["noise"],
-                    t_B,
-                    batch,
-                    weight_BTC=batch.get("weight"),
-                    return_hidden=plan.hidden,
-                )
+            result = self.flow_loss(plan, batch, t_B)
             loss = total_loss(self.stages, plan, result, weight_B) / self.options.accumulate
             self.accelerator.backward(loss)
-        return MicroStep(batch=batch, loss=loss.detach(), t_B=t_B, loss_B=result.loss_B.detach())
+        return MicroStep(loss=loss.detach(), loss_B=result.loss_B.detach())
 
-    def mean_loss(self, micro_steps: list[MicroStep]) -> float:
-        """The step's loss over all processes. Raises StageError where it is not finite."""
+    def flow_loss(self, plan: Plan, batch: Batch, t_B: Tensor) -> Result:
+        """The loss of a micro-batch of frames, and what the plan asks for."""
+        if self.graphed is not None and not plan.inspected:
+            return self.graphed(batch, t_B, plan.hidden)
+        with self.accelerator.autocast():
+            return flow_loss(
+                self.wrapped,
+                batch["x0"],
+                batch["noise"],
+                t_B,
+                batch,
+                weight_BTC=batch.get("weight"),
+                return_hidden=plan.hidden,
+            )
+
+    def take_numbers(self, times: Times, micro_steps: list[MicroStep]) -> StepNumbers:
+        """Clip the gradient, and pass on what the step showed, over all processes.
+
+        Raises StageError for a step that is not finite, if every step is read.
+        """
         loss = torch.zeros((), device=self.device)
         for micro in micro_steps:
             loss += micro.loss
-        mean = float(self.all_reduce_mean(loss))
-        if not math.isfinite(mean):
-            self.fail("loss", micro_steps[-1].batch)
-        return mean
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.options.clip)
+        numbers = StepNumbers(
+            loss=self.all_reduce_mean(loss),
+            grad_norm=torch.as_tensor(norm, device=self.device),
+            t_B=times.t_B,
+            loss_B=self.gather([micro.loss_B for micro in micro_steps]),
+        )
+        try:
+            self.check.add(numbers)
+        except NotFiniteError as error:
+            raise self.failure(error.quantity) from error
+        return numbers
 
-    def clip_gradient(self, micro_steps: list[MicroStep]) -> float:
-        """Clip the gradient; its norm before. Raises StageError where that is not finite."""
-        parameters = self.wrapped.parameters()
-        norm = float(self.accelerator.clip_grad_norm_(parameters, self.options.clip))
-        if not math.isfinite(norm) and self.state.scaler is None:  # a scaler skips such a step
-            self.fail("gradient", micro_steps[-1].batch)
-        return norm
+    def read_numbers(self, *, due: bool) -> None:
+        """Read what the last steps showed, where something is due.
+
+        Raises StageError for a step that was not finite, with the state before it.
+        """
+        try:
+            self.check.after_step(due=due)
+        except NotFiniteError as error:
+            raise self.failure(error.quantity) from error
 
     def update(self, lr: float) -> None:
         """One optimiser step of the network, of its EMA and of what the mechanisms train."""
@@ -191,33 +214,33 @@ class Trainer:
             group["lr"] = lr
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        self.stages.step(lr, self.all_reduce_mean, scale)
+        self.stages.step(lr, self.all_reduce_mean, scale, self.check.skip)
         if not self.accelerator.optimizer_step_was_skipped:
-            state.ema.update(state.network)
+            state.ema.update(state.network, self.check.skip)
 
     def probe(self) -> tuple[Probe | None, float]:
         """The probe that is due after this step, if any, and the seconds it took."""
         state = self.state
         if state.probes is None:
             return None, 0.0
+        due = state.probes.due(state.step)
+        self.read_numbers(due=due)
         began = time.monotonic()
-        state.probes.follow(state.network, state.step)
-        probe = state.probes.measure(state.network) if state.probes.due(state.step) else None
+        state.probes.follow(state.network, state.step, self.check.skip)
+        probe = state.probes.measure(state.network) if due else None
         seconds = time.monotonic() - began
         state.probe_seconds += seconds
         state.log_window.leave_out(seconds)
         return probe, seconds
 
-    def signals(
-        self, *, t_B: Tensor, loss_B: Tensor, grad_norm: float, lr: float, probe: Probe | None
-    ) -> Signals:
+    def signals(self, numbers: StepNumbers, lr: float, probe: Probe | None) -> Signals:
         """What the mechanisms get to see of a step."""
         probes = self.state.probes
         return Signals(
             step=self.state.step,
-            t_B=t_B,
-            loss_B=loss_B,
-            grad_norm=grad_norm,
+            t_B=numbers.t_B,
+            loss_B=numbers.loss_B,
+            grad_norm=numbers.grad_norm,
             lr=lr,
             probe=probe,
             ema_weights=probes.ema.weights if probes is not None and probe is not None else None,
@@ -239,30 +262,24 @@ class Trainer:
         return self.accelerator.reduce(tensor, "mean")
 
     def gather(self, parts: list[Tensor]) -> Tensor:
-        """Values of this step's micro-batches, of all processes, on the CPU."""
-        return self.accelerator.gather(torch.cat(parts)).cpu()
+        """Values of this step's micro-batches, of all processes, in the order of the batch."""
+        gathered = self.accelerator.gather(torch.stack(parts))
+        return gathered.unflatten(0, (-1, len(parts))).transpose(0, 1).flatten()
 
-    def fail(self, quantity: str, batch: Batch) -> NoReturn:
-        """Raise a StageError that names the batch's clips."""
-        # Which clips, and whether they or the network are the cause.
-        examples = self.prepared.examples(self.prepared.train)
-        keys = [examples.clip_of(int(index)).key for index in batch["index"].tolist()]
-        inputs = [value for value in batch.values() if value.is_floating_point()]
-        cause = "the network"
-        if not all(bool(torch.isfinite(value).all()) for value in inputs):
-            cause = "the batch itself, which holds values that are not finite"
+    def first_failure(self, error: Exception) -> Exception:
+        """What ended training: an error, or a step before it that was not finite."""
+        try:
+            self.read_numbers(due=True)
+        except StepError as earlier:
+            return earlier
+        except Exception:  # after some errors the device gives no more answers, and no weights
+            self.state.whole = False
+        return error
 
-        more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-        raise StepError(
-            f"the {quantity} is not finite at step {self.state.step + 1}",
-            problems=[
-                Problem("cause", cause),
-                Problem("last batch", ", ".join(keys[:4]) + more),
-            ],
-            hint="lower train.lr or train.clip, or use precision fp32, under another --name",
-            exit_code=EXIT_FAILED,
-            evidence={"clips": keys},
-        )
+    def failure(self, quantity: str) -> StepError:
+        """The error of the step to come, whose loss or gradient is not finite."""
+        batch = to_frames(to_device(self.feed.last_batch(), self.device), self.prepared.codec)
+        return not_finite(quantity, self.state.step + 1, batch, self.prepared)
 
 
 def total_loss(stages: Stages, plan: Plan, result: Result, weight_B: Tensor) -> Tensor:

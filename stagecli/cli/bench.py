@@ -1,0 +1,36 @@
+"""`stagecli bench`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stagecli.bounds import Range
+from stagecli.cli.options import AsJson, Overrides, number_option
+from stagecli.cli.progress import progress_bars
+from stagecli.terminal.console import Console
+
+EXAMPLES = "Examples:  stagecli bench quickstart   |   stagecli bench my.toml --steps 100 --json"
+STEPS = Range(1, 100_000)
+
+
+def bench(
+    recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
+    *,
+    steps: Annotated[
+        int, number_option("--steps", limits=STEPS, help="Steps that are measured.")
+    ] = 20,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast a recipe trains here, and where the time goes; keeps nothing."""
+    from stagecli.recipe.load import load_recipe
+    from stagecli.train.bench import bench as measure
+    from stagecli.train.bench import show_bench
+
+    console = Console(as_json)
+    loaded = load_recipe(recipe, overrides or [])
+    with progress_bars() as report:
+        document = measure(loaded, steps, report)
+    console.result(document, lambda: show_bench(document, console))
