@@ -32,6 +32,7 @@ from accelerate import Accelerator
 from stagecli.recipe.load import load_recipe
 from stagecli.schema import Recipe
 from stagecli.terminal.views import QuietView
+from stagecli.train.interrupt import Interrupt
 from stagecli.train.precision import resolve_precision
 from stagecli.train.setup import build_trainer
 from stagecli.train.trainer import Trainer
@@ -67,12 +68,7 @@ def variants(steps: int) -> dict[str, tuple[str, ...]]:
 
 
 class Turn(QuietView):
-    """Lets a trainer, in a thread of its own, take one step at a time on request.
-
-    It also stands in for the trainer's `Interrupt`, because only the main thread gets signals.
-    """
-
-    requested = False  # of `Interrupt`: nobody wants the trainer to stop
+    """Lets a trainer, in a thread of its own, take one step at a time on request."""
 
     def __init__(self, make: Callable[[Turn], Trainer]) -> None:
         self.go = threading.Semaphore(0)
@@ -83,19 +79,13 @@ class Turn(QuietView):
         self.peak = 0  # bytes that the profiled step allocated at most
         self.failed: BaseException | None = None
         self.trainer = make(self)
-        self.trainer.interrupt = self  # type: ignore[assignment]
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         self._wait()
 
-    def __enter__(self) -> Turn:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
     def _run(self) -> None:
         try:
-            self.trainer.fit()
+            self.trainer.fit(Interrupt())  # not entered: only the main thread gets signals
         except SystemExit:
             pass
         except BaseException as problem:
