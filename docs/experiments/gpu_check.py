@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from gpu_large import ceilings, large_checks
 from gpu_rows import CUDA, DEVICE, Place, Row, print_table, short
+from step_cost import GUIDANCE, STRUCTURE, TIMESTEPS
 from timed_session import Session
 
 from stagecli.model.ema import EMA
@@ -182,13 +183,6 @@ def step_row(place: Place, name: str, mode: str, *, compile_blocks: bool = True)
 
 
 REGIME = ("stage.regime.source=linear",)
-GUIDANCE = ("stage.guidance.schedule=constant",)
-TIMESTEPS = ("stage.timesteps.kind=progress",)
-STRUCTURE = (
-    "stage.structure.action=align",
-    "stage.structure.when=always",
-    "stage.structure.groups=thirds",
-)
 ENDED = ("stage.guidance.schedule=stop", "stage.guidance.end=0.005")
 VARIANTS = {
     "static": (),
