@@ -198,7 +198,7 @@ def test_contradictions_are_refused(
 def test_a_libsndfile_without_a_codec_is_named_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stagecli.recipe.parts.missing_codecs", lambda: ["mp3"])
+    monkeypatch.setattr("stagecli.data.lossy.missing_codecs", lambda: ["mp3"])
     path = write_recipe(tmp_path / "sr.toml", "sr", augment__lossy=0.5)
     result = run_cli("train", path, cwd=tmp_path)
     assert result.code == 2

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from stagecli.data.lossy import missing_codecs
 from stagecli.hub.folder import local_problem
 from stagecli.recipe.toml_positions import Key
 from stagecli.schema import Recipe
@@ -17,6 +16,7 @@ from stagecli.ssl import name_problem
 
 def find_missing_parts(recipe: Recipe) -> Iterator[tuple[Key, str]]:
     """(key, what is wrong) for every named part that cannot be had; `[stage.*]` must be valid."""
+    from stagecli.data.lossy import missing_codecs  # NumPy, which listing recipes does not need
     from stagecli.stage import registry
 
     # SSL encoders.
