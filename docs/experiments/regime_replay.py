@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stagecli.flow.schedule import learning_rate
+from stagecli.recipe.load import load_from_run
 from stagecli.report.probe_rows import is_old, noise_levels
 from stagecli.report.run_report import RunReport, read_run
 from stagecli.schema import Train
@@ -27,9 +27,8 @@ SHARES = (0.25, 0.5, 0.75, 1.0)  # of the budget, at which r is printed
 
 
 def train_options(run: Path) -> Train:
-    """`[train]` of a run, without keys that this version does not have."""
-    table = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))["train"]
-    return Train(**{key: value for key, value in table.items() if key in Train.model_fields})
+    """`[train]` of a run, with what earlier versions wrote in today's words."""
+    return load_from_run(run / "recipe.toml").train
 
 
 def replayed(report: RunReport, options: Train) -> list[tuple[int, float, float]]:
