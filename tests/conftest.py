@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 # Read by huggingface_hub when it is imported: tests must not wait for a hub, nor depend on one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+TWO_PROCESSES_SECONDS = 240  # what a busy machine may take; the tests that use them take some 20
 TERMINAL = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 UNSET = (
     "FORCE_COLOR",
@@ -167,6 +169,9 @@ def two_processes(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "ACCELERATE_USE_CPU": "true",
+        # Where it is unset, Accelerate sets torch's threads to the cores, which a fork has not: the
+        # first parallel region of a child then waits for ever.
+        "OMP_NUM_THREADS": "1",
         **(env or {}),
     }
 
@@ -182,8 +187,11 @@ def two_processes(
 
     fresh_accelerate()
     processes = [forked(of_rank(rank)) for rank in range(2)]
+    ends = time.monotonic() + TWO_PROCESSES_SECONDS
     for process in processes:
-        process.join(600)
+        process.join(max(0.0, ends - time.monotonic()))
+    for process in processes:
+        process.kill()  # one that hangs would keep the port, and the suite, busy
     texts = [cwd / f"rank{rank}.txt" for rank in range(2)]
     errors = [text.read_text() if text.exists() else "" for text in texts]  # none when killed
     assert [process.exitcode for process in processes] == list(codes), errors
