@@ -12,7 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from stagecli import __version__, launcher
-from stagecli.cli import bench, doctor, evaluate, inspect_regime, recipes, sample, study, train
+from stagecli.cli import (
+    bench,
+    data,
+    doctor,
+    evaluate,
+    inspect_regime,
+    recipes,
+    sample,
+    study,
+    train,
+)
 from stagecli.cli.threads import prepare_threads
 from stagecli.errors import (
     EXIT_FAILED,
@@ -38,6 +48,7 @@ DEFAULT_FLAGS = {
     "install_completion": False,
     "show_completion": False,
     "recipes": {"help": False},
+    "data": {"help": False},
 }
 
 app = typer.Typer(
@@ -75,6 +86,7 @@ app.command(epilog=study.EXAMPLES)(study.study)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
 
 
 def _parse_and_run() -> int:
