@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import typer
 
+from stagecli.cli import prepare
+
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Check a data set before training on it."
+    no_args_is_help=True, rich_markup_mode=None, help="Check data sets, and make their manifests."
 )
 
 
 @app.callback()
 def _data() -> None:
     pass
+
+
+app.command(epilog=prepare.EXAMPLES, help=prepare.HELP)(prepare.prepare)
