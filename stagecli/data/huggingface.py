@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from stagecli.data.file_index import Stamp
-from stagecli.data.rows import SPLITS, Clip, Entry, Split, read_captions, split_names
+from stagecli.data.rows import (
+    SPLITS,
+    Clip,
+    Entry,
+    Split,
+    caption_columns,
+    read_captions,
+    split_names,
+)
 from stagecli.data.source import FileSource
 from stagecli.data.text_files import text_problem
 from stagecli.errors import Problem, StageError
@@ -129,10 +137,9 @@ def _table_entries(
 ) -> Iterator[Entry]:
     for number, row in enumerate(table.remove_columns([data.audio_column])):
         where = f"{data.path}:{name}/{number}"
-        labels = {key: value for key, value in row.items() if key != data.caption_column}
-        captions, problem = read_captions(
-            row.get(data.caption_column), data.caption_column, need_captions
-        )
+        texts = caption_columns(row, data.caption_column)
+        labels = {key: value for key, value in row.items() if key not in texts}
+        captions, problem = read_captions(row, data.caption_column, need_captions)
         problem = problem or text_problem(labels)
         if problem:
             yield Entry(where, problem=problem)
