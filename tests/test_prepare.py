@@ -224,6 +224,16 @@ def test_all_that_is_wrong_is_told_at_once(cli: Cli, tmp_path: Path) -> None:
     assert not (root / "manifest.jsonl").exists()
 
 
+def test_a_table_of_another_kind(cli: Cli, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    clotho(root)
+    table(root / "clotho_captions_validation.csv", [["file_name", "caption_1"], ["a.wav", "rain"]])
+    result = cli("data", "prepare", "clotho", root)
+    assert result.code == 2
+    assert "clotho_captions_validation.csv:1" in result.stderr
+    assert "has no column caption_2, caption_3" in result.stderr
+
+
 def test_what_is_missing_is_left_out_on_request(cli: Cli, tmp_path: Path) -> None:
     root = tmp_path / "data"
     audiocaps(root)

@@ -18,7 +18,8 @@ from stagecli.data.rows import Split
 from stagecli.errors import Problem
 
 AUDIOCAPS: dict[Split, str] = {"train": "train.csv", "valid": "val.csv", "test": "test.csv"}
-AUDIOCAPS_COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
+AUDIOCAPS_COLUMNS = ("youtube_id", "start_time", "caption", "audiocap_id")
+AUDIOCAPS_TABLES = ("dataset", "dataset2.0", "csv_files_v1")  # folders that may hold the tables
 CLOTHO: dict[Split, str] = {"train": "development", "valid": "validation", "test": "evaluation"}
 CLOTHO_CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
 
@@ -28,7 +29,8 @@ def read_audiocaps(folder: Path) -> Contents:
     contents = Contents()
     if not require_folder(contents, folder):
         return contents
-    tables = folder / "dataset" if (folder / "dataset").is_dir() else folder
+    folders = [folder, *(folder / name for name in AUDIOCAPS_TABLES)]
+    tables = next((path for path in folders if (path / AUDIOCAPS["train"]).exists()), folder)
     files: dict[str, Path] = {}
     for file in audio_under(contents, folder):
         files.setdefault(file.stem, file)

@@ -59,9 +59,9 @@ ARCHIVES: dict[str, Archive] = {
     ),
     "audiocaps": Archive(
         title="AudioCaps: 10 s clips of AudioSet with captions",
-        licence="captions MIT; the audio belongs to the authors of the videos",
+        licence="captions for academic use; the audio belongs to the authors of the videos",
         address="https://github.com/cdjkim/audiocaps",
-        holds="train.csv, val.csv and test.csv (also in dataset/), and the clips by video id "
+        holds="train.csv, val.csv and test.csv (also in dataset/ or dataset2.0/), and the clips by video id "
         "(Y{id}.wav, {id}.wav, {id}_{start}.wav) or {audiocap_id}.wav, in any folders",
         splits={"train": "train.csv", "valid": "val.csv", "test": "test.csv"},
         task="t2a",

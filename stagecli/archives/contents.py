@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stagecli.data.csv_rows import CsvRow, csv_rows
+from stagecli.data.csv_rows import Columns, CsvRow, csv_rows
 from stagecli.data.finding import list_audio
 from stagecli.data.rows import Split
 from stagecli.data.text_files import require_text
@@ -80,9 +80,13 @@ def audio_under(contents: Contents, folder: Path) -> list[Path]:
 
 
 def table_rows(contents: Contents, path: Path, columns: Sequence[str]) -> list[CsvRow]:
-    """The rows of a CSV file of the archive that can be read; others are problems of it."""
+    """The rows of a CSV file of the archive that can be read; others are problems of it.
+
+    columns: those that it must have, the one that names files first.
+    """
     try:
-        rows = list(csv_rows(path, require_text(path, "cannot be read"), columns))
+        text = require_text(path, "cannot be read")
+        rows = list(csv_rows(path, text, Columns(path=columns[0], caption=None)))
     except StageError as error:
         reasons = "; ".join(problem.what for problem in error.problems)
         contents.problems.append(Problem(str(path), f"{error.message}: {reasons}"))
@@ -90,4 +94,9 @@ def table_rows(contents: Contents, path: Path, columns: Sequence[str]) -> list[C
     contents.problems += [
         Problem(f"{path}:{row.number}", row.problem, row.excerpt) for row in rows if row.problem
     ]
-    return [row for row in rows if row.columns is not None]
+    readable = [row for row in rows if row.columns is not None]
+    lacking = [name for row in readable[:1] for name in columns if name not in (row.columns or ())]
+    if lacking:
+        contents.problems.append(Problem(f"{path}:1", f"has no column {', '.join(lacking)}"))
+        return []
+    return readable
