@@ -61,8 +61,8 @@ ARCHIVES: dict[str, Archive] = {
         title="AudioCaps: 10 s clips of AudioSet with captions",
         licence="captions for academic use; the audio belongs to the authors of the videos",
         address="https://github.com/cdjkim/audiocaps",
-        holds="train.csv, val.csv and test.csv (also in dataset/ or dataset2.0/), and the clips by video id "
-        "(Y{id}.wav, {id}.wav, {id}_{start}.wav) or {audiocap_id}.wav, in any folders",
+        holds="train.csv, val.csv and test.csv (also in dataset/ or dataset2.0/), and the clips, "
+        "in any folders, as Y{id}.wav, {id}.wav, {id}_{start}.wav or {audiocap_id}.wav",
         splits={"train": "train.csv", "valid": "val.csv", "test": "test.csv"},
         task="t2a",
         recipe="audiocaps-t2a",
