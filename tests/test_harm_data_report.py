@@ -20,7 +20,7 @@ from helpers.clips import (
     write_manifest,
 )
 
-from stagecli.condition.text import kept_bytes
+from stagecli.condition.captions import kept_bytes
 from stagecli.data.bandwidth import file_bandwidth, widest_bandwidth
 from stagecli.data.fingerprint import fingerprint
 from stagecli.data.open import open_source

@@ -59,13 +59,7 @@ def read_dataset(
 
     Raises StageError: `datasets` not installed, data set out of reach, a split or column missing.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise StageError(
-            'data.source = "huggingface" needs the package `datasets`',
-            hint="pip install 'stagecli[datasets]'",
-        ) from error
+    datasets = _package()
     names = dict(zip(SPLITS, split_names(data), strict=True))
     tables = {}
     entries: list[Entry] = []
@@ -76,6 +70,24 @@ def read_dataset(
             tables[split] = table.select_columns([data.audio_column])
             entries += _table_entries(data, table, split, names[split], need_captions)
     return HuggingFaceSource(data, tables, entries)
+
+
+def _package() -> Any:
+    """The package `datasets`. Raises StageError where it is not installed."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise StageError(
+            'data.source = "huggingface" needs the package `datasets`',
+            hint="pip install 'stagecli[datasets]'",
+        ) from error
+    return datasets
+
+
+def dataset_splits(data: Data, path: Path) -> list[str]:
+    """The names of the splits of a data set. Raises StageError as `read_dataset`."""
+    with _cause_printed(data.path):
+        return list(map(str, _load_splits(_package(), data.path, path)))
 
 
 @contextmanager

@@ -54,6 +54,14 @@ def manifest_entries(data: Data, path: Path, need_captions: bool) -> list[Entry]
     return entries
 
 
+def manifest_splits(data: Data, path: Path) -> list[str]:
+    """The names that the lines of a manifest give to splits. Raises StageError as before."""
+    names = (
+        line.columns.get(data.split_column) for line in _lines(data, path, False) if line.columns
+    )
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+
+
 def _lines(data: Data, path: Path, need_captions: bool) -> Iterator[CsvRow]:
     """Every line as columns, or its problem."""
     if folder_problem(path) is None:

@@ -17,6 +17,7 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 VALID_SHARE = 0.05  # of `hash_split`, as of `data.valid_share`
 TEST_SHARE = 0.05
+FEWEST_VALID = 4  # clips to validate on that a hint asks for
 
 
 @dataclass(frozen=True)
