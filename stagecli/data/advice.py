@@ -23,6 +23,7 @@ CLIP_SECONDS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)  # of text-to-audio
 TOLERANCE = 1.05  # clips may last this much longer than a round length
 CROP_SECONDS = 2.0  # of super-resolution, at most
 SHORT_SHARE = 0.25  # of clips that are mostly padding, from which on it is masked
+PROBED = 10  # clips with which the discrepancy is measured well
 LENGTHS = 16  # `condition.max_length` is a multiple of it
 LONGEST_CAPTION = 512  # bytes that are advised at most
 OTHER_NAMES: dict[Split, tuple[str, ...]] = {
@@ -52,10 +53,14 @@ def split_name_advice(data: Data, names: Collection[str]) -> list[Advice]:
 
 
 def valid_share_advice(data: Data, keys: Collection[str]) -> list[Advice]:
-    """A share that leaves some clips to validate on, of data without splits of their own."""
+    """A share that leaves some clips to validate on, of data without splits of their own.
+
+    Enough for the probes of `[stage.regime]` too, unless they would take more than a quarter.
+    """
     count = sum(hash_split(key, data.valid_share) == "valid" for key in keys)
-    share = valid_share_for(keys, FEWEST_VALID)
-    if count >= FEWEST_VALID or share <= data.valid_share:
+    fewest = max(FEWEST_VALID, min(PROBED, len(keys) // 4))
+    share = valid_share_for(keys, fewest)
+    if count >= fewest or share <= data.valid_share:
         return []
     why = (
         f"the data have no splits, and {data.valid_share:g} of {counted(len(keys), 'clip')} "

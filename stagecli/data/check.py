@@ -34,17 +34,23 @@ from stagecli.schema import Data
 MANIFESTS = (".jsonl", ".csv", ".tsv")
 HUB = "hf:"  # before the name or folder of a Hugging Face data set
 BESIDE = ("manifest.jsonl", "manifest.csv", "manifest.tsv", "metadata.jsonl", "metadata.csv")
+NO_CAPTIONS = (
+    "no clip has a caption; write each into a .txt beside its file, or name a column that has them: "
+    "data.caption_column (`folder`: the name of each file's folder)"
+)
 LOWEST_RATE = 1000  # Hz: no file is refused for its rate before one is chosen
 
 
 @dataclass(kw_only=True)
 class DataSetCheck:
-    """data: keys that read the data set; task: t2a or sr; problems: what must be mended first."""
+    """data: keys that read the data set; task: t2a or sr; problems: what must be mended first;
+    left_out: what is not, because `data.on_bad_file` is "skip"."""
 
     data: Data
     task: str
     report: DataReport = field(default_factory=DataReport)
     problems: list[Problem] = field(default_factory=list)
+    left_out: list[Problem] = field(default_factory=list)
     advice: list[Advice] = field(default_factory=list)
 
     def as_json(self) -> JsonRow:
@@ -124,8 +130,16 @@ def check_data_set(
     clips = {split: source.clips(split) for split in SPLITS}
     captions = {text for of_split in clips.values() for clip in of_split for text in clip.captions}
     task = question.task or ("t2a" if captions - {""} else "sr")
-    check = DataSetCheck(data=data, task=task, problems=problems, advice=advice)
-    check.problems += _missing(source, clips, task)
+    check = DataSetCheck(data=data, task=task, advice=advice)
+    if task == "t2a":
+        problems += _uncaptioned(clips)
+    if question.keys.get("on_bad_file") == "skip":
+        check.left_out = problems
+    else:
+        check.problems = problems
+    if task == "t2a" and not captions - {""}:
+        check.problems = [Problem(data.path, NO_CAPTIONS)]
+    check.problems += _empty_splits(source, clips)
     _judge(check, source, question, progress)
     return check
 
@@ -141,16 +155,18 @@ def _with(data: Data, advice: list[Advice]) -> Data:
     )
 
 
-def _missing(source: FileSource, clips: dict[Split, list[Clip]], task: str) -> list[Problem]:
-    """Clips without a caption, and splits without clips that training needs."""
+def _uncaptioned(clips: dict[Split, list[Clip]]) -> list[Problem]:
+    return [
+        Problem(clip.key, "no caption")
+        for of_split in clips.values()
+        for clip in of_split
+        if not clip.caption
+    ]
+
+
+def _empty_splits(source: FileSource, clips: dict[Split, list[Clip]]) -> list[Problem]:
+    """Splits without clips that training needs."""
     problems = []
-    if task == "t2a":
-        problems = [
-            Problem(clip.key, "no caption")
-            for of_split in clips.values()
-            for clip in of_split
-            if not clip.caption
-        ]
     names = dict(zip(SPLITS, split_names(source.data), strict=True))
     for split in ("train", "valid"):
         if not clips[split]:
@@ -197,6 +213,7 @@ def _judge(check: DataSetCheck, source: FileSource, question: Question, progress
         expected,
         lambda done, total: progress("measuring bandwidth of every split", done, total),
     )
+    check.report.doubts += [f"left out: {p.where}: {p.what}" for p in check.left_out]
     check.report.doubts += [f"{p.where} {p.what}" for p in _beside(check.data)]
     if not source.divided and not source.clips("test"):
         check.report.doubts.append(

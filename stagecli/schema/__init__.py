@@ -92,7 +92,10 @@ class Data(Section):
     path_column: str = "path"
     """Column of a manifest that holds the path of the audio file, relative to the manifest."""
     caption_column: str = "caption"
-    """Column (or JSON key) of the caption or a list of them; `caption_*` joins several columns."""
+    """Column (or JSON key) of the caption or a list of them; `caption_*` joins several columns.
+
+    In a folder of audio, `folder` means the name of each file's folder.
+    """
     split_column: str = "split"
     """Column of a manifest that holds the name of the split."""
     audio_column: str = "audio"
