@@ -136,6 +136,11 @@ def new_recipe(
         keys["caption_column"] = captions_from
     stem = output.stem if output else f"{Path(keys['path']).stem}-{task}"
     run_name = name if name is not None else recipe_name(stem)
+    if run_name != recipe_name(run_name):
+        raise StageError(
+            f"--name: {run_name!r:.80} cannot name a run",
+            hint=f"try --name {recipe_name(run_name)}",
+        )
     target = output or Path(f"{run_name}.toml")
     plan_targets([Target(target, "--output")], inputs=[Path(keys["path"])], force=force)
 

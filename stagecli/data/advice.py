@@ -58,7 +58,7 @@ def valid_share_advice(data: Data, keys: Collection[str]) -> list[Advice]:
     Enough for the probes of `[stage.regime]` too, unless they would take more than a quarter.
     """
     count = sum(hash_split(key, data.valid_share) == "valid" for key in keys)
-    fewest = max(FEWEST_VALID, min(PROBED, len(keys) // 4))
+    fewest = max(2, min(FEWEST_VALID, len(keys) // 3), min(PROBED, len(keys) // 4))
     share = valid_share_for(keys, fewest)
     if count >= fewest or share <= data.valid_share:
         return []

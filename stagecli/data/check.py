@@ -35,8 +35,8 @@ MANIFESTS = (".jsonl", ".csv", ".tsv")
 HUB = "hf:"  # before the name or folder of a Hugging Face data set
 BESIDE = ("manifest.jsonl", "manifest.csv", "manifest.tsv", "metadata.jsonl", "metadata.csv")
 NO_CAPTIONS = (
-    "no clip has a caption; write each into a .txt beside its file, or name a column that has them: "
-    "data.caption_column (`folder`: the name of each file's folder)"
+    "no clip has a caption; write each into a .txt beside its file, or name the column that has "
+    "them: data.caption_column (`folder`: the name of each file's folder)"
 )
 LOWEST_RATE = 1000  # Hz: no file is refused for its rate before one is chosen
 

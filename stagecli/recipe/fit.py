@@ -6,15 +6,16 @@ else is what the shipped recipes for two cores have.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stagecli.errors import StageError, among
+from stagecli.errors import StageError, among, counted
 from stagecli.schema import Data
 
 if TYPE_CHECKING:
-    from stagecli.data.advice import Advice
     from stagecli.data.check import DataSetCheck
 
 # Text to audio. docs/codecs.md has the measurements of both codecs.
@@ -32,18 +33,24 @@ LOWEST_CUTOFF = 1000  # Hz
 FILLED = 0.85  # share of the typical content that may stay below a cutoff
 TEST_CUTOFFS = (2000, 4000, 8000, 12_000, 16_000)
 MONITOR_RATE = 44_100  # Hz: half of it is the band of the bundled monitor
-CHOSEN = {"path": "relative to the folder in which you train"}
 # Training clips from which on a run gets more steps.
 STEPS = ((0, 2000), (500, 4000), (5000, 8000))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
+class Key(NamedTuple):
+    """One key of a section, with its value and the reason for it; "" where it needs none."""
+
+    name: str
+    value: Any
+    why: str = ""
+
+
+class Part(NamedTuple):
     """One section of the recipe: its header, a comment on all of it, and its keys."""
 
     header: str
     note: str
-    keys: list[Advice]
+    keys: list[Key]
 
 
 def fitted(check: DataSetCheck, chosen: Mapping[str, Any]) -> list[Part]:
@@ -59,11 +66,13 @@ def fitted(check: DataSetCheck, chosen: Mapping[str, Any]) -> list[Part]:
             hint=_way_out(check),
         )
     data = _data_keys(check, chosen)
-    values = {entry.key: entry.value for entry in data}
-    parts = [Part(header="[data]", note="", keys=data)]
+    values = {key.name: key.value for key in data}
+    parts = [Part("[data]", "", data)]
     if check.task == "t2a":
-        return parts + _text_to_audio(check, values["data.sample_rate"], values["data.seconds"])
-    return parts + _super_resolution(check, values["data.sample_rate"])
+        parts += _text_to_audio(check, values["sample_rate"], values["seconds"])
+    else:
+        parts += _super_resolution(check, values["sample_rate"])
+    return parts
 
 
 def _way_out(check: DataSetCheck) -> str:
@@ -77,26 +86,32 @@ def _way_out(check: DataSetCheck) -> str:
     return "mend the data, or leave unusable files out: --set data.on_bad_file=skip"
 
 
-def _data_keys(check: DataSetCheck, chosen: Mapping[str, Any]) -> list[Advice]:
+def _data_keys(check: DataSetCheck, chosen: Mapping[str, Any]) -> list[Key]:
     """`[data]` in the order of the schema: advised, limited to a small machine, or chosen."""
-    from stagecli.data.advice import Advice
+    # What the data ask for.
+    keys = {
+        entry.key.removeprefix("data."): Key(entry.key.removeprefix("data."), *entry[1:])
+        for entry in check.advice
+        if entry.key.startswith("data.")
+    }
 
-    keys = {entry.key: entry for entry in check.advice if entry.key.startswith("data.")}
-    seconds = keys.get("data.seconds")
-    if check.task == "t2a" and seconds is not None and seconds.value > LONGEST:
+    # What a small machine allows.
+    if check.task == "t2a" and "seconds" in keys and keys["seconds"].value > LONGEST:
         why = "longer clips take more than two cores have: crops of this length are trained on"
-        keys["data.seconds"] = Advice("data.seconds", LONGEST, why)
-    advised_rate = keys.get("data.sample_rate")
-    if advised_rate is not None:
-        rate, why = _rate(check.task, advised_rate.value)
-        if rate < advised_rate.value:
-            keys["data.sample_rate"] = Advice("data.sample_rate", rate, why)
-            keys.pop("data.on_bad_file", None)
+        keys["seconds"] = Key("seconds", LONGEST, why)
+    if "sample_rate" in keys:
+        rate, why = _rate(check.task, keys["sample_rate"].value)
+        if rate < keys["sample_rate"].value:
+            keys["sample_rate"] = Key("sample_rate", rate, why)
+            keys.pop("on_bad_file", None)
             keys |= _left_out(check, rate)
+
+    # What the user has chosen.
     for name, value in chosen.items():
-        keys[f"data.{name}"] = Advice(f"data.{name}", value, CHOSEN.get(name, ""))
-    order = list(Data.model_fields)
-    return sorted(keys.values(), key=lambda entry: order.index(entry.key.removeprefix("data.")))
+        keys[name] = Key(name, value)
+    if check.data.source != "huggingface" and not Path(check.data.path).is_absolute():
+        keys["path"] = Key("path", check.data.path, "relative to the folder in which you train")
+    return [keys[name] for name in Data.model_fields if name in keys]
 
 
 def _rate(task: str, advised: int) -> tuple[int, str]:
@@ -108,155 +123,120 @@ def _rate(task: str, advised: int) -> tuple[int, str]:
     return min(advised, NARROW_RATE), "the codec has been measured at this rate"
 
 
-def _left_out(check: DataSetCheck, rate: int) -> dict[str, Advice]:
+def _left_out(check: DataSetCheck, rate: int) -> dict[str, Key]:
     """Leave out the clips below the rate, where there are any."""
-    from stagecli.data.advice import Advice
-
-    rates: dict[int, int] = {}
+    rates: Counter[int] = Counter()
     for facts in check.report.facts["splits"].values():
         for hertz, count in facts["rates"].items():
-            rates[int(hertz)] = rates.get(int(hertz), 0) + count
+            rates[int(hertz)] += count
     low = sum(count for hertz, count in rates.items() if hertz < rate)
     if not low:
         return {}
-    why = f"{among(low, sum(rates.values()), 'clip', 'has', 'have')} a lower rate: left out"
-    return {"data.on_bad_file": Advice("data.on_bad_file", "skip", why)}
-
-
-def _training_clips(check: DataSetCheck) -> int:
-    return int(check.report.facts["splits"]["train"]["clips"])
-
-
-def _train(check: DataSetCheck, batch_size: int) -> list[Advice]:
-    from stagecli.data.advice import Advice
-
-    clips = _training_clips(check)
-    steps = max(steps for least, steps in STEPS if clips >= least)
-    while batch_size > clips:
-        batch_size //= 2
-    passes = steps * batch_size / clips
-    often = "validated, saved and sampled so often, to be listened to while it trains"
-    return [
-        Advice("train.steps", steps, f"{passes:.3g} passes over {clips:,} training clips"),
-        Advice("train.batch_size", batch_size, "what two cores train in well under a second"),
-        Advice("train.lr", 1e-3, "small networks take high learning rates"),
-        Advice("train.precision", "auto", "faster where the machine has bf16"),
-        Advice("train.ema", 0.998, "samples come from the average of the last 500 or so steps"),
-        Advice("train.validate_every", steps // 8, often),
-        Advice("train.checkpoint_every", steps // 4, ""),
-        Advice("train.sample_every", steps // 4, ""),
-    ]
+    why = f"{among(low, rates.total(), 'clip', 'has', 'have')} a lower rate: left out"
+    return {"on_bad_file": Key("on_bad_file", "skip", why)}
 
 
 def _text_to_audio(check: DataSetCheck, rate: int, seconds: float) -> list[Part]:
-    from stagecli.data.advice import Advice
+    cut = [entry for entry in check.advice if entry.key == "condition.max_length"]
+    condition = [
+        Key("text", "bytes", "reads captions letter by letter: nothing to download"),
+        *(Key("max_length", entry.value, entry.why) for entry in cut),
+    ]
+    evaluate = [
+        Key("steps", 25, "sampler steps; more change little"),
+        Key("cfg_scale", 2.0, "how strictly samples follow the prompt; 1: not at all"),
+    ]
+    return [
+        _mel_codec(rate),
+        Part("[condition]", "", condition),
+        Part("[model]", "", [Key("patch", 2, "two frames are one token: half the time of a step")]),
+        Part("[objective]", "", [Key("density", "logit-normal", "more training at middle noise")]),
+        _train(check, 32 if seconds <= FULL_BATCH_SECONDS else 16),
+        _regime([]),
+        Part("[evaluate]", "", evaluate),
+    ]
 
-    codec = dict(WIDE_CODEC)
+
+def _mel_codec(rate: int) -> Part:
+    codec: dict[str, Any] = dict(WIDE_CODEC)
     if rate < WIDE_RATE:
         codec = dict(NARROW_CODEC)
         codec["n_fft"] = round(codec["n_fft"] * rate / NARROW_RATE)
         codec["hop"] = round(codec["hop"] * rate / NARROW_RATE)
-    max_length = [entry for entry in check.advice if entry.key == "condition.max_length"]
-    batch_size = 32 if seconds <= FULL_BATCH_SECONDS else 16
-    return [
-        Part(
-            header="[codec]",
-            note="Log-mel spectra, inverted by Griffin-Lim: nothing to download. These settings "
-            "kept what a classifier recognises (docs/codecs.md).",
-            keys=[
-                Advice("codec.kind", "mel", ""),
-                *(Advice(f"codec.{name}", value, "") for name, value in codec.items()),
-                Advice("codec.iterations", 32, "more change nothing that is recognised"),
-            ],
-        ),
-        Part(
-            header="[condition]",
-            note="",
-            keys=[
-                Advice("condition.text", "bytes", "reads captions letter by letter: no download"),
-                *max_length,
-            ],
-        ),
-        Part(
-            header="[model]",
-            note="",
-            keys=[Advice("model.patch", 2, "two frames are one token: half the time of a step")],
-        ),
-        Part(
-            header="[objective]",
-            note="",
-            keys=[Advice("objective.density", "logit-normal", "more training at middle noise")],
-        ),
-        Part(header="[train]", note="", keys=_train(check, batch_size)),
-        _regime([]),
-        Part(
-            header="[evaluate]",
-            note="",
-            keys=[
-                Advice("evaluate.steps", 25, "sampler steps; more change little"),
-                Advice("evaluate.cfg_scale", 2.0, "how strictly samples follow the prompt"),
-            ],
-        ),
+    note = (
+        "Log-mel spectra, inverted by Griffin-Lim: nothing to download. The settings are those "
+        "that kept most of what a classifier recognises (docs/codecs.md)."
+    )
+    keys = [
+        Key("kind", "mel"),
+        *(Key(name, value) for name, value in codec.items()),
+        Key("iterations", 32, "more change nothing that is recognised"),
     ]
+    return Part("[codec]", note, keys)
 
 
 def _super_resolution(check: DataSetCheck, rate: int) -> list[Part]:
-    from stagecli.data.advice import Advice
-
     low, high, cutoffs = _cutoffs(check, rate)
-    n_fft = 2
-    while n_fft < WINDOW * rate:
-        n_fft *= 2
+    condition = [
+        Key("cutoff", [low, high], "Hz above which an input has nothing: any value in this range"),
+        Key("dropout", 0.0, "the input is always there"),
+    ]
+    model = [
+        Key("output", "gated", "the codec has more channels than the network is wide"),
+        Key("levels", True, "shows the network how loud each band is"),
+    ]
     partial = "the bundled monitor hears up to 22,050 Hz, not all of the band that is restored"
-    monitor = [Advice("stage.regime.partial_band", True, partial)] if rate > MONITOR_RATE else []
+    evaluate = [
+        Key("sampler", "ab2", "six steps of it keep the level of the upper band"),
+        Key("steps", 6),
+        Key("cutoffs", cutoffs, "Hz; each is scored on its own"),
+    ]
     return [
-        Part(
-            header="[codec]",
-            note="A lossless spectrum, so that the band that is there stays as it is.",
-            keys=[
-                Advice("codec.kind", "stft", "ahead of mdct in the one comparison made"),
-                Advice("codec.n_fft", n_fft, f"a window of {1000 * n_fft / rate:.0f} ms"),
-                Advice("codec.hop", n_fft // 2, ""),
-                Advice("codec.floor", 1e-6, ""),
-            ],
-        ),
-        Part(
-            header="[condition]",
-            note="",
-            keys=[
-                Advice("condition.cutoff", [low, high], "Hz above which the input has nothing"),
-                Advice("condition.dropout", 0.0, "the input is always there"),
-            ],
-        ),
-        Part(
-            header="[model]",
-            note="",
-            keys=[
-                Advice("model.output", "gated", "the codec has more channels than the network"),
-                Advice("model.levels", True, "shows the network how loud each band is"),
-            ],
-        ),
-        Part(header="[train]", note="", keys=_train(check, 8)),
-        _regime(monitor),
-        Part(
-            header="[evaluate]",
-            note="",
-            keys=[
-                Advice("evaluate.sampler", "ab2", "6 steps of it keep the level of the upper band"),
-                Advice("evaluate.steps", 6, ""),
-                Advice("evaluate.cutoffs", cutoffs, "Hz, each scored on its own"),
-            ],
-        ),
+        _spectral_codec(rate),
+        Part("[condition]", "", condition),
+        Part("[model]", "", model),
+        _train(check, 8),
+        _regime([Key("partial_band", True, partial)] if rate > MONITOR_RATE else []),
+        Part("[evaluate]", "", evaluate),
     ]
 
 
-def _regime(keys: list[Advice]) -> Part:
-    return Part(
-        header="[stage.regime]",
-        note="Measures how far training has come, and changes nothing that is trained. Shown by "
-        "`stagecli inspect-regime`.",
-        keys=keys,
+def _spectral_codec(rate: int) -> Part:
+    n_fft = 2 ** math.ceil(math.log2(WINDOW * rate))
+    keys = [
+        Key("kind", "stft"),
+        Key("n_fft", n_fft, f"a window of {1000 * n_fft / rate:.0f} ms"),
+        Key("hop", n_fft // 2, "half of n_fft"),
+        Key("floor", 1e-6),
+    ]
+    return Part("[codec]", "A lossless spectrum: the band that is there stays as it is.", keys)
+
+
+def _train(check: DataSetCheck, batch_size: int) -> Part:
+    """As many steps as the number of clips asks for; no batch larger than the training split."""
+    clips = int(check.report.facts["splits"]["train"]["clips"])
+    steps = max(steps for least, steps in STEPS if clips >= least)
+    batch_size = min(batch_size, 2 ** int(math.log2(clips)))
+    passes = steps * batch_size / clips
+    keys = [
+        Key("steps", steps, f"{passes:,.0f} passes over {counted(clips, 'training clip')}"),
+        Key("batch_size", batch_size, "small enough for two cores"),
+        Key("lr", 1e-3, "small networks take high learning rates"),
+        Key("precision", "auto", "faster where the machine has bf16"),
+        Key("ema", 0.998, "samples come from the average of the last 500 or so steps"),
+        Key("validate_every", steps // 8),
+        Key("checkpoint_every", steps // 4, "saved so often"),
+        Key("sample_every", steps // 4, "samples to listen to while it trains"),
+    ]
+    return Part("[train]", "", keys)
+
+
+def _regime(keys: list[Key]) -> Part:
+    note = (
+        "Measures how far training has come, and changes nothing that is trained. "
+        "`stagecli inspect-regime` shows it."
     )
+    return Part("[stage.regime]", note, keys)
 
 
 def _cutoffs(check: DataSetCheck, rate: int) -> tuple[int, int, list[int]]:

@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stagecli.errors import counted, printable
 from stagecli.recipe.check import check_recipe
@@ -67,20 +67,19 @@ def _part_lines(part: Part) -> Iterator[str]:
     if part.note:
         yield from _comment(part.note)
     yield part.header
-    for key, value, why in part.keys:
-        section, _, name = key.rpartition(".")
-        if _is_default(section, name, value):
+    defaults = _defaults(part.header.strip("[]"))
+    for key in part.keys:
+        if defaults.get(key.name) == key.value:
             continue
-        if why:
-            yield from _comment(why)
-        yield f"{name} = {toml_literal(value)}"
+        if key.why:
+            yield from _comment(key.why)
+        yield f"{key.name} = {toml_literal(key.value)}"
 
 
-def _is_default(section: str, name: str, value: object) -> bool:
+def _defaults(section: str) -> dict[str, Any]:
     field = Recipe.model_fields.get(section)
-    model = field.annotation if field is not None else None
-    known = getattr(model, "model_fields", {}).get(name)
-    return known is not None and known.default == value
+    fields = getattr(field.annotation, "model_fields", {}) if field is not None else {}
+    return {name: inner.default for name, inner in fields.items()}
 
 
 def _comment(text: str) -> list[str]:
