@@ -192,7 +192,10 @@ def _judge(check: DataSetCheck, source: FileSource, question: Question, progress
         max_length=question.max_length,
     )
     check.report = measure(
-        source, prints, expected, lambda done, total: progress("measuring bandwidth of every split", done, total)
+        source,
+        prints,
+        expected,
+        lambda done, total: progress("measuring bandwidth of every split", done, total),
     )
     check.report.doubts += [f"{p.where} {p.what}" for p in _beside(check.data)]
     if not source.divided and not source.clips("test"):
