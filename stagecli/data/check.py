@@ -14,6 +14,7 @@ from typing import Any
 from stagecli.condition.captions import kept_bytes
 from stagecli.data.advice import (
     Advice,
+    caption_column_advice,
     max_length_advice,
     narrow_advice,
     sample_rate_advice,
@@ -25,9 +26,9 @@ from stagecli.data.cache import Progress
 from stagecli.data.fingerprint import fingerprint
 from stagecli.data.open import read_source, recorded_splits
 from stagecli.data.report import MEASURED, DataReport, Expectations, evenly, measure
-from stagecli.data.rows import SPLITS, Clip, Split, split_names
+from stagecli.data.rows import SPLITS, Clip, split_names
 from stagecli.data.source import FileSource
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, counted
 from stagecli.files import JsonRow
 from stagecli.schema import Data
 
@@ -121,12 +122,15 @@ def check_data_set(
     problems = source.examine(
         SPLITS, cache_dir, lambda done, total: progress("checking audio", done, total)
     )
-    clips = {split: source.clips(split) for split in SPLITS}
-    captions = {text for of_split in clips.values() for clip in of_split for text in clip.captions}
-    task = question.task or ("t2a" if captions - {""} else "sr")
+    clips = _all_clips(source)
+    task = question.task or ("t2a" if any(clip.caption for clip in clips) else "sr")
     check = DataSetCheck(data=data, task=task, problems=problems, advice=advice)
-    check.problems += _missing(source, clips, task)
+    if problems:
+        why = f"leaves out the {counted(len(problems), 'entry', 'entries')} that cannot be used"
+        check.advice = _new([*advice, Advice("data.on_bad_file", "skip", why)], question)
+    check.problems = problems + _missing(source, clips, task)
     _judge(check, source, question, progress)
+    check.report.doubts += _notes(source)
     return check
 
 
@@ -141,19 +145,20 @@ def _with(data: Data, advice: list[Advice]) -> Data:
     )
 
 
-def _missing(source: FileSource, clips: dict[Split, list[Clip]], task: str) -> list[Problem]:
-    """Clips without a caption, and splits without clips that training needs."""
+def _missing(source: FileSource, clips: Sequence[Clip], task: str) -> list[Problem]:
+    """Captions that text-to-audio needs, and splits without clips."""
     problems = []
-    if task == "t2a":
-        problems = [
-            Problem(clip.key, "no caption")
-            for of_split in clips.values()
-            for clip in of_split
-            if not clip.caption
-        ]
+    without = [clip.key for clip in clips if not clip.caption]
+    if task == "t2a" and without:
+        what = f'no caption (key "{source.data.caption_column}")'
+        if source.data.source == "folder":
+            what = "no caption: write one into a .txt of the same name"
+        problems = [Problem(key, what) for key in without]
+        if len(without) == len(clips):
+            problems = [Problem(source.data.path, "no clip has a caption, which t2a needs")]
     names = dict(zip(SPLITS, split_names(source.data), strict=True))
     for split in ("train", "valid"):
-        if not clips[split]:
+        if not source.clips(split):
             way_out = f"name another split: --set data.{split}_split=NAME"
             if not source.divided:
                 way_out = "add files"
@@ -162,25 +167,23 @@ def _missing(source: FileSource, clips: dict[Split, list[Clip]], task: str) -> l
 
 
 def _judge(check: DataSetCheck, source: FileSource, question: Question, progress: Progress) -> None:
-    """Measure the clips against the rate that fits them, and add what follows from that."""
-    splits = [split for split in SPLITS if source.clips(split)]
-    clips = [clip for split in splits for clip in source.clips(split)]
+    """Choose the rate, and measure the clips as a recipe with this rate would."""
+    # The rate that fits the training clips.
+    clips = _all_clips(source)
     train = source.clips("train") or clips
     infos = [info for clip in clips if (info := source.info(clip)) is not None]
-
-    # The rate.
     measured = evenly(train, MEASURED)
     hertz = []
     for done, clip in enumerate(measured, 1):
         hertz.append(source.bandwidth(clip) or 0.0)
         progress("measuring bandwidth of training clips", done, len(measured))
-    rates = [] if "sample_rate" in question.keys else sample_rate_advice(infos, hertz)
+    rates = _new(sample_rate_advice(infos, hertz), question)
     rate = rates[0].value if rates else check.data.sample_rate
 
-    # The report that a recipe with this rate would get.
+    # The report.
     prints = fingerprint(
         source,
-        splits,
+        [split for split in SPLITS if source.clips(split)],
         with_captions=True,
         progress=lambda done, total: progress("hashing audio", done, total),
     )
@@ -197,30 +200,37 @@ def _judge(check: DataSetCheck, source: FileSource, question: Question, progress
         expected,
         lambda done, total: progress("measuring bandwidth of every split", done, total),
     )
-    check.report.doubts += [f"{p.where} {p.what}" for p in _beside(check.data)]
-    if not source.divided and not source.clips("test"):
-        check.report.doubts.append(
-            "no clip falls into the test split: score with `stagecli evaluate RUN --split valid`"
-        )
     for error in check.report.refused:
         check.problems.append(Problem(check.data.path, f"{error.message}; {error.hint}"))
 
-    # What fits.
+    # The rest of the advice, which depends on it.
     check.advice += rates
-    if "seconds" not in question.keys:
-        check.advice += seconds_advice([clip.seconds for clip in train], check.task)
+    check.advice += seconds_advice([clip.seconds for clip in train], check.task)
+    captions = {text for clip in clips for text in clip.captions if text}
     if check.task == "t2a":
-        captions = {text for clip in clips for text in clip.captions if text}
         check.advice += max_length_advice(captions, question.max_length)
     else:
         narrow = sum(facts["narrow"] for facts in check.report.facts["splits"].values())
         check.advice += narrow_advice(check.data, narrow, rate)
+    if clips and not captions:
+        check.advice += caption_column_advice(clips[0].labels)
+    check.advice = _new(check.advice, question)
 
 
-def _beside(data: Data) -> Sequence[Problem]:
-    """Manifests in the folder, which a folder's own captions and splits do not come from."""
-    if data.source != "folder":
-        return []
-    names = [name for name in BESIDE if (Path(data.path).expanduser() / name).is_file()]
-    what = "is a manifest, which this check has not read: check it by its own path"
-    return [Problem(str(Path(data.path) / name), what) for name in names]
+def _all_clips(source: FileSource) -> list[Clip]:
+    return [clip for split in SPLITS for clip in source.clips(split)]
+
+
+def _notes(source: FileSource) -> list[str]:
+    """What is worth knowing about a folder, and a division by chance."""
+    notes = []
+    if source.data.source == "folder":
+        folder = Path(source.data.path)
+        names = [name for name in BESIDE if (folder.expanduser() / name).is_file()]
+        what = "is a manifest, which this check has not read: check it by its own path"
+        notes = [f"{folder / name} {what}" for name in names]
+    if not source.divided and not source.clips("test"):
+        notes.append(
+            "no clip falls into the test split: score with `stagecli evaluate RUN --split valid`"
+        )
+    return notes
