@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stagecli.data.decoding import AudioInfo
 from stagecli.data.report import MOST, rate_that_holds, spread
 from stagecli.data.rows import (
-    FEWEST_VALID,
     SPLITS,
     Split,
+    fewest_valid,
     hash_split,
     split_names,
     valid_share_for,
@@ -23,9 +24,9 @@ CLIP_SECONDS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)  # of text-to-audio
 TOLERANCE = 1.05  # clips may last this much longer than a round length
 CROP_SECONDS = 2.0  # of super-resolution, at most
 SHORT_SHARE = 0.25  # of clips that are mostly padding, from which on it is masked
-PROBED = 10  # clips with which the discrepancy is measured well
 LENGTHS = 16  # `condition.max_length` is a multiple of it
 LONGEST_CAPTION = 512  # bytes that are advised at most
+CAPTION_NAMES = ("caption", "captions", "text", "description", "prompt", "sentence", "transcript")
 OTHER_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training", "development"),
     "valid": ("valid", "validation", "val", "dev"),
@@ -53,14 +54,10 @@ def split_name_advice(data: Data, names: Collection[str]) -> list[Advice]:
 
 
 def valid_share_advice(data: Data, keys: Collection[str]) -> list[Advice]:
-    """A share that leaves some clips to validate on, of data without splits of their own.
-
-    Enough for the probes of `[stage.regime]` too, unless they would take more than a quarter.
-    """
+    """A share that leaves some clips to validate on, of data without splits of their own."""
     count = sum(hash_split(key, data.valid_share) == "valid" for key in keys)
-    fewest = max(2, min(FEWEST_VALID, len(keys) // 3), min(PROBED, len(keys) // 4))
-    share = valid_share_for(keys, fewest)
-    if count >= fewest or share <= data.valid_share:
+    share = valid_share_for(keys)
+    if count >= fewest_valid(len(keys)) or share <= data.valid_share:
         return []
     why = (
         f"the data have no splits, and {data.valid_share:g} of {counted(len(keys), 'clip')} "
@@ -138,6 +135,18 @@ def max_length_advice(captions: Collection[str], max_length: int) -> list[Advice
         f"longest needs {max(lengths)}"
     )
     return [Advice("condition.max_length", value, why)]
+
+
+def caption_column_advice(labels: Mapping[str, Any]) -> list[Advice]:
+    """The column that may hold captions, of a data set without any. labels: of one clip."""
+    several = [name for name in labels if re.fullmatch(r"captions?_?\d+", name)]
+    names = [name for name in CAPTION_NAMES if isinstance(labels.get(name), str)]
+    if several:
+        names = [several[0].rstrip("0123456789") + "*"]
+    if not names:
+        return []
+    why = "it may describe the sound; without captions, only super-resolution can be trained"
+    return [Advice("data.caption_column", names[0], why)]
 
 
 def narrow_advice(data: Data, narrow_clips: int, rate: int) -> list[Advice]:

@@ -19,7 +19,7 @@ from stagecli.data.rows import (
 )
 from stagecli.data.source import FileSource
 from stagecli.data.text_files import text_problem
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, causes
 from stagecli.schema import Data
 
 
@@ -79,6 +79,7 @@ def _package() -> Any:
     except ImportError as error:
         raise StageError(
             'data.source = "huggingface" needs the package `datasets`',
+            problems=[Problem("cause", text) for text in causes(error)],
             hint="pip install 'stagecli[datasets]'",
         ) from error
     return datasets
@@ -98,12 +99,15 @@ def _cause_printed(name: str) -> Iterator[None]:
     except StageError:
         raise
     except Exception as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        problem = Problem(name, f"{type(error).__name__}: {first_line}")
+        chain = causes(error)
         hint = "check data.path"
-        if isinstance(error, ImportError):
-            hint = "install the package that it names"
-        raise StageError("cannot load the data set", problems=[problem], hint=hint) from error
+        if any(text.startswith(("ImportError", "ModuleNotFoundError")) for text in chain):
+            hint = (
+                "install the package that it names; files in a folder are read without it by "
+                'data.source = "manifest" or "folder"'
+            )
+        problems = [Problem(name, text) for text in chain]
+        raise StageError("cannot load the data set", problems=problems, hint=hint) from error
 
 
 def _load_splits(datasets: Any, name: str, path: Path) -> Any:

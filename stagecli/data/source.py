@@ -25,7 +25,6 @@ from stagecli.data.cache import Count
 from stagecli.data.decoding import AudioInfo, file_problem
 from stagecli.data.file_index import FileIndex, Stamp, content_hash, open_index, stamp_of
 from stagecli.data.rows import (
-    FEWEST_VALID,
     SPLITS,
     Clip,
     Entry,
@@ -222,7 +221,7 @@ class FileSource:
         keys = [clip.key for clips in self._clips.values() for clip in clips]
         if "valid" not in empty and "train" not in empty:
             return "chance gave it none of the files: score another split with --split valid"
-        share = valid_share_for(keys, FEWEST_VALID)
+        share = valid_share_for(keys)
         return (
             f"chance gave it none of {counted(len(keys), 'file')}: "
             f"--set data.valid_share={share}, or divide them into folders or by a column"

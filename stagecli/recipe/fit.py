@@ -78,12 +78,17 @@ def fitted(check: DataSetCheck, chosen: Mapping[str, Any]) -> list[Part]:
 def _way_out(check: DataSetCheck) -> str:
     from stagecli.data.check import NO_CAPTIONS
 
-    if any(problem.what == NO_CAPTIONS for problem in check.problems):
+    if not any(problem.what == NO_CAPTIONS for problem in check.problems):
+        return "mend the data, or leave unusable files out: --set data.on_bad_file=skip"
+    columns = [entry.value for entry in check.advice if entry.key == "data.caption_column"]
+    if columns:
+        return f"--captions-from {columns[0]}"
+    if check.data.source == "folder":
         return (
-            "folders that say what is in them are captions, too: --captions-from folder; "
-            "or name a column: --captions-from COLUMN"
+            "write each caption into a .txt of the same name, or take the names of the folders "
+            "that the files are in: --captions-from folder"
         )
-    return "mend the data, or leave unusable files out: --set data.on_bad_file=skip"
+    return "name the column that has them: --captions-from COLUMN"
 
 
 def _data_keys(check: DataSetCheck, chosen: Mapping[str, Any]) -> list[Key]:
