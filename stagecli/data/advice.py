@@ -23,7 +23,6 @@ from stagecli.schema import Data
 CLIP_SECONDS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)  # of text-to-audio
 TOLERANCE = 1.05  # clips may last this much longer than a round length
 CROP_SECONDS = 2.0  # of super-resolution, at most
-SHORT_SHARE = 0.25  # of clips that are mostly padding, from which on it is masked
 LENGTHS = 16  # `condition.max_length` is a multiple of it
 LONGEST_CAPTION = 512  # bytes that are advised at most
 CAPTION_NAMES = ("caption", "captions", "text", "description", "prompt", "sentence", "transcript")
@@ -94,7 +93,7 @@ def sample_rate_advice(infos: Sequence[AudioInfo], hertz: Sequence[float]) -> li
 
 
 def seconds_advice(seconds: Sequence[float], task: str) -> list[Advice]:
-    """Length of a crop, and how padding is treated. seconds: lengths of the training clips."""
+    """Length of a crop. seconds: lengths of the training clips."""
     if not seconds:
         return []
     _, short, _, long, _ = spread(seconds, 3)
@@ -107,18 +106,13 @@ def seconds_advice(seconds: Sequence[float], task: str) -> list[Advice]:
         return [Advice("data.seconds", length, why)]
     lengths = (length for length in CLIP_SECONDS if TOLERANCE * length >= long)
     length = next(lengths, CLIP_SECONDS[-1])
-    why = f"90 % of the clips last {long:.3g} s or less; longer ones are cropped, shorter padded"
+    why = (
+        f"90 % of the clips last {long:.3g} s or less; longer ones are cropped, shorter ones end "
+        "in silence, which is learned too"
+    )
     if long > TOLERANCE * length:
         why = f"longer than is trained easily: of longer clips (up to {long:.0f} s), crops are used"
-    advice = [Advice("data.seconds", length, why)]
-    short_clips = sum(second < length / 2 for second in seconds)
-    if short_clips > SHORT_SHARE * len(seconds):
-        why = (
-            f"{among(short_clips, len(seconds), 'clip')} last less than half of that: silence "
-            "after their end would be learned as part of the sound"
-        )
-        advice.append(Advice("data.padding", "mask", why))
-    return advice
+    return [Advice("data.seconds", length, why)]
 
 
 def max_length_advice(captions: Collection[str], max_length: int) -> list[Advice]:

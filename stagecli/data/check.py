@@ -35,18 +35,26 @@ from stagecli.schema import Data
 MANIFESTS = (".jsonl", ".csv", ".tsv")
 HUB = "hf:"  # before the name or folder of a Hugging Face data set
 BESIDE = ("manifest.jsonl", "manifest.csv", "manifest.tsv", "metadata.jsonl", "metadata.csv")
-NO_CAPTIONS = "no clip has a caption, which t2a needs"
+NO_CAPTIONS = (
+    "no clip has a caption, which text-to-audio needs; write each into a .txt beside its file, or "
+    "name the column that has them: data.caption_column"
+)
 LOWEST_RATE = 1000  # Hz: no file is refused for its rate before one is chosen
 
 
 @dataclass(kw_only=True)
 class DataSetCheck:
-    """data: keys that read the data set; task: t2a or sr; problems: what must be mended first."""
+    """A data set as a recipe would find it.
+
+    data: keys that read it; task: t2a or sr; problems: what must be mended first; left_out: what
+    need not, because the user has set `data.on_bad_file` to "skip".
+    """
 
     data: Data
     task: str
     report: DataReport = field(default_factory=DataReport)
     problems: list[Problem] = field(default_factory=list)
+    left_out: list[Problem] = field(default_factory=list)
     advice: list[Advice] = field(default_factory=list)
 
     def as_json(self) -> JsonRow:
@@ -60,6 +68,7 @@ class DataSetCheck:
             "doubts": self.report.doubts,
             "duplicates": [list(pair) for pair in self.report.twins],
             "problems": [{"where": p.where, "what": p.what} for p in self.problems],
+            "skipped": [{"where": p.where, "what": p.what} for p in self.left_out],
             "advice": [entry._asdict() for entry in self.advice],
         }
 
@@ -126,18 +135,19 @@ def check_data_set(
     clips = _all_clips(source)
     task = question.task or ("t2a" if any(clip.caption for clip in clips) else "sr")
     check = DataSetCheck(data=data, task=task, advice=advice)
-    if problems:
+    if task == "t2a" and any(clip.caption for clip in clips):
+        problems += _uncaptioned(source, clips)
+    elif task == "t2a":
+        check.problems.append(Problem(data.path, NO_CAPTIONS))
+    if question.keys.get("on_bad_file") == "skip":
+        check.left_out = problems
+    elif problems:
         why = f"leaves out the {counted(len(problems), 'entry', 'entries')} that cannot be used"
-        check.advice = _new([*advice, Advice("data.on_bad_file", "skip", why)], question)
-    if task == "t2a":
-        problems += _uncaptioned(source.data, clips)
-    left_out = problems if question.keys.get("on_bad_file") == "skip" else []
-    check.problems = [] if left_out else problems
-    if task == "t2a" and clips and not any(clip.caption for clip in clips):
-        check.problems = [Problem(source.data.path, NO_CAPTIONS)]
+        check.advice = [*advice, Advice("data.on_bad_file", "skip", why)]
+        check.problems += problems
     check.problems += _empty_splits(source)
     _judge(check, source, question, progress)
-    check.report.doubts += [f"left out: {problem.where}: {problem.what}" for problem in left_out]
+    check.report.doubts += [f"left out: {p.where}: {p.what}" for p in check.left_out]
     check.report.doubts += _notes(source)
     return check
 
@@ -153,10 +163,9 @@ def _with(data: Data, advice: list[Advice]) -> Data:
     )
 
 
-def _uncaptioned(data: Data, clips: Sequence[Clip]) -> list[Problem]:
-    """Captions that text-to-audio needs."""
-    what = f'no caption (key "{data.caption_column}")'
-    if data.source == "folder":
+def _uncaptioned(source: FileSource, clips: Sequence[Clip]) -> list[Problem]:
+    what = f'no caption (key "{source.data.caption_column}")'
+    if source.data.source == "folder":
         what = "no caption: write one into a .txt of the same name"
     return [Problem(clip.key, what) for clip in clips if not clip.caption]
 
@@ -222,7 +231,16 @@ def _judge(check: DataSetCheck, source: FileSource, question: Question, progress
         check.advice += narrow_advice(check.data, narrow, rate)
     if clips and not captions:
         check.advice += caption_column_advice(clips[0].labels)
-    check.advice = _new(check.advice, question)
+    check.advice = _one_per_key(_new(check.advice, question))
+
+
+def _one_per_key(advice: Sequence[Advice]) -> list[Advice]:
+    """Advice with the reasons of one key together."""
+    entries: dict[str, Advice] = {}
+    for entry in advice:
+        first = entries.get(entry.key)
+        entries[entry.key] = entry._replace(why=f"{first.why}; {entry.why}") if first else entry
+    return list(entries.values())
 
 
 def _all_clips(source: FileSource) -> list[Clip]:

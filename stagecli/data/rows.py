@@ -17,7 +17,7 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 VALID_SHARE = 0.05  # of `hash_split`, as of `data.valid_share`
 TEST_SHARE = 0.05
-FEWEST_VALID = 10  # clips to validate on that a hint asks for, of sixteen or more
+PROBED = 10  # clips to validate on: as many as the probes of `[stage.regime]` take
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def hash_split(key: str, valid_share: float = VALID_SHARE) -> Split:
 
 def fewest_valid(count: int) -> int:
     """How many of `count` clips should at least be validated on."""
-    return max(2, min(FEWEST_VALID, count // 4))
+    return max(1, min(PROBED, count // 4))
 
 
 def valid_share_for(keys: Collection[str]) -> float:
