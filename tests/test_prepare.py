@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import soundfile
 from cli_results import Cli, document, noise
+from helpers.source import REPOSITORY
 
 from stagecli.archives.catalogue import ARCHIVES
 from stagecli.archives.prepare import READERS
 from stagecli.data.manifest import manifest_entries
+from stagecli.recipe.source import shipped_recipes
 from stagecli.schema import Data
 
 Tree = Callable[[Path], None]
@@ -294,6 +296,17 @@ def test_help_names_licence_and_address(cli: Cli) -> None:
     for name, archive in ARCHIVES.items():
         assert f"{name}: {archive.title} licence: {archive.licence}" in text
         assert archive.address.split()[0] in text
+
+
+def test_the_docs_have_a_row_for_each() -> None:
+    page = (REPOSITORY / "docs/data.md").read_text(encoding="utf-8")
+    for name, archive in ARCHIVES.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` | ["))
+        assert archive.title in row and archive.licence in row
+        assert archive.address.split()[0] in row
+        assert "; ".join(archive.splits.values()) in row
+        if archive.recipe:
+            assert archive.recipe in shipped_recipes()
 
 
 def test_an_unknown_name_lists_those_that_exist(cli: Cli, tmp_path: Path) -> None:
