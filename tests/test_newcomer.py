@@ -19,13 +19,15 @@ CHANNELS = (1, 2, 1)
 NAMES = ("täglich/glocke", "鐘/кол", "ordinary/bell")
 # Enough to see that every step works.
 SMALL = {
-    "train.steps": "4",
+    "train.steps": "2",
     "train.batch_size": "4",
+    "train.validate_clips": "2",
     "train.samples": "1",
     "train.sample_every": "0",
     "model.width": "32",
     "model.depth": "2",
     "model.heads": "2",
+    "stage.regime.clips": "2",
     "evaluate.steps": "2",
 }
 SMALLER = {"t2a": {"condition.width": "32", "codec.iterations": "4"}, "sr": {}}
