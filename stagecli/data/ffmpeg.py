@@ -88,13 +88,9 @@ def decoded(audio: Path | bytes, kind: str) -> Iterator[PipedAudio]:
     The caller reads to the end, after which damage is raised as UndecodableError, or leaves early.
     Raises ProgramMissingError where the program is not installed.
     """
-    program = shutil.which(PROGRAM)
-    if program is None:
-        raise ProgramMissingError(
-            f"{kind} audio is decoded by the program {PROGRAM}, which is not installed; install it "
-            f"(apt-get install {PROGRAM}, brew install {PROGRAM}) or convert the file to .flac"
-        )
+    program = _program(kind)
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as messages:
+        # The program reads a file; its messages go to another, which no pipe limits.
         if isinstance(audio, bytes):  # not a pipe, in which the program cannot seek
             path = Path(scratch) / "audio"
             path.write_bytes(audio)
@@ -107,6 +103,8 @@ def decoded(audio: Path | bytes, kind: str) -> Iterator[PipedAudio]:
             stdout=subprocess.PIPE,
             stderr=messages,
         )
+
+        # The caller reads while the program decodes. One that leaves early ends it.
         output = process.stdout
         assert output is not None
         at_end = False
@@ -126,6 +124,17 @@ def decoded(audio: Path | bytes, kind: str) -> Iterator[PipedAudio]:
         text = messages.read().decode("utf-8", "replace").strip()
     if at_end and (code or text or len(header) < AU_HEADER.size):
         raise UndecodableError(f"is not audio, or is damaged: {_first_line(text, path, code)}")
+
+
+def _program(kind: str) -> str:
+    """The path of the program. Raises ProgramMissingError."""
+    program = shutil.which(PROGRAM)
+    if program is None:
+        raise ProgramMissingError(
+            f"{kind} audio is decoded by the program {PROGRAM}, which is not installed; install it "
+            f"(apt-get install {PROGRAM}, brew install {PROGRAM}) or convert the file to .flac"
+        )
+    return program
 
 
 def _first_line(text: str, path: Path, code: int) -> str:
