@@ -64,6 +64,7 @@ def test_sample_and_evaluate_read_an_export(exports: Path, tmp_path: Path) -> No
     scores = document(run_cli("evaluate", "sr", "--samples", 2, "--json", cwd=tmp_path))
     assert scores["checkpoint"] == "step_00000010" and scores["rows"]
     assert Path(scores["file"]).parent == Path("sr/evals")
+    (tmp_path / "low").mkdir()
     write_wav(tmp_path / "low" / "a.wav", 0.1 * np.sin(np.arange(4000) / 3.0), 8000)
     restored = run_cli("sample", "sr", "-i", "low", "--cutoff", 4000, "-o", "full", cwd=tmp_path)
     assert restored.code == 0, restored.stderr
@@ -85,7 +86,7 @@ def test_the_card_says_what_it_is(exports: Path) -> None:
         "step 10 of 10",
         "| train split | 24 clips",
         "| steps | 10 of 10, batch 4 |",
-        "frechet",
+        "fd_judge",
         "[^kad]:",
     ):
         assert text in card, text
@@ -98,6 +99,7 @@ def test_the_card_says_what_it_is(exports: Path) -> None:
 def test_no_path_of_the_machine_is_in_an_export(tmp_path: Path) -> None:
     """Data, cache and networks lie in folders whose names must not travel."""
     secret = tmp_path / "s3cret-home"
+    (secret / "clips").mkdir(parents=True)
     for number in range(12):
         audio = 0.1 * np.random.default_rng(number).standard_normal(3200)
         write_wav(secret / "clips" / f"{number}.wav", audio, 8000)

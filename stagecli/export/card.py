@@ -103,10 +103,9 @@ def _front_matter(facts: Facts) -> list[str]:
 def _training_table(facts: Facts) -> list[str]:
     recipe = facts.recipe
     train = recipe.train
+    data = recipe.data
     rows = {
-        "data": " ".join(filter(None, [recipe.data.source, f"`{recipe.data.path}`"]))
-        if recipe.data.path
-        else recipe.data.source,
+        "data": f"{data.source} `{data.path}`" if data.path else data.source,
         **_data_rows(facts.data),
         "fine-tuned from": f"`{train.init}`" if train.init else "",
         "frozen": ", ".join(f"`{pattern}`" for pattern in train.freeze),
