@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import read_rows, run_cli, tree, write_recipe
+from conftest import losses_of, read_rows, run_cli, tree, write_recipe
 from helpers.resume import at_row, attempts, killed, same
 from safetensors.torch import load_file
 
@@ -100,11 +100,8 @@ def test_an_export_is_a_source_too(train: Callable[..., Any], tmp_path: Path) ->
     assert train("a", train__steps=1).code == 0
     assert train("b", train__init="model", train__steps=1).code == 0
     assert train("c", train__init="t2a", train__steps=1).code == 0
-    for name in ("b", "c"):
-        rows = [read_rows(tmp_path / "runs" / run) for run in ("a", name)]
-        assert [[row.get("train/loss") for row in one] for one in rows][0] == [
-            row.get("train/loss") for row in rows[1]
-        ]
+    losses = [losses_of(tmp_path / "runs" / name) for name in "abc"]
+    assert losses[0] == losses[1] == losses[2]
 
 
 # --- the codec's statistics -----------------------------------------------------------------------
@@ -170,7 +167,7 @@ def test_mechanisms_and_frozen_parameters(train: Callable[..., Any], tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train__init": "nothing"}, "there are: t2a"),
+        ({"train__init": "nothing"}, "no run or export 'nothing'"),
         ({"train__init": "."}, "neither a run nor an export"),
         ({"train__init": "nobody/nothing"}, "cannot be fetched"),
         ({"train__freeze": ["byts.*", "x"]}, "'x' matches none"),

@@ -38,9 +38,9 @@ class Plan:
     data: DataReport
 
 
-def make_plan(recipe: Recipe, progress: Progress) -> Plan:
-    """The plan of a run. Raises StageError if it cannot be trained."""
-    init = open_init(recipe)
+def make_plan(recipe: Recipe, runs_dir: Path, progress: Progress) -> Plan:
+    """The plan of a run in `runs_dir`. Raises StageError if it cannot be trained."""
+    init = open_init(recipe, runs_dir)
     with checked_data(resolve_precision(recipe), progress, init) as prepared:
         rows = plan_rows(prepared, progress, init)
     return Plan(rows=rows, data=prepared.data.report)

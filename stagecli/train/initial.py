@@ -60,16 +60,17 @@ class Match:
     unused: list[str] = field(default_factory=list)
 
 
-def open_init(recipe: Recipe) -> Init | None:
+def open_init(recipe: Recipe, runs_dir: Path, run: Run | None = None) -> Init | None:
     """Read the model that a new run of a recipe starts from; None where it starts from nothing.
 
-    Raises StageError where there is none, or it is damaged.
+    runs_dir: where the name of a run is looked for; run: keeps a record of it. Raises StageError
+    where there is none, it is damaged, or it is not the one that the run has recorded.
     """
     source = recipe.train.init
     if not source:
         return None
     try:
-        trained = find_trained(locate(source))
+        trained = find_trained(locate(source, runs_dir))
     except StageError as error:
         problems = [Problem("train.init", error.message), *error.problems]
         raise StageError(
@@ -78,12 +79,15 @@ def open_init(recipe: Recipe) -> Init | None:
             hint=error.hint,
             exit_code=error.exit_code,
         ) from error
-    return Init(
+    init = Init(
         source=source,
         trained=trained,
         checksum=sum_of(trained.path / WEIGHTS),
         weights=checkpoint.load_weights(trained.path),
     )
+    if run is not None:
+        record_init(init, run)
+    return init
 
 
 def record_init(init: Init, run: Run) -> None:
@@ -190,16 +194,23 @@ def check_fine_tuning(
     return copies, [notice]
 
 
-def fine_tune(network: nn.Module, recipe: Recipe, init: Init | None) -> list[Notice]:
-    """Give the network the weights it starts from and freeze what stays; returns the events.
+def fine_tune(
+    network: nn.Module, recipe: Recipe, init: Init | None, run: Run | None = None
+) -> list[Notice]:
+    """Give the network the weights it starts from and freeze what stays.
 
-    init: None in a resume, whose weights come from its checkpoint. Raises StageError.
+    init: None in a resume, whose weights come from its checkpoint; run: records the events, which
+    are returned. Raises StageError.
     """
     notices = []
     if init is not None:
         notices.append(start_from(network, init))
     stays = freeze(network, recipe.train.freeze)
-    return notices if stays is None else [*notices, stays]
+    if stays is not None:
+        notices.append(stays)
+    if run is not None:
+        run.notices += notices
+    return notices
 
 
 def in_parts(names: Sequence[str], network: nn.Module) -> list[str]:

@@ -24,7 +24,7 @@ from stagecli.train.encoders import load_frozen
 from stagecli.train.feed import micro_batches
 from stagecli.train.finite import build_check
 from stagecli.train.graph import check_compile
-from stagecli.train.initial import Init, check_fine_tuning, fine_tune, open_init, record_init
+from stagecli.train.initial import Init, check_fine_tuning, fine_tune, open_init
 from stagecli.train.log_window import LogWindow
 from stagecli.train.memory import refuse_what_cannot_fit
 from stagecli.train.outputs import Outputs
@@ -148,18 +148,14 @@ def build_trainer(
 
     # The data, the codec, and what the frozen encoders compute once; a new run may fine-tune.
     stages = Stages.of(recipe)
-    init = open_init(recipe) if start is None else None
-    if init is not None and run is not None:
-        record_init(init, run)
+    init = open_init(recipe, run_dir.parent, run) if start is None else None
     prepared = prepare_together(
         recipe, accelerator, run_dir, run, view, start=start, accept_data=accept_data, init=init
     )
 
     # What is trained.
     network = build_network(recipe, prepared, device)
-    notices = fine_tune(network, recipe, init)
-    if run is not None and start is None:
-        run.notices += notices
+    fine_tune(network, recipe, init, run)
     adamw = build_optimizer(network, recipe.train, device)
     wrapped, optimizer = accelerator.prepare(network, adamw)
     stages.attach(network, prepared.feature_width)
