@@ -46,20 +46,17 @@ class Facts:
 
 def model_card(facts: Facts) -> str:
     """The card as Markdown, with the fields that the hub reads on top."""
-    recipe = facts.recipe
-    task = recipe.task.kind
-    width, depth, heads = recipe.model.resolved()
-    seconds = f"{recipe.data.seconds:g} s at {recipe.data.sample_rate} Hz"
+    summary = facts.recipe.about.summary
+    task = facts.recipe.task.kind
     lines = [
+        # What it is.
         *_front_matter(facts),
         f"# {facts.name}",
         "",
-        *([recipe.about.summary, ""] if recipe.about.summary else []),
-        f"{TASKS[task]} A diffusion transformer of {facts.parameters:,} parameters (width {width}, "
-        f"depth {depth}, {counted(heads, 'head')}) over `{recipe.codec.kind}` frames, trained with "
-        f"rectified flow on crops of {seconds}. These are the EMA weights of step "
-        f"{facts.step:,} of {recipe.train.steps:,}.",
+        *([summary, ""] if summary else []),
+        _description(facts),
         "",
+        # What to do with it.
         "## Use",
         "",
         "```python",
@@ -71,6 +68,7 @@ def model_card(facts: Facts) -> str:
         "",
         f"On the command line, with the folder: `stagecli sample FOLDER {FLAGS[task]}`.",
         "",
+        # Where it comes from, and how good it is.
         "## Training",
         "",
         *_training_table(facts),
@@ -85,6 +83,18 @@ def model_card(facts: Facts) -> str:
         _licence_line(facts.licence),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _description(facts: Facts) -> str:
+    recipe = facts.recipe
+    width, depth, heads = recipe.model.resolved()
+    return (
+        f"{TASKS[recipe.task.kind]} A diffusion transformer of {facts.parameters:,} parameters "
+        f"(width {width}, depth {depth}, {counted(heads, 'head')}) over `{recipe.codec.kind}` "
+        f"frames, trained with rectified flow on crops of {recipe.data.seconds:g} s at "
+        f"{recipe.data.sample_rate} Hz. These are the EMA weights of step {facts.step:,} of "
+        f"{recipe.train.steps:,}."
+    )
 
 
 def _front_matter(facts: Facts) -> list[str]:

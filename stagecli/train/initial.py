@@ -269,27 +269,29 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> Notice | None:
     """
     if not patterns:
         return None
+
+    # What the patterns match.
     parameters = dict(network.named_parameters())
-    unknown = [
-        pattern
-        for pattern in patterns
-        if not any(fnmatchcase(name, pattern) for name in parameters)
-    ]
+    matches = {
+        pattern: [name for name in parameters if fnmatchcase(name, pattern)] for pattern in patterns
+    }
+    unknown = [pattern for pattern, names in matches.items() if not names]
     if unknown:
         raise StageError(
             "train.freeze has patterns that match no parameter",
             problems=[Problem("train.freeze", f"{pattern!r} matches none") for pattern in unknown],
             hint=f"parameters of this model: {', '.join(in_parts(list(parameters), network))}",
         )
-    frozen = [
-        name for name in parameters if any(fnmatchcase(name, pattern) for pattern in patterns)
-    ]
+    matched = {name for names in matches.values() for name in names}
+    frozen = [name for name in parameters if name in matched]
     if len(frozen) == len(parameters):
         raise StageError(
             "train.freeze leaves nothing to train",
             problems=[Problem("train.freeze", f"{list(patterns)} match every parameter")],
             hint="leave a part out of it",
         )
+
+    # They stay.
     for name in frozen:
         parameters[name].requires_grad_(False)
     count = sum(parameters[name].numel() for name in frozen)

@@ -166,7 +166,7 @@ def build_trainer(
     if recipe.train.evaluate_every:
         scorer = build_scorer(prepared, pipeline, accelerator, view.progress)
 
-    # Where training stands.
+    # Where training stands, and what checks it.
     state = TrainingState(
         network=network,
         ema=EMA(network, recipe.train.ema),
@@ -176,7 +176,6 @@ def build_trainer(
         probes=open_probes(stages, prepared, network, accelerator, view),
         log_window=LogWindow(recipe.train.bins),
     )
-
     check = build_check(state, adamw, recipe, device)
 
     # The loop and what it writes.
