@@ -17,6 +17,7 @@ from stagecli.cli import (
     data,
     doctor,
     evaluate,
+    export,
     inspect_regime,
     recipes,
     sample,
@@ -82,6 +83,7 @@ app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=evaluate.EXAMPLES, help=evaluate.HELP)(evaluate.evaluate)
 app.command("inspect-regime", epilog=inspect_regime.EXAMPLES)(inspect_regime.inspect_regime)
 app.command(epilog=sample.EXAMPLES)(sample.sample)
+app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=study.EXAMPLES)(study.study)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command()(doctor.doctor)
