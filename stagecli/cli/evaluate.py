@@ -40,7 +40,9 @@ EXAMPLES = (
 # The option types, in the order in which --help lists them.
 Runs = Annotated[
     list[Path] | None,
-    typer.Argument(help="Run directories; default: the newest finished run of --task."),
+    typer.Argument(
+        help="Run directories, or names of runs; default: the newest finished run of --task."
+    ),
 ]
 Task = Annotated[
     str | None,
@@ -194,10 +196,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     from stagecli.evaluate.command import Flags
+    from stagecli.runs.names import find_run
 
     # The flags as typed.
     flags = Flags(
-        runs=runs or [],
+        runs=[find_run(run, runs_dir) for run in runs or []],
         task=task,
         split=split,
         checkpoints=checkpoints or [],

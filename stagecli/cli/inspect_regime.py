@@ -16,7 +16,9 @@ EXAMPLES = "Examples:  stagecli inspect-regime runs/quickstart   |   ... --html 
 
 
 def inspect_regime(
-    runs: Annotated[list[Path], typer.Argument(help="One or more run directories.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="One or more run directories, or names of runs.")
+    ],
     *,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the curves to FILE.png or FILE.svg.")
@@ -37,7 +39,10 @@ def inspect_regime(
     as_json: AsJson = False,
 ) -> None:
     """Show where training stands: regime, loss by noise bin, speed, events and what they mean."""
+    from stagecli.runs.names import find_run
+
     console = Console(as_json)
+    runs = [find_run(run) for run in runs]
     _plan_pictures(runs, plot, html, force)
     if follow:
         from stagecli.terminal.follow import follow as follow_runs

@@ -23,7 +23,7 @@ EXAMPLES = (
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Annotated[Path, typer.Argument(help="Folder or name of a run.")],
     *,
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="Text prompt (t2a; repeatable).")
@@ -76,7 +76,9 @@ def sample(
             hint='--prompt "TEXT", --prompts FILE, or --input FILE_OR_DIR',
         )
     from stagecli.generate.output import Destination
+    from stagecli.runs.names import find_run
 
+    run = find_run(run)
     destination = Destination(output=output, force=force, warn=console.warn, note=console.note)
     shared: dict[str, Any] = {
         "seed": seed,
