@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from stagecli.cli.help import examples
 from stagecli.cli.options import AsJson, RunsDir
 from stagecli.terminal.console import Console
 
-EXAMPLES = "Examples:  stagecli runs   |   stagecli runs --runs-dir elsewhere/ --json"
+EXAMPLES = examples("stagecli runs", "stagecli runs --runs-dir elsewhere/ --json")
 COLUMNS = ("name", "task", "status", "step", "best", "last written")
 
 

@@ -51,6 +51,14 @@ class Destination:
         """The name of the only file if the flags give one, else `default`."""
         return self.output.name if self.output and self.is_single_file else default
 
+    def require_encoding(self, sample_rate: int, shape: tuple[int, int]) -> None:
+        """Raise StageError unless audio of this rate and shape can be written in the format."""
+        problem = self.encoding.problem(sample_rate, shape)
+        if problem:
+            raise StageError(
+                f"--format {self.encoding.format}: {problem}", hint="choose another --format"
+            )
+
 
 @dataclass(kw_only=True)
 class Results:
@@ -142,11 +150,11 @@ def open_results(
         destination.warn(line)
 
 
-def provenance(settings: SamplerSettings, seed: int, run_dir: Path, checkpoint: Path) -> JsonRow:
+def provenance(settings: SamplerSettings, run_dir: Path, checkpoint: Path) -> JsonRow:
     """What a row of samples.jsonl records about how its file was made."""
     options: dict[str, Any] = asdict(settings)
     options.pop("batch_size")  # has no effect on the result
-    return {"seed": seed, **options, "run": str(run_dir), "checkpoint": checkpoint.name}
+    return {**options, "run": str(run_dir), "checkpoint": checkpoint.name}
 
 
 def _folder(destination: Destination, default: Path) -> Path:

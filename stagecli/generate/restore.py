@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ def restore_files(
     *,
     seed: int,
     cutoff: float | None = None,
+    skip_bad: bool = False,
     checkpoint: str = "latest",
     progress: Count | None = None,
     **changes: Any,
@@ -44,11 +45,12 @@ def restore_files(
     Inputs may have any rate, length and number of channels; outputs have the model's rate, and the
     loudness of the input, unless that would exceed -1 dBFS. What is made of a file depends on it,
     its name within `source` and the seed, not on other files. cutoff: in Hz, default: measured in
-    each file, and files below the trained range are left out; progress: counts windows of the
-    network; changes: as in `generate_files`. Raises StageError.
+    each file, and files below the trained range are left out; skip_bad: leave out files that cannot
+    be used, with a warning, instead of raising; progress: counts windows of the network; changes:
+    as in `generate_files`. Raises StageError.
     """
     # Everything that can be wrong, before any file is restored.
-    files = list(find_audio(source, destination.warn))
+    files = list(find_audio(source, destination.warn, skip_bad=skip_bad))
     pipeline, checkpoint_path = load_pipeline(run_dir, checkpoint, warn=destination.warn)
     if pipeline.recipe.task.kind != "sr":
         raise StageError(
@@ -57,18 +59,20 @@ def restore_files(
     settings = SamplerSettings.of(pipeline.recipe.evaluate, **changes)
     if destination.is_single_file and source.is_dir():
         raise StageError("a folder of inputs does not fit one file", hint="give --output a folder")
+    ending = destination.encoding.suffix
     names = {
-        file: destination.name(_relative(file, source).with_suffix(".wav").as_posix())
+        file: destination.name(_relative(file, source).with_suffix(ending).as_posix())
         for file in files
     }
-    common = provenance(settings, seed, run_dir, checkpoint_path)
+    common = {"seed": seed, **provenance(settings, run_dir, checkpoint_path)}
     with open_results(
         destination,
         run_dir / "samples" / f"{checkpoint_path.name}_restored",
         names=[(name, str(file)) for file, name in names.items()],
         inputs=files,
     ) as results:
-        all_work = _plan(files, cutoff, pipeline, destination.warn)
+        all_work = _plan(files, cutoff, pipeline, destination.warn, skip_bad=skip_bad)
+        _require_encoding(all_work, destination, pipeline.sample_rate)
         total = sum(_windows(pipeline, work, settings) for work in all_work.values())
         advance = _window_counter(progress, total)
 
@@ -114,8 +118,12 @@ def _plan(
     cutoff: float | None,
     pipeline: Pipeline,
     warn: Callable[[str], None],
+    *,
+    skip_bad: bool,
 ) -> dict[Path, _Work]:
     """The work on each file, at `cutoff` or where the file has been cut; without those left out.
+
+    skip_bad: leave out full-band files with a warning, which are an error otherwise.
 
     Raises StageError that lists the full-band files, and if no file is left.
     """
@@ -135,8 +143,12 @@ def _plan(
         audio = measure(file, target, file_cutoff)
         if audio.audible_C.any():
             if file_cutoff >= FULL_BAND * target / 2:
-                message = f"has content up to {file_cutoff:.0f} Hz"
-                problems.append(Problem(str(file), f"{message}: nothing to restore at {target} Hz"))
+                content = f"has content up to {file_cutoff:.0f} Hz"
+                reason = f"{content}: nothing to restore at {target} Hz"
+                if skip_bad:
+                    warn(f"{file}: skipped: {reason}")
+                    continue
+                problems.append(Problem(str(file), reason))
             elif cutoff is None and file_cutoff < (1 - TOLERANCE) * low:
                 warn(f"{file}: skipped: its cutoff {file_cutoff:.0f} Hz is below {range_text}")
                 continue
@@ -153,10 +165,31 @@ def _plan(
         )
     if not work:
         raise StageError(
-            f"every input ends below {range_text}",
+            "every input was skipped" if skip_bad else f"every input ends below {range_text}",
             hint="pass --cutoff HZ to restore them all the same",
         )
     return work
+
+
+def _require_encoding(
+    all_work: Mapping[Path, _Work], destination: Destination, sample_rate: int
+) -> None:
+    """Raise StageError, listing every file, unless the format holds all results."""
+    problems = [
+        Problem(str(file), problem)
+        for file, work in all_work.items()
+        if (
+            problem := destination.encoding.problem(
+                sample_rate, (work.low.length, len(work.low.audible_C))
+            )
+        )
+    ]
+    if problems:
+        raise StageError(
+            f"--format {destination.encoding.format} does not hold every result",
+            problems=problems,
+            hint="choose another --format",
+        )
 
 
 def _grid(pipeline: Pipeline, cutoff: float) -> tuple[int, int, int]:
