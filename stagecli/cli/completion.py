@@ -14,6 +14,7 @@ SHELL = "_STAGECLI_COMPLETE"  # variable that a shell sets to ask for completion
 WORDS = "COMP_WORDS"  # those of the command line, in bash
 CURRENT = "COMP_CWORD"  # number of the one that is completed
 BASH = "complete_bash"
+KEY_BEFORE = "_STAGECLI_KEY_BEFORE"  # set here: the key before the `=`, where that ends a word
 
 Completions = list[tuple[str, str]]
 """(word, its help) of each."""
@@ -51,10 +52,13 @@ def complete_setting(incomplete: str) -> Completions:
     from stagecli.recipe.keys import recipe_keys
 
     typed, equals, value = incomplete.partition("=")
+    key_before = os.environ.get(KEY_BEFORE)
+    if key_before is not None:
+        typed, equals, value = key_before, "=", incomplete
     keys = [key for key in recipe_keys() if key.name.startswith(typed)]
     if equals:
         words = [word for key in keys if key.name == typed for word in key.choices]
-        begin = "" if os.environ.get(SHELL) == BASH else f"{typed}="  # bash begins a word at `=`
+        begin = "" if key_before else f"{typed}="
         return [(f"{begin}{word}", "") for word in words if word.startswith(value)]
     if len(keys) == 1 and keys[0].choices:
         return [(f"{keys[0].name}={word}", "") for word in keys[0].choices]
@@ -62,13 +66,21 @@ def complete_setting(incomplete: str) -> Completions:
 
 
 def join_bash_words(environment: MutableMapping[str, str]) -> None:
-    """Undo, in what bash passes on, that it takes `--set train.precision=au` for four words."""
+    """Undo, in what bash passes on, that it takes `--set train.precision=au` for four words.
+
+    It replaces the last of them, `au`, so that the key before it is noted apart.
+    """
     if environment.get(SHELL) != BASH:
         return
     words = environment.get(WORDS, "").split("\n")[: int(environment.get(CURRENT, "0")) + 1]
-    joined = re.sub(r"(^|\n)(--set\n[^\n]+)\n=\n?", r"\1\2=", "\n".join(words))
-    environment[WORDS] = joined
-    environment[CURRENT] = str(joined.count("\n"))
+    text = "\n".join(words)
+    last = re.search(r"(?<=\n--set\n)([^\n]+)\n=(?:\n([^\n]*))?$", text)
+    if last:
+        environment[KEY_BEFORE] = last[1]
+        text = text[: last.start()] + (last[2] or "")
+    text = re.sub(r"(?<=\n--set\n)([^\n]+)\n=\n", r"\1=", text)
+    environment[WORDS] = text
+    environment[CURRENT] = str(text.count("\n"))
 
 
 def _folders(incomplete: str) -> Completions:
