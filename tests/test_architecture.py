@@ -20,7 +20,7 @@ from stagecli.stage import registry
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("study",),
+    ("study", "export"),
     ("train", "evaluate"),
     ("generate",),
     ("terminal", "runs"),

@@ -17,6 +17,7 @@ from stagecli.cli import (
     bench,
     doctor,
     evaluate,
+    export,
     inspect_regime,
     recipes,
     runs,
@@ -111,6 +112,7 @@ _add(
 )
 _add(evaluate.evaluate, panel=RESULTS, examples=evaluate.EXAMPLES, help=evaluate.HELP)
 _add(sample.sample, panel=RESULTS, examples=sample.EXAMPLES)
+_add(export.export, panel=RESULTS, examples=export.EXAMPLES)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=FIND)
 _add(runs.runs, panel=FIND, examples=runs.EXAMPLES)
 _add(doctor.doctor, panel=FIND, examples=doctor.EXAMPLES)

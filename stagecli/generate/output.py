@@ -24,7 +24,8 @@ from stagecli.generate.listening import (
     write_listening,
     write_long_listening,
 )
-from stagecli.generate.pipeline import SamplerSettings
+from stagecli.generate.settings import SamplerSettings
+from stagecli.generate.trained import Trained
 from stagecli.targets import Target, plan_targets, write_target
 
 
@@ -150,11 +151,11 @@ def open_results(
         destination.warn(line)
 
 
-def provenance(settings: SamplerSettings, run_dir: Path, checkpoint: Path) -> JsonRow:
+def provenance(settings: SamplerSettings, trained: Trained) -> JsonRow:
     """What a row of samples.jsonl records about how its file was made."""
     options: dict[str, Any] = asdict(settings)
     options.pop("batch_size")  # has no effect on the result
-    return {**options, "run": str(run_dir), "checkpoint": checkpoint.name}
+    return {**options, "run": str(trained.home), "checkpoint": trained.name}
 
 
 def _folder(destination: Destination, default: Path) -> Path:

@@ -128,7 +128,7 @@ def generate_files(
     """
     # Everything that can be wrong, before any clip is generated.
     _require_prompts(prompts, draws)
-    pipeline, checkpoint_path = load_pipeline(run_dir, checkpoint, warn=destination.warn)
+    pipeline, trained = load_pipeline(run_dir, checkpoint, warn=destination.warn)
     if pipeline.recipe.task.kind != "t2a":
         raise StageError(
             f"{run_dir} is a super-resolution run", hint="give it audio with --input FILE_OR_DIR"
@@ -139,10 +139,10 @@ def generate_files(
     length = len(start.audio_N) if start else pipeline.clip_length(seconds)
     destination.require_encoding(pipeline.sample_rate, (length, 1))
     clips = _clips(prompts, draws, destination)
-    common = {**draws.record(), **provenance(settings, run_dir, checkpoint_path)}
+    common = {**draws.record(), **provenance(settings, trained)}
     with open_results(
         destination,
-        run_dir / "samples" / f"{checkpoint_path.name}_prompts",
+        run_dir / "samples" / f"{trained.name}_prompts",
         names=[(clip.name, repr(clip.prompt)) for clip in clips],
         inputs=[*inputs, *([draws.init.file] if draws.init else [])],
     ) as results:

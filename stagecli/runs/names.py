@@ -28,9 +28,14 @@ def find_run(reference: Path, runs_dir: Path = RUNS) -> Path:
     named = runs_dir / reference
     if named.is_dir():
         return named
+    raise unknown_run(reference, runs_dir)
+
+
+def unknown_run(reference: Path, runs_dir: Path = RUNS) -> StageError:
+    """The error of a reference that names neither a folder nor a run."""
     near = _similar(reference, runs_dir)
     hint = f"did you mean `{near[0]}`?" if near else f"`stagecli runs` lists the runs in {RUNS}/"
-    raise StageError(
+    return StageError(
         f"there is no run {reference}",
         problems=[Problem(str(reference), f"no such folder, and no such name in {runs_dir}/")],
         hint=hint,

@@ -257,6 +257,10 @@ class Train(Section):
     """Gradient norm above which gradients are clipped."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """`auto`: bf16 where the device supports it, else fp32; resolved when the run is created."""
+    init: str = ""
+    """Fine-tuning: run, export or hub id whose EMA weights training starts from."""
+    freeze: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Fine-tuning: patterns of parameters that stay as they are, such as `bytes.*`."""
     ema: FractionBelowOne = 0.999
     """Decay per step of the weight average that is sampled and evaluated."""
     compile: Literal["none", "blocks", "step"] = "none"
