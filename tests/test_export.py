@@ -92,7 +92,7 @@ def test_the_card_says_what_it_is(exports: Path) -> None:
         assert text in card, text
     scores = json.loads(next((exports / "runs" / "t2a" / "evals").glob("*.json")).read_text())
     value = scores["rows"][0]["metrics"]["kad"]["value"]
-    assert f"{value:.3g}"[:4] in card
+    assert f"| {value:.4g}" in card
     assert "have not been scored" in (exports / "sr" / "README.md").read_text()
 
 
@@ -123,6 +123,48 @@ def test_no_path_of_the_machine_is_in_an_export(tmp_path: Path) -> None:
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| data | folder `clips` |" in card
     assert "[^kad]" in card
+
+
+def test_a_local_network_travels_with_the_model(tmp_path: Path) -> None:
+    from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+    place = tmp_path / "s3cret" / "voc"
+    SpeechT5HifiGan(
+        SpeechT5HifiGanConfig(
+            model_in_dim=16,
+            sampling_rate=8000,
+            upsample_initial_channel=8,
+            upsample_rates=[8, 10],
+            upsample_kernel_sizes=[16, 20],
+            resblock_kernel_sizes=[3],
+            resblock_dilation_sizes=[[1, 3]],
+        )
+    ).save_pretrained(place)
+    recipe = write_recipe(
+        tmp_path / "v.toml",
+        codec__vocoder=str(place),
+        train__steps=1,
+        train__checkpoint_every=1,
+        train__samples=0,
+    )
+    assert run_cli("train", recipe, cwd=tmp_path).code == 0
+    expected = stagecli.load(tmp_path / "runs" / "v").generate("a bell").audio
+    done = run_cli("export", "v", "model", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    shutil.rmtree(tmp_path / "s3cret")
+    shutil.move(tmp_path / "model", tmp_path / "elsewhere")
+    np.testing.assert_array_equal(
+        stagecli.load(tmp_path / "elsewhere").generate("a bell").audio, expected
+    )
+    files = tree(tmp_path / "elsewhere")
+    assert "networks/codec-vocoder/model.safetensors" in files
+    assert b"s3cret" not in (tmp_path / "elsewhere" / "recipe.toml").read_bytes()
+    broken = tmp_path / "elsewhere" / "networks" / "codec-vocoder" / "config.json"
+    broken.write_text(broken.read_text() + " ")
+    with pytest.raises(
+        stagecli.StageError, match=r"networks/codec-vocoder/config.json has changed"
+    ):
+        stagecli.load(tmp_path / "elsewhere")
 
 
 def test_another_checkpoint(exports: Path, tmp_path: Path) -> None:
