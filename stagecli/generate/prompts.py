@@ -139,7 +139,8 @@ def generate_files(
     length = len(start.audio_N) if start else pipeline.clip_length(seconds)
     destination.require_encoding(pipeline.sample_rate, (length, 1))
     clips = _clips(prompts, draws, destination)
-    common = {**draws.record(), **provenance(settings, trained)}
+    seconds = length / pipeline.sample_rate
+    common = {"seconds": seconds, **draws.record(), **provenance(settings, trained)}
     with open_results(
         destination,
         run_dir / "samples" / f"{trained.name}_prompts",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stagecli.errors import Problem, StageError
 
+MOST_NAMES = 12  # that an error lists
 RUNS = Path("runs")  # where runs are kept unless --runs-dir says otherwise
 
 
@@ -31,20 +32,23 @@ def find_run(reference: Path, runs_dir: Path = RUNS) -> Path:
     raise unknown_run(reference, runs_dir)
 
 
-def unknown_run(reference: Path, runs_dir: Path = RUNS) -> StageError:
-    """The error of a reference that names neither a folder nor a run."""
-    near = _similar(reference, runs_dir)
-    hint = f"did you mean `{near[0]}`?" if near else f"`stagecli runs` lists the runs in {RUNS}/"
+def unknown_run(reference: Path, runs_dir: Path = RUNS, kind: str = "run") -> StageError:
+    """The error of a reference that names neither a folder nor a run; kind: what was wanted."""
+    names = run_names(runs_dir)
+    there = ", ".join([*names[:MOST_NAMES], *(["..."] if len(names) > MOST_NAMES else [])])
+    known = f"there are: {there}" if names else "there is no run"
+    near = _similar(reference, names, runs_dir)
     return StageError(
-        f"there is no run {reference}",
-        problems=[Problem(str(reference), f"no such folder, and no such name in {runs_dir}/")],
-        hint=hint,
+        f"there is no {kind} {str(reference)!r}",
+        problems=[Problem(f"{runs_dir}/", known)],
+        hint=f"did you mean `{near[0]}`?"
+        if near
+        else f"give a path, or a name in {runs_dir}/; `stagecli runs` lists them",
     )
 
 
-def _similar(reference: Path, runs_dir: Path) -> list[str]:
+def _similar(reference: Path, names: list[str], runs_dir: Path) -> list[str]:
     """What a reference may stand for, the likeliest first: names, or paths of runs."""
-    names = run_names(runs_dir)
     choices = [*names, *(str(runs_dir / name) for name in names)]
     matches = [choice for choice in choices if choice.startswith(str(reference))]
     return matches or difflib.get_close_matches(str(reference), choices, n=1)
