@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("train", "evaluate"),
     ("generate",),
     ("terminal", "runs"),
-    ("report", "recipe"),
+    ("report", "recipe", "archives"),
     ("stage", "data"),
     ("ssl", "codec", "model"),
     ("condition",),

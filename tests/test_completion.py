@@ -109,7 +109,7 @@ def test_help_stands_in_groups_with_examples(cli: Cli) -> None:
         "Options:",
         "Train:",
         "Listen and measure:",
-        "Recipes, runs and this machine:",
+        "Data, recipes, runs and this machine:",
     ]
     for command in ("train", "sample", "evaluate", "inspect-regime", "runs", "doctor", "bench"):
         lines = cli(command, "--help").stdout.splitlines()

@@ -15,6 +15,7 @@ import typer
 from stagecli import __version__, launcher
 from stagecli.cli import (
     bench,
+    data,
     doctor,
     evaluate,
     export,
@@ -52,6 +53,7 @@ DEFAULT_FLAGS = {
     "install_completion": False,
     "show_completion": False,
     "recipes": {"help": False},
+    "data": {"help": False},
 }
 
 app = typer.Typer(
@@ -113,6 +115,7 @@ _add(
 _add(evaluate.evaluate, panel=RESULTS, examples=evaluate.EXAMPLES, help=evaluate.HELP)
 _add(sample.sample, panel=RESULTS, examples=sample.EXAMPLES)
 _add(export.export, panel=RESULTS, examples=export.EXAMPLES)
+app.add_typer(data.app, name="data", rich_help_panel=FIND)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=FIND)
 _add(runs.runs, panel=FIND, examples=runs.EXAMPLES)
 _add(doctor.doctor, panel=FIND, examples=doctor.EXAMPLES)

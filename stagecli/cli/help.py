@@ -15,7 +15,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 # Headings of `stagecli --help`, in this order.
 TRAIN = "Train"
 RESULTS = "Listen and measure"
-FIND = "Recipes, runs and this machine"
+FIND = "Data, recipes, runs and this machine"
 
 SENTENCE = 150  # characters of the help of a command in a list of commands
 
