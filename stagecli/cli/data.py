@@ -10,6 +10,7 @@ import typer
 
 from stagecli.bounds import Range
 from stagecli.cli import prepare
+from stagecli.cli.help import GroupedCommand, examples
 from stagecli.cli.options import AsJson, Overrides, number_option, one_of
 from stagecli.cli.progress import progress_bars
 from stagecli.errors import EXIT_FAILED
@@ -29,8 +30,12 @@ def _data() -> None:
 
 @app.command(
     "check",
-    epilog="Examples:  stagecli data check sounds/   |   ... clips.csv --set "
-    "data.path_column=file_name   |   ... hf:owner/name --task sr --json",
+    cls=GroupedCommand,
+    epilog=examples(
+        "stagecli data check sounds/",
+        "stagecli data check clips.csv --set data.path_column=file_name",
+        "stagecli data check hf:owner/name --task sr --json",
+    ),
 )
 def check_data(
     path: Annotated[
@@ -75,4 +80,4 @@ def check_data(
         raise typer.Exit(EXIT_FAILED)
 
 
-app.command(epilog=prepare.EXAMPLES, help=prepare.HELP)(prepare.prepare)
+app.command(cls=GroupedCommand, epilog=prepare.EXAMPLES, help=prepare.HELP)(prepare.prepare)

@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
+from stagecli.cli.completion import complete_run
+from stagecli.cli.help import examples
 from stagecli.cli.options import AsJson, Force
 from stagecli.errors import StageError
 from stagecli.terminal.console import Console
 
-EXAMPLES = (
-    "Examples:  stagecli export runs/quickstart bells   |   "
-    "stagecli export runs/my my-model --license mit --push-to-hub ORG/my-model"
+EXAMPLES = examples(
+    "stagecli export quickstart bells",
+    "stagecli export runs/my my-model --license mit --push-to-hub ORG/my-model",
 )
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 
@@ -29,7 +31,9 @@ def _licence(value: str) -> str:
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="Run, by its directory or name.")],
+    run: Annotated[
+        str, typer.Argument(help="Run, by its directory or name.", autocompletion=complete_run)
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
     *,
     checkpoint: Annotated[

@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 
 from stagecli.archives.catalogue import ARCHIVES
+from stagecli.cli.help import examples
 from stagecli.cli.options import AsJson, Force, one_of
 from stagecli.errors import StageError
 from stagecli.terminal.console import Console
 
-EXAMPLES = "Example:  stagecli data prepare fsdd ~/data/free-spoken-digit-dataset"
+EXAMPLES = examples("stagecli data prepare fsdd ~/data/free-spoken-digit-dataset")
 WIDTH = 72  # columns of the help's lines on layouts
 UNWRAPPED = "\b\n"  # begins a paragraph whose lines stay as they are
 HELP = "\n\n".join(

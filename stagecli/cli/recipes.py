@@ -1,4 +1,4 @@
-"""`stagecli recipes`: list, show, copy, check and new."""
+"""`stagecli recipes`: list, show, copy, check, new, and the schema."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from stagecli.cli.options import AsJson, Force, Overrides, one_of
+from stagecli.cli.help import GroupedCommand, examples
+from stagecli.cli.options import AsJson, Force, Overrides, RecipeName, one_of
 from stagecli.cli.progress import progress_bars
 from stagecli.errors import EXIT_FAILED, StageError, counted, printable
 from stagecli.terminal.console import Console
@@ -18,12 +19,8 @@ app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="List, show, copy, check and make recipes."
 )
 
-Reference = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Path of a recipe, or the name of a shipped one.")
-]
 
-
-@app.command("list")
+@app.command("list", cls=GroupedCommand, epilog=examples("stagecli recipes list"))
 def list_recipes(as_json: AsJson = False) -> None:
     """List the shipped recipes."""
     from stagecli.recipe.load import read_about
@@ -36,37 +33,61 @@ def list_recipes(as_json: AsJson = False) -> None:
     console.result(rows, lambda: console.table("", columns, cells))
 
 
-@app.command("show")
-def show_recipe(recipe: Reference, overrides: Overrides = None, as_json: AsJson = False) -> None:
+@app.command(
+    "show",
+    cls=GroupedCommand,
+    epilog=examples(
+        "stagecli recipes show quickstart", "stagecli recipes show my.toml --set model.size=S"
+    ),
+)
+def show_recipe(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print a recipe with every default and the meaning of every key."""
     from stagecli.recipe.dump import dump_recipe
+    from stagecli.recipe.keys import with_schema_line
     from stagecli.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    text = printable(dump_recipe(loaded, documented=True))
+    text = with_schema_line(printable(dump_recipe(loaded, documented=True)))
     Console(as_json).result(loaded.model_dump(mode="json"), lambda: print(text))
 
 
-@app.command("copy")
+@app.command(
+    "copy", cls=GroupedCommand, epilog=examples("stagecli recipes copy quickstart my.toml")
+)
 def copy_recipe(
-    recipe: Reference,
+    recipe: RecipeName,
     destination: Annotated[Path, typer.Argument(help="File to write, or a folder.")],
     force: Force = False,
 ) -> None:
     """Copy a shipped recipe to a file of your own; the copy extends no other recipe."""
     from stagecli.recipe.dump import standalone_text
+    from stagecli.recipe.keys import with_schema_line
     from stagecli.recipe.source import find_recipe
     from stagecli.targets import Target, plan_targets, write_target
 
     source = find_recipe(recipe)
     target = destination / source.name if destination.is_dir() else destination
     plan_targets([Target(target, recipe)], inputs=[source], force=force)
-    write_target(target, standalone_text(source), force=force)
+    write_target(target, with_schema_line(standalone_text(source)), force=force)
     Console().note(f"wrote {target};  train it with:  stagecli train {target}")
 
 
-@app.command("check")
-def check_recipe(recipe: Reference, overrides: Overrides = None, as_json: AsJson = False) -> None:
+@app.command(
+    "schema", cls=GroupedCommand, epilog=examples("stagecli recipes schema > recipe.schema.json")
+)
+def print_schema() -> None:
+    """Print the JSON schema of recipes, by which editors complete and check them."""
+    from stagecli.recipe.keys import schema_text
+
+    print(schema_text(), end="")
+
+
+@app.command(
+    "check",
+    cls=GroupedCommand,
+    epilog=examples("stagecli recipes check my.toml --set train.lr=1e-3"),
+)
+def check_recipe(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check a recipe; exit 1 if it has problems."""
     from stagecli.recipe.load import load_recipe
     from stagecli.recipe.signature import signature
@@ -88,8 +109,11 @@ def check_recipe(recipe: Reference, overrides: Overrides = None, as_json: AsJson
 
 @app.command(
     "new",
-    epilog="Examples:  stagecli recipes new --data sounds/ --task t2a -o my.toml   |   "
-    "... --data clips.csv --task sr --set data.path_column=file_name",
+    cls=GroupedCommand,
+    epilog=examples(
+        "stagecli recipes new --data sounds/ --task t2a -o my.toml",
+        "stagecli recipes new --data clips.csv --task sr --set data.path_column=file_name",
+    ),
 )
 def new_recipe(
     data: Annotated[

@@ -34,6 +34,7 @@ def restore_files(
     *,
     seed: int,
     cutoff: float | None = None,
+    skip_bad: bool = False,
     checkpoint: str = "latest",
     progress: Count | None = None,
     **changes: Any,
@@ -43,11 +44,12 @@ def restore_files(
     Inputs may have any rate, length and number of channels; outputs have the model's rate, and the
     loudness of the input, unless that would exceed -1 dBFS. What is made of a file depends on it,
     its name within `source` and the seed, not on other files. cutoff: in Hz, default: measured in
-    each file, and files below the trained range are left out; progress: counts windows of the
-    network; changes: as in `generate_files`. Raises StageError.
+    each file, and files below the trained range are left out; skip_bad: leave out files that cannot
+    be used, with a warning, instead of raising; progress: counts windows of the network; changes:
+    as in `generate_files`. Raises StageError.
     """
     # Everything that can be wrong, before any file is restored.
-    files = list(find_audio(source, destination.warn))
+    files = list(find_audio(source, destination.warn, skip_bad=skip_bad))
     pipeline, trained = load_pipeline(run_dir, checkpoint, warn=destination.warn)
     if pipeline.recipe.task.kind != "sr":
         raise StageError(
@@ -56,11 +58,12 @@ def restore_files(
     settings = SamplerSettings.of(pipeline.recipe.evaluate, **changes)
     if destination.is_single_file and source.is_dir():
         raise StageError("a folder of inputs does not fit one file", hint="give --output a folder")
+    ending = destination.encoding.suffix
     names = {
-        file: destination.name(_relative(file, source).with_suffix(".wav").as_posix())
+        file: destination.name(_relative(file, source).with_suffix(ending).as_posix())
         for file in files
     }
-    common = provenance(settings, seed, trained)
+    common = {"seed": seed, **provenance(settings, trained)}
     with open_results(
         destination,
         run_dir / "samples" / f"{trained.name}_restored",
@@ -68,7 +71,8 @@ def restore_files(
         inputs=files,
     ) as results:
         recordings = [recording_of_file(file) for file in files]
-        all_work = plan_work(recordings, cutoff, pipeline, destination.warn)
+        all_work = plan_work(recordings, cutoff, pipeline, destination.warn, skip_bad=skip_bad)
+        _require_encoding(all_work, destination, pipeline.sample_rate)
         total = sum(_windows(pipeline, work, settings) for work in all_work if work)
         advance = _window_counter(progress, total)
 
@@ -121,10 +125,13 @@ def plan_work(
     cutoff: float | None,
     pipeline: Pipeline,
     warn: Callable[[str], None],
+    *,
+    skip_bad: bool = False,
 ) -> list[Work | None]:
     """The work on each recording, at `cutoff` or where it has been cut; None where it is left out.
 
-    Raises StageError that lists those in full band, and if none is left.
+    skip_bad: leave out those in full band with a warning, which are an error otherwise. Raises
+    StageError that lists them, and if none is left.
     """
     # What the model can restore.
     target = pipeline.sample_rate
@@ -143,8 +150,13 @@ def plan_work(
         audio = measure(recording, target, own_cutoff)
         if audio.audible_C.any():
             if own_cutoff >= FULL_BAND * target / 2:
-                message = f"has content up to {own_cutoff:.0f} Hz"
-                problems.append(Problem(name, f"{message}: nothing to restore at {target} Hz"))
+                content = f"has content up to {own_cutoff:.0f} Hz"
+                reason = f"{content}: nothing to restore at {target} Hz"
+                if skip_bad:
+                    warn(f"{name}: skipped: {reason}")
+                    all_work.append(None)
+                    continue
+                problems.append(Problem(name, reason))
             elif cutoff is None and own_cutoff < (1 - TOLERANCE) * low:
                 warn(f"{name}: skipped: its cutoff {own_cutoff:.0f} Hz is below {range_text}")
                 all_work.append(None)
@@ -162,10 +174,27 @@ def plan_work(
         )
     if not any(all_work):
         raise StageError(
-            f"every input ends below {range_text}",
+            "every input was skipped" if skip_bad else f"every input ends below {range_text}",
             hint="pass --cutoff HZ (cutoff=HZ in Python) to restore them all the same",
         )
     return all_work
+
+
+def _require_encoding(
+    all_work: Sequence[Work | None], destination: Destination, sample_rate: int
+) -> None:
+    """Raise StageError, listing every file, unless the format holds all results."""
+    problems = [
+        Problem(work.low.recording.name, problem)
+        for work in all_work
+        if work and (problem := destination.encoding.problem(sample_rate, work.shape))
+    ]
+    if problems:
+        raise StageError(
+            f"--format {destination.encoding.format} does not hold every result",
+            problems=problems,
+            hint="choose another --format",
+        )
 
 
 def _grid(pipeline: Pipeline, cutoff: float) -> tuple[int, int, int]:

@@ -13,10 +13,9 @@ from stagecli.runs import checkpoint
 from stagecli.runs.directory import is_run, read_info
 from stagecli.runs.exports import CODEC, check_export, export_recipe, is_export, read_export
 from stagecli.runs.integrity import GENERATES, Warn, name_of
+from stagecli.runs.names import RUNS, unknown_run
 from stagecli.runs.resuming import recipe_of_checkpoint
 from stagecli.schema import Recipe
-
-RUNS_DIR = Path("runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class Trained:
         return name_of(self.step)
 
 
-def locate(source: str | Path, runs_dir: Path = RUNS_DIR) -> Path:
+def locate(source: str | Path, runs_dir: Path = RUNS) -> Path:
     """The folder of a run or export: its path, its name under `runs_dir`, or its id on the hub.
 
     A path counts before a name, and a name before an id. Raises StageError.
@@ -58,13 +57,7 @@ def locate(source: str | Path, runs_dir: Path = RUNS_DIR) -> Path:
         )
     if is_hub_id(str(source)):
         return download_export(str(source))
-    names = sorted(entry.name for entry in runs_dir.glob("*") if is_run(entry))
-    there = f"there are: {', '.join(names)}" if names else "there is no run"
-    raise StageError(
-        f"no run or export {str(source)!r}",
-        problems=[Problem(f"{runs_dir}/", there)],
-        hint="give the path of a run or export, the name of a run, or a hub id such as ORG/NAME",
-    )
+    raise unknown_run(path, runs_dir, "run or export")
 
 
 def find_trained(

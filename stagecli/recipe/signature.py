@@ -23,6 +23,7 @@ UNSIGNED: dict[str, set[str] | None] = {
         "keep",
         "sample_every",
         "samples",
+        "prompts",
         "validate_every",
         "validate_clips",
         "validate_t",

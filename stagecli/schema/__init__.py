@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stagecli import bounds
-from stagecli.bounds import Range
+from stagecli.bounds import Length, Range
 from stagecli.files import name_problem
 from stagecli.schema.section import (
     Batch,
@@ -300,6 +300,8 @@ class Train(Section):
     """Steps between sets of samples; 0: only at the end."""
     samples: Annotated[int, Range(0, 10_000)] = 4
     """Number of clips per set of samples."""
+    prompts: Annotated[tuple[str, ...], Length(0, 1000)] = ()
+    """Prompts of every set of samples (t2a), instead of captions of the valid split."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
     keep: Positive = 2

@@ -78,6 +78,7 @@ class Outputs:
         step = self.state.step
         last = step == options.steps
         saves = last or is_due(step, options.checkpoint_every)
+        draws = options.samples > 0 or bool(options.prompts)
         # A checkpoint without a score could not be compared with the best, so it gets one too.
         needs_score = saves and options.best != in_training.LOSS
         names = {
@@ -86,7 +87,7 @@ class Outputs:
             "scores": options.evaluate_every > 0
             and (last or needs_score or is_due(step, options.evaluate_every)),
             "checkpoint": saves,
-            "samples": options.samples > 0 and (last or is_due(step, options.sample_every)),
+            "samples": draws and (last or is_due(step, options.sample_every)),
         }
         return {name for name, needed in names.items() if needed}
 

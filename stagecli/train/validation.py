@@ -72,7 +72,8 @@ def draw_samples(
 ) -> list[JsonRow]:
     """Write `count` samples as WAV files, and `samples.jsonl` with a row for each.
 
-    From validation captions (t2a) or low-passed validation clips (sr); step: of the weights.
+    From `train.prompts`, else validation captions (t2a), or from low-passed validation clips (sr);
+    step: of the weights.
     Returns the rows. Raises OSError.
     """
     settings = SamplerSettings.of(prepared.recipe.evaluate)
@@ -92,11 +93,16 @@ def draw_samples(
 def draw_generated(
     pipeline: Pipeline, prepared: Prepared, folder: Path, count: int
 ) -> list[JsonRow]:
-    """Samples of at most `count` evenly spaced captions of the valid split."""
+    """Samples of `train.prompts`, or of at most `count` evenly spaced captions of the valid split.
+
+    Every set has the same prompts and noise, so that only the weights differ.
+    """
     options = prepared.recipe.evaluate
     captions = list(dict.fromkeys(clip.caption for clip in prepared.valid))
     number = min(count, len(captions))
-    prompts = [captions[i * len(captions) // count] for i in range(number)]
+    prompts = list(prepared.recipe.train.prompts) or [
+        captions[i * len(captions) // count] for i in range(number)
+    ]
     settings = SamplerSettings.of(options)
     rows = []
     for i, audio in enumerate(pipeline.generate(prompts, seed=options.seed, settings=settings)):
