@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from stagecli.files import JsonRow, number
 from stagecli.report.evaluation import evaluation_label
 from stagecli.report.formats import duration, percent, significant, step_of
+from stagecli.report.sentences import UNMOVED
 
 __all__ = ["headline"]
 
@@ -66,22 +67,26 @@ def still_learning(summary: JsonRow) -> str:
         )
     validation = summary["validation"]
     quarter = validation and validation["last_quarter"]
-    if quarter and quarter["direction"]:
+    if quarter:
         return _by_trend("validation loss", quarter, "the last quarter of the run")
     trend = summary["loss"]["trend"]
     if trend:
         answer = _by_trend("training loss", trend, "the last third of the run")
-        return f"{answer}; there are too few validation losses to tell by these"
+        return f"{answer}; too few validation losses to tell by them"
     return "too early to tell: too few losses have been measured"
 
 
 def _by_trend(name: str, trend: JsonRow, span: str) -> str:
-    change = percent(trend["change"])
-    if trend["direction"] == "falling":
-        return f"yes: {name} fell by {change} over {span}"
-    if trend["direction"] == "rising":
-        return f"no, it is getting worse: {name} rose by {change} over {span}"
-    return f"hardly: {name} did not move beyond its noise over {span}"
+    """direction: None where too few values were measured for a test."""
+    direction = trend["direction"]
+    if direction == "flat" or abs(trend["change"]) < UNMOVED:
+        return f"hardly: {name} did not move beyond its noise over {span}"
+    fell = trend["change"] < 0
+    moved = f"{name} {'fell' if fell else 'rose'} by {percent(trend['change'])} over {span}"
+    if direction is None:
+        answer = "probably" if fell else "probably not"
+        return f"{answer}: {moved}, by few measurements"
+    return f"yes: {moved}" if fell else f"no, it is getting worse: {moved}"
 
 
 def _scores(summary: JsonRow) -> Iterable[str]:

@@ -11,7 +11,7 @@ from stagecli.report.formats import duration, signed_percent, significant, step_
 from stagecli.report.headline import headline
 from stagecli.report.page import Section, bullets, figures, page, sections_html, table
 from stagecli.report.panel import event_text
-from stagecli.report.panels import run_panels
+from stagecli.report.panels import detail_panels, main_panels
 from stagecli.report.players import players
 from stagecli.report.recipes import recipes
 from stagecli.report.regime_text import (
@@ -77,8 +77,13 @@ def _answers(summaries: Sequence[JsonRow]) -> str:
 
 
 def _curves(reports: Sequence[RunReport]) -> str:
-    drawings = figures(run_panels(reports))
-    return f'{drawings}<p class="note">{CURVES_NOTE}</p>' if drawings else ""
+    """How well the runs learn; how they are trained, to be opened."""
+    main = figures(main_panels(reports))
+    details = figures(detail_panels(reports))
+    if details:
+        more = "More curves: mechanisms, learning rate, speed, noise levels"
+        details = f"<details><summary>{more}</summary>{details}</details>"
+    return f'{main}<p class="note">{CURVES_NOTE}</p>{details}' if main or details else ""
 
 
 def _run_facts(summary: JsonRow) -> dict[str, str]:

@@ -42,11 +42,11 @@ pre { font-size: .85rem; margin: 0; padding: .6rem; background: var(--raised) }
 summary { cursor: pointer; padding: .3rem 0 }
 .sample { border-top: 1px solid var(--rule); padding: .2rem 0 .8rem }
 .strip { display: flex; gap: .8rem; overflow-x: auto; padding: .2rem .2rem .5rem }
-.clip { flex: none; width: 250px }
+.clip { flex: none; width: 217px }
 .clip img { display: block; width: 100%; height: 100px; background: #000 }
 .clip audio { display: block; width: 100%; height: 40px }
 footer { margin-top: 3rem; color: var(--soft); font-size: .85rem }
-@media (max-width: 600px) { svg text { font-size: 10px } }
+@media (max-width: 600px) { svg text { font-size: 10px !important } }
 @media (min-width: 601px) {
   .strip { flex-wrap: wrap }
   dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem } dd { margin: 0 }

@@ -20,7 +20,7 @@ from stagecli.report.sound import LONGEST, Sound, SoundError, load_sound
 __all__ = ["players", "spread"]
 
 LARGEST = 12_000_000  # characters of sound and pictures on one page
-SHOWN = 5  # steps of a sample that are seen without opening the rest
+SHOWN = 5  # tiles of a row that are seen without opening the rest: as many as a screen is wide
 NOTE = (
     "Sound is compressed to MP3 here. Spectrograms: time from left to right, frequency from 0 at"
     " the bottom to half of the sample rate at the top; brighter is louder, on one scale in a row."
@@ -153,7 +153,7 @@ def _card(title: str, rows: Sequence[Row], sounds: Sounds, several: bool) -> str
 
 def _row(title: str, row: Row, sounds: Sounds, several: bool) -> str:
     """What is compared with, the newest step, a few earlier ones, and the rest to be opened."""
-    shown = [index for index in spread(len(row.samples))[:SHOWN]]
+    shown = spread(len(row.samples))[: SHOWN - len(row.beside)]
     first = [_tile(label, path, title, sounds) for label, path in row.beside.items()]
     first += [_sample_tile(row.samples[index], sounds) for index in sorted(shown)]
     rest = [
@@ -194,7 +194,7 @@ def _tile(label: str, path: Path, title: str, sounds: Sounds) -> str:
     name = escape(f"{label}: {title}")
     return (
         f'<figure class="clip"><figcaption>{caption} <small>{width}, to {top}</small></figcaption>'
-        f'<img src="{sound.picture}" width="320" height="128" loading="lazy"'
+        f'<img src="{sound.picture}" width="320" height="128"'
         f' alt="Spectrogram of {name} ({width}, 0 to {top})">'
         f'<audio controls preload="none" src="{sound.mp3}" aria-label="{name}"></audio></figure>'
     )
