@@ -22,7 +22,8 @@ STATUS = {
     "interrupted": "interrupted; the same train command goes on",
     "failed": "failed",
 }
-SCORES_NAMED = 3  # of one kind
+SCORES_NAMED = 3  # of one kind ...
+SCORES_FIRST = ("kad", "prompt_accuracy", "lsd")  # ... these before others
 MODEL_SYSTEMS = ("samples", "model")  # rows of a document of scores that are the model's
 
 
@@ -60,11 +61,7 @@ def still_learning(summary: JsonRow) -> str:
     """
     evaluation = summary["evaluation"]
     if evaluation and evaluation["plateau"]:
-        since = evaluation["plateau"]["since_step"]
-        return (
-            f"no: {evaluation_label(evaluation['chosen'])} has not improved beyond its noise since"
-            f" step {since:,}"
-        )
+        return _by_plateau(evaluation_label(evaluation["chosen"]), evaluation["plateau"])
     validation = summary["validation"]
     quarter = validation and validation["last_quarter"]
     if quarter:
@@ -74,6 +71,14 @@ def still_learning(summary: JsonRow) -> str:
         answer = _by_trend("training loss", trend, "the last third of the run")
         return f"{answer}; too few validation losses to tell by them"
     return "too early to tell: too few losses have been measured"
+
+
+def _by_plateau(name: str, plateau: JsonRow) -> str:
+    if plateau["worse"]:
+        best = plateau["best_step"]
+        return f"no: {name} has not improved since step {best:,}, and is now worse than there"
+    since = plateau["since_step"]
+    return f"no: {name} has not improved beyond its noise since step {since:,}"
 
 
 def _by_trend(name: str, trend: JsonRow, span: str) -> str:
@@ -120,16 +125,15 @@ def _newest_evaluate(evals: Sequence[JsonRow]) -> str:
 
 def _evaluate_row(document: JsonRow, row: JsonRow) -> str:
     metrics = row.get("metrics")
-    values = [
-        f"{name} {significant(value)}"
+    values = {
+        name: value
         for name, metric in (metrics.items() if isinstance(metrics, dict) else ())
         if isinstance(metric, dict) and (value := number(metric.get("value"))) is not None
-    ]
+    }
     if not values:
         return ""
+    names = sorted(values, key=lambda name: name.partition(":")[0] not in SCORES_FIRST)
     cutoff = number(row.get("cutoff"))
     where = "" if cutoff is None else f" at {cutoff:,.0f} Hz"
-    return (
-        f"evaluate on {document.get('split', 'its clips')}{where}:"
-        f" {', '.join(values[:SCORES_NAMED])}"
-    )
+    scores = (f"{name} {significant(values[name])}" for name in names[:SCORES_NAMED])
+    return f"evaluate on {document.get('split', 'its clips')}{where}: {', '.join(scores)}"

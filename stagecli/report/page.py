@@ -40,14 +40,16 @@ figure { margin: 0; width: 560px; max-width: 100% }
 svg { display: block; width: 100%; height: auto }
 pre { font-size: .85rem; margin: 0; padding: .6rem; background: var(--raised) }
 summary { cursor: pointer; padding: .3rem 0 }
-.sample { border-top: 1px solid var(--rule); padding: .2rem 0 .8rem }
+.samples { display: flex; flex-wrap: wrap; gap: 0 1.6rem }
+.sample { border-top: 1px solid var(--rule); padding: .2rem 0 .8rem; max-width: 100% }
 .strip { display: flex; gap: .8rem; overflow-x: auto; padding: .2rem .2rem .5rem }
 .clip { flex: none; width: 217px }
 .clip img { display: block; width: 100%; height: 100px; background: #000 }
 .clip audio { display: block; width: 100%; height: 40px }
 footer { margin-top: 3rem; color: var(--soft); font-size: .85rem }
-@media (max-width: 600px) { svg text { font-size: 10px !important } }
+@media (max-width: 600px) { svg text { font-size: 9px !important } }
 @media (min-width: 601px) {
+  td:first-child { white-space: nowrap }
   .strip { flex-wrap: wrap }
   dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem } dd { margin: 0 }
 }
@@ -59,14 +61,15 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .85rem }
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """The page with a body of HTML elements."""
+    """The page with a body of HTML elements; halves of surrogate pairs in it become `?`."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<style>{STYLE}</style><title>{escape(title)}</title>"
     )
-    return (
+    html = (
         f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
     )
+    return html.encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def players(reports: Sequence[RunReport]) -> str:
     rows = [row for rows in titles.values() for row in rows]
     sounds = load_sounds(rows)
     cards = [_card(title, of_title, sounds, len(reports) > 1) for title, of_title in titles.items()]
-    return _notes([NOTE, *notes, *_left_out(samples, sounds, reports)]) + "".join(cards)
+    sentences = [NOTE, *notes, *_left_out(samples, sounds, reports)]
+    return f'{_notes(sentences)}<div class="samples">{"".join(cards)}</div>'
 
 
 def _by_title(samples: Iterable[Sample]) -> dict[str, list[Row]]:
@@ -192,8 +193,9 @@ def _tile(label: str, path: Path, title: str, sounds: Sounds) -> str:
     width = duration_text(sound.heard)
     top = f"{significant(sound.sample_rate / 2000, 3)} kHz"
     name = escape(f"{label}: {title}")
+    facts = f"{width}, to {top}{', silent' if sound.silent else ''}"
     return (
-        f'<figure class="clip"><figcaption>{caption} <small>{width}, to {top}</small></figcaption>'
+        f'<figure class="clip"><figcaption>{caption} <small>{facts}</small></figcaption>'
         f'<img src="{sound.picture}" width="320" height="128"'
         f' alt="Spectrogram of {name} ({width}, 0 to {top})">'
         f'<audio controls preload="none" src="{sound.mp3}" aria-label="{name}"></audio></figure>'

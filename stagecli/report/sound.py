@@ -23,7 +23,7 @@ PICTURE = (320, 128)  # pixels; a page shows it smaller, so that it is sharp on 
 PICTURE_QUALITY = 75  # of JPEG
 WINDOW = 0.04  # seconds of a spectrum, at least
 RANGE_DB = 80.0  # from the loudest to what is black
-SILENCE_DB = -60.0  # what is quieter than this at its loudest is shown as quiet as it is
+SILENCE_DB = -60.0  # the level below which a sound is called silent, and its picture stays dark
 COLOURS = "magma"
 
 
@@ -34,7 +34,8 @@ class SoundError(Exception):
 @dataclass(frozen=True)
 class Sound:
     """mp3, picture: `data:` URIs. seconds: of the file; heard: of them on the page. sample_rate:
-    Hz, of the file. loudest_db: the level that is brightest in the picture.
+    Hz, of the file. loudest_db: the level that is brightest in the picture; silent: all of it is
+    far below full scale.
     """
 
     mp3: str
@@ -43,6 +44,7 @@ class Sound:
     heard: float
     sample_rate: int
     loudest_db: float
+    silent: bool
 
     @property
     def size(self) -> int:
@@ -61,8 +63,9 @@ def load_sound(path: Path, loudest_db: float | None = None) -> Sound:
     if not np.isfinite(heard_NC).all():
         raise SoundError("has samples that are not numbers")
     levels = _levels(heard_NC.mean(axis=1), rate)
+    peak_db = float(levels.max())
     if loudest_db is None:
-        loudest_db = max(SILENCE_DB, float(levels.max()))
+        loudest_db = max(SILENCE_DB, peak_db)
     return Sound(
         mp3=_data_uri("audio/mpeg", _mp3(heard_NC, rate)),
         picture=_data_uri("image/jpeg", _picture(levels, loudest_db)),
@@ -70,6 +73,7 @@ def load_sound(path: Path, loudest_db: float | None = None) -> Sound:
         heard=len(heard_NC) / rate,
         sample_rate=rate,
         loudest_db=loudest_db,
+        silent=peak_db < SILENCE_DB,
     )
 
 
@@ -121,7 +125,7 @@ def _levels(audio_N: np.ndarray, rate: int) -> np.ndarray:
     width, height = PICTURE
     size = max(2 * height, 2 ** math.ceil(math.log2(WINDOW * rate)))
     window = np.hanning(size).astype(np.float32)
-    padded = np.pad(audio_N, (size // 2, size))
+    padded = np.pad(audio_N, (size // 2, size), mode="symmetric")  # no edges, which would show
     starts = np.arange(width) * len(audio_N) // width
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[starts]
     spectrum = np.abs(np.fft.rfft(frames * window)) * (2 / window.sum())
