@@ -48,15 +48,16 @@ summary { cursor: pointer; padding: .3rem 0 }
 .clip audio { display: block; width: 100%; height: 40px }
 footer { margin-top: 3rem; color: var(--soft); font-size: .85rem }
 @media (max-width: 600px) { svg text { font-size: 9px !important } }
+@media screen and (min-width: 601px) { td:first-child { white-space: nowrap } }
 @media (min-width: 601px) {
-  td:first-child { white-space: nowrap }
   .strip { flex-wrap: wrap }
   dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem } dd { margin: 0 }
 }
 @media print {
   :root { --ink: #000; --paper: #fff; --soft: #444; --rule: #ccc; --raised: #fff }
   nav, audio { display: none } .strip { flex-wrap: wrap } figure, tr { break-inside: avoid }
-  .scroll { overflow-x: visible } h2, h3 { break-after: avoid }
+  .scroll { overflow-x: visible } pre { white-space: pre-wrap } h2, h3 { break-after: avoid }
+  th, td { overflow-wrap: anywhere; white-space: normal; padding-right: .6rem }
 }"""
 
 
