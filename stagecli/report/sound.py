@@ -9,6 +9,7 @@ import base64
 import io
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ WINDOW = 0.04  # seconds of a spectrum, at least
 RANGE_DB = 80.0  # from the loudest to what is black
 SILENCE_DB = -60.0  # the level below which a sound is called silent, and its picture stays dark
 COLOURS = "magma"
+REMEMBERED = 1000  # sounds; as many as a page can have
 
 
 class SoundError(Exception):
@@ -56,8 +58,19 @@ def load_sound(path: Path, loudest_db: float | None = None) -> Sound:
     """Read and encode a file.
 
     loudest_db: the scale of the picture, taken from the sound that it is compared with; None: its
-    own. Raises SoundError.
+    own. Raises SoundError. Files that have not changed are not encoded again: `--follow` writes the
+    page whenever there is something new.
     """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SoundError(file_problem(error)) from error
+    return _encoded(path.absolute(), (status.st_mtime_ns, status.st_size), loudest_db)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _encoded(path: Path, stamp: tuple[int, int], loudest_db: float | None) -> Sound:
+    """stamp: of the file, so that a changed one is read again."""
     audio_NC, rate, length = _read(path)
     heard_NC = audio_NC[: round(LONGEST * rate)]
     if not np.isfinite(heard_NC).all():
