@@ -12,7 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from stagecli import __version__, launcher
-from stagecli.cli import bench, doctor, evaluate, inspect_regime, recipes, sample, study, train
+from stagecli.cli import (
+    bench,
+    demo,
+    doctor,
+    evaluate,
+    inspect_regime,
+    recipes,
+    sample,
+    study,
+    train,
+)
 from stagecli.cli.threads import prepare_threads
 from stagecli.errors import (
     EXIT_FAILED,
@@ -71,6 +81,7 @@ app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=evaluate.EXAMPLES, help=evaluate.HELP)(evaluate.evaluate)
 app.command("inspect-regime", epilog=inspect_regime.EXAMPLES)(inspect_regime.inspect_regime)
 app.command(epilog=sample.EXAMPLES)(sample.sample)
+app.command(epilog=demo.EXAMPLES)(demo.demo)
 app.command(epilog=study.EXAMPLES)(study.study)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command()(doctor.doctor)

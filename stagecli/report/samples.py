@@ -7,6 +7,7 @@ outside the run's samples, are left out and counted.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from stagecli.errors import counted
 from stagecli.files import JsonRow, read_json_lines
 from stagecli.report.run_report import RunReport
 
-__all__ = ["Sample", "read_samples"]
+__all__ = ["Sample", "prompts_of", "read_samples"]
 
 LISTING = "samples.jsonl"
 OUTPUT = "_output"  # the end of the name of a restored file; its input and target lie beside it
@@ -55,6 +56,15 @@ def read_samples(report: RunReport) -> tuple[list[Sample], list[str]]:
             )
     samples.sort(key=lambda sample: sample.step, reverse=True)  # stable: as listed within a step
     return samples, problems
+
+
+def prompts_of(run: Path) -> list[str]:
+    """The prompts that a run was given while training, each once; none where it has no samples."""
+    rows = []
+    for listing in sorted(run.glob(f"samples/step_*/{LISTING}")):
+        with suppress(OSError):
+            rows += [row for _, row in read_json_lines(listing) if isinstance(row, dict)]
+    return list(dict.fromkeys(row["prompt"] for row in rows if isinstance(row.get("prompt"), str)))
 
 
 def _sample(run: str, row: object, folder: Path) -> Sample | None:
