@@ -114,7 +114,7 @@ def build_page(trial: Trial) -> Any:
 def _prompt_page(gradio: Any, trial: Trial) -> None:
     model = trial.model
     options = model.recipe.evaluate
-    prompt = gradio.Textbox(label="Prompt", lines=2, autofocus=True)
+    prompt = gradio.Textbox(label="Prompt", lines=2)
     examples = prompts_of(model.home)[:EXAMPLES]
     if examples:
         gradio.Examples([[text] for text in examples], inputs=[prompt], label="From training")
@@ -132,7 +132,7 @@ def _prompt_page(gradio: Any, trial: Trial) -> None:
 
 def _file_page(gradio: Any, trial: Trial) -> None:
     options = trial.model.recipe.evaluate
-    file = gradio.Audio(label="File", type="filepath", sources=["upload"])
+    file = gradio.Audio(label="File", type="filepath", sources=["upload"], buttons=[])
     with gradio.Row():
         cutoff = gradio.Number(label="Cutoff in Hz (0: measured in the file)", value=0)
         steps = _slider(gradio, "Steps", SAMPLER_STEPS.low, MOST_STEPS, options.steps, step=1)
@@ -152,14 +152,20 @@ def _on_click(
     inputs: list[Any],
 ) -> None:
     """Where the sound and the notes go; errors that the user can act on are shown as such."""
-    sound = gradio.Audio(label="Result", type="filepath", interactive=False)
+    sound = gradio.Audio(
+        label="Result",
+        type="filepath",
+        interactive=False,
+        buttons=["download"],  # without the one that would publish it
+    )
     notes = gradio.Markdown()
 
     def run(*values: Any) -> tuple[str, str]:
         try:
             path, text = work(*values)
         except StageError as error:
-            raise gradio.Error(escape(error_text(error)), duration=None) from error
+            text = escape(error_text(error))
+            raise gradio.Error(text, duration=None, print_exception=False) from error
         return path, escape(text)
 
     for event in events:
