@@ -12,7 +12,6 @@ from stagecli.report.headline import headline
 from stagecli.report.page import Section, bullets, figures, page, sections_html, table
 from stagecli.report.panel import event_text
 from stagecli.report.panels import detail_panels, main_panels
-from stagecli.report.players import players
 from stagecli.report.recipes import recipes
 from stagecli.report.regime_text import (
     LEVEL_COLUMNS,
@@ -41,6 +40,8 @@ def html_page(reports: Sequence[RunReport], scores: str = "") -> str:
     scores: the runs' evaluations as HTML. Raises StageError without a run, and where samples cannot
     be read.
     """
+    from stagecli.report.players import players  # with NumPy, which nobody else here needs
+
     if not reports:
         raise StageError("there is no run to draw", hint="name at least one run directory")
     reports = with_distinct_names(reports)
