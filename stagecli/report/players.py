@@ -77,7 +77,7 @@ def players(reports: Sequence[RunReport]) -> str:
         notes += problems
     if not samples:
         runs = "this run has" if len(reports) == 1 else "these runs have"
-        return _notes([*notes, f"{runs} no samples: `train.sample_every` in the recipe draws them"])
+        return _notes([*notes, f"{runs} no samples: train.sample_every in the recipe draws them"])
     titles = _by_title(samples)
     rows = [row for rows in titles.values() for row in rows]
     sounds = load_sounds(rows)
@@ -204,7 +204,7 @@ def _tile(label: str, path: Path, title: str, sounds: Sounds) -> str:
 
 def duration_text(seconds: float) -> str:
     """`0.8 s` under a minute, else as everywhere."""
-    return f"{significant(seconds, 3)} s" if seconds < 60 else duration(seconds)
+    return f"{significant(seconds, 2)} s" if seconds < 60 else duration(seconds)
 
 
 def _notes(sentences: Iterable[str]) -> str:

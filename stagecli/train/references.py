@@ -21,7 +21,7 @@ FOLDER = "reference"  # beside the folders of the steps, which share it
 def with_references(prepared: Prepared, folder: Path, rows: Sequence[JsonRow]) -> list[JsonRow]:
     """Rows of samples.jsonl with the recording of each prompt that is a validation caption.
 
-    `reference`: the start of the clip, as long as the sample, as a path relative to `folder`. It is
+    `reference`: the start of the clip, as long as a crop, as a path relative to `folder`. It is
     written once for all steps. `no_reference`: why it could not be read. Raises OSError.
     """
     clips: dict[str, Clip] = {}
@@ -40,10 +40,10 @@ def _reference(prepared: Prepared, folder: Path, clip: Clip) -> JsonRow:
     path = folder.parent / FOLDER / f"{name}.wav"
     if not path.exists():
         try:
-            audio_N, length = cut(prepared.source.read(clip), 0, prepared.num_samples)
+            audio_N, _ = cut(prepared.source.read(clip), 0, prepared.num_samples)
         except StageError as error:
             reasons = [error.message, *(problem.what for problem in error.problems)]
             return {"no_reference": f"{clip.key}: {', '.join(reasons)}"}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_listening(path, audio_N[:length], prepared.recipe.data.sample_rate)
+        write_listening(path, audio_N, prepared.recipe.data.sample_rate)
     return {"reference": f"../{FOLDER}/{path.name}"}
