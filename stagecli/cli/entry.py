@@ -14,9 +14,11 @@ import typer
 from stagecli import __version__, launcher
 from stagecli.cli import (
     bench,
+    data,
     demo,
     doctor,
     evaluate,
+    export,
     inspect_regime,
     recipes,
     sample,
@@ -48,6 +50,7 @@ DEFAULT_FLAGS = {
     "install_completion": False,
     "show_completion": False,
     "recipes": {"help": False},
+    "data": {"help": False},
 }
 
 app = typer.Typer(
@@ -82,10 +85,12 @@ app.command(epilog=evaluate.EXAMPLES, help=evaluate.HELP)(evaluate.evaluate)
 app.command("inspect-regime", epilog=inspect_regime.EXAMPLES)(inspect_regime.inspect_regime)
 app.command(epilog=sample.EXAMPLES)(sample.sample)
 app.command(epilog=demo.EXAMPLES)(demo.demo)
+app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=study.EXAMPLES)(study.study)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
 
 
 def _parse_and_run() -> int:

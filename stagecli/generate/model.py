@@ -156,8 +156,7 @@ class Model:
         # Everything that can be wrong.
         problems = _out_of_range(cutoff=cutoff, steps=steps, seed=seed, sample_rate=sample_rate)
         problems += _bad_sampler(sampler)
-        is_array = isinstance(source, np.ndarray)
-        if is_array:
+        if isinstance(source, np.ndarray):
             problems += _bad_array(source, sample_rate)
         elif sample_rate is not None:
             problems.append(Problem("sample_rate", "is for an array: a file has its own"))
