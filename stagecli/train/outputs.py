@@ -167,6 +167,7 @@ class Outputs:
                         self.pipeline, self.prepared, folder, self.options.samples, state.step
                     )
                 self._report_loud(rows)
+                self._report_alone(rows)
             self.accelerator.wait_for_everyone()
 
     def _report_loud(self, rows: Sequence[JsonRow]) -> None:
@@ -182,6 +183,13 @@ class Outputs:
                 f"of {evidence['peak']:.3g}, written {evidence['gain_db']:.1f} dB quieter"
             )
             event = Event("samples", "drawn", "turned down", reason, evidence)
+            self.recorder.event(self.state.step, event)
+
+    def _report_alone(self, rows: Sequence[JsonRow]) -> None:
+        """An event if the recording of a prompt could not be read."""
+        reasons = [row["no_reference"] for row in rows if "no_reference" in row]
+        if reasons:
+            event = Event("samples", "drawn", "without a reference", reasons[0], {})
             self.recorder.event(self.state.step, event)
 
     def save(self) -> None:
