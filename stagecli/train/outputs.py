@@ -112,6 +112,9 @@ class Outputs:
             self.save()
         if "samples" in names:
             self.draw_samples()
+        if "checkpoint" in names:
+            with self.state.log_window.paused():
+                self.recorder.picture(self.state.step)
 
     def log(self, lr: float) -> None:
         """A row of metrics and one of noise bins over the steps since the last ones."""
@@ -164,6 +167,7 @@ class Outputs:
                         self.pipeline, self.prepared, folder, self.options.samples, state.step
                     )
                 self._report_loud(rows)
+                self.recorder.samples(state.step, folder, rows)
             self.accelerator.wait_for_everyone()
 
     def _report_loud(self, rows: Sequence[JsonRow]) -> None:
