@@ -73,7 +73,7 @@ def test_tensorboard_has_every_step_once(tracked: Path) -> None:
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: blocks of 32 KiB of pieces, each with a sum, length and kind."""
+    """The records of a .wandb file: 32 KiB blocks of pieces with sum, length and kind."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content = path.read_bytes()

@@ -12,6 +12,7 @@ from stagecli.recipe.signature import flatten
 from stagecli.report.regime_text import change_text
 from stagecli.report.rows import read_rows
 from stagecli.schema import Recipe
+from stagecli.stage import registry
 
 STREAMS = ("metrics", "bins", "events", "probes")
 IN_EVERY_ROW = ("step", "time", "attempt")
@@ -19,7 +20,7 @@ SAMPLES = "samples"  # the folder of the run, and the key of a set of samples
 
 
 def numbers_of(stream: str, row: JsonRow) -> dict[str, float]:
-    """The values of a row by name; those of the probes as `regime/Dn`, noise bins as `bins/t_...`.
+    """The values of a row by name; those of the probes after the regime, of noise bins as `bins/t_...`.
 
     What has no value is left out.
     """
@@ -31,7 +32,7 @@ def numbers_of(stream: str, row: JsonRow) -> dict[str, float]:
             for low, high, loss in zip(edges, edges[1:], row["loss"], strict=False)
         }
     elif stream == "probes":
-        values = {f"regime/{name}": value for name, value in values.items()}
+        values = {f"{registry.REGIME}/{name}": value for name, value in values.items()}
     known = {name: number(value) for name, value in values.items()}
     return {name: value for name, value in known.items() if value is not None}
 
