@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from stagecli.files import JsonRow
-from stagecli.terminal.board import Board
+from stagecli.report.evaluation import score_words
+from stagecli.terminal.board import Board, metric_names
 from stagecli.terminal.board_lines import board_lines
 from stagecli.terminal.console import LivePanel, StyledLine, stderr_can_redraw, write_line
 from stagecli.terminal.views import PlainView, QuietView, View
@@ -37,6 +38,10 @@ class LiveView:
         self.board.work.current = None
 
     def row(self, row: JsonRow) -> None:
+        names = metric_names(row)
+        if names and not self.board.evaluation:  # the first scores: what they are, above the panel
+            for line in score_words(names):
+                write_line(line)
         self.board.add_row(row)
 
     def bins(self, row: JsonRow) -> None:

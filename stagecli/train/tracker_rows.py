@@ -20,7 +20,7 @@ SAMPLES = "samples"  # the folder of the run, and the key of a set of samples
 
 
 def numbers_of(stream: str, row: JsonRow) -> dict[str, float]:
-    """The values of a row by name; those of the probes after the regime, of noise bins as `bins/t_...`.
+    """The values of a row by name, as docs/tracking.md lists them.
 
     What has no value is left out.
     """
