@@ -48,10 +48,9 @@ def legend(reference: str) -> tuple[str, ...]:
 def legend_in_short(reference: str) -> tuple[str, ...]:
     """The words of the live view, in lines that 76 columns hold."""
     return (
-        f"r: share of the progress made; acquisition below {REFINEMENT}, then refinement",
-        f"Dn: distance to the targets; 0 is the codec's own error, 1 {reference}",
-        "t: noise level, 1 is noise; to come: fall of Dn until the last step",
-        "probe: a measurement of Dn on the same clips and noise each time",
+        f"r: progress made; Dn: distance, 0 the codec's own error, 1 {reference}",
+        f"acquisition: r is below {REFINEMENT}; then refinement; t: noise level, 1 is noise",
+        "to come: fall of Dn to the last step; probe: same clips and noise each time",
     )
 
 
@@ -91,7 +90,7 @@ def regime_facts(regime: JsonRow | None, ascii_only: bool = False) -> dict[str, 
 
 
 def _stage(regime: JsonRow) -> str:
-    text = stage_text(regime)
+    text = stage_text(regime) if regime["stage"] else "unknown"
     if len(regime["stages"]) > 1:
         text += f" since step {regime['stages'][-1]['from_step']:,}"
     return ", ".join([text, *state_flags(regime)])

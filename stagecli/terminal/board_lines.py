@@ -14,8 +14,8 @@ from stagecli.terminal.console import StyledLine
 
 __all__ = ["board_lines"]
 
-LEAST_BINS = 3  # lines of the noise bins, with the heading: fewer say nothing
-REGIME_LINES = 7  # of the regime and its words, before any are kept for the noise bins
+LEAST_BINS = 3  # lines kept for the noise bins where lines are few ...
+REGIME_LINES = 7  # ... and the regime, with its most important words, has so many
 LABEL = 12  # columns of a metric's label
 LONGEST_CURVE = 60
 LONGEST_BAR = 40
@@ -32,12 +32,12 @@ def board_lines(board: Board, width: int, height: int, plain: bool) -> list[Styl
 
     # The regime and the noise bins share what is left, with some lines kept for the bins.
     room = height - len(lines) - len(foot) - 1
-    for_bins = LEAST_BINS + 1 if room > LEAST_BINS + REGIME_LINES else 0
+    for_bins = LEAST_BINS if room > LEAST_BINS + REGIME_LINES else 0
     regime = board.regime.lines(width, room - for_bins, plain, board.info)
     if regime:
         lines += [[], *regime]
         room -= len(regime) + 1
-    bins = _noise_bins(board, width, room, plain) if room >= LEAST_BINS else []
+    bins = _noise_bins(board, width, room, plain) if room >= 2 else []
     if bins:
         lines += [[], *bins]
     return (lines + foot)[:height]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stagecli.files import JsonRow
 from stagecli.report.evaluation import score_words
+from stagecli.report.mechanisms import figure_words, names
 from stagecli.terminal.board import Board, metric_names
 from stagecli.terminal.board_lines import board_lines
 from stagecli.terminal.console import LivePanel, StyledLine, stderr_can_redraw, write_line
@@ -38,10 +39,14 @@ class LiveView:
         self.board.work.current = None
 
     def row(self, row: JsonRow) -> None:
-        names = metric_names(row)
-        if names and not self.board.evaluation:  # the first scores: what they are, above the panel
-            for line in score_words(names):
-                write_line(line)
+        # What the first scores and figures mean, above the panel, where they stay to be read.
+        words: list[str] = []
+        if not self.board.evaluation:
+            words += score_words(metric_names(row))
+        if not names([self.board.last]):
+            words += figure_words(names([row]))
+        for line in words:
+            write_line(line)
         self.board.add_row(row)
 
     def bins(self, row: JsonRow) -> None:

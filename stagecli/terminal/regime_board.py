@@ -27,7 +27,7 @@ __all__ = ["RegimeBoard", "probe_text", "regime_key"]
 COLUMN = 7  # characters per noise level in the table of Dn
 LABEL = 9
 HEADING = "regime"
-WORD_RANKS = (5, 6, 8, 10)  # of the lines of `regime_key`, among those of `RegimeBoard.lines`
+WORD_RANKS = (5, 8, 9)  # of the lines of `regime_key`, among those of `RegimeBoard.lines`
 LONGEST_BAR = 40
 SHORTEST_BAR = 8
 SOURCES = {"replay": "r is replayed", "linear": "r is linear in the step"}
@@ -69,10 +69,10 @@ class RegimeBoard:
             (1, distances),
             (4, to_come),
             (2, self._progress_line(row, info.get("steps"))),
-            (9, _cost_line(row)),
+            (7, _cost_line(row)),
         ]
         if self.event:
-            ranked.append((7, _event_line(self.event)))
+            ranked.append((6, _event_line(self.event)))
         words = zip(WORD_RANKS, regime_key(info.get("task")), strict=True)
         ranked += [(rank, [(text, "dim")]) for rank, text in words if len(text) <= width]
         kept = sorted(rank for rank, _ in ranked)[:room]
@@ -122,7 +122,7 @@ class RegimeBoard:
         elif not levels or rate is None:
             text = "too few probes yet"
         else:
-            text = f"{100 * share_of_progress(levels):.0f} % made   slope of Dn {rate_text(rate)}"
+            text = f"{100 * share_of_progress(levels):.0f} % made, Dn by {rate_text(rate)}"
         return [(f"{'progress':<{LABEL}}", "dim"), (text, "")]
 
 
