@@ -12,7 +12,18 @@ from typing import Annotated, Any
 import typer
 
 from stagecli import __version__, launcher
-from stagecli.cli import bench, doctor, evaluate, inspect_regime, recipes, sample, study, train
+from stagecli.cli import (
+    bench,
+    data,
+    doctor,
+    evaluate,
+    export,
+    inspect_regime,
+    recipes,
+    sample,
+    study,
+    train,
+)
 from stagecli.cli.threads import prepare_threads
 from stagecli.errors import (
     EXIT_FAILED,
@@ -38,6 +49,7 @@ DEFAULT_FLAGS = {
     "install_completion": False,
     "show_completion": False,
     "recipes": {"help": False},
+    "data": {"help": False},
 }
 
 app = typer.Typer(
@@ -71,10 +83,12 @@ app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=evaluate.EXAMPLES, help=evaluate.HELP)(evaluate.evaluate)
 app.command("inspect-regime", epilog=inspect_regime.EXAMPLES)(inspect_regime.inspect_regime)
 app.command(epilog=sample.EXAMPLES)(sample.sample)
+app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=study.EXAMPLES)(study.study)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
 
 
 def _parse_and_run() -> int:

@@ -1,18 +1,21 @@
-"""`stagecli recipes`: list, show, copy and check."""
+"""`stagecli recipes`: list, show, copy, check and new."""
 
 from __future__ import annotations
 
+import shlex
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stagecli.cli.options import AsJson, Force, Overrides
+from stagecli.cli.options import AsJson, Force, Overrides, one_of
+from stagecli.cli.progress import progress_bars
 from stagecli.errors import EXIT_FAILED, StageError, printable
 from stagecli.terminal.console import Console
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="List, show, copy and check recipes."
+    no_args_is_help=True, rich_markup_mode=None, help="List, show, copy, check and make recipes."
 )
 
 Reference = Annotated[
@@ -81,3 +84,73 @@ def check_recipe(recipe: Reference, overrides: Overrides = None, as_json: AsJson
             console.error(error)
         raise typer.Exit(EXIT_FAILED) from None
     console.result({"ok": True, "name": loaded.about.name, "signature": signature(loaded)})
+
+
+@app.command(
+    "new",
+    epilog="Examples:  stagecli recipes new --data sounds/ --task t2a -o my.toml   |   "
+    "... --data clips.csv --task sr --set data.path_column=file_name",
+)
+def new_recipe(
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="A folder of audio, a manifest (.jsonl, .csv, .tsv), or hf:NAME, hf:FOLDER.",
+        ),
+    ],
+    task: Annotated[
+        str, typer.Option("--task", help="t2a or sr.", callback=one_of("--task", "t2a", "sr"))
+    ],
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; default: NAME.toml in this folder."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of the recipe and its run; default: by the output."),
+    ] = None,
+    captions_from: Annotated[
+        str | None,
+        typer.Option(
+            "--captions-from",
+            metavar="COLUMN",
+            help="t2a: column or key with the captions; `folder`: the name of each file's folder.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    force: Force = False,
+) -> None:
+    """Write a recipe that fits a data set and trains on a small machine."""
+    from stagecli.data.check import Question, check_data_set, locate
+    from stagecli.recipe.data_keys import data_keys
+    from stagecli.recipe.fit import fitted
+    from stagecli.recipe.fit_text import recipe_name, recipe_text
+    from stagecli.targets import Target, plan_targets, write_target
+
+    # What to read and where to write.
+    keys = {**locate(data), **data_keys(overrides or [])}
+    if captions_from is not None:
+        keys["caption_column"] = captions_from
+    stem = output.stem if output else f"{Path(keys['path']).stem}-{task}"
+    run_name = name if name is not None else recipe_name(stem)
+    if run_name != recipe_name(run_name):
+        raise StageError(
+            f"--name: {run_name!r:.80} cannot name a run",
+            hint=f"try --name {recipe_name(run_name)}",
+        )
+    target = output or Path(f"{run_name}.toml")
+    plan_targets([Target(target, "--output")], inputs=[Path(keys["path"])], force=force)
+
+    # What fits, as text that has been checked.
+    question = Question(keys=keys, task=task, max_length=64)
+    with tempfile.TemporaryDirectory() as scratch, progress_bars() as report:
+        check = check_data_set(question, base=Path.cwd(), cache_dir=Path(scratch), progress=report)
+    text = recipe_text(fitted(check, keys), check=check, name=run_name, path=target)
+    console = Console()
+    for doubt in check.report.doubts:
+        console.warn(f"data: {doubt}")
+    write_target(target, text, force=force)
+    console.note(f"wrote {target};  train it with:  stagecli train {shlex.quote(str(target))}")

@@ -75,7 +75,7 @@ def train(
     loaded = load_recipe(recipe, overrides or [])
     folder = _folder(loaded, runs_dir, name, recipe)
     if dry_run:
-        _dry_run(loaded)
+        _dry_run(loaded, folder.parent)
         return
     is_main_process = launcher.is_main()
     view = make_view(quiet or not is_main_process)
@@ -128,11 +128,11 @@ def _folder(recipe: Recipe, runs_dir: Path, name: str | None, reference: str) ->
     return run_folder(runs_dir, Path(reference).stem, reference)
 
 
-def _dry_run(recipe: Recipe) -> None:
+def _dry_run(recipe: Recipe, runs_dir: Path) -> None:
     from stagecli.train import dry_run
 
     with progress_bars() as report:
-        plan = dry_run.make_plan(recipe, report)
+        plan = dry_run.make_plan(recipe, runs_dir, report)
     dry_run.show_plan(plan, Console())
 
 

@@ -22,7 +22,8 @@ from stagecli.generate.listening import (
     write_listening,
     write_long_listening,
 )
-from stagecli.generate.pipeline import SamplerSettings
+from stagecli.generate.settings import SamplerSettings
+from stagecli.generate.trained import Trained
 from stagecli.targets import Target, plan_targets, write_target
 
 
@@ -131,11 +132,11 @@ def open_results(
         destination.warn(line)
 
 
-def provenance(settings: SamplerSettings, seed: int, run_dir: Path, checkpoint: Path) -> JsonRow:
+def provenance(settings: SamplerSettings, seed: int, trained: Trained) -> JsonRow:
     """What a row of samples.jsonl records about how its file was made."""
     options: dict[str, Any] = asdict(settings)
     options.pop("batch_size")  # has no effect on the result
-    return {"seed": seed, **options, "run": str(run_dir), "checkpoint": checkpoint.name}
+    return {"seed": seed, **options, "run": str(trained.home), "checkpoint": trained.name}
 
 
 def _folder(destination: Destination, default: Path) -> Path:

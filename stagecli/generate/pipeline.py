@@ -22,12 +22,11 @@ from stagecli.data.examples import pad_texts, stream
 from stagecli.errors import StageError
 from stagecli.flow import sampler
 from stagecli.generate.settings import SamplerSettings
+from stagecli.generate.trained import Trained, find_trained
 from stagecli.model.dit import Conditioning
 from stagecli.model.network import Network
 from stagecli.runs import checkpoint
-from stagecli.runs.directory import read_info
-from stagecli.runs.integrity import GENERATES, Warn
-from stagecli.runs.resuming import recipe_of_checkpoint
+from stagecli.runs.integrity import Warn
 from stagecli.schema import Recipe
 
 NOISE_STREAM = 100  # number of the random stream of sampling noise; training uses others
@@ -83,12 +82,14 @@ class Pipeline:
         indices: Sequence[int] | None = None,
         progress: Count | None = None,
         after_step: Callable[[int], None] | None = None,
+        negative_prompt: str = "",
     ) -> list[np.ndarray]:
         """One clip [N] per prompt; clip i depends on (seed, i) and its prompt, not on the batch.
 
         seconds: length, default: that of training; indices: the i of each prompt, if the prompts
         are a subset of a longer list (default: 0, 1, ...); progress: counts clips; after_step:
-        called with the number of steps that the sampler has done on a batch.
+        called with the number of steps that the sampler has done on a batch; negative_prompt: what
+        classifier-free guidance leads away from.
         """
         length = self.num_samples if seconds is None else round(seconds * self.sample_rate)
         shape = (self.codec.frames(length), self.codec.channels)
@@ -100,7 +101,7 @@ class Pipeline:
             captions = prompts[start:stop]
             velocity = sampler.classifier_free(
                 partial(self._velocity, self.conditioning(captions)),
-                partial(self._velocity, self.conditioning([""] * len(captions))),
+                partial(self._velocity, self.conditioning([negative_prompt] * len(captions))),
                 settings.cfg_scale,
                 settings.cfg_interval,
             )
@@ -293,48 +294,46 @@ def default_device() -> torch.device:
 
 
 def load_pipeline(
-    run_dir: Path, which: str = "latest", *, weights: str = "ema", warn: Warn | None = None
-) -> tuple[Pipeline, Path]:
-    """Build the pipeline of a run from one of its checkpoints; also returns the checkpoint's path.
+    home: Path,
+    which: str = "latest",
+    *,
+    weights: str = "ema",
+    warn: Warn | None = None,
+    device: torch.device | None = None,
+) -> tuple[Pipeline, Trained]:
+    """Build the pipeline of a run or export; also returns the weights that it has.
 
     which: latest, best, or a step; weights: `ema` or `model`; warn: receives what is damaged and
-    what is used instead. Raises StageError.
+    what is used instead; device: default: the best there is. Raises StageError.
     """
-    # The checkpoint, and the recipe that it was trained with.
-    info = read_info(run_dir)
-    if which == "best":
-        if not info.get("best"):
-            raise StageError(
-                f"{run_dir} has no best checkpoint yet", hint="use --checkpoint latest"
-            )
-        which = str(info["best"]["step"])
-    needed = (*GENERATES, f"{weights}.safetensors")
-    path = checkpoint.resolve(run_dir / "checkpoints", which, needed=needed, warn=warn)
-    recipe, doubts = recipe_of_checkpoint(run_dir, path)
+    # The weights, and the recipe that they were trained with.
+    trained = find_trained(home, which, weights=weights, warn=warn)
+    recipe = trained.recipe
+    device = device or default_device()
 
     # The codec, and the network with its weights.
-    device = default_device()
     codec = make_codec(recipe).to(device).eval()
-    copies = [folder / "codec.safetensors" for folder in (run_dir, path)]
-    loaded, problems = load_first_codec_state(codec, copies)
+    loaded, problems = load_first_codec_state(codec, trained.codecs)
     if loaded is None:
         raise StageError(
             "the codec statistics of the run cannot be used",
             problems=problems,
             hint="the same `stagecli train` command computes them again",
         )
-    doubts += [f"{problem.where}: {problem.what}" for problem in problems]
+    doubts = [*trained.doubts, *(f"{problem.where}: {problem.what}" for problem in problems)]
     for doubt in doubts:
         if warn is not None:
-            warn(f"{doubt}; using that of {path.name}")
+            warn(f"{doubt}; using that of {trained.name}")
     text = text_encoder(recipe, device)
     network = Network(recipe, channels=codec.channels, text_width=text.width if text else None)
     network = network.to(device)
     try:
-        network.load_state_dict(checkpoint.load_weights(path, weights))
+        network.load_state_dict(checkpoint.load_weights(trained.path, weights))
     except RuntimeError as error:
-        raise checkpoint.damaged(path, f"its weights do not fit the recipe: {error}") from error
+        raise checkpoint.damaged(
+            trained.path, f"its weights do not fit the recipe: {error}"
+        ) from error
     pipeline = Pipeline(
         recipe=recipe, codec=codec, network=network.eval(), text=text, device=device
     )
-    return pipeline, path
+    return pipeline, trained

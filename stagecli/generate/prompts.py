@@ -81,7 +81,7 @@ def generate_files(
     """
     # Everything that can be wrong, before any clip is generated.
     _require_prompts(prompts)
-    pipeline, checkpoint_path = load_pipeline(run_dir, checkpoint, warn=destination.warn)
+    pipeline, trained = load_pipeline(run_dir, checkpoint, warn=destination.warn)
     if pipeline.recipe.task.kind != "t2a":
         raise StageError(
             f"{run_dir} is a super-resolution run", hint="give it audio with --input FILE_OR_DIR"
@@ -92,10 +92,10 @@ def generate_files(
             f"{len(prompts)} prompts do not fit one file", hint="give --output a folder"
         )
     names = [destination.name(f"{number:04d}.wav") for number in range(len(prompts))]
-    common = provenance(settings, seed, run_dir, checkpoint_path)
+    common = provenance(settings, seed, trained)
     with open_results(
         destination,
-        run_dir / "samples" / f"{checkpoint_path.name}_prompts",
+        run_dir / "samples" / f"{trained.name}_prompts",
         names=[(name, repr(prompt)) for name, prompt in zip(names, prompts, strict=True)],
         inputs=inputs,
     ) as results:

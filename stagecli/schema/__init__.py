@@ -89,8 +89,15 @@ class Data(Section):
     """Padding of clips shorter than the crop: trained on as `silence`, or excluded by a `mask`."""
     on_bad_file: Literal["error", "skip"] = "error"
     """Unusable files either stop the run before it starts, or are skipped and reported."""
+    path_column: str = "path"
+    """Column of a manifest that holds the path of the audio file, relative to the manifest."""
     caption_column: str = "caption"
-    """Column (or JSON key) that holds the caption, or a list of captions to draw from."""
+    """Column (or JSON key) of the caption or a list of them; `caption_*` joins several columns.
+
+    In a folder of audio, `folder` means the name of each file's folder.
+    """
+    split_column: str = "split"
+    """Column of a manifest that holds the name of the split."""
     audio_column: str = "audio"
     """Column of a Hugging Face data set that holds the audio."""
     train_split: str = "train"
@@ -99,6 +106,8 @@ class Data(Section):
     """Name of the validation split in the data set."""
     test_split: str = "test"
     """Name of the test split in the data set."""
+    valid_share: Annotated[float, Range(0, 0.9, open_low=True)] = 0.05
+    """Share of the clips to validate on, where a folder or manifest has no splits of its own."""
     clips: Annotated[int, Range(1, 100_000)] = 2000
     """Number of training clips of `synth`; valid and test have a tenth each (at least 16)."""
     synth_share: FractionBelowOne = 0.0
@@ -257,6 +266,10 @@ class Train(Section):
     """Gradient norm above which gradients are clipped."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """`auto`: bf16 where the device supports it, else fp32; resolved when the run is created."""
+    init: str = ""
+    """Fine-tuning: run, export or hub id whose EMA weights training starts from."""
+    freeze: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Fine-tuning: patterns of parameters that stay as they are, such as `bytes.*`."""
     ema: FractionBelowOne = 0.999
     """Decay per step of the weight average that is sampled and evaluated."""
     compile: Literal["none", "blocks", "step"] = "none"

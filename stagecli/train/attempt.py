@@ -61,7 +61,11 @@ def begin_attempt(
         recorder.event(
             step,
             Event(
-                mechanism="trainer", before="unchanged", after=notice.after, reason=notice.reason
+                mechanism="trainer",
+                before="unchanged",
+                after=notice.after,
+                reason=notice.reason,
+                evidence=notice.evidence,
             ),
         )
 

@@ -63,6 +63,8 @@ class Outputs:
         step = self.state.step
         self.saved_step = step
         if step == 0:
+            if self.options.init and self.options.validate_every and self.prepared.valid:
+                self.validate()  # where fine-tuning starts
             return
         missing = self.due() - self.recorded()
         self.accelerator.wait_for_everyone()  # before any process writes a record

@@ -26,6 +26,7 @@ from stagecli.train.encoders import load_frozen
 from stagecli.train.feed import micro_batches
 from stagecli.train.finite import build_check
 from stagecli.train.graph import check_compile
+from stagecli.train.initial import Init, check_fine_tuning, fine_tune, open_init
 from stagecli.train.log_window import LogWindow
 from stagecli.train.memory import refuse_what_cannot_fit
 from stagecli.train.outputs import Outputs
@@ -148,14 +149,16 @@ def build_trainer(
     """
     device = accelerator.device
 
-    # The data, the codec, and what the frozen encoders compute once.
+    # The data, the codec, and what the frozen encoders compute once; a new run may fine-tune.
     stages = Stages.of(recipe)
+    init = open_init(recipe, run_dir.parent, run) if start is None else None
     prepared = prepare_together(
-        recipe, accelerator, run_dir, run, view, start=start, accept_data=accept_data
+        recipe, accelerator, run_dir, run, view, start=start, accept_data=accept_data, init=init
     )
 
     # What is trained.
     network = build_network(recipe, prepared, device)
+    fine_tune(network, recipe, init, run)
     adamw = build_optimizer(network, recipe.train, device)
     wrapped, optimizer = accelerator.prepare(network, adamw)
     stages.attach(network, prepared.feature_width)
@@ -166,7 +169,7 @@ def build_trainer(
     if recipe.train.evaluate_every:
         scorer = build_scorer(prepared, pipeline, accelerator, view.progress)
 
-    # Where training stands.
+    # Where training stands, and what checks it.
     state = TrainingState(
         network=network,
         ema=EMA(network, recipe.train.ema),
@@ -176,7 +179,6 @@ def build_trainer(
         probes=open_probes(stages, prepared, network, accelerator, view),
         log_window=LogWindow(recipe.train.bins),
     )
-
     check = build_check(state, adamw, recipe, device)
 
     # The loop and what it writes.
@@ -200,10 +202,12 @@ def prepare_together(
     *,
     start: Path | None,
     accept_data: bool,
+    init: Init | None = None,
 ) -> Prepared:
     """What `prepare` makes, by the main process first; the others then find its caches.
 
-    The arguments are those of `build_trainer`. Raises StageError.
+    init: the model that a new run starts from; the other arguments are those of `build_trainer`.
+    Raises StageError.
     """
     processes = accelerator.num_processes
     order = micro_batches(recipe, rank=0, world=processes)
@@ -214,6 +218,7 @@ def prepare_together(
             recipe, frozen.codec, frozen.text_width, accelerator.device, processes
         )
         check_least_shared_memory(recipe, frozen, order)
+        statistics, notices = check_fine_tuning(recipe, frozen, init)
 
         # The data.
         prepared = prepare(
@@ -224,9 +229,11 @@ def prepare_together(
             frozen=frozen,
             start=start,
             accept_data=accept_data,
+            inherited=statistics,
         )
     check_shared_memory(prepared, order)
     if run is not None:
+        run.notices += notices
         run.notices += [Notice("made again", problem) for problem in prepared.rebuilt]
     return prepared
 
