@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stagecli.errors import significant
 from stagecli.evaluate.figures import (
     base_metric,
     head_text,
@@ -138,7 +139,7 @@ def _difference_lines(difference: JsonRow) -> list[str]:
         system = f"{row['cutoff']:g} Hz" if "cutoff" in row else row["system"]
         for name, metric in row["metrics"].items():
             if metric["value"] is not None:
-                value = f"{metric['value']:+.4g}"
+                value = significant(metric["value"], signed=True)
                 interval = signed_interval(metric)
                 n = str(metric["n"])
                 body.append([system, name, n, value, interval, verdict(name, metric)])

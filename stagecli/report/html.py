@@ -97,7 +97,7 @@ def _run_facts(summary: JsonRow) -> dict[str, str]:
         "task": str(summary["task"] or "-"),
         "status": str(summary["status"]),
         "step": step_of(summary["step"], summary["steps"]),
-        "parameters": "-" if parameters is None else f"{parameters / 1e6:.3g} M",
+        "parameters": "-" if parameters is None else f"{significant(parameters / 1e6, 3)} M",
         "training loss, last 5 %": significant(summary["loss"]["smoothed"]),
         "best validation loss": best,
         "best checkpoint": best_checkpoint_text(summary["best_checkpoint"]),
