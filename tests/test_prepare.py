@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -282,6 +283,18 @@ def test_the_output_is_a_manifest_and_never_a_recording(cli: Cli, tmp_path: Path
     result = cli("data", "prepare", "fsdd", root, "--output", sound, "--force")
     assert result.code == 2 and ".jsonl" in result.stderr
     assert sound.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["fsdd", "esc10", "vctk"])
+def test_the_next_command_is_one_that_works(name: str, cli: Cli, tmp_path: Path) -> None:
+    LAYOUTS[name](tmp_path / "my data")
+    result = cli("data", "prepare", name, "my data")
+    assert result.code == 0, result.stderr
+    command = shlex.split(result.stderr.rpartition("next:")[2])
+    assert command[:2] == ["stagecli", "train"]
+    plan = cli(*command[1:])
+    assert plan.code == 0, plan.stderr
+    assert ARCHIVES[name].recipe in plan.stdout
 
 
 def test_a_manifest_elsewhere_finds_its_files(cli: Cli, tmp_path: Path) -> None:

@@ -219,8 +219,11 @@ def test_some_clips_without_a_caption_are_named_and_can_be_left_out(
     result = refused(cli, data, "t2a")
     assert "hiss 3.wav" in result.stderr and "broken.wav" in result.stderr
     assert "data.on_bad_file=skip" in result.stderr
-    recipe = new(cli, data, "t2a", "--set", "data.on_bad_file=skip")
-    assert recipe["data"]["on_bad_file"] == "skip"
+    command = ("recipes", "new", "--data", "data", "--task", "t2a", "-o", "my.toml")
+    result = cli(*command, "--set", "data.on_bad_file=skip")
+    assert result.code == 0
+    assert result.stderr.count("warning: left out:") == 2
+    assert tomllib.loads((tmp_path / "my.toml").read_text())["data"]["on_bad_file"] == "skip"
     assert cli("train", "my.toml", "--dry-run").code == 0
 
 

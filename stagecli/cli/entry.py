@@ -16,6 +16,7 @@ from stagecli import __version__, launcher
 from stagecli.cli import (
     bench,
     data,
+    demo,
     doctor,
     evaluate,
     export,
@@ -114,6 +115,7 @@ _add(
 )
 _add(evaluate.evaluate, panel=RESULTS, examples=evaluate.EXAMPLES, help=evaluate.HELP)
 _add(sample.sample, panel=RESULTS, examples=sample.EXAMPLES)
+_add(demo.demo, panel=RESULTS, examples=demo.EXAMPLES)
 _add(export.export, panel=RESULTS, examples=export.EXAMPLES)
 app.add_typer(data.app, name="data", rich_help_panel=FIND)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=FIND)

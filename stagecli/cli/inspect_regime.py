@@ -116,6 +116,7 @@ def _write_pictures(
     """Paths of the pictures that were written."""
     written: list[Path] = []
     if plot or html:
+        from stagecli.evaluate.score_html import scores_html
         from stagecli.report.html import html_page
         from stagecli.report.plot import write_plot
         from stagecli.targets import write_target
@@ -123,6 +124,7 @@ def _write_pictures(
         if plot:
             written.append(write_plot(reports, plot, force=force))
         if html:
-            write_target(html, html_page(reports), force=force)
+            scores = scores_html(entry for report in reports for entry in report.evals)
+            write_target(html, html_page(reports, scores), force=force)
             written.append(html)
     return written

@@ -12,7 +12,7 @@ import typer
 from stagecli.cli.help import GroupedCommand, examples
 from stagecli.cli.options import AsJson, Force, Overrides, RecipeName, one_of
 from stagecli.cli.progress import progress_bars
-from stagecli.errors import EXIT_FAILED, StageError, printable
+from stagecli.errors import EXIT_FAILED, StageError, counted, printable
 from stagecli.terminal.console import Console
 
 app = typer.Typer(
@@ -174,7 +174,12 @@ def new_recipe(
         check = check_data_set(question, base=Path.cwd(), cache_dir=Path(scratch), progress=report)
     text = recipe_text(fitted(check, keys), check=check, name=run_name, path=target)
     console = Console()
-    for doubt in check.report.doubts:
-        console.warn(f"data: {doubt}")
+    for problem in check.left_out:
+        console.warn(f"left out: {problem.where}: {problem.what}")
+    doubts = len(check.report.doubts) - len(check.left_out)
+    if doubts:
+        console.warn(
+            f"{counted(doubts, 'doubt')} about the data: `stagecli data check` prints them"
+        )
     write_target(target, text, force=force)
     console.note(f"wrote {target};  train it with:  stagecli train {shlex.quote(str(target))}")

@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from stagecli.errors import EXIT_FAILED, Problem, StageError, among
+from stagecli.errors import EXIT_FAILED, Problem, StageError, among, significant
 from stagecli.files import JsonRow, number, read_json_lines, write_atomic
 from stagecli.generate.encoding import HELD, Encoding, nearest_folder
 from stagecli.targets import cannot_write
@@ -109,8 +109,8 @@ def loudness_note(rows: Sequence[JsonRow]) -> str | None:
     peak = max(row["peak"] for row in rows)
     return (
         f"{among(len(gains), len(rows), 'file', 'was', 'were')} turned down by up to "
-        f"{-min(gains):.1f} dB to peak at -1 dBFS (highest peak before: {peak:.3g} times full "
-        f"scale); see gain_db in {LISTING}"
+        f"{-min(gains):.1f} dB to peak at -1 dBFS (highest peak before: "
+        f"{significant(peak, 3)} times full scale); see gain_db in {LISTING}"
     )
 
 

@@ -31,6 +31,7 @@ UNSIGNED: dict[str, set[str] | None] = {
         "evaluate_clips",
         "evaluate_steps",
         "best",
+        "report_to",
     },
 }
 """Keys that decide how a run is watched or stored, not what is trained; None: the whole section."""

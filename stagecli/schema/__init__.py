@@ -264,6 +264,8 @@ class Train(Section):
     """Steps between checkpoints."""
     keep: Positive = 2
     """Number of newest checkpoints to keep; the best one is kept as well."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    """Trackers that get a copy of the run's rows, events, audio and curves; offline by default."""
 
 
 class Evaluate(Section):

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from stagecli.errors import among
+from stagecli.errors import among, significant
 from stagecli.files import JsonRow, read_json_lines
 from stagecli.flow.schedule import learning_rate
 from stagecli.generate.pipeline import Pipeline
@@ -115,6 +115,9 @@ class Outputs:
             self.save()
         if "samples" in names:
             self.draw_samples()
+        if "checkpoint" in names:
+            with self.state.log_window.paused():
+                self.recorder.picture(self.state.step)
 
     def log(self, lr: float) -> None:
         """A row of metrics and one of noise bins over the steps since the last ones."""
@@ -167,6 +170,8 @@ class Outputs:
                         self.pipeline, self.prepared, folder, self.options.samples, state.step
                     )
                 self._report_loud(rows)
+                self._report_alone(rows)
+                self.recorder.samples(state.step, folder, rows)
             self.accelerator.wait_for_everyone()
 
     def _report_loud(self, rows: Sequence[JsonRow]) -> None:
@@ -178,10 +183,18 @@ class Outputs:
                 "gain_db": min(row["gain_db"] for row in loud),
             }
             reason = (
-                f"{among(len(loud), len(rows), 'sample', 'exceeds', 'exceed')} full scale: a peak "
-                f"of {evidence['peak']:.3g}, written {evidence['gain_db']:.1f} dB quieter"
+                f"{among(len(loud), len(rows), 'sample', 'exceeds', 'exceed')} full scale: "
+                f"a peak of {significant(evidence['peak'], 3)}, "
+                f"written {evidence['gain_db']:.1f} dB quieter"
             )
             event = Event("samples", "drawn", "turned down", reason, evidence)
+            self.recorder.event(self.state.step, event)
+
+    def _report_alone(self, rows: Sequence[JsonRow]) -> None:
+        """An event if the recording of a prompt could not be read."""
+        reasons = [row["no_reference"] for row in rows if "no_reference" in row]
+        if reasons:
+            event = Event("samples", "drawn", "without a reference", reasons[0], {})
             self.recorder.event(self.state.step, event)
 
     def save(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import parse_flag_from_env
 
 from stagecli import launcher
@@ -35,6 +37,7 @@ from stagecli.train.recorder import Recorder
 from stagecli.train.scorer import build_scorer
 from stagecli.train.shared_memory import check_least_shared_memory, check_shared_memory
 from stagecli.train.state import RunContext, TrainingState
+from stagecli.train.trackers import Trackers
 from stagecli.train.trainer import Trainer
 
 
@@ -185,7 +188,7 @@ def build_trainer(
         accelerator=accelerator,
         prepared=prepared,
         wrapped=wrapped,
-        recorder=Recorder(run, view),
+        recorder=Recorder(run, view, Trackers(accelerate_tracker)),
     )
     return Trainer(context, state, Outputs(context, state, pipeline, scorer), check)
 
@@ -233,6 +236,15 @@ def prepare_together(
         run.notices += notices
         run.notices += [Notice("made again", problem) for problem in prepared.rebuilt]
     return prepared
+
+
+def accelerate_tracker(name: str, /, *arguments: Any, **options: Any) -> Any:
+    """Accelerate's tracker `name`, not started. Raises StageError where it has none."""
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise StageError(
+            f"the installed Accelerate has no tracker {name}: pip install --upgrade accelerate"
+        )
+    return LOGGER_TYPE_TO_CLASS[name](*arguments, **options)
 
 
 def open_probes(
