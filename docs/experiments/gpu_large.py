@@ -16,7 +16,7 @@ from stagecli.flow.objective import flow_loss
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters
 from stagecli.recipe.load import load_recipe
-from stagecli.schema import SIZES
+from stagecli.schema.model import SIZES
 
 Check = tuple[str, str, str, bool | None]
 FRAMES = 862  # of 10 s at 44.1 kHz, hop 512
