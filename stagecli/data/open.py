@@ -58,6 +58,12 @@ def open_source(
     if data.source == "manifest":
         entries = manifest_entries(data, path, need_captions)
         source = FileSource(data, str(path), _together(entries, undivided))
+    elif data.source == "shards":
+        from stagecli.data.shards import ShardSource, read_shards
+
+        cache = cache_dir or Path(data.cache_dir)
+        shards, entries, passed_over = read_shards(data, base, need_captions, cache)
+        source = ShardSource(data, shards, _together(entries, undivided), passed_over)
     elif data.source == "folder":
         entries, passed_over = folder_entries(data, path, need_captions)
         source = FileSource(data, str(path), _together(entries, undivided), passed_over)

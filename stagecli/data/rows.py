@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from stagecli.data.text_files import text_problem
 from stagecli.schema import Data
@@ -15,12 +15,21 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
+class Place(NamedTuple):
+    """Where the bytes of a clip's audio lie: in which shard, from which byte, how many."""
+
+    shard: int
+    start: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Clip:
     """One piece of audio with its caption.
 
     key: stable identity within its source; seconds: length of the whole file; more_captions:
-    further captions of the same audio, of which training draws one at each visit.
+    further captions of the same audio, of which training draws one at each visit; place: within the
+    shards of its source, if it has any.
     """
 
     key: str
@@ -30,6 +39,7 @@ class Clip:
     seconds: float = 0.0
     path: Path | None = None
     more_captions: tuple[str, ...] = ()
+    place: Place | None = field(default=None, compare=False)
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -39,7 +49,7 @@ class Clip:
 
 def is_synthesised(clip: Clip) -> bool:
     """Whether a clip is one of `SynthSource`, and not of recordings beside it."""
-    return clip.path is None and clip.key.startswith("synth/")
+    return clip.path is None and clip.place is None and clip.key.startswith("synth/")
 
 
 @dataclass(frozen=True)

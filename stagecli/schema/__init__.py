@@ -77,10 +77,10 @@ class Task(Section):
 class Data(Section):
     """`[data]`: where clips come from and how they are cut."""
 
-    source: Literal["synth", "manifest", "folder", "huggingface"] = "synth"
-    """Kind of data set; `synth` generates clips and needs no download."""
+    source: Literal["synth", "manifest", "folder", "huggingface", "shards"] = "synth"
+    """Kind of data set; `synth` generates clips and needs no download, `shards` are tar files."""
     path: str = ""
-    """Manifest file, folder or data set id; `${VAR}` is replaced from the environment."""
+    """Manifest file, folder, data set id or shards (`{000..099}`); `${VAR}` is replaced."""
     sample_rate: Annotated[int, Range(1000, 384_000)]
     """Sample rate in Hz. Files with a higher rate are resampled; a lower rate is an error."""
     seconds: Annotated[float, bounds.CLIP_SECONDS]
@@ -113,6 +113,14 @@ class Data(Section):
     """Crops per clip in the feature cache (neural codecs only)."""
     cache_dir: str = "runs/.cache"
     """Directory of the feature cache, which holds the outputs of frozen networks."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def join_paths(cls, value: Any) -> Any:
+        """A list of shards is one text, with `::` between them."""
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return "::".join(value)
+        return value
 
 
 class Codec(Section):

@@ -1,0 +1,229 @@
+"""Clips in tar shards of the layout of WebDataset, read at random through an index. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from stagecli.data.cache import Count
+from stagecli.data.decoding import file_problem
+from stagecli.data.file_index import Stamp
+from stagecli.data.locations import read_at
+from stagecli.data.rows import (
+    Clip,
+    Entry,
+    Place,
+    Split,
+    hash_split,
+    read_captions,
+    split_named,
+    split_names,
+)
+from stagecli.data.shard_index import Shard, open_shard
+from stagecli.data.shard_names import shard_paths
+from stagecli.data.source import FileSource
+from stagecli.data.tar_index import ShardClip, ShardError
+from stagecli.data.text_files import parse_json, text_problem
+from stagecli.errors import Problem, StageError, counted
+from stagecli.files import JsonRow
+from stagecli.schema import Data
+
+SPLIT = "split"  # the key of a clip's JSON that names its split
+OPENED_AT_ONCE = 8
+
+
+class ShardSource(FileSource):
+    """The clips of tar shards: each is read by itself, so their order is free.
+
+    Key: "name of the shard/key of the clip".
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        shards: Sequence[Shard],
+        entries: Sequence[Entry],
+        passed_over: Sequence[str],
+    ) -> None:
+        super().__init__(data, data.path, entries, passed_over)
+        self.shards = list(shards)
+
+    def _identity(self, clip: Clip) -> tuple[str, Stamp]:
+        assert clip.place is not None
+        shard = self.shards[clip.place.shard]
+        return f"{shard.location}:{clip.key.rsplit('/', 1)[1]}", shard.stamp
+
+    def _audio(self, clip: Clip) -> Path | bytes:
+        assert clip.place is not None
+        shard = self.shards[clip.place.shard]
+        return read_at(shard.location, clip.place.start, clip.place.size, shard.stamp)
+
+
+def read_shards(
+    data: Data,
+    base: Path,
+    need_captions: bool,
+    cache_dir: Path,
+    progress: Count | None = None,
+) -> tuple[list[Shard], list[Entry], list[str]]:
+    """The shards of `data.path`, the entries of their clips in order, and what was passed over.
+
+    Each shard is indexed once; the index is kept in `cache_dir`. A clip's caption is its `.txt`, or
+    under `data.caption_column` in its `.json`, whose other keys are labels. Its split is that of
+    its `.json`; where no clip has one, that after which its shard is named; else `hash_split` of
+    its key. Raises StageError with the problems of all shards.
+    """
+    paths = shard_paths(data.path, base)
+    shards = _open_shards(paths, cache_dir, progress)
+    names = shard_prefixes(paths)
+    by_shard = [_split_of_name(Path(name), data) for name in names]
+    rows = [
+        _Row(number, f"{names[number]}/{clip.key}", clip)
+        for number, shard in enumerate(shards)
+        for clip in shard.index.clips
+    ]
+    divide = _divider(data, rows, by_shard)
+    entries = [_entry(data, row, divide, need_captions) for row in rows]
+    passed_over: Counter[str] = Counter()
+    for shard in shards:
+        passed_over.update(shard.index.passed_over)
+    lines = [
+        f"{counted(count, 'member is', 'members are')} passed over ({ending}): neither audio that "
+        "is read, nor .json or .txt"
+        for ending, count in sorted(passed_over.items())
+    ]
+    return shards, entries, lines
+
+
+class _Row:
+    """A clip of a shard, with the labels that its JSON holds or the reason why it holds none."""
+
+    def __init__(self, shard: int, key: str, clip: ShardClip) -> None:
+        self.shard = shard
+        self.key = key
+        self.clip = clip
+        self.problem = clip.problem
+        self.labels: JsonRow = {}
+        if clip.labels is None:
+            return
+        try:
+            value = parse_json(clip.labels)
+        except ValueError as error:
+            self.problem = f"its .json {error}"
+            return
+        if not isinstance(value, dict):
+            self.problem = "its .json is not a JSON object"
+        elif reason := text_problem(value):
+            self.problem = f"its .json {reason}"
+        else:
+            self.labels = value
+
+
+def shard_prefixes(paths: Sequence[str]) -> list[str]:
+    """Names of shards that tell them apart: their paths below the folder that all are in."""
+    if len(paths) == 1:
+        return [os.path.basename(paths[0])]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, common) for path in paths]
+
+
+def _open_shards(paths: Sequence[str], cache_dir: Path, progress: Count | None) -> list[Shard]:
+    """The shards with their indexes. Raises StageError with every problem."""
+
+    def open_one(path: str) -> Shard | Problem:
+        try:
+            return open_shard(path, cache_dir)
+        except ShardError as error:
+            return Problem(path, str(error))
+        except OSError as error:
+            return Problem(path, file_problem(error))
+
+    opened: list[Shard | Problem] = []
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        for result in pool.map(open_one, paths):
+            opened.append(result)
+            if progress:
+                progress(len(opened), len(paths))
+    problems = [result for result in opened if isinstance(result, Problem)]
+    if problems:
+        raise StageError(
+            f"{len(problems)} of {counted(len(paths), 'shard')} cannot be used",
+            problems=problems,
+            hint="copy or pack them again (stagecli data pack), or leave them out of data.path",
+        )
+    return [result for result in opened if isinstance(result, Shard)]
+
+
+def _split_of_name(name: Path, data: Data) -> Split | None:
+    """The split after which a shard is named (`train-000.tar`), or a folder that it is in."""
+    first_word = re.split(r"[^A-Za-z]", name.name, maxsplit=1)[0]
+    stem = name.name.removesuffix(".tar")
+    for word in (*name.parts[:-1], stem, stem.rstrip("0123456789").rstrip("-_."), first_word):
+        split = split_named(word, data)
+        if split is not None:
+            return split
+    return None
+
+
+def _divider(
+    data: Data, rows: Iterable[_Row], by_shard: Sequence[Split | None]
+) -> Callable[[_Row], tuple[Split | None, str, bool]]:
+    """How clips get their split: a function to (split, the problem without one, whether drawn)."""
+    if any(SPLIT in row.labels for row in rows):
+        return lambda row: (
+            split_named(row.labels.get(SPLIT), data),
+            _unknown_split(row.labels.get(SPLIT), data),
+            False,
+        )
+    if any(by_shard):
+        names = ", ".join(split_names(data))
+        problem = f"its shard is not named after {names}, as others are"
+        return lambda row: (by_shard[row.shard], problem, False)
+    return lambda row: (hash_split(row.clip.key), "", True)
+
+
+def _unknown_split(name: Any, data: Data) -> str:
+    known = ", ".join(split_names(data))
+    return f"unknown split {name!r:.80} (the recipe has {known})" if name else "no split"
+
+
+def _entry(
+    data: Data,
+    row: _Row,
+    divide: Callable[[_Row], tuple[Split | None, str, bool]],
+    need_captions: bool,
+) -> Entry:
+    """The clip of one row, or its problem."""
+    if row.problem:
+        return Entry(row.key, problem=row.problem)
+    split, problem, drawn = divide(row)
+    if split is None:
+        return Entry(row.key, problem=problem)
+    caption: Any = row.clip.caption
+    if caption is None:
+        caption = row.labels.get(data.caption_column)
+    if need_captions and caption is None:
+        name = os.path.splitext(row.clip.name)[0]
+        return Entry(row.key, problem=f"no caption: neither {name}.txt nor {name}.json has one")
+    captions, reason = read_captions(caption, data.caption_column, need_captions)
+    if reason:
+        return Entry(row.key, problem=reason)
+    labels = {
+        name: value
+        for name, value in row.labels.items()
+        if name not in (SPLIT, data.caption_column)
+    }
+    clip = Clip(
+        row.key,
+        captions[0],
+        split,
+        labels,
+        more_captions=tuple(captions[1:]),
+        place=Place(row.shard, row.clip.start, row.clip.size),
+    )
+    return Entry(row.key, clip, drawn=drawn)
