@@ -57,7 +57,7 @@ def open_source(
     source: FileSource
     if data.source == "manifest":
         entries = manifest_entries(data, path, need_captions)
-        source = FileSource(data, str(path), _together(entries, undivided))
+        source = FileSource(data, str(path), _together(entries, undivided), (), path.parent)
     elif data.source == "shards":
         from stagecli.data.shards import ShardSource, read_shards
 
@@ -66,7 +66,7 @@ def open_source(
         source = ShardSource(data, shards, _together(entries, undivided), passed_over)
     elif data.source == "folder":
         entries, passed_over = folder_entries(data, path, need_captions)
-        source = FileSource(data, str(path), _together(entries, undivided), passed_over)
+        source = FileSource(data, str(path), _together(entries, undivided), passed_over, path)
     else:
         from stagecli.data.huggingface import read_dataset
 

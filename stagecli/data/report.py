@@ -64,7 +64,7 @@ def data_report(
     progress: (clips measured, clips to measure). Raises StageError for what cannot be meant:
     captions that all become one by being cut, and data to restore that holds nothing to restore.
     """
-    clips: dict[Split, list[Clip]] = {split: source.clips(split) for split in prints}
+    clips: dict[Split, Sequence[Clip]] = {split: source.clips(split) for split in prints}
     facts = {split: _split_facts(source, of_split) for split, of_split in clips.items()}
     report = DataReport(doubts=list(source.passed_over))
     report.facts = {

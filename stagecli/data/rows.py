@@ -13,6 +13,7 @@ from stagecli.schema import Data
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+DIGITS = 16  # hexadecimal digits of a hash: 64 bits, so that millions of clips stay apart
 
 
 class Place(NamedTuple):
@@ -29,7 +30,7 @@ class Clip:
 
     key: stable identity within its source; seconds: length of the whole file; more_captions:
     further captions of the same audio, of which training draws one at each visit; place: within the
-    shards of its source, if it has any.
+    shards of its source, if it has any; row: in the table of its source, if it is from one.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Clip:
     path: Path | None = None
     more_captions: tuple[str, ...] = ()
     place: Place | None = field(default=None, compare=False)
+    row: int = field(default=-1, compare=False, repr=False)
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -50,6 +52,16 @@ class Clip:
 def is_synthesised(clip: Clip) -> bool:
     """Whether a clip is one of `SynthSource`, and not of recordings beside it."""
     return clip.path is None and clip.place is None and clip.key.startswith("synth/")
+
+
+def caption_hash(clip: Clip) -> str:
+    """Hash of everything that training may read as the caption of a clip."""
+    return text_hash("\n".join(clip.captions))
+
+
+def text_hash(text: str) -> str:
+    """The first `DIGITS` digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]
 
 
 @dataclass(frozen=True)

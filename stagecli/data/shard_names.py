@@ -1,4 +1,4 @@
-"""Which shards `data.path` names: folders, patterns such as `train-{000..099}.tar`, lists of them."""
+"""Which shards `data.path` names: folders, patterns such as `train-{000..099}.tar`, lists."""
 
 from __future__ import annotations
 

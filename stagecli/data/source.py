@@ -12,29 +12,26 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from stagecli.data.audio import read_mono
-from stagecli.data.audio_checks import check_content, too_low, wrong_scale
+from stagecli.data.audio_checks import too_low, wrong_scale
 from stagecli.data.bandwidth import file_bandwidth
 from stagecli.data.cache import Count
-from stagecli.data.decoding import AudioInfo, file_problem
+from stagecli.data.checking import CHECKS, Check, Checker, is_check
+from stagecli.data.clip_table import ClipView, TableBuilder
+from stagecli.data.decoding import AudioInfo
 from stagecli.data.file_index import FileIndex, Stamp, content_hash, open_index, stamp_of
 from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
 from stagecli.errors import Problem, StageError, counted
 from stagecli.schema import Data
 
 LISTED = 50  # problems printed one by one
-CHECKS = 4  # version of the checks of `check_content`; raise it when they change
 BANDWIDTHS = 2  # version of `file_bandwidth`, likewise
-WRITE_EVERY = 256  # results of checks that are stored with one write
-
-Check = tuple[AudioInfo | None, str | None]
-"""Format of a clip's audio, and why it is unusable."""
+BLOCK = 4096  # entries that are checked at once
 
 
 class Source(Protocol):
@@ -50,7 +47,7 @@ class Source(Protocol):
     passed_over: list[str]
     notices: list[str]
 
-    def clips(self, split: Split) -> list[Clip]:
+    def clips(self, split: Split) -> Sequence[Clip]:
         """The clips of a split, in an order that does not change."""
         ...
 
@@ -79,13 +76,18 @@ class FileSource:
     """Recorded audio: the entries of a manifest or a folder. `check` turns entries into clips.
 
     name: the data set in messages; divided: whether it has splits of its own. A subclass may hold
-    its audio elsewhere (`_audio`, `_identity`).
+    its audio elsewhere (`_audio`, `_identity`). folder: that of most files, if there is one.
     """
 
     workers = min(8, os.cpu_count() or 1)
 
     def __init__(
-        self, data: Data, name: str, entries: Sequence[Entry], passed_over: Sequence[str] = ()
+        self,
+        data: Data,
+        name: str,
+        entries: Sequence[Entry],
+        passed_over: Sequence[str] = (),
+        folder: Path | None = None,
     ) -> None:
         self.data = data
         self.name = name
@@ -95,18 +97,22 @@ class FileSource:
         self.notices: list[str] = []
         self.divided = not all(entry.drawn for entry in entries if entry.clip)
         self._entries = list(entries)
-        self._clips: dict[Split, list[Clip]] = {}
-        self._infos: dict[str, AudioInfo] = {}
+        self._folder = folder
+        self._table = TableBuilder(folder).table()
+        self._splits: tuple[Split, ...] = ()
         self._hashes: FileIndex | None = None
         self._bandwidths: FileIndex | None = None
 
-    def clips(self, split: Split) -> list[Clip]:
-        return list(self._clips[split])
+    def clips(self, split: Split) -> ClipView:
+        return self._table.view(split)
 
     def read(self, clip: Clip) -> np.ndarray:
         return read_mono(self._audio(clip), self.sample_rate, clip.key)
 
     def content_hash(self, clip: Clip) -> str:
+        known = self._table.digest(clip.row) if clip.row >= 0 else None
+        if known and self._stamp_now(clip) == self._table.stamp(clip.row):
+            return known
         audio = self._audio(clip)
         if isinstance(audio, Path):
             return content_hash(audio, self._hashes)
@@ -121,14 +127,15 @@ class FileSource:
     def content_hashes(self, clips: Sequence[Clip], progress: Count | None = None) -> list[str]:
         hashes = []
         with ThreadPoolExecutor(self.workers) as pool:
-            for digest in pool.map(self.content_hash, clips):
+            for clip, digest in zip(clips, pool.map(self.content_hash, clips), strict=True):
                 hashes.append(digest)
+                self._table.put_digest(clip.row, digest)
                 if progress:
                     progress(len(hashes), len(clips))
         return hashes
 
     def info(self, clip: Clip) -> AudioInfo | None:
-        return self._infos[clip.key]
+        return self._table.info(clip.row)
 
     def bandwidth(self, clip: Clip) -> float | None:
         assert self._bandwidths is not None
@@ -151,31 +158,48 @@ class FileSource:
         self._bandwidths = self._open_index(
             cache_dir / "bandwidths.jsonl", BANDWIDTHS, _is_frequency
         )
-        wanted = [
-            entry.clip
-            for entry in self._entries
-            if entry.clip is not None and entry.clip.split in splits
-        ]
-        results = self._check_clips(wanted, cache_dir, progress)
-        checks = {clip.key: check for clip, check in zip(wanted, results, strict=True)}
-
-        self._clips = {split: [] for split in splits}
+        index = self._open_index(cache_dir / "checks.jsonl", CHECKS, is_check)
+        checker = Checker(index, self._identity, self._audio, self.workers)
+        builder = TableBuilder(self._folder)
         problems = []
-        for entry in self._entries:
-            problem = entry.problem
-            if entry.clip is not None and entry.clip.key in checks:
-                info, problem = checks[entry.clip.key]
-                problem = problem or too_low(info, self.sample_rate) or wrong_scale(info)
-                if problem is None and info is not None:
-                    clip = replace(entry.clip, seconds=info.seconds)
-                    self._clips[clip.split].append(clip)
-                    self._infos[clip.key] = info
-                elif not entry.where.endswith(entry.clip.key):
-                    problem = f"{entry.clip.key}: {problem}"
-            if problem:
-                problems.append(Problem(entry.where, problem, entry.excerpt))
+        entries = self._entries
         self._entries = []
+        total = sum(_is_in(entry, splits) for entry in entries)
+        done = 0
+        while entries:
+            block = entries[:BLOCK]
+            del entries[:BLOCK]
+            clips = [entry.clip for entry in block if entry.clip and _is_in(entry, splits)]
+            before = done
+
+            def report(count: int, before: int = before) -> None:
+                if progress:
+                    progress(before + count, total)
+
+            results = iter(checker.check(clips, report))
+            done += len(clips)
+            for entry in block:
+                problem = entry.problem
+                if entry.clip is not None and _is_in(entry, splits):
+                    problem = self._add(builder, entry, *next(results))
+                if problem:
+                    problems.append(Problem(entry.where, problem, entry.excerpt))
+        self._table = builder.table()
+        self._splits = tuple(splits)
         self._refuse_or_skip(problems)
+
+    def _add(
+        self, builder: TableBuilder, entry: Entry, check: Check, stamp: Stamp | None
+    ) -> str | None:
+        """Add a checked clip to a table, or return its problem."""
+        clip = entry.clip
+        assert clip is not None
+        info, problem = check
+        problem = problem or too_low(info, self.sample_rate) or wrong_scale(info)
+        if problem is None and info is not None and stamp is not None:
+            builder.add(clip, info, stamp)
+            return None
+        return problem if entry.where.endswith(clip.key) else f"{clip.key}: {problem}"
 
     def _refuse_or_skip(self, problems: list[Problem]) -> None:
         if problems and self.data.on_bad_file == "error":
@@ -185,7 +209,7 @@ class FileSource:
                 hint="""correct them, or leave them out: --set 'data.on_bad_file="skip"'""",
             )
         names = dict(zip(SPLITS, split_names(self.data), strict=True))
-        empty = [names[split] for split, clips in self._clips.items() if not clips]
+        empty = [names[split] for split in self._splits if not len(self.clips(split))]
         if empty:
             raise StageError(
                 f"{self.name}: no usable clips in split {', '.join(empty)}",
@@ -194,50 +218,6 @@ class FileSource:
                 "and test_split",
             )
         self.skipped = problems
-
-    def _check_clips(
-        self, clips: list[Clip], cache_dir: Path, progress: Count | None
-    ) -> list[Check]:
-        """One check per clip, remembered for files that have not changed."""
-        # Look up what is known; a missing file is never remembered.
-        index = self._open_index(cache_dir / "checks.jsonl", CHECKS, _is_check)
-        checks: dict[int, Check] = {}
-        pending: list[tuple[int, str, Stamp]] = []
-        for position, clip in enumerate(clips):
-            try:
-                name, stamp = self._identity(clip)
-            except OSError as error:
-                checks[position] = (None, file_problem(error))
-                continue
-            stored = index.get(name, stamp)
-            if stored:
-                numbers, problem = stored
-                checks[position] = (AudioInfo(*numbers) if numbers else None, problem)
-            else:
-                pending.append((position, name, stamp))
-
-        # Check the rest in threads; an interrupted check keeps its results.
-        done = len(clips) - len(pending)
-        fresh: list[tuple[str, Stamp, Any]] = []
-        if progress:
-            progress(done, len(clips))
-        try:
-            with ThreadPoolExecutor(self.workers) as pool:
-                audio = (clips[position] for position, _, _ in pending)
-                results = pool.map(self._check_one, audio)
-                for (position, name, stamp), (check, lasting) in zip(pending, results, strict=True):
-                    checks[position] = check
-                    done += 1
-                    if lasting:
-                        fresh.append((name, stamp, _as_json(check)))
-                    if len(fresh) >= WRITE_EVERY:
-                        index.put_all(fresh)
-                        fresh = []
-                    if progress:
-                        progress(done, len(clips))
-        finally:
-            index.put_all(fresh)
-        return [checks[position] for position in range(len(clips))]
 
     def _open_index(self, path: Path, version: int, valid: Callable[[Any], bool]) -> FileIndex:
         index = open_index(path, version, valid)
@@ -248,12 +228,12 @@ class FileSource:
             )
         return index
 
-    def _check_one(self, clip: Clip) -> tuple[Check, bool]:
-        """The check of one clip, and whether it depends on the content alone."""
+    def _stamp_now(self, clip: Clip) -> Stamp | None:
+        """The stamp of a clip's file; None where it cannot be read."""
         try:
-            return check_content(self._audio(clip)), True
-        except OSError as error:
-            return (None, file_problem(error)), False
+            return self._identity(clip)[1]
+        except OSError:
+            return None
 
     def _identity(self, clip: Clip) -> tuple[str, Stamp]:
         """Name and stamp under which a check of the clip is remembered."""
@@ -266,26 +246,8 @@ class FileSource:
         return clip.path
 
 
-def _as_json(check: Check) -> list[Any]:
-    info, problem = check
-    numbers = [info.sample_rate, info.frames, info.channels, info.peak] if info else None
-    return [numbers, problem]
-
-
-def _is_check(value: Any) -> bool:
-    """Whether a stored value is what `_as_json` makes."""
-    if not (isinstance(value, list) and len(value) == 2):
-        return False
-    numbers, problem = value
-    good_numbers = numbers is None or (
-        isinstance(numbers, list)
-        and len(numbers) == 4
-        and all(type(number) is int and number > 0 for number in numbers[:3])
-        and isinstance(numbers[3], float)
-        and 0 <= numbers[3] < math.inf
-    )
-    good_problem = problem is None or isinstance(problem, str)
-    return good_numbers and good_problem and not (numbers is None and problem is None)
+def _is_in(entry: Entry, splits: Sequence[Split]) -> bool:
+    return entry.clip is not None and entry.clip.split in splits
 
 
 def _is_hash(value: Any) -> bool:

@@ -76,11 +76,11 @@ def open_data(
     # Its clips; data without splits in which the run was trained on some are divided as it does.
     source = opened(split if any_audio else None)
     whole = any_audio and isinstance(source, FileSource) and not source.divided
-    clips = source.clips(split)
+    clips = list(source.clips(split))
     if whole and _known(source, clips, trained_on):
         source = opened(None)
         whole = False
-        clips = source.clips(split)
+        clips = list(source.clips(split))
     _warn_about_source(source, data, warn)
 
     # Whether they are what the run knows.
