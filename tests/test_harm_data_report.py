@@ -222,7 +222,7 @@ def test_equal_content_is_counted_within_and_across_splits(folder: Path) -> None
 
 def test_the_second_start_reads_no_audio(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stagecli.data import bandwidth as module
-    from stagecli.data import checking
+    from stagecli.data import checking, source
 
     first = report_on(folder, restores=True)
 

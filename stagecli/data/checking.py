@@ -41,7 +41,7 @@ class Checker:
     def check(
         self, clips: Sequence[Clip], progress: Callable[[int], None]
     ) -> list[tuple[Check, Stamp | None]]:
-        """One check per clip, and the stamp of its file; None where there is no file.
+        """One check per clip, and the stamp of its file; None where the file could not be read.
 
         progress: called with the number of clips done.
         """
@@ -68,7 +68,7 @@ class Checker:
             with ThreadPoolExecutor(self.workers) as pool:
                 results = pool.map(self._check_one, (clips[place] for place, _, _ in pending))
                 for (position, name, stamp), (check, lasting) in zip(pending, results, strict=True):
-                    checks[position] = check, stamp
+                    checks[position] = check, stamp if lasting else None
                     if lasting:
                         fresh.append((name, stamp, _as_json(check)))
                     if len(fresh) >= WRITE_EVERY:

@@ -45,6 +45,9 @@ class ClipTable:
     def __len__(self) -> int:
         return len(self.columns["split"])
 
+    def __iter__(self) -> Iterator[Clip]:
+        return map(self.clip, range(len(self)))
+
     @property
     def fits_json(self) -> bool:
         """Whether the columns hold everything."""
@@ -82,8 +85,8 @@ class ClipTable:
         digest = self.columns["digest"][row]
         return digest.tobytes().hex() if digest.any() else None
 
-    def knows_digests(self, rows: np.ndarray) -> bool:
-        """Whether the SHA-256 of the audio of all these rows is known."""
+    def knows_digests(self, rows: np.ndarray | slice = slice(None)) -> bool:
+        """Whether the SHA-256 of the audio of these rows, or of all, is known."""
         return bool(self.columns["digest"][rows].any(axis=1).all())
 
     def put_digest(self, row: int, digest: str) -> None:

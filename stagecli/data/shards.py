@@ -58,6 +58,10 @@ class ShardSource(FileSource):
         shard = self.shards[clip.place.shard]
         return f"{shard.location}:{clip.key.rsplit('/', 1)[1]}", shard.stamp
 
+    def _file_of(self, clip: Clip) -> str:
+        assert clip.place is not None
+        return self.shards[clip.place.shard].location
+
     def _audio(self, clip: Clip) -> Path | bytes:
         assert clip.place is not None
         shard = self.shards[clip.place.shard]

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from stagecli.data import snapshot
 from stagecli.data.audio import read_mono
 from stagecli.data.audio_checks import too_low, wrong_scale
 from stagecli.data.bandwidth import file_bandwidth
@@ -26,6 +27,7 @@ from stagecli.data.clip_table import ClipView, TableBuilder
 from stagecli.data.decoding import AudioInfo
 from stagecli.data.file_index import FileIndex, Stamp, content_hash, open_index, stamp_of
 from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
+from stagecli.data.snapshot import MISSING, UNREADABLE, Kept, Snapshot, stamp_or_missing
 from stagecli.errors import Problem, StageError, counted
 from stagecli.schema import Data
 
@@ -76,7 +78,8 @@ class FileSource:
     """Recorded audio: the entries of a manifest or a folder. `check` turns entries into clips.
 
     name: the data set in messages; divided: whether it has splits of its own. A subclass may hold
-    its audio elsewhere (`_audio`, `_identity`). folder: that of most files, if there is one.
+    its audio elsewhere (`_audio`, `_identity`). folder: that of most files, if there is one; snapshot:
+    where it is kept once its checks and hashes are known.
     """
 
     workers = min(8, os.cpu_count() or 1)
@@ -98,6 +101,7 @@ class FileSource:
         self.divided = not all(entry.drawn for entry in entries if entry.clip)
         self._entries = list(entries)
         self._folder = folder
+        self.snapshot: Snapshot | None = None
         self._table = TableBuilder(folder).table()
         self._splits: tuple[Split, ...] = ()
         self._hashes: FileIndex | None = None
@@ -132,6 +136,7 @@ class FileSource:
                 self._table.put_digest(clip.row, digest)
                 if progress:
                     progress(len(hashes), len(clips))
+        self._keep()
         return hashes
 
     def info(self, clip: Clip) -> AudioInfo | None:
@@ -155,9 +160,7 @@ class FileSource:
         problem, unless `data.on_bad_file` is "skip".
         """
         self._hashes = self._open_index(cache_dir / "hashes.jsonl", 1, _is_hash)
-        self._bandwidths = self._open_index(
-            cache_dir / "bandwidths.jsonl", BANDWIDTHS, _is_frequency
-        )
+        self._open_bandwidths(cache_dir)
         index = self._open_index(cache_dir / "checks.jsonl", CHECKS, is_check)
         checker = Checker(index, self._identity, self._audio, self.workers)
         builder = TableBuilder(self._folder)
@@ -199,6 +202,11 @@ class FileSource:
         if problem is None and info is not None and stamp is not None:
             builder.add(clip, info, stamp)
             return None
+        if self.snapshot is not None:
+            name = self._file_of(clip)
+            if stamp is None:
+                stamp = MISSING if stamp_or_missing(name) == MISSING else UNREADABLE
+            self.snapshot.watched[name] = stamp
         return problem if entry.where.endswith(clip.key) else f"{clip.key}: {problem}"
 
     def _refuse_or_skip(self, problems: list[Problem]) -> None:
@@ -218,6 +226,36 @@ class FileSource:
                 "and test_split",
             )
         self.skipped = problems
+
+    def restore(self, cache_dir: Path) -> bool:
+        """Be what the snapshot holds, if no file has changed since; otherwise `check` is needed."""
+        assert self.snapshot is not None
+        kept, notices = self.snapshot.load(self._folder)
+        self.notices += notices
+        if kept is None:
+            return False
+        self._table = kept.table
+        self.skipped = kept.skipped
+        self.passed_over = kept.passed_over
+        self.divided = kept.divided
+        self._open_bandwidths(cache_dir)
+        self.snapshot = None
+        return True
+
+    def _keep(self) -> None:
+        """Keep what is known now, if it is worth that and complete."""
+        table = self._table
+        is_large = len(table) >= snapshot.SMALLEST and table.fits_json
+        if self.snapshot is None or not is_large or not table.knows_digests():
+            return
+        files = {self._file_of(clip): table.stamp(clip.row) for clip in table}
+        kept = Kept(table, self.skipped, self.passed_over, self.divided)
+        self.snapshot.save(kept, files)
+        self.snapshot = None
+
+    def _open_bandwidths(self, cache_dir: Path) -> None:
+        path = cache_dir / "bandwidths.jsonl"
+        self._bandwidths = self._open_index(path, BANDWIDTHS, _is_frequency)
 
     def _open_index(self, path: Path, version: int, valid: Callable[[Any], bool]) -> FileIndex:
         index = open_index(path, version, valid)
@@ -239,6 +277,11 @@ class FileSource:
         """Name and stamp under which a check of the clip is remembered."""
         assert clip.path is not None
         return os.path.abspath(clip.path), stamp_of(clip.path)
+
+    def _file_of(self, clip: Clip) -> str:
+        """The file whose stamp is that of the clip."""
+        assert clip.path is not None
+        return os.path.abspath(clip.path)
 
     def _audio(self, clip: Clip) -> Path | bytes:
         """The clip's audio: a file or its bytes."""
