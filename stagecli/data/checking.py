@@ -14,7 +14,7 @@ from stagecli.data.decoding import AudioInfo, file_problem
 from stagecli.data.file_index import FileIndex, Stamp
 from stagecli.data.rows import Clip
 
-CHECKS = 4  # version of the checks of `check_content`; raise it when they change
+CHECKS = 5  # version of the checks of `check_content`; raise it when they change
 WRITE_EVERY = 256  # results of checks that are stored with one write
 
 Check = tuple[AudioInfo | None, str | None]
@@ -94,10 +94,9 @@ def is_check(value: Any) -> bool:
     numbers, problem = value
     good_numbers = numbers is None or (
         isinstance(numbers, list)
-        and len(numbers) == 4
+        and len(numbers) == 5
         and all(type(number) is int and number > 0 for number in numbers[:3])
-        and isinstance(numbers[3], float)
-        and 0 <= numbers[3] < math.inf
+        and all(isinstance(number, float) and 0 <= number < math.inf for number in numbers[3:])
     )
     good_problem = problem is None or isinstance(problem, str)
     return good_numbers and good_problem and not (numbers is None and problem is None)

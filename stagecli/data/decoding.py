@@ -36,13 +36,14 @@ class UndecodableError(Exception):
 class AudioInfo:
     """Format of audio that was decoded.
 
-    sample_rate: Hz; frames: samples per channel; peak: of the mono mix (full scale is 1).
+    sample_rate: Hz; frames: samples per channel; peak, rms: of the mono mix (full scale is 1).
     """
 
     sample_rate: int
     frames: int
     channels: int
     peak: float = 0.0
+    rms: float = 0.0
 
     @property
     def seconds(self) -> float:

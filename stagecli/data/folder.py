@@ -10,6 +10,7 @@ from stagecli.data.rows import (
     Clip,
     Entry,
     Split,
+    caption_columns,
     hash_split,
     read_captions,
     split_named,
@@ -53,18 +54,21 @@ def _clip(
     if reason:
         return None, f"its name {reason}: rename it"
     path = root / file
-    value, labels, problem = _read_beside(path, data.caption_column)
+    text, labels, problem = _read_beside(path)
     if problem:
         return None, problem
-    if need_captions and value is None:
+    columns = {name: labels.pop(name) for name in caption_columns(labels, data.caption_column)}
+    if text is not None:
+        columns = {data.caption_column: text}
+    if need_captions and not columns:
         return None, f"no caption: neither {file.stem}.txt nor {file.stem}.json has one"
-    captions, problem = read_captions(value, data.caption_column, need_captions)
+    captions, problem = read_captions(columns, data.caption_column, need_captions)
     if problem:
         return None, problem
     clip = Clip(
         key,
         captions[0],
-        split or hash_split(key),
+        split or hash_split(key, data.valid_share),
         labels,
         path=path,
         more_captions=tuple(captions[1:]),
@@ -81,9 +85,9 @@ def _split_of_folder(file: Path, data: Data) -> Split | None:
     return None
 
 
-def _read_beside(file: Path, column: str) -> tuple[Any, JsonRow, str | None]:
-    """(caption or None, labels, problem) from the .json and .txt of an audio file; .txt wins."""
-    caption: Any = None
+def _read_beside(file: Path) -> tuple[str | None, JsonRow, str | None]:
+    """(text of the .txt or None, content of the .json, problem) of the files beside audio."""
+    caption = None
     labels: Any = {}
     beside = existing_name(file.parent, f"{file.stem}.json")
     try:
@@ -91,7 +95,6 @@ def _read_beside(file: Path, column: str) -> tuple[Any, JsonRow, str | None]:
             labels = parse_json(read_user_text(beside, LARGEST))
             if not isinstance(labels, dict):
                 return None, {}, f"{beside.name} is not a JSON object"
-            caption = labels.pop(column, None)
             if reason := text_problem(labels):
                 return None, {}, f"{beside.name} {reason}"
         beside = existing_name(file.parent, f"{file.stem}.txt")

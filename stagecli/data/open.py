@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from stagecli.data.cache import Count
+from stagecli.data.checking import CHECKS
+from stagecli.data.finding import list_audio
 from stagecli.data.folder import folder_entries
-from stagecli.data.manifest import manifest_entries
+from stagecli.data.manifest import manifest_entries, manifest_splits
 from stagecli.data.rows import SPLITS, Entry, Split, split_names
+from stagecli.data.snapshot import Snapshot, stamp_or_missing
 from stagecli.data.source import FileSource, Source
 from stagecli.errors import Problem, StageError
+from stagecli.files import JsonRow
 from stagecli.schema import Data
+
+# Keys of `[data]` that do not decide which entries there are.
+NO_ENTRIES = {"cache_dir", "clips", "crops", "memory_mb", "narrow", "padding", "seconds"}
+NO_ENTRIES |= {"synth_share", "workers"}
 
 
 def open_source(
@@ -34,11 +43,113 @@ def open_source(
     hash; seed: of `synth`; progress: (files checked, files). Raises StageError with every problem,
     as `manifest.jsonl:LINE`, unless `data.on_bad_file` is "skip"; then they are in `skipped`.
     """
-    # What can be wrong with the section itself.
     if data.source == "synth":
         from stagecli.data.synth import SynthSource
 
         return SynthSource(data, seed)
+
+    # Recordings, all of them checked, and the clips beside them.
+    cache = cache_dir or Path(data.cache_dir)
+    meaning = {"captions": need_captions, "splits": list(splits), "undivided": undivided}
+    snapshot = _snapshot(data, base, cache, meaning)
+    source = _restored(data, base, cache, snapshot) if snapshot is not None else None
+    if source is None:
+        source = read_source(
+            data,
+            need_captions=need_captions,
+            base=base,
+            splits=splits,
+            undivided=undivided,
+            cache_dir=cache,
+        )
+        source.snapshot = snapshot
+        source.check(splits, cache, progress)
+    if data.synth_share > 0 and "train" in splits:
+        from stagecli.data.mixed import MixedSource
+        from stagecli.data.synth import SynthSource
+
+        return MixedSource(source, SynthSource(data, seed))
+    return source
+
+
+def read_source(
+    data: Data,
+    *,
+    need_captions: bool,
+    base: Path,
+    splits: Sequence[Split] = SPLITS,
+    undivided: Split | None = None,
+    cache_dir: Path | None = None,
+) -> FileSource:
+    """The recordings of `[data]`, whose audio is not checked yet; as `open_source`."""
+    path = _place(data, base)
+    if data.source == "shards":
+        from stagecli.data.shards import ShardSource, read_shards
+
+        cache = cache_dir or Path(data.cache_dir)
+        shards, entries, passed_over = read_shards(data, base, need_captions, cache)
+        return ShardSource(data, shards, _together(entries, undivided), passed_over)
+    if data.source == "manifest":
+        entries = manifest_entries(data, path, need_captions)
+        return FileSource(data, str(path), _together(entries, undivided), (), path.parent)
+    if data.source == "folder":
+        entries, passed_over = folder_entries(data, path, need_captions)
+        return FileSource(data, str(path), _together(entries, undivided), passed_over, path)
+    from stagecli.data.huggingface import read_dataset
+
+    return read_dataset(data, path, need_captions, splits)
+
+
+def _snapshot(data: Data, base: Path, cache: Path, meaning: JsonRow) -> Snapshot | None:
+    """Where a data set of this kind would be kept; None for kinds that are read anew each time.
+
+    meaning: what besides `[data]` decides which entries there are.
+    """
+    if data.source == "manifest":
+        files = [str(_place(data, base))]
+    elif data.source == "shards":
+        from stagecli.data.shard_index import sidecar_of
+        from stagecli.data.shard_names import shard_paths
+
+        _place(data, base)
+        shards = shard_paths(data.path, base)
+        files = [name for shard in shards for name in (shard, sidecar_of(shard))]
+    else:
+        return None
+    keys = data.model_dump(mode="json", exclude=NO_ENTRIES)
+    identity = {"files": [os.path.abspath(file) for file in files], "keys": keys, **meaning}
+    watched = {os.path.abspath(file): stamp_or_missing(file) for file in files}
+    return Snapshot(cache, {**identity, "checks": CHECKS}, watched)
+
+
+def _restored(data: Data, base: Path, cache: Path, snapshot: Snapshot) -> FileSource | None:
+    """The source as a snapshot holds it, None where that is not possible."""
+    path = _place(data, base)
+    source = FileSource(data, str(path), (), (), path.parent)
+    if data.source == "shards":
+        from stagecli.data.shard_names import shard_paths
+        from stagecli.data.shards import ShardSource
+
+        source = ShardSource(data, shard_paths(data.path, base), (), ())
+    source.snapshot = snapshot
+    return source if source.restore(cache) else None
+
+
+def recorded_splits(data: Data, base: Path) -> list[str]:
+    """Every name that the data set may give to a split. Raises StageError as `open_source`."""
+    path = _place(data, base)
+    if data.source == "manifest":
+        return manifest_splits(data, path)
+    if data.source == "folder":
+        folders = (file.parts[:-1] for file in list_audio(path).files)
+        return list(dict.fromkeys(name for parts in folders for name in parts))
+    from stagecli.data.huggingface import dataset_splits
+
+    return dataset_splits(data, path)
+
+
+def _place(data: Data, base: Path) -> Path:
+    """Where the data are. Raises StageError for what can be wrong with the section itself."""
     if not data.path:
         raise StageError(
             "data.path is empty", hint=f'set data.path: source = "{data.source}" reads it'
@@ -46,38 +157,12 @@ def open_source(
     if len(set(split_names(data))) < len(SPLITS):
         raise StageError("data.train_split, data.valid_split and data.test_split must differ")
     try:
-        path = base / Path(data.path).expanduser()
+        return base / Path(data.path).expanduser()
     except RuntimeError as error:  # `~name` of nobody
         problem = Problem(data.path, "names the home of a user that does not exist")
         raise StageError(
             "cannot read the data", problems=[problem], hint="check data.path"
         ) from error
-
-    # Recordings, all of them checked, and the clips beside them.
-    source: FileSource
-    if data.source == "manifest":
-        entries = manifest_entries(data, path, need_captions)
-        source = FileSource(data, str(path), _together(entries, undivided), (), path.parent)
-    elif data.source == "shards":
-        from stagecli.data.shards import ShardSource, read_shards
-
-        cache = cache_dir or Path(data.cache_dir)
-        shards, entries, passed_over = read_shards(data, base, need_captions, cache)
-        source = ShardSource(data, shards, _together(entries, undivided), passed_over)
-    elif data.source == "folder":
-        entries, passed_over = folder_entries(data, path, need_captions)
-        source = FileSource(data, str(path), _together(entries, undivided), passed_over, path)
-    else:
-        from stagecli.data.huggingface import read_dataset
-
-        source = read_dataset(data, path, need_captions, splits)
-    source.check(splits, cache_dir or Path(data.cache_dir), progress)
-    if data.synth_share > 0 and "train" in splits:
-        from stagecli.data.mixed import MixedSource
-        from stagecli.data.synth import SynthSource
-
-        return MixedSource(source, SynthSource(data, seed))
-    return source
 
 
 def _together(entries: list[Entry], split: Split | None) -> list[Entry]:

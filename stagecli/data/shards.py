@@ -19,6 +19,7 @@ from stagecli.data.rows import (
     Entry,
     Place,
     Split,
+    caption_columns,
     hash_split,
     read_captions,
     split_named,
@@ -33,20 +34,19 @@ from stagecli.errors import Problem, StageError, counted
 from stagecli.files import JsonRow
 from stagecli.schema import Data
 
-SPLIT = "split"  # the key of a clip's JSON that names its split
 OPENED_AT_ONCE = 8
 
 
 class ShardSource(FileSource):
     """The clips of tar shards: each is read by itself, so their order is free.
 
-    Key: "name of the shard/key of the clip".
+    shards: location and stamp of each. Key of a clip: "name of its shard/its key there".
     """
 
     def __init__(
         self,
         data: Data,
-        shards: Sequence[Shard],
+        shards: Sequence[tuple[str, Stamp]],
         entries: Sequence[Entry],
         passed_over: Sequence[str],
     ) -> None:
@@ -55,17 +55,17 @@ class ShardSource(FileSource):
 
     def _identity(self, clip: Clip) -> tuple[str, Stamp]:
         assert clip.place is not None
-        shard = self.shards[clip.place.shard]
-        return f"{shard.location}:{clip.key.rsplit('/', 1)[1]}", shard.stamp
+        location, stamp = self.shards[clip.place.shard]
+        return f"{location}:{clip.place.start}", stamp
 
     def _file_of(self, clip: Clip) -> str:
         assert clip.place is not None
-        return self.shards[clip.place.shard].location
+        return self.shards[clip.place.shard][0]
 
     def _audio(self, clip: Clip) -> Path | bytes:
         assert clip.place is not None
-        shard = self.shards[clip.place.shard]
-        return read_at(shard.location, clip.place.start, clip.place.size, shard.stamp)
+        location, stamp = self.shards[clip.place.shard]
+        return read_at(location, clip.place.start, clip.place.size, stamp)
 
 
 def read_shards(
@@ -74,7 +74,7 @@ def read_shards(
     need_captions: bool,
     cache_dir: Path,
     progress: Count | None = None,
-) -> tuple[list[Shard], list[Entry], list[str]]:
+) -> tuple[list[tuple[str, Stamp]], list[Entry], list[str]]:
     """The shards of `data.path`, the entries of their clips in order, and what was passed over.
 
     Each shard is indexed once; the index is kept in `cache_dir`. A clip's caption is its `.txt`, or
@@ -101,7 +101,7 @@ def read_shards(
         "is read, nor .json or .txt"
         for ending, count in sorted(passed_over.items())
     ]
-    return shards, entries, lines
+    return [(shard.location, shard.stamp) for shard in shards], entries, lines
 
 
 class _Row:
@@ -178,17 +178,18 @@ def _divider(
     data: Data, rows: Iterable[_Row], by_shard: Sequence[Split | None]
 ) -> Callable[[_Row], tuple[Split | None, str, bool]]:
     """How clips get their split: a function to (split, the problem without one, whether drawn)."""
-    if any(SPLIT in row.labels for row in rows):
+    column = data.split_column
+    if any(column in row.labels for row in rows):
         return lambda row: (
-            split_named(row.labels.get(SPLIT), data),
-            _unknown_split(row.labels.get(SPLIT), data),
+            split_named(row.labels.get(column), data),
+            _unknown_split(row.labels.get(column), data),
             False,
         )
     if any(by_shard):
         names = ", ".join(split_names(data))
         problem = f"its shard is not named after {names}, as others are"
         return lambda row: (by_shard[row.shard], problem, False)
-    return lambda row: (hash_split(row.clip.key), "", True)
+    return lambda row: (hash_split(row.clip.key, data.valid_share), "", True)
 
 
 def _unknown_split(name: Any, data: Data) -> str:
@@ -208,20 +209,16 @@ def _entry(
     split, problem, drawn = divide(row)
     if split is None:
         return Entry(row.key, problem=problem)
-    caption: Any = row.clip.caption
-    if caption is None:
-        caption = row.labels.get(data.caption_column)
-    if need_captions and caption is None:
+    labels = {name: value for name, value in row.labels.items() if name != data.split_column}
+    columns = {name: labels.pop(name) for name in caption_columns(labels, data.caption_column)}
+    if row.clip.caption is not None:
+        columns = {data.caption_column: row.clip.caption}
+    if need_captions and not columns:
         name = os.path.splitext(row.clip.name)[0]
         return Entry(row.key, problem=f"no caption: neither {name}.txt nor {name}.json has one")
-    captions, reason = read_captions(caption, data.caption_column, need_captions)
+    captions, reason = read_captions(columns, data.caption_column, need_captions)
     if reason:
         return Entry(row.key, problem=reason)
-    labels = {
-        name: value
-        for name, value in row.labels.items()
-        if name not in (SPLIT, data.caption_column)
-    }
     clip = Clip(
         row.key,
         captions[0],

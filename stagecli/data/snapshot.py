@@ -1,4 +1,4 @@
-"""What one start found out about a large data set, kept so that the next one only looks for changes.
+"""What a start found out about a large data set, so that the next one only looks for changes.
 
 No torch. A small data set is read again at every start: its caches tell more about damage.
 """

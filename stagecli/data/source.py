@@ -26,7 +26,15 @@ from stagecli.data.checking import CHECKS, Check, Checker, is_check
 from stagecli.data.clip_table import ClipView, TableBuilder
 from stagecli.data.decoding import AudioInfo
 from stagecli.data.file_index import FileIndex, Stamp, content_hash, open_index, stamp_of
-from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
+from stagecli.data.rows import (
+    FEWEST_VALID,
+    SPLITS,
+    Clip,
+    Entry,
+    Split,
+    split_names,
+    valid_share_for,
+)
 from stagecli.data.snapshot import MISSING, UNREADABLE, Kept, Snapshot, stamp_or_missing
 from stagecli.errors import Problem, StageError, counted
 from stagecli.schema import Data
@@ -78,8 +86,8 @@ class FileSource:
     """Recorded audio: the entries of a manifest or a folder. `check` turns entries into clips.
 
     name: the data set in messages; divided: whether it has splits of its own. A subclass may hold
-    its audio elsewhere (`_audio`, `_identity`). folder: that of most files, if there is one; snapshot:
-    where it is kept once its checks and hashes are known.
+    its audio elsewhere (`_audio`, `_identity`, `_file_of`). folder: that of most files, if there is
+    one; snapshot: where it is kept once its checks and hashes are known.
     """
 
     workers = min(8, os.cpu_count() or 1)
@@ -106,6 +114,10 @@ class FileSource:
         self._splits: tuple[Split, ...] = ()
         self._hashes: FileIndex | None = None
         self._bandwidths: FileIndex | None = None
+
+    def keys(self) -> list[str]:
+        """Keys of all clips, before the check."""
+        return [entry.clip.key for entry in self._entries if entry.clip]
 
     def clips(self, split: Split) -> ClipView:
         return self._table.view(split)
@@ -157,8 +169,14 @@ class FileSource:
         """Check the audio of `splits`, whose clips can be read afterwards.
 
         cache_dir: where hashes and results of checks are stored. Raises StageError with every
-        problem, unless `data.on_bad_file` is "skip".
+        problem, unless `data.on_bad_file` is "skip", and where a split has no clips.
         """
+        self._refuse_or_skip(self.examine(splits, cache_dir, progress))
+
+    def examine(
+        self, splits: Sequence[Split], cache_dir: Path, progress: Count | None = None
+    ) -> list[Problem]:
+        """`check` that refuses nothing: every problem of the entries, which are left out."""
         self._hashes = self._open_index(cache_dir / "hashes.jsonl", 1, _is_hash)
         self._open_bandwidths(cache_dir)
         index = self._open_index(cache_dir / "checks.jsonl", CHECKS, is_check)
@@ -173,13 +191,7 @@ class FileSource:
             block = entries[:BLOCK]
             del entries[:BLOCK]
             clips = [entry.clip for entry in block if entry.clip and _is_in(entry, splits)]
-            before = done
-
-            def report(count: int, before: int = before) -> None:
-                if progress:
-                    progress(before + count, total)
-
-            results = iter(checker.check(clips, report))
+            results = iter(checker.check(clips, _counting(progress, done, total)))
             done += len(clips)
             for entry in block:
                 problem = entry.problem
@@ -189,7 +201,7 @@ class FileSource:
                     problems.append(Problem(entry.where, problem, entry.excerpt))
         self._table = builder.table()
         self._splits = tuple(splits)
-        self._refuse_or_skip(problems)
+        return problems
 
     def _add(
         self, builder: TableBuilder, entry: Entry, check: Check, stamp: Stamp | None
@@ -217,15 +229,30 @@ class FileSource:
                 hint="""correct them, or leave them out: --set 'data.on_bad_file="skip"'""",
             )
         names = dict(zip(SPLITS, split_names(self.data), strict=True))
-        empty = [names[split] for split in self._splits if not len(self.clips(split))]
+        empty = [split for split in self._splits if not len(self.clips(split))]
         if empty:
             raise StageError(
-                f"{self.name}: no usable clips in split {', '.join(empty)}",
+                f"{self.name}: no usable clips in split {', '.join(names[s] for s in empty)}",
                 problems=_listed(problems, self.name),
-                hint="give every split clips, or name the splits in data.train_split, valid_split "
-                "and test_split",
+                hint=self._division_hint(empty),
             )
         self.skipped = problems
+
+    def _division_hint(self, empty: Sequence[Split]) -> str:
+        """How every split gets clips, or how to do without."""
+        if self.divided:
+            return (
+                "give every split clips, or name the splits in data.train_split, valid_split "
+                "and test_split"
+            )
+        keys = [clip.key for clip in self._table]
+        if "valid" not in empty and "train" not in empty:
+            return "chance gave it none of the files: score another split with --split valid"
+        share = valid_share_for(keys, FEWEST_VALID)
+        return (
+            f"chance gave it none of {counted(len(keys), 'file')}: "
+            f"--set data.valid_share={share}, or divide them into folders or by a column"
+        )
 
     def restore(self, cache_dir: Path) -> bool:
         """Be what the snapshot holds, if no file has changed since; otherwise `check` is needed."""
@@ -287,6 +314,11 @@ class FileSource:
         """The clip's audio: a file or its bytes."""
         assert clip.path is not None
         return clip.path
+
+
+def _counting(progress: Count | None, before: int, total: int) -> Callable[[int], None]:
+    """Reports a number of clips, after those before them."""
+    return lambda count: progress(before + count, total) if progress else None
 
 
 def _is_in(entry: Entry, splits: Sequence[Split]) -> bool:

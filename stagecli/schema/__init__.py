@@ -24,6 +24,7 @@ from stagecli.schema.section import (
     Hertz,
     Natural,
     NoiseLevel,
+    Paths,
     Positive,
     PositiveFraction,
     Real,
@@ -79,7 +80,7 @@ class Data(Section):
 
     source: Literal["synth", "manifest", "folder", "huggingface", "shards"] = "synth"
     """Kind of data set; `synth` generates clips and needs no download, `shards` are tar files."""
-    path: str = ""
+    path: Paths = ""
     """Manifest file, folder, data set id or shards (`{000..099}`); `${VAR}` is replaced."""
     sample_rate: Annotated[int, Range(1000, 384_000)]
     """Sample rate in Hz. Files with a higher rate are resampled; a lower rate is an error."""
@@ -89,8 +90,12 @@ class Data(Section):
     """Padding of clips shorter than the crop: trained on as `silence`, or excluded by a `mask`."""
     on_bad_file: Literal["error", "skip"] = "error"
     """Unusable files either stop the run before it starts, or are skipped and reported."""
+    path_column: str = "path"
+    """Column of a manifest that holds the path of the audio file, relative to the manifest."""
     caption_column: str = "caption"
-    """Column (or JSON key) that holds the caption, or a list of captions to draw from."""
+    """Column (or JSON key) of the caption or a list of them; `caption_*` joins several columns."""
+    split_column: str = "split"
+    """Column of a manifest that holds the name of the split."""
     audio_column: str = "audio"
     """Column of a Hugging Face data set that holds the audio."""
     train_split: str = "train"
@@ -99,6 +104,8 @@ class Data(Section):
     """Name of the validation split in the data set."""
     test_split: str = "test"
     """Name of the test split in the data set."""
+    valid_share: Annotated[float, Range(0, 0.9, open_low=True)] = 0.05
+    """Share of the clips to validate on, where a folder or manifest has no splits of its own."""
     clips: Annotated[int, Range(1, 100_000)] = 2000
     """Number of training clips of `synth`; valid and test have a tenth each (at least 16)."""
     synth_share: FractionBelowOne = 0.0
@@ -113,14 +120,6 @@ class Data(Section):
     """Crops per clip in the feature cache (neural codecs only)."""
     cache_dir: str = "runs/.cache"
     """Directory of the feature cache, which holds the outputs of frozen networks."""
-
-    @field_validator("path", mode="before")
-    @classmethod
-    def join_paths(cls, value: Any) -> Any:
-        """A list of shards is one text, with `::` between them."""
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return "::".join(value)
-        return value
 
 
 class Codec(Section):
