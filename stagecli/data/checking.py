@@ -70,7 +70,7 @@ class Checker:
                 for (position, name, stamp), (check, lasting) in zip(pending, results, strict=True):
                     checks[position] = check, stamp if lasting else None
                     if lasting:
-                        fresh.append((name, stamp, _as_json(check)))
+                        fresh.append((name, stamp, as_json(check)))
                     if len(fresh) >= WRITE_EVERY:
                         self.index.put_all(fresh)
                         fresh = []
@@ -102,6 +102,7 @@ def is_check(value: Any) -> bool:
     return good_numbers and good_problem and not (numbers is None and problem is None)
 
 
-def _as_json(check: Check) -> list[Any]:
+def as_json(check: Check) -> list[Any]:
+    """The form in which a check is stored."""
     info, problem = check
     return [list(astuple(info)) if info else None, problem]

@@ -5,6 +5,7 @@ A clip is made anew wherever one is taken out, so that loader processes share th
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ class ClipTable:
         labels: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> None:
         """folder: that of most files, whose paths are kept as their names below it."""
-        self.columns = columns
+        self.columns = {name: np.asarray(column) for name, column in columns.items()}
         self.folder = folder
         self._labels = labels or {}
 
@@ -52,6 +53,13 @@ class ClipTable:
     def fits_json(self) -> bool:
         """Whether the columns hold everything."""
         return not self._labels
+
+    def identity(self) -> str:
+        """One hash of all clips, without when and where their files lie."""
+        digest = hashlib.sha256()
+        for name in sorted(set(self.columns) - {"size", "mtime"}):
+            digest.update(np.ascontiguousarray(self.columns[name]).data)
+        return digest.hexdigest()
 
     def clip(self, row: int) -> Clip:
         """The clip of a row."""

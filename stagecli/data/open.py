@@ -63,6 +63,7 @@ def open_source(
             cache_dir=cache,
         )
         source.snapshot = snapshot
+        source.notices += snapshot.notices if snapshot is not None else []
         source.check(splits, cache, progress)
     if data.synth_share > 0 and "train" in splits:
         from stagecli.data.mixed import MixedSource

@@ -53,30 +53,31 @@ class Snapshot:
         self._cache = FeatureCache(cache_dir, "data", {"version": VERSION, **identity})
         self.watched = dict(watched)
 
-    def load(self, folder: Path | None) -> tuple[Kept | None, list[str]]:
-        """The data set if it is kept and none of its files has changed, and notices of damage.
+    @property
+    def notices(self) -> list[str]:
+        """Damage that was found by `load`."""
+        return self._cache.damage_notice()
 
-        folder: of the table.
-        """
+    def load(self, folder: Path | None) -> Kept | None:
+        """The data set if it is kept and none of its files has changed. folder: of the table."""
         document = self._document()
         if document is None:
-            return None, self._cache.damage_notice()
+            return None
         columns = {}
         for name, stated in document["sums"].items():
             column = self._cache.get(name)
             if column is None or _sum(column) != stated:
-                return None, self._cache.damage_notice()
+                return None
             columns[name] = column
         if _changed(columns.pop("paths"), columns.pop("stamps")):
-            return None, []
+            return None
         columns["digest"] = np.array(columns["digest"])
-        kept = Kept(
+        return Kept(
             ClipTable(columns, folder),
             [Problem(*problem) for problem in document["skipped"]],
             document["passed_over"],
             document["divided"],
         )
-        return kept, []
 
     def save(self, kept: Kept, files: Mapping[str, Stamp]) -> None:
         """Keep a data set. files: those of its clips, with their stamps."""

@@ -257,8 +257,7 @@ class FileSource:
     def restore(self, cache_dir: Path) -> bool:
         """Be what the snapshot holds, if no file has changed since; otherwise `check` is needed."""
         assert self.snapshot is not None
-        kept, notices = self.snapshot.load(self._folder)
-        self.notices += notices
+        kept = self.snapshot.load(self._folder)
         if kept is None:
             return False
         self._table = kept.table

@@ -109,7 +109,7 @@ def checked_data(recipe: Recipe, progress: Progress) -> Iterator[Prepared]:
             train=source.clips("train"),
             valid=source.clips("valid"),
             frozen=frozen,
-            data=examine(recipe, source, frozen.text, progress),
+            data=examine(recipe, source, frozen.text, progress, Path(scratch)),
         )
 
 
