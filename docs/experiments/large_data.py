@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 RATE = 16000
+CLIP_BYTES = 4096 + 512  # of a clip in a tar: two headers, 2 kB of audio, a line of JSON
 PER_INODE = 20_000  # hard links of one file
 RECIPE = """
 [task]
@@ -113,10 +114,21 @@ def note_checks(folder: Path, names: list[str], cache: Path) -> None:
 
 def write_shards(folder: Path, count: int, clips: int) -> Path:
     """So many shards of so many clips together."""
-    from stagecli.data.pack import pack_manifest
+    from stagecli.data.pack import pack
+    from stagecli.schema import Data
 
     manifest = write_manifest(folder / "audio", clips)
-    pack_manifest(manifest, folder / "tars", shard_bytes=0, clips_per_shard=clips // count)
+    each = CLIP_BYTES * clips // count
+    data = Data(source="manifest", path=str(manifest), sample_rate=RATE, seconds=1.0)
+    shards = pack(
+        data,
+        folder / "tars",
+        shard_bytes=each,
+        force=False,
+        cache_dir=folder / "pack",
+        progress=lambda *_: None,
+    )
+    print(f"{len(shards)} shards of {shards[0].last} clips", file=sys.stderr)
     return folder / "tars"
 
 

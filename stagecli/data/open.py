@@ -89,7 +89,9 @@ def read_source(
 
         cache = cache_dir or Path(data.cache_dir)
         shards, entries, passed_over = read_shards(data, base, need_captions, cache)
-        return ShardSource(data, shards, _together(entries, undivided), passed_over)
+        files = [(shard.location, shard.stamp) for shard in shards]
+        entries = _together(entries, undivided)
+        return ShardSource(data, files, entries, passed_over, shards)
     if data.source == "manifest":
         entries = manifest_entries(data, path, need_captions)
         return FileSource(data, str(path), _together(entries, undivided), (), path.parent)
@@ -128,10 +130,12 @@ def _restored(data: Data, base: Path, cache: Path, snapshot: Snapshot) -> FileSo
     path = _place(data, base)
     source = FileSource(data, str(path), (), (), path.parent)
     if data.source == "shards":
+        from stagecli.data.locations import stamp_at
         from stagecli.data.shard_names import shard_paths
         from stagecli.data.shards import ShardSource
 
-        source = ShardSource(data, shard_paths(data.path, base), (), ())
+        files = [(location, stamp_at(location)) for location in shard_paths(data.path, base)]
+        source = ShardSource(data, files, (), ())
     source.snapshot = snapshot
     return source if source.restore(cache) else None
 

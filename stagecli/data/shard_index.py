@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from stagecli.data.checking import CHECKS
 from stagecli.data.file_index import Stamp, unusable
 from stagecli.data.locations import open_at, stamp_at
 from stagecli.data.tar_index import (
@@ -67,6 +68,7 @@ def index_document(index: ShardIndex, size: int) -> dict[str, Any]:
     """An index as JSON with its checksum. size: bytes of the tar."""
     content = {
         "stagecli_shard_index": VERSION,
+        "checks": CHECKS,
         "size": size,
         "clips": [list(clip) for clip in index.clips],
         "passed_over": index.passed_over,
@@ -83,7 +85,10 @@ def index_from(document: Any, size: int) -> ShardIndex:
         raise ValueError(problem)
     if content.get("size") != size:
         raise ValueError(f"is that of a tar of {content.get('size'):,} bytes, not {size:,}")
-    return ShardIndex([ShardClip(*clip) for clip in content["clips"]], content["passed_over"])
+    clips = [ShardClip(*clip) for clip in content["clips"]]
+    if content.get("checks") != CHECKS:
+        clips = [clip._replace(facts=None) for clip in clips]
+    return ShardIndex(clips, content["passed_over"])
 
 
 def sidecar_of(location: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -10,9 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from stagecli.data.audio import read_mono
 from stagecli.data.cache import Count
+from stagecli.data.checking import is_check
 from stagecli.data.decoding import file_problem
-from stagecli.data.file_index import Stamp
+from stagecli.data.file_index import FileIndex, Stamp, is_hash
 from stagecli.data.locations import read_at
 from stagecli.data.rows import (
     Clip,
@@ -40,7 +45,8 @@ OPENED_AT_ONCE = 8
 class ShardSource(FileSource):
     """The clips of tar shards: each is read by itself, so their order is free.
 
-    shards: location and stamp of each. Key of a clip: "name of its shard/its key there".
+    shards: location and stamp of each; indexes: theirs, if they were read now. Key of a clip: "name
+    of its shard/its key there".
     """
 
     def __init__(
@@ -49,14 +55,41 @@ class ShardSource(FileSource):
         shards: Sequence[tuple[str, Stamp]],
         entries: Sequence[Entry],
         passed_over: Sequence[str],
+        indexes: Sequence[Shard] = (),
     ) -> None:
         super().__init__(data, data.path, entries, passed_over)
         self.shards = list(shards)
+        self._indexes = list(indexes)
+
+    def read(self, clip: Clip) -> np.ndarray:
+        audio = self.content(clip)
+        digest = self._table.digest(clip.row)
+        if digest is not None and hashlib.sha256(audio).hexdigest() != digest:
+            raise StageError(
+                "a shard holds other audio than its index says",
+                problems=[Problem(clip.key, "its SHA-256 differs")],
+                hint="copy the shard again, or remove the .idx file beside it",
+            )
+        return read_mono(audio, self.sample_rate, clip.key)
 
     def _identity(self, clip: Clip) -> tuple[str, Stamp]:
         assert clip.place is not None
         location, stamp = self.shards[clip.place.shard]
         return f"{location}:{clip.place.start}", stamp
+
+    def _note_known(self, checks: FileIndex, hashes: FileIndex) -> None:
+        for shard in self._indexes:
+            facts: list[tuple[str, Stamp, Any]] = []
+            digests: list[tuple[str, Stamp, Any]] = []
+            for clip in shard.index.clips:
+                name = f"{shard.location}:{clip.start}"
+                if is_check(clip.facts) and checks.get(name, shard.stamp) is None:
+                    facts.append((name, shard.stamp, clip.facts))
+                if is_hash(clip.digest) and hashes.get(name, shard.stamp) is None:
+                    digests.append((name, shard.stamp, clip.digest))
+            checks.put_all(facts)
+            hashes.put_all(digests)
+        self._indexes = []
 
     def _file_of(self, clip: Clip) -> str:
         assert clip.place is not None
@@ -74,7 +107,7 @@ def read_shards(
     need_captions: bool,
     cache_dir: Path,
     progress: Count | None = None,
-) -> tuple[list[tuple[str, Stamp]], list[Entry], list[str]]:
+) -> tuple[list[Shard], list[Entry], list[str]]:
     """The shards of `data.path`, the entries of their clips in order, and what was passed over.
 
     Each shard is indexed once; the index is kept in `cache_dir`. A clip's caption is its `.txt`, or
@@ -101,7 +134,7 @@ def read_shards(
         "is read, nor .json or .txt"
         for ending, count in sorted(passed_over.items())
     ]
-    return [(shard.location, shard.stamp) for shard in shards], entries, lines
+    return shards, entries, lines
 
 
 class _Row:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +24,7 @@ from stagecli.data.cache import Count
 from stagecli.data.checking import CHECKS, Check, Checker, is_check
 from stagecli.data.clip_table import ClipView, TableBuilder
 from stagecli.data.decoding import AudioInfo
-from stagecli.data.file_index import FileIndex, Stamp, content_hash, open_index, stamp_of
+from stagecli.data.file_index import FileIndex, Stamp, content_hash, is_hash, open_index, stamp_of
 from stagecli.data.rows import (
     FEWEST_VALID,
     SPLITS,
@@ -125,6 +124,11 @@ class FileSource:
     def read(self, clip: Clip) -> np.ndarray:
         return read_mono(self._audio(clip), self.sample_rate, clip.key)
 
+    def content(self, clip: Clip) -> bytes:
+        """The bytes of a clip's audio file. Raises OSError."""
+        audio = self._audio(clip)
+        return audio.read_bytes() if isinstance(audio, Path) else audio
+
     def content_hash(self, clip: Clip) -> str:
         known = self._table.digest(clip.row) if clip.row >= 0 else None
         if known and self._stamp_now(clip) == self._table.stamp(clip.row):
@@ -177,9 +181,10 @@ class FileSource:
         self, splits: Sequence[Split], cache_dir: Path, progress: Count | None = None
     ) -> list[Problem]:
         """`check` that refuses nothing: every problem of the entries, which are left out."""
-        self._hashes = self._open_index(cache_dir / "hashes.jsonl", 1, _is_hash)
+        self._hashes = self._open_index(cache_dir / "hashes.jsonl", 1, is_hash)
         self._open_bandwidths(cache_dir)
         index = self._open_index(cache_dir / "checks.jsonl", CHECKS, is_check)
+        self._note_known(index, self._hashes)
         checker = Checker(index, self._identity, self._audio, self.workers)
         builder = TableBuilder(self._folder)
         problems = []
@@ -292,6 +297,9 @@ class FileSource:
             )
         return index
 
+    def _note_known(self, checks: FileIndex, hashes: FileIndex) -> None:
+        """Note checks and hashes that come with the data."""
+
     def _stamp_now(self, clip: Clip) -> Stamp | None:
         """The stamp of a clip's file; None where it cannot be read."""
         try:
@@ -322,10 +330,6 @@ def _counting(progress: Count | None, before: int, total: int) -> Callable[[int]
 
 def _is_in(entry: Entry, splits: Sequence[Split]) -> bool:
     return entry.clip is not None and entry.clip.split in splits
-
-
-def _is_hash(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _is_frequency(value: Any) -> bool:
