@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,9 @@ from stagecli.data.cache import Count
 from stagecli.data.checking import CHECKS
 from stagecli.data.finding import list_audio
 from stagecli.data.folder import folder_entries
+from stagecli.data.locations import absolute
 from stagecli.data.manifest import manifest_entries, manifest_splits
+from stagecli.data.remote import is_remote
 from stagecli.data.rows import SPLITS, Entry, Split, split_names
 from stagecli.data.snapshot import Snapshot, stamp_or_missing
 from stagecli.data.source import FileSource, Source
@@ -21,7 +22,7 @@ from stagecli.schema import Data
 
 # Keys of `[data]` that do not decide which entries there are.
 NO_ENTRIES = {"cache_dir", "clips", "crops", "memory_mb", "narrow", "padding", "seconds"}
-NO_ENTRIES |= {"synth_share", "workers"}
+NO_ENTRIES |= {"remote_cache_gb", "synth_share", "workers"}
 
 
 def open_source(
@@ -92,6 +93,11 @@ def read_source(
         files = [(shard.location, shard.stamp) for shard in shards]
         entries = _together(entries, undivided)
         return ShardSource(data, files, entries, passed_over, shards)
+    if data.source == "manifest" and is_remote(data.path):
+        from stagecli.data.remote_manifest import RemoteSource, read_manifest
+
+        entries = read_manifest(data, cache_dir or Path(data.cache_dir), need_captions)
+        return RemoteSource(data, _together(entries, undivided))
     if data.source == "manifest":
         entries = manifest_entries(data, path, need_captions)
         return FileSource(data, str(path), _together(entries, undivided), (), path.parent)
@@ -108,7 +114,7 @@ def _snapshot(data: Data, base: Path, cache: Path, meaning: JsonRow) -> Snapshot
 
     meaning: what besides `[data]` decides which entries there are.
     """
-    if data.source == "manifest":
+    if data.source == "manifest" and not is_remote(data.path):
         files = [str(_place(data, base))]
     elif data.source == "shards":
         from stagecli.data.shard_index import sidecar_of
@@ -120,8 +126,8 @@ def _snapshot(data: Data, base: Path, cache: Path, meaning: JsonRow) -> Snapshot
     else:
         return None
     keys = data.model_dump(mode="json", exclude=NO_ENTRIES)
-    identity = {"files": [os.path.abspath(file) for file in files], "keys": keys, **meaning}
-    watched = {os.path.abspath(file): stamp_or_missing(file) for file in files}
+    identity = {"files": [absolute(file) for file in files], "keys": keys, **meaning}
+    watched = {absolute(file): stamp_or_missing(file) for file in files}
     return Snapshot(cache, {**identity, "checks": CHECKS}, watched)
 
 
@@ -130,11 +136,11 @@ def _restored(data: Data, base: Path, cache: Path, snapshot: Snapshot) -> FileSo
     path = _place(data, base)
     source = FileSource(data, str(path), (), (), path.parent)
     if data.source == "shards":
-        from stagecli.data.locations import stamp_at
         from stagecli.data.shard_names import shard_paths
         from stagecli.data.shards import ShardSource
 
-        files = [(location, stamp_at(location)) for location in shard_paths(data.path, base)]
+        shards = shard_paths(data.path, base)
+        files = [(location, snapshot.watched[absolute(location)]) for location in shards]
         source = ShardSource(data, files, (), ())
     source.snapshot = snapshot
     return source if source.restore(cache) else None

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from stagecli.data.checking import CHECKS
 from stagecli.data.file_index import Stamp, unusable
-from stagecli.data.locations import open_at, stamp_at
+from stagecli.data.locations import absolute, open_at, stamp_at
 from stagecli.data.tar_index import (
     BLOCK,
     END,
@@ -97,7 +97,7 @@ def sidecar_of(location: str) -> str:
 
 
 def _cache_file(location: str, stamp: Stamp, cache_dir: Path) -> Path:
-    name = f"{os.path.abspath(location)}|{stamp[0]}|{stamp[1]}"
+    name = f"{absolute(location)}|{stamp[0]}|{stamp[1]}"
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
     return cache_dir / "shards" / f"{digest[:32]}.json"
 

@@ -8,7 +8,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from stagecli.data import remote
 from stagecli.data.finding import folder_problem
+from stagecli.data.remote import is_remote
 from stagecli.errors import Problem, StageError
 
 BETWEEN = "::"  # between several paths, as in WebDataset
@@ -28,8 +30,10 @@ def shard_paths(path: str, base: Path) -> list[str]:
     problems: list[Problem] = []
     for part in path.split(BETWEEN):
         for pattern in expanded(part.strip()):
-            location = str(base / os.path.expanduser(pattern))
-            matches, problem = _matches(location)
+            location = pattern
+            if not is_remote(pattern):
+                location = str(base / os.path.expanduser(pattern))
+            matches, problem = _remote(location) if is_remote(location) else _local(location)
             shards += matches
             if problem:
                 problems.append(Problem(pattern, problem))
@@ -68,18 +72,35 @@ def expanded(pattern: str) -> list[str]:
     return [f"{pattern[: match.start()]}{word}{end}" for word in words for end in rest]
 
 
-def _matches(location: str) -> tuple[list[str], str | None]:
+def _local(location: str) -> tuple[list[str], str | None]:
     """The shards at one place, and why there are none."""
     if folder_problem(Path(location)) is None:
-        files = sorted(str(file) for file in Path(location).rglob("*") if file.is_file())
-        shards = [file for file in files if file.endswith(".tar")]
-        compressed = [file for file in files if file.endswith(COMPRESSED)]
-        if compressed:
-            return [], f"holds compressed shards, such as {compressed[0]}: decompress them"
-        return shards, None if shards else "holds no .tar file"
+        return _tars([str(file) for file in Path(location).rglob("*") if file.is_file()])
     if glob.has_magic(location):
         shards = sorted(glob.glob(location, recursive=True))
         return shards, None if shards else "matches no file"
     if not os.path.exists(location):
         return [], "is missing"
     return [location], None
+
+
+def _remote(location: str) -> tuple[list[str], str | None]:
+    """As `_local`, at an address. A single shard is looked for when it is opened."""
+    if location.endswith(".tar") and not glob.has_magic(location):
+        return [location], None
+    try:
+        files = remote.listed(location)
+    except FileNotFoundError:
+        return [], "is missing"
+    if glob.has_magic(location):
+        return files, None if files else "matches no file"
+    return _tars(files) if files else ([], "is missing")
+
+
+def _tars(files: list[str]) -> tuple[list[str], str | None]:
+    """The shards of a folder, and why they cannot be used."""
+    shards = sorted(file for file in files if file.endswith(".tar"))
+    compressed = sorted(file for file in files if file.endswith(COMPRESSED))
+    if compressed:
+        return [], f"holds compressed shards, such as {compressed[0]}: decompress them"
+    return shards, None if shards else "holds no .tar file"

@@ -18,7 +18,7 @@ from stagecli.data.cache import Count
 from stagecli.data.checking import is_check
 from stagecli.data.decoding import file_problem
 from stagecli.data.file_index import FileIndex, Stamp, is_hash
-from stagecli.data.locations import read_at
+from stagecli.data.locations import range_cache, read_at
 from stagecli.data.rows import (
     Clip,
     Entry,
@@ -60,6 +60,7 @@ class ShardSource(FileSource):
         super().__init__(data, data.path, entries, passed_over)
         self.shards = list(shards)
         self._indexes = list(indexes)
+        self._ranges = range_cache(data)
 
     def read(self, clip: Clip) -> np.ndarray:
         audio = self.content(clip)
@@ -98,7 +99,7 @@ class ShardSource(FileSource):
     def _audio(self, clip: Clip) -> Path | bytes:
         assert clip.place is not None
         location, stamp = self.shards[clip.place.shard]
-        return read_at(location, clip.place.start, clip.place.size, stamp)
+        return read_at(location, clip.place.start, clip.place.size, stamp, self._ranges)
 
 
 def read_shards(
@@ -163,10 +164,11 @@ class _Row:
 
 def shard_prefixes(paths: Sequence[str]) -> list[str]:
     """Names of shards that tell them apart: their paths below the folder that all are in."""
-    if len(paths) == 1:
-        return [os.path.basename(paths[0])]
-    common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [os.path.relpath(path, common) for path in paths]
+    parts = [path.split("/") for path in paths]
+    shared = 0
+    while len({tuple(words[: shared + 1]) for words in parts}) == 1 and shared < len(parts[0]) - 1:
+        shared += 1
+    return ["/".join(words[shared:]) for words in parts]
 
 
 def _open_shards(paths: Sequence[str], cache_dir: Path, progress: Count | None) -> list[Shard]:

@@ -19,6 +19,8 @@ import numpy as np
 from stagecli.data.cache import FeatureCache
 from stagecli.data.clip_table import ClipTable
 from stagecli.data.file_index import Stamp
+from stagecli.data.locations import stamp_at
+from stagecli.data.remote import is_remote
 from stagecli.errors import Problem
 from stagecli.files import JsonRow, parse_json
 
@@ -69,7 +71,7 @@ class Snapshot:
             if column is None or _sum(column) != stated:
                 return None
             columns[name] = column
-        if _changed(columns.pop("paths"), columns.pop("stamps")):
+        if self._is_changed(columns.pop("paths"), columns.pop("stamps")):
             return None
         columns["digest"] = np.array(columns["digest"])
         return Kept(
@@ -97,30 +99,35 @@ class Snapshot:
         }
         self._cache.put("document", np.frombuffer(json.dumps(document).encode(), np.uint8))
 
+    def _is_changed(self, paths: np.ndarray, stamps: np.ndarray) -> bool:
+        """Whether any of the files, whose names are separated by NUL, has another stamp."""
+        names = paths.tobytes().decode("utf-8", "surrogateescape").split("\0")
+
+        def is_same(first: int) -> bool:
+            some = names[first : first + AT_ONCE]
+            now = [self.watched.get(name) or stamp_or_missing(name) for name in some]
+            return bool(np.array_equal(np.array(now, np.int64), stamps[first : first + AT_ONCE]))
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return not all(pool.map(is_same, range(0, len(names), AT_ONCE)))
+
     def _document(self) -> JsonRow | None:
         content = self._cache.get("document")
         return parse_json(content.tobytes()) if content is not None else None
 
 
-def stamp_or_missing(path: str | bytes) -> Stamp:
-    """Size and modification time of a file, `MISSING` where there is none to be seen."""
+def stamp_or_missing(location: str) -> Stamp:
+    """Size and modification time of a file, `MISSING` where there is none to be seen.
+
+    Raises StageError for an address that cannot be read.
+    """
     try:
-        status = os.stat(path)
+        if is_remote(location):
+            return stamp_at(location)
+        status = os.stat(location)  # without the detour, as there may be a million of them
     except OSError:
         return MISSING
     return status.st_size, status.st_mtime_ns
-
-
-def _changed(paths: np.ndarray, stamps: np.ndarray) -> bool:
-    """Whether any of the files, whose names are separated by NUL, has another stamp."""
-    names = paths.tobytes().split(b"\0")
-
-    def is_same(first: int) -> bool:
-        now = [stamp_or_missing(name) for name in names[first : first + AT_ONCE]]
-        return bool(np.array_equal(np.array(now, np.int64), stamps[first : first + AT_ONCE]))
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return not all(pool.map(is_same, range(0, len(names), AT_ONCE)))
 
 
 def _sum(column: np.ndarray) -> int:

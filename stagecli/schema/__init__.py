@@ -81,7 +81,7 @@ class Data(Section):
     source: Literal["synth", "manifest", "folder", "huggingface", "shards"] = "synth"
     """Kind of data set; `synth` generates clips and needs no download, `shards` are tar files."""
     path: Paths = ""
-    """Manifest file, folder, data set id or shards (`{000..099}`); `${VAR}` is replaced."""
+    """Manifest, folder, data set id, shards (`{000..099}`), or a URL; `${VAR}` is replaced."""
     sample_rate: Annotated[int, Range(1000, 384_000)]
     """Sample rate in Hz. Files with a higher rate are resampled; a lower rate is an error."""
     seconds: Annotated[float, bounds.CLIP_SECONDS]
@@ -118,6 +118,8 @@ class Data(Section):
     """MB of decoded audio each loader process may cache, and as much again of teacher features."""
     crops: Annotated[int, Range(1, 1000)] = 4
     """Crops per clip in the feature cache (neural codecs only)."""
+    remote_cache_gb: Annotated[float, Range(0, 1e6)] = 20.0
+    """GB of remote audio (`s3://`, `hf://`, ...) that are kept in `cache_dir`."""
     cache_dir: str = "runs/.cache"
     """Directory of the feature cache, which holds the outputs of frozen networks."""
 
