@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stagecli.data.decoding import AudioInfo
 from stagecli.data.report import MOST, rate_that_holds, spread
 from stagecli.data.rows import (
-    FEWEST_VALID,
     SPLITS,
     Split,
+    fewest_valid,
     hash_split,
     split_names,
     valid_share_for,
@@ -22,9 +23,9 @@ from stagecli.schema import Data
 CLIP_SECONDS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)  # of text-to-audio
 TOLERANCE = 1.05  # clips may last this much longer than a round length
 CROP_SECONDS = 2.0  # of super-resolution, at most
-SHORT_SHARE = 0.25  # of clips that are mostly padding, from which on it is masked
 LENGTHS = 16  # `condition.max_length` is a multiple of it
 LONGEST_CAPTION = 512  # bytes that are advised at most
+CAPTION_NAMES = ("caption", "captions", "text", "description", "prompt", "sentence", "transcript")
 OTHER_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training", "development"),
     "valid": ("valid", "validation", "val", "dev"),
@@ -54,8 +55,8 @@ def split_name_advice(data: Data, names: Collection[str]) -> list[Advice]:
 def valid_share_advice(data: Data, keys: Collection[str]) -> list[Advice]:
     """A share that leaves some clips to validate on, of data without splits of their own."""
     count = sum(hash_split(key, data.valid_share) == "valid" for key in keys)
-    share = valid_share_for(keys, FEWEST_VALID)
-    if count >= FEWEST_VALID or share <= data.valid_share:
+    share = valid_share_for(keys)
+    if count >= fewest_valid(len(keys)) or share <= data.valid_share:
         return []
     why = (
         f"the data have no splits, and {data.valid_share:g} of {counted(len(keys), 'clip')} "
@@ -92,7 +93,7 @@ def sample_rate_advice(infos: Sequence[AudioInfo], hertz: Sequence[float]) -> li
 
 
 def seconds_advice(seconds: Sequence[float], task: str) -> list[Advice]:
-    """Length of a crop, and how padding is treated. seconds: lengths of the training clips."""
+    """Length of a crop. seconds: lengths of the training clips."""
     if not seconds:
         return []
     _, short, _, long, _ = spread(seconds, 3)
@@ -105,18 +106,13 @@ def seconds_advice(seconds: Sequence[float], task: str) -> list[Advice]:
         return [Advice("data.seconds", length, why)]
     lengths = (length for length in CLIP_SECONDS if TOLERANCE * length >= long)
     length = next(lengths, CLIP_SECONDS[-1])
-    why = f"90 % of the clips last {long:.3g} s or less; longer ones are cropped, shorter padded"
+    why = (
+        f"90 % of the clips last {long:.3g} s or less; longer ones are cropped, shorter ones end "
+        "in silence, which is learned too"
+    )
     if long > TOLERANCE * length:
         why = f"longer than is trained easily: of longer clips (up to {long:.0f} s), crops are used"
-    advice = [Advice("data.seconds", length, why)]
-    short_clips = sum(second < length / 2 for second in seconds)
-    if short_clips > SHORT_SHARE * len(seconds):
-        why = (
-            f"{among(short_clips, len(seconds), 'clip')} last less than half of that: silence "
-            "after their end would be learned as part of the sound"
-        )
-        advice.append(Advice("data.padding", "mask", why))
-    return advice
+    return [Advice("data.seconds", length, why)]
 
 
 def max_length_advice(captions: Collection[str], max_length: int) -> list[Advice]:
@@ -133,6 +129,18 @@ def max_length_advice(captions: Collection[str], max_length: int) -> list[Advice
         f"longest needs {max(lengths)}"
     )
     return [Advice("condition.max_length", value, why)]
+
+
+def caption_column_advice(labels: Mapping[str, Any]) -> list[Advice]:
+    """The column that may hold captions, of a data set without any. labels: of one clip."""
+    several = [name for name in labels if re.fullmatch(r"captions?_?\d+", name)]
+    names = [name for name in CAPTION_NAMES if isinstance(labels.get(name), str)]
+    if several:
+        names = [several[0].rstrip("0123456789") + "*"]
+    if not names:
+        return []
+    why = "it may describe the sound; without captions, only super-resolution can be trained"
+    return [Advice("data.caption_column", names[0], why)]
 
 
 def narrow_advice(data: Data, narrow_clips: int, rate: int) -> list[Advice]:

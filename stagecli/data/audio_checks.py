@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stagecli.data.decoding import AudioInfo, UndecodableError, open_audio
+from stagecli.data.decoding import AudioInfo, open_audio
+from stagecli.data.undecodable import UndecodableError
 
 # Peak of the mono mix; below the smallest 16-bit value (3e-5), above the rounding of antiphase.
 SILENCE = 2e-5

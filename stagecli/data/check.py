@@ -14,6 +14,7 @@ from typing import Any
 from stagecli.condition.captions import kept_bytes
 from stagecli.data.advice import (
     Advice,
+    caption_column_advice,
     max_length_advice,
     narrow_advice,
     sample_rate_advice,
@@ -25,26 +26,35 @@ from stagecli.data.cache import Progress
 from stagecli.data.fingerprint import fingerprint
 from stagecli.data.open import read_source, recorded_splits
 from stagecli.data.report import MEASURED, DataReport, Expectations, evenly, measure
-from stagecli.data.rows import SPLITS, Clip, Split, split_names
+from stagecli.data.rows import SPLITS, Clip, split_names
 from stagecli.data.source import FileSource
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, counted
 from stagecli.files import JsonRow
 from stagecli.schema import Data
 
 MANIFESTS = (".jsonl", ".csv", ".tsv")
 HUB = "hf:"  # before the name or folder of a Hugging Face data set
 BESIDE = ("manifest.jsonl", "manifest.csv", "manifest.tsv", "metadata.jsonl", "metadata.csv")
+NO_CAPTIONS = (
+    "no clip has a caption, which text-to-audio needs; write each into a .txt beside its file, or "
+    "name the column that has them: data.caption_column"
+)
 LOWEST_RATE = 1000  # Hz: no file is refused for its rate before one is chosen
 
 
 @dataclass(kw_only=True)
 class DataSetCheck:
-    """data: keys that read the data set; task: t2a or sr; problems: what must be mended first."""
+    """A data set as a recipe would find it.
+
+    data: keys that read it; task: t2a or sr; problems: what must be mended first; left_out: what
+    need not, because the user has set `data.on_bad_file` to "skip".
+    """
 
     data: Data
     task: str
     report: DataReport = field(default_factory=DataReport)
     problems: list[Problem] = field(default_factory=list)
+    left_out: list[Problem] = field(default_factory=list)
     advice: list[Advice] = field(default_factory=list)
 
     def as_json(self) -> JsonRow:
@@ -58,6 +68,7 @@ class DataSetCheck:
             "doubts": self.report.doubts,
             "duplicates": [list(pair) for pair in self.report.twins],
             "problems": [{"where": p.where, "what": p.what} for p in self.problems],
+            "skipped": [{"where": p.where, "what": p.what} for p in self.left_out],
             "advice": [entry._asdict() for entry in self.advice],
         }
 
@@ -121,12 +132,23 @@ def check_data_set(
     problems = source.examine(
         SPLITS, cache_dir, lambda done, total: progress("checking audio", done, total)
     )
-    clips = {split: source.clips(split) for split in SPLITS}
-    captions = {text for of_split in clips.values() for clip in of_split for text in clip.captions}
-    task = question.task or ("t2a" if captions - {""} else "sr")
-    check = DataSetCheck(data=data, task=task, problems=problems, advice=advice)
-    check.problems += _missing(source, clips, task)
+    clips = _all_clips(source)
+    task = question.task or ("t2a" if any(clip.caption for clip in clips) else "sr")
+    check = DataSetCheck(data=data, task=task, advice=advice)
+    if task == "t2a" and any(clip.caption for clip in clips):
+        problems += _uncaptioned(source, clips)
+    elif task == "t2a":
+        check.problems.append(Problem(data.path, NO_CAPTIONS))
+    if question.keys.get("on_bad_file") == "skip":
+        check.left_out = problems
+    elif problems:
+        why = f"leaves out the {counted(len(problems), 'entry', 'entries')} that cannot be used"
+        check.advice = [*advice, Advice("data.on_bad_file", "skip", why)]
+        check.problems += problems
+    check.problems += _empty_splits(source)
     _judge(check, source, question, progress)
+    check.report.doubts += [f"left out: {p.where}: {p.what}" for p in check.left_out]
+    check.report.doubts += _notes(source)
     return check
 
 
@@ -141,19 +163,19 @@ def _with(data: Data, advice: list[Advice]) -> Data:
     )
 
 
-def _missing(source: FileSource, clips: dict[Split, list[Clip]], task: str) -> list[Problem]:
-    """Clips without a caption, and splits without clips that training needs."""
+def _uncaptioned(source: FileSource, clips: Sequence[Clip]) -> list[Problem]:
+    what = f'no caption (key "{source.data.caption_column}")'
+    if source.data.source == "folder":
+        what = "no caption: write one into a .txt of the same name"
+    return [Problem(clip.key, what) for clip in clips if not clip.caption]
+
+
+def _empty_splits(source: FileSource) -> list[Problem]:
+    """Splits without clips that training needs."""
     problems = []
-    if task == "t2a":
-        problems = [
-            Problem(clip.key, "no caption")
-            for of_split in clips.values()
-            for clip in of_split
-            if not clip.caption
-        ]
     names = dict(zip(SPLITS, split_names(source.data), strict=True))
     for split in ("train", "valid"):
-        if not clips[split]:
+        if not source.clips(split):
             way_out = f"name another split: --set data.{split}_split=NAME"
             if not source.divided:
                 way_out = "add files"
@@ -162,25 +184,23 @@ def _missing(source: FileSource, clips: dict[Split, list[Clip]], task: str) -> l
 
 
 def _judge(check: DataSetCheck, source: FileSource, question: Question, progress: Progress) -> None:
-    """Measure the clips against the rate that fits them, and add what follows from that."""
-    splits = [split for split in SPLITS if source.clips(split)]
-    clips = [clip for split in splits for clip in source.clips(split)]
+    """Choose the rate, and measure the clips as a recipe with this rate would."""
+    # The rate that fits the training clips.
+    clips = _all_clips(source)
     train = source.clips("train") or clips
     infos = [info for clip in clips if (info := source.info(clip)) is not None]
-
-    # The rate.
     measured = evenly(train, MEASURED)
     hertz = []
     for done, clip in enumerate(measured, 1):
         hertz.append(source.bandwidth(clip) or 0.0)
         progress("measuring bandwidth of training clips", done, len(measured))
-    rates = [] if "sample_rate" in question.keys else sample_rate_advice(infos, hertz)
+    rates = _new(sample_rate_advice(infos, hertz), question)
     rate = rates[0].value if rates else check.data.sample_rate
 
-    # The report that a recipe with this rate would get.
+    # The report.
     prints = fingerprint(
         source,
-        splits,
+        [split for split in SPLITS if source.clips(split)],
         with_captions=True,
         progress=lambda done, total: progress("hashing audio", done, total),
     )
@@ -197,30 +217,46 @@ def _judge(check: DataSetCheck, source: FileSource, question: Question, progress
         expected,
         lambda done, total: progress("measuring bandwidth of every split", done, total),
     )
-    check.report.doubts += [f"{p.where} {p.what}" for p in _beside(check.data)]
-    if not source.divided and not source.clips("test"):
-        check.report.doubts.append(
-            "no clip falls into the test split: score with `stagecli evaluate RUN --split valid`"
-        )
     for error in check.report.refused:
         check.problems.append(Problem(check.data.path, f"{error.message}; {error.hint}"))
 
-    # What fits.
+    # The rest of the advice, which depends on it.
     check.advice += rates
-    if "seconds" not in question.keys:
-        check.advice += seconds_advice([clip.seconds for clip in train], check.task)
+    check.advice += seconds_advice([clip.seconds for clip in train], check.task)
+    captions = {text for clip in clips for text in clip.captions if text}
     if check.task == "t2a":
-        captions = {text for clip in clips for text in clip.captions if text}
         check.advice += max_length_advice(captions, question.max_length)
     else:
         narrow = sum(facts["narrow"] for facts in check.report.facts["splits"].values())
         check.advice += narrow_advice(check.data, narrow, rate)
+    if clips and not captions:
+        check.advice += caption_column_advice(clips[0].labels)
+    check.advice = _one_per_key(_new(check.advice, question))
 
 
-def _beside(data: Data) -> Sequence[Problem]:
-    """Manifests in the folder, which a folder's own captions and splits do not come from."""
-    if data.source != "folder":
-        return []
-    names = [name for name in BESIDE if (Path(data.path).expanduser() / name).is_file()]
-    what = "is a manifest, which this check has not read: check it by its own path"
-    return [Problem(str(Path(data.path) / name), what) for name in names]
+def _one_per_key(advice: Sequence[Advice]) -> list[Advice]:
+    """Advice with the reasons of one key together."""
+    entries: dict[str, Advice] = {}
+    for entry in advice:
+        first = entries.get(entry.key)
+        entries[entry.key] = entry._replace(why=f"{first.why}; {entry.why}") if first else entry
+    return list(entries.values())
+
+
+def _all_clips(source: FileSource) -> list[Clip]:
+    return [clip for split in SPLITS for clip in source.clips(split)]
+
+
+def _notes(source: FileSource) -> list[str]:
+    """What is worth knowing about a folder, and a division by chance."""
+    notes = []
+    if source.data.source == "folder":
+        folder = Path(source.data.path)
+        names = [name for name in BESIDE if (folder.expanduser() / name).is_file()]
+        what = "is a manifest, which this check has not read: check it by its own path"
+        notes = [f"{folder / name} {what}" for name in names]
+    if not source.divided and not source.clips("test"):
+        notes.append(
+            "no clip falls into the test split: score with `stagecli evaluate RUN --split valid`"
+        )
+    return notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 DIGITS = 16  # hexadecimal digits of a hash: 64 bits, so that millions of clips stay apart
 VALID_SHARE = 0.05  # of `hash_split`, as of `data.valid_share`
 TEST_SHARE = 0.05
-FEWEST_VALID = 4  # clips to validate on that a hint asks for
+PROBED = 10  # clips to validate on: as many as the probes of `[stage.regime]` take
 
 
 class Place(NamedTuple):
@@ -95,13 +95,15 @@ def hash_split(key: str, valid_share: float = VALID_SHARE) -> Split:
     return "valid" if place >= 1 - (valid_share + TEST_SHARE) else "train"
 
 
-def valid_share_for(keys: Iterable[str], count: int) -> float:
-    """The smallest share, in hundredths, with which `hash_split` gives valid `count` of the keys.
+def fewest_valid(count: int) -> int:
+    """How many of `count` clips should at least be validated on."""
+    return max(1, min(PROBED, count // 4))
 
-    As many as there are, if they are fewer.
-    """
+
+def valid_share_for(keys: Collection[str]) -> float:
+    """The smallest share, in hundredths, with which `hash_split` gives valid `fewest_valid`."""
     places = sorted(place for key in keys if (place := _place(key)) < 1 - TEST_SHARE)
-    place = places[-count:][0] if places else 1 - TEST_SHARE
+    place = places[-fewest_valid(len(keys)) :][0] if places else 1 - TEST_SHARE
     return max(1, math.ceil(100 * (1 - TEST_SHARE - place))) / 100
 
 

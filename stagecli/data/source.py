@@ -26,7 +26,6 @@ from stagecli.data.clip_table import ClipView, TableBuilder
 from stagecli.data.decoding import AudioInfo
 from stagecli.data.file_index import FileIndex, Stamp, content_hash, is_hash, open_index, stamp_of
 from stagecli.data.rows import (
-    FEWEST_VALID,
     SPLITS,
     Clip,
     Entry,
@@ -253,7 +252,7 @@ class FileSource:
         keys = [clip.key for clip in self._table]
         if "valid" not in empty and "train" not in empty:
             return "chance gave it none of the files: score another split with --split valid"
-        share = valid_share_for(keys, FEWEST_VALID)
+        share = valid_share_for(keys)
         return (
             f"chance gave it none of {counted(len(keys), 'file')}: "
             f"--set data.valid_share={share}, or divide them into folders or by a column"

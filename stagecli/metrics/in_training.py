@@ -27,7 +27,7 @@ def computed(recipe: Recipe) -> tuple[str, ...]:
     distances = (
         m.name for m in METRICS.values() if m.family == "lsd" and m.preset == recipe.evaluate.preset
     )
-    return (*distances, "si_sdr")
+    return (*distances, "log_mel", "si_sdr")
 
 
 def at_cutoff(name: str, cutoff: float) -> str:
