@@ -81,6 +81,7 @@ class ClipTable:
 
     def info(self, row: int) -> AudioInfo:
         """The format and peak of a clip's audio."""
+        assert row >= 0
         rate, frames, channels, *levels = self.columns["info"][row].tolist()
         return AudioInfo(int(rate), int(frames), int(channels), *levels)
 
@@ -89,9 +90,9 @@ class ClipTable:
         return int(self.columns["size"][row]), int(self.columns["mtime"][row])
 
     def digest(self, row: int) -> str | None:
-        """SHA-256 (hex) of a clip's audio; None where it is not known yet."""
-        digest = self.columns["digest"][row]
-        return digest.tobytes().hex() if digest.any() else None
+        """SHA-256 (hex) of a clip's audio; None where it is not known, or for a row below 0."""
+        digest = self.columns["digest"][row] if row >= 0 else None
+        return digest.tobytes().hex() if digest is not None and digest.any() else None
 
     def knows_digests(self, rows: np.ndarray | slice = slice(None)) -> bool:
         """Whether the SHA-256 of the audio of these rows, or of all, is known."""
@@ -99,6 +100,7 @@ class ClipTable:
 
     def put_digest(self, row: int, digest: str) -> None:
         """Note the SHA-256 (hex) of a clip's audio."""
+        assert row >= 0
         self.columns["digest"][row] = np.frombuffer(bytes.fromhex(digest), np.uint8)
 
     def view(self, split: Split) -> ClipView:

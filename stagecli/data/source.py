@@ -21,7 +21,7 @@ from stagecli.data.audio import read_mono
 from stagecli.data.audio_checks import too_low, wrong_scale
 from stagecli.data.bandwidth import file_bandwidth
 from stagecli.data.cache import Count
-from stagecli.data.checking import CHECKS, Check, Checker, is_check
+from stagecli.data.checking import CHECKS, WRITE_EVERY, Check, Checker, is_check
 from stagecli.data.clip_table import ClipView, TableBuilder
 from stagecli.data.decoding import AudioInfo
 from stagecli.data.file_index import FileIndex, Stamp, content_hash, is_hash, open_index, stamp_of
@@ -129,28 +129,25 @@ class FileSource:
         return audio.read_bytes() if isinstance(audio, Path) else audio
 
     def content_hash(self, clip: Clip) -> str:
-        known = self._table.digest(clip.row) if clip.row >= 0 else None
-        if known and self._stamp_now(clip) == self._table.stamp(clip.row):
-            return known
-        audio = self._audio(clip)
-        if isinstance(audio, Path):
-            return content_hash(audio, self._hashes)
-        name, stamp = self._identity(clip)
-        digest = self._hashes.get(name, stamp) if self._hashes else None
-        if not isinstance(digest, str):
-            digest = hashlib.sha256(audio).hexdigest()
-            if self._hashes:
-                self._hashes.put(name, stamp, digest)
+        digest, fresh = self._digest(clip)
+        if self._hashes is not None and fresh is not None:
+            self._hashes.put_all([fresh])
         return digest
 
     def content_hashes(self, clips: Sequence[Clip], progress: Count | None = None) -> list[str]:
         hashes = []
         with ThreadPoolExecutor(self.workers) as pool:
-            for clip, digest in zip(clips, pool.map(self.content_hash, clips), strict=True):
-                hashes.append(digest)
-                self._table.put_digest(clip.row, digest)
-                if progress:
-                    progress(len(hashes), len(clips))
+            for first in range(0, len(clips), WRITE_EVERY):
+                block = clips[first : first + WRITE_EVERY]
+                fresh = []
+                for clip, (digest, note) in zip(block, pool.map(self._digest, block), strict=True):
+                    hashes.append(digest)
+                    self._table.put_digest(clip.row, digest)
+                    fresh += [note] if note is not None else []
+                    if progress:
+                        progress(len(hashes), len(clips))
+                if self._hashes is not None:
+                    self._hashes.put_all(fresh)
         self._keep()
         return hashes
 
@@ -296,15 +293,28 @@ class FileSource:
             )
         return index
 
+    def _digest(self, clip: Clip) -> tuple[str, tuple[str, Stamp, Any] | None]:
+        """The SHA-256 of a clip's audio, and what to note where it has not been noted."""
+        known = self._table.digest(clip.row)
+        try:
+            name, stamp = self._identity(clip)
+            if known and stamp == self._table.stamp(clip.row):
+                return known, None
+            digest = self._hashes.get(name, stamp) if self._hashes else None
+            if isinstance(digest, str):
+                return digest, None
+            audio = self._audio(clip)
+        except OSError as error:
+            problem = Problem(self._file_of(clip), str(error.strerror))
+            raise StageError("cannot read a file", problems=[problem]) from error
+        if isinstance(audio, Path):
+            digest = content_hash(audio)
+        else:
+            digest = hashlib.sha256(audio).hexdigest()
+        return digest, (name, stamp, digest)
+
     def _note_known(self, checks: FileIndex, hashes: FileIndex) -> None:
         """Note checks and hashes that come with the data."""
-
-    def _stamp_now(self, clip: Clip) -> Stamp | None:
-        """The stamp of a clip's file; None where it cannot be read."""
-        try:
-            return self._identity(clip)[1]
-        except OSError:
-            return None
 
     def _identity(self, clip: Clip) -> tuple[str, Stamp]:
         """Name and stamp under which a check of the clip is remembered."""
