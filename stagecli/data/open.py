@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stagecli.data.cache import Count
 from stagecli.data.checking import CHECKS
+from stagecli.data.file_source import FileSource
 from stagecli.data.finding import list_audio
 from stagecli.data.folder import folder_entries
 from stagecli.data.locations import absolute
@@ -15,7 +16,7 @@ from stagecli.data.manifest import manifest_entries, manifest_splits
 from stagecli.data.remote import is_remote
 from stagecli.data.rows import SPLITS, Entry, Split, split_names
 from stagecli.data.snapshot import Snapshot, stamp_or_missing
-from stagecli.data.source import FileSource, Source
+from stagecli.data.source import Source
 from stagecli.errors import Problem, StageError
 from stagecli.files import JsonRow
 from stagecli.schema import Data
@@ -149,11 +150,19 @@ def _restored(data: Data, base: Path, cache: Path, snapshot: Snapshot) -> FileSo
 def recorded_splits(data: Data, base: Path) -> list[str]:
     """Every name that the data set may give to a split. Raises StageError as `open_source`."""
     path = _place(data, base)
+    if data.source == "manifest" and is_remote(data.path):
+        from stagecli.data.remote_manifest import fetched
+
+        path = fetched(data, Path(data.cache_dir))
     if data.source == "manifest":
         return manifest_splits(data, path)
     if data.source == "folder":
         folders = (file.parts[:-1] for file in list_audio(path).files)
         return list(dict.fromkeys(name for parts in folders for name in parts))
+    if data.source == "shards":
+        from stagecli.data.shards import shard_splits
+
+        return shard_splits(data, base, Path(data.cache_dir))
     from stagecli.data.huggingface import dataset_splits
 
     return dataset_splits(data, path)

@@ -19,11 +19,11 @@ from pathlib import Path
 from stagecli.data.cache import Count, Progress
 from stagecli.data.checking import as_json
 from stagecli.data.clip_table import ClipView
+from stagecli.data.file_source import FileSource
 from stagecli.data.finding import SUFFIXES
 from stagecli.data.open import read_source
 from stagecli.data.rows import SPLITS, Clip, Split
 from stagecli.data.shard_index import index_document, sidecar_of
-from stagecli.data.source import FileSource
 from stagecli.data.tar_index import BLOCK, END, ShardClip, ShardIndex
 from stagecli.errors import EXIT_FAILED, Problem, StageError, counted
 from stagecli.files import atomic_path, write_atomic

@@ -12,11 +12,11 @@ import numpy as np
 from stagecli.data import remote
 from stagecli.data.audio import read_mono
 from stagecli.data.file_index import Stamp, unusable
+from stagecli.data.file_source import FileSource
 from stagecli.data.locations import range_cache, read_at
 from stagecli.data.manifest import manifest_entries
 from stagecli.data.remote import is_remote
 from stagecli.data.rows import Clip, Entry
-from stagecli.data.source import FileSource
 from stagecli.errors import Problem, StageError
 from stagecli.files import write_atomic
 from stagecli.schema import Data
@@ -51,12 +51,18 @@ class RemoteSource(FileSource):
 
 
 def read_manifest(data: Data, cache_dir: Path, need_captions: bool) -> list[Entry]:
-    """The entries of a manifest at an address, which is fetched anew at each start.
+    """The entries of a manifest at an address. Raises StageError as `manifest_entries`."""
+    path = fetched(data, cache_dir)
+    return [
+        replace(entry, where=entry.where.replace(str(path), data.path, 1))
+        for entry in manifest_entries(data, path, need_captions)
+    ]
 
-    Raises StageError as `manifest_entries`, and where it cannot be fetched.
-    """
-    name = data.path.rsplit("/", 1)[1]
+
+def fetched(data: Data, cache_dir: Path) -> Path:
+    """A copy of the manifest at an address, made anew. Raises StageError."""
     folder = cache_dir / "manifests" / hashlib.sha256(data.path.encode()).hexdigest()[:16]
+    path = folder / data.path.rsplit("/", 1)[1]
     try:
         content = remote.read(data.path)
     except FileNotFoundError as error:
@@ -67,11 +73,7 @@ def read_manifest(data: Data, cache_dir: Path, need_captions: bool) -> list[Entr
         ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / name, content)
+        write_atomic(path, content)
     except OSError as error:
-        raise unusable(folder / name, error) from error
-    entries = manifest_entries(data, folder / name, need_captions)
-    return [
-        replace(entry, where=entry.where.replace(str(folder / name), data.path, 1))
-        for entry in entries
-    ]
+        raise unusable(path, error) from error
+    return path

@@ -48,6 +48,11 @@ def shard_paths(path: str, base: Path) -> list[str]:
     return shards
 
 
+def holds_shards(folder: Path) -> bool:
+    """Whether a folder holds tar files."""
+    return next(folder.glob("*.tar"), None) is not None
+
+
 def expanded(pattern: str) -> list[str]:
     """A pattern without its braces: `{000..099}` counts, `{train,valid}` lists.
 

@@ -18,6 +18,7 @@ from stagecli.data.cache import Count
 from stagecli.data.checking import is_check
 from stagecli.data.decoding import file_problem
 from stagecli.data.file_index import FileIndex, Stamp, is_hash
+from stagecli.data.file_source import FileSource
 from stagecli.data.locations import range_cache, read_at
 from stagecli.data.rows import (
     Clip,
@@ -32,7 +33,6 @@ from stagecli.data.rows import (
 )
 from stagecli.data.shard_index import Shard, open_shard
 from stagecli.data.shard_names import shard_paths
-from stagecli.data.source import FileSource
 from stagecli.data.tar_index import ShardClip, ShardError
 from stagecli.data.text_files import parse_json, text_problem
 from stagecli.errors import Problem, StageError, counted
@@ -138,6 +138,17 @@ def read_shards(
     return shards, entries, lines
 
 
+def shard_splits(data: Data, base: Path, cache_dir: Path) -> list[str]:
+    """Every name that shards may give to a split: in the JSON of clips, or in their own names."""
+    paths = shard_paths(data.path, base)
+    shards = _open_shards(paths, cache_dir, None)
+    rows = [_Row(0, clip.key, clip) for shard in shards for clip in shard.index.clips]
+    names = [str(row.labels[data.split_column]) for row in rows if data.split_column in row.labels]
+    if not names:
+        names = [word for name in shard_prefixes(paths) for word in _words(Path(name))]
+    return list(dict.fromkeys(names))
+
+
 class _Row:
     """A clip of a shard, with the labels that its JSON holds or the reason why it holds none."""
 
@@ -200,13 +211,18 @@ def _open_shards(paths: Sequence[str], cache_dir: Path, progress: Count | None) 
 
 def _split_of_name(name: Path, data: Data) -> Split | None:
     """The split after which a shard is named (`train-000.tar`), or a folder that it is in."""
-    first_word = re.split(r"[^A-Za-z]", name.name, maxsplit=1)[0]
-    stem = name.name.removesuffix(".tar")
-    for word in (*name.parts[:-1], stem, stem.rstrip("0123456789").rstrip("-_."), first_word):
+    for word in _words(name):
         split = split_named(word, data)
         if split is not None:
             return split
     return None
+
+
+def _words(name: Path) -> list[str]:
+    """The words of a shard's name that may be that of a split, the outermost folder first."""
+    stem = name.name.removesuffix(".tar")
+    first_word = re.split(r"[^A-Za-z]", stem, maxsplit=1)[0]
+    return [*name.parts[:-1], stem, stem.rstrip("0123456789").rstrip("-_."), first_word]
 
 
 def _divider(
