@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result, run_cli
+from conftest import Result, run_cli, write_recipe
 
 from stagecli.data import checking
 from stagecli.data.open import open_source
@@ -147,3 +147,40 @@ def test_sizes() -> None:
     for text in ("", "many", "-1GB", "12", "3PB"):
         with pytest.raises(StageError, match="no size of a shard"):
             parse_size(text)
+
+
+def test_data_check_reads_shards(folder: Path) -> None:
+    packed(folder, "shards")
+    result = run_cli("data", "check", "shards", "--json", cwd=folder)
+    document = json.loads(result.stdout)
+    assert (document["source"], document["task"]) == ("shards", "t2a")
+    assert {name: split["clips"] for name, split in document["splits"].items()} == {
+        "train": 8,
+        "valid": 2,
+        "test": 2,
+    }
+    assert not (folder / "runs").exists()
+    assert "tar shards" in run_cli("data", "check", "shards", cwd=folder).stdout
+
+
+def test_training_is_the_same_as_on_the_manifest(tmp_path: Path) -> None:
+    rows = []
+    for number in range(12):
+        audio = 0.1 * np.random.default_rng(number).standard_normal(4000)
+        soundfile.write(tmp_path / f"{number}.wav", audio, 8000)
+        split = "valid" if number > 8 else "train"
+        rows.append({"path": f"{number}.wav", "caption": f"sound {number}", "split": split})
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert packed(tmp_path, "shards", "--shard-size", "30kB").code == 0
+
+    losses = []
+    for source, path in (("manifest", "m.jsonl"), ("shards", "shards")):
+        keys: dict[str, Any] = {"data__source": source, "data__path": path, "train__steps": 4}
+        workers = {"data__workers": 2 if source == "shards" else 0}
+        recipe = write_recipe(tmp_path / f"{source}.toml", **keys, **workers)
+        result = run_cli("train", recipe, "--name", source, cwd=tmp_path)
+        assert result.code == 0, result.stderr
+        text = (tmp_path / "runs" / source / "metrics.jsonl").read_text()
+        losses.append([json.loads(line).get("train/loss") for line in text.splitlines()])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) >= 4

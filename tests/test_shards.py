@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from conftest import write_recipe
 
 from stagecli.data.open import open_source
 from stagecli.data.shard_names import expanded
 from stagecli.data.source import Source
 from stagecli.errors import StageError
+from stagecli.recipe.load import load_recipe
 from stagecli.schema import Data
 
 RATE = 16000
@@ -91,6 +93,13 @@ def test_shards_by_name(shards: Path) -> None:
     again = opened(shards, ["train-{000..001}.tar", "valid-000.tar", "test-*.tar"])
     assert again.clips("train") == train
     assert again.content_hash(again.clips("train")[0]) == source.content_hash(train[0])
+
+
+def test_variables_in_a_list_of_shards(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", str(shards))
+    paths = ["${PLACE}/train-{000..001}.tar", "${PLACE}/valid-000.tar"]
+    recipe = load_recipe(write_recipe(shards / "r.toml", data__source="shards", data__path=paths))
+    assert recipe.data.path == f"{shards}/train-{{000..001}}.tar::{shards}/valid-000.tar"
 
 
 def test_patterns() -> None:

@@ -112,8 +112,8 @@ def note_checks(folder: Path, names: list[str], cache: Path) -> None:
         hashes.put_all((str(folder / name), stamp, digest) for name in group)
 
 
-def write_shards(folder: Path, count: int, clips: int) -> Path:
-    """So many shards of so many clips together."""
+def write_shards(folder: Path, count: int, clips: int) -> tuple[Path, int]:
+    """About so many shards of so many clips together: where they are, and their number."""
     from stagecli.data.pack import pack
     from stagecli.schema import Data
 
@@ -128,8 +128,7 @@ def write_shards(folder: Path, count: int, clips: int) -> Path:
         cache_dir=folder / "pack",
         progress=lambda *_: None,
     )
-    print(f"{len(shards)} shards of {shards[0].last} clips", file=sys.stderr)
-    return folder / "tars"
+    return folder / "tars", len(shards)
 
 
 # -- one start, in a process of its own ------------------------------------------------------------
@@ -226,9 +225,9 @@ def main() -> None:
             return
         for count in options.counts:
             place = folder / str(count)
-            tars = write_shards(place, count, options.clips)
+            tars, number = write_shards(place, count, options.clips)
             rows = measure(place, "shards", tars, options.starts)
-            show(f"{options.clips:,} clips in {count} shards", rows, base)
+            show(f"{options.clips:,} clips in {number} shards", rows, base)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from stagecli import bounds
 from stagecli.bounds import Length, Range, is_plain_text
 
 
-def _joined(value: Any) -> Any:
+def joined_paths(value: Any) -> Any:
     """A list of paths as one text, with `::` between them."""
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return "::".join(value)
@@ -39,7 +39,7 @@ PositiveFraction = Annotated[float, Range(0, 1, open_low=True)]
 FractionBelowOne = Annotated[float, Range(0, 1, open_high=True)]
 NoiseLevel = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Hertz = Annotated[float, bounds.HERTZ]
-Paths = Annotated[str, BeforeValidator(_joined)]
+Paths = Annotated[str, BeforeValidator(joined_paths)]
 Some = Length(1, 100)
 Two = Length(2, 2)
 
