@@ -22,6 +22,7 @@ from helpers.clips import (
     write_data_set,
     write_manifest,
 )
+from helpers.tables import Table, fake_datasets
 
 from stagecli.data.rows import hash_split
 
@@ -201,6 +202,9 @@ def test_a_few_low_rates_are_left_out_rather_than_followed(cli: Cli, folder: Pat
     soundfile.write(folder / "0.wav", noise(0, rate=8000), 8000)
     advice = advised(checked(cli, folder / "manifest.jsonl"))
     assert (advice["data.sample_rate"], advice["data.on_bad_file"]) == (RATE, "skip")
+    asked = ("--set", f"data.sample_rate={RATE}")
+    (problem,) = checked(cli, folder / "manifest.jsonl", *asked, code=1)["problems"]
+    assert problem["what"] == "0.wav: sample rate 8000 Hz is below the recipe's 16000 Hz"
 
 
 def test_splits_of_other_names_are_recognised(cli: Cli, folder: Path) -> None:
@@ -224,6 +228,26 @@ def test_the_column_of_captions_is_suggested(cli: Cli, folder: Path) -> None:
     assert advised(checked(cli, folder / "manifest.jsonl"))["data.caption_column"] == "text"
     keys = ("--set", "data.caption_column=text")
     assert checked(cli, folder / "manifest.jsonl", *keys)["task"] == "t2a"
+
+
+def test_a_hugging_face_data_set_is_checked_like_files(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"audio": {"path": None, "bytes": (folder / f"{k}.wav").read_bytes()}, "text": f"noise {k}"}
+        for k in range(11)
+    ]
+    tables = {"train": Table(rows[:8]), "validation": Table(rows[8:])}
+    tables["validation"]._fingerprint = "f1"
+    monkeypatch.setitem(sys.modules, "datasets", fake_datasets(tables))
+    document = checked(cli, "hf:owner/name", "--set", "data.caption_column=text")
+    assert (document["source"], document["task"]) == ("huggingface", "t2a")
+    assert [document["splits"][split]["clips"] for split in ("train", "valid")] == [8, 3]
+    assert advised(document)["data.valid_split"] == "validation"
+    assert advised(document)["data.sample_rate"] == RATE
+    del tables["validation"]
+    (problem,) = checked(cli, "hf:owner/name", code=1)["problems"]
+    assert problem["where"] == "split valid"
 
 
 # --- what is no data set --------------------------------------------------------------------------

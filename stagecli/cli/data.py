@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from stagecli.bounds import Range
+from stagecli.cli import prepare
+from stagecli.cli.help import GroupedCommand, examples
 from stagecli.cli.options import AsJson, Force, Overrides, number_option, one_of
 from stagecli.cli.progress import progress_bars
 from stagecli.errors import EXIT_FAILED
@@ -17,7 +19,7 @@ from stagecli.terminal.console import Console
 MAX_LENGTH = Range(1, 10_000)  # as condition.max_length
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Check a data set before training on it."
+    no_args_is_help=True, rich_markup_mode=None, help="Check data sets, and make their manifests."
 )
 
 
@@ -28,8 +30,12 @@ def _data() -> None:
 
 @app.command(
     "check",
-    epilog="Examples:  stagecli data check sounds/   |   ... clips.csv --set "
-    "data.path_column=file_name   |   ... hf:owner/name --task sr --json",
+    cls=GroupedCommand,
+    epilog=examples(
+        "stagecli data check sounds/",
+        "stagecli data check clips.csv --set data.path_column=file_name",
+        "stagecli data check hf:owner/name --task sr --json",
+    ),
 )
 def check_data(
     path: Annotated[
@@ -76,7 +82,8 @@ def check_data(
 
 @app.command(
     "pack",
-    epilog="Example:  stagecli data pack clips.jsonl shards/ --shard-size 1GB",
+    cls=GroupedCommand,
+    epilog=examples("stagecli data pack clips.jsonl shards/ --shard-size 1GB"),
 )
 def pack_data(
     path: Annotated[
@@ -114,3 +121,6 @@ def pack_data(
     Console().note(
         f'wrote {shown}; read them with:  data.source = "shards", data.path = "{folder}"'
     )
+
+
+app.command(cls=GroupedCommand, epilog=prepare.EXAMPLES, help=prepare.HELP)(prepare.prepare)

@@ -97,12 +97,14 @@ def find_audio(
     source: Path,
     warn: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
+    *,
+    skip_bad: bool = False,
 ) -> dict[Path, AudioInfo]:
     """`source` if it is a file, or every audio file under a folder, sorted, with its format.
 
     Each file is decoded once, block by block; silent files are allowed. warn: receives what is
-    passed over; progress: (files checked, files). Raises StageError listing every file that cannot
-    be used.
+    passed over; progress: (files checked, files); skip_bad: a file that cannot be used is passed
+    over too, unless it is the only one. Raises StageError listing every file that cannot be used.
     """
     files = [source]
     if folder_problem(source) is None:
@@ -120,10 +122,12 @@ def find_audio(
             headers[path] = info
         else:
             problems.append(Problem(str(path), problem or "cannot be decoded"))
-    if problems:
+    if problems and not (skip_bad and headers):
         raise StageError(
             f"{among(len(problems), len(files), 'input file')} cannot be used", problems=problems
         )
+    for bad in problems:
+        warn(f"{bad.where}: skipped: {bad.what}")
     return headers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from stagecli.files import JsonRow, read_user_text
 from stagecli.schema import Data
 
 LARGEST = 1 << 20  # bytes of a file that holds one caption
+FOLDER = "folder"  # the caption column that means the name of a file's folder
+NUMBER = re.compile(r"\d+[\s._-]+")  # before a name, as in "001 - Dog bark"
 
 
 def folder_entries(data: Data, root: Path, need_captions: bool) -> tuple[list[Entry], list[str]]:
     """Entries of the audio files in a folder and its subfolders, and what was passed over.
 
     `a.wav` has its caption in `a.txt`, or under `data.caption_column` in `a.json`, whose other keys
-    are labels. A folder in the path named like a split decides the split (then every file must be
-    in one); without such folders `hash_split` of the path decides. Raises StageError without any
-    audio file.
+    are labels. With "folder" as the caption column, it is the name of the file's folder. A folder
+    in the path named like a split decides the split (then every file must be in one); without such
+    folders `hash_split` of the path decides. Raises StageError without any audio file.
     """
     folder = list_audio(root)
     splits = [_split_of_folder(file, data) for file in folder.files]
@@ -57,6 +60,9 @@ def _clip(
     text, labels, problem = _read_beside(path)
     if problem:
         return None, problem
+    words = _folder_words(data, file)
+    if data.caption_column == FOLDER and words:
+        labels.setdefault(FOLDER, words)
     columns = {name: labels.pop(name) for name in caption_columns(labels, data.caption_column)}
     if text is not None:
         columns = {data.caption_column: text}
@@ -74,6 +80,13 @@ def _clip(
         more_captions=tuple(captions[1:]),
     )
     return clip, None
+
+
+def _folder_words(data: Data, file: Path) -> str:
+    """The name of the innermost folder that is not a split, in words; empty if there is none."""
+    names = [name for name in file.parts[:-1] if split_named(name, data) is None]
+    name = names[-1] if names else ""
+    return NUMBER.sub("", name, count=1).replace("_", " ").strip()
 
 
 def _split_of_folder(file: Path, data: Data) -> Split | None:

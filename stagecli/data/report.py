@@ -16,7 +16,7 @@ from stagecli.data.cache import Count
 from stagecli.data.fingerprint import Fingerprint
 from stagecli.data.rows import Clip, Split, is_synthesised
 from stagecli.data.source import Source
-from stagecli.errors import Problem, StageError, among, counted
+from stagecli.errors import Problem, StageError, among, counted, significant
 from stagecli.files import JsonRow
 
 MEASURED = 64  # clips per split whose bandwidth is measured, evenly spaced
@@ -132,7 +132,7 @@ def _report_peaks(
 ) -> None:
     for split, of_split in clips.items():
         loud = [
-            f"{clip.key}: {info.peak:.3g}"
+            f"{clip.key}: {significant(info.peak, 3)}"
             for clip in of_split
             if (info := source.info(clip)) is not None and info.peak > 1
         ]

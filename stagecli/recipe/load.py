@@ -29,6 +29,7 @@ PATH_KEYS = (
     ("codec", "vocoder"),
     ("condition", "model"),
     ("evaluate", "judge"),
+    ("train", "init"),
 )
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from stagecli.errors import among
+from stagecli.errors import among, significant
 from stagecli.files import JsonRow, read_json_lines
 from stagecli.flow.schedule import learning_rate
 from stagecli.generate.pipeline import Pipeline
@@ -63,6 +63,8 @@ class Outputs:
         step = self.state.step
         self.saved_step = step
         if step == 0:
+            if self.options.init and self.options.validate_every and self.prepared.valid:
+                self.validate()  # where fine-tuning starts
             return
         missing = self.due() - self.recorded()
         self.accelerator.wait_for_everyone()  # before any process writes a record
@@ -76,6 +78,7 @@ class Outputs:
         step = self.state.step
         last = step == options.steps
         saves = last or is_due(step, options.checkpoint_every)
+        draws = options.samples > 0 or bool(options.prompts)
         # A checkpoint without a score could not be compared with the best, so it gets one too.
         needs_score = saves and options.best != in_training.LOSS
         names = {
@@ -84,7 +87,7 @@ class Outputs:
             "scores": options.evaluate_every > 0
             and (last or needs_score or is_due(step, options.evaluate_every)),
             "checkpoint": saves,
-            "samples": options.samples > 0 and (last or is_due(step, options.sample_every)),
+            "samples": draws and (last or is_due(step, options.sample_every)),
         }
         return {name for name, needed in names.items() if needed}
 
@@ -112,6 +115,9 @@ class Outputs:
             self.save()
         if "samples" in names:
             self.draw_samples()
+        if "checkpoint" in names:
+            with self.state.log_window.paused():
+                self.recorder.picture(self.state.step)
 
     def log(self, lr: float) -> None:
         """A row of metrics and one of noise bins over the steps since the last ones."""
@@ -164,6 +170,8 @@ class Outputs:
                         self.pipeline, self.prepared, folder, self.options.samples, state.step
                     )
                 self._report_loud(rows)
+                self._report_alone(rows)
+                self.recorder.samples(state.step, folder, rows)
             self.accelerator.wait_for_everyone()
 
     def _report_loud(self, rows: Sequence[JsonRow]) -> None:
@@ -175,10 +183,18 @@ class Outputs:
                 "gain_db": min(row["gain_db"] for row in loud),
             }
             reason = (
-                f"{among(len(loud), len(rows), 'sample', 'exceeds', 'exceed')} full scale: a peak "
-                f"of {evidence['peak']:.3g}, written {evidence['gain_db']:.1f} dB quieter"
+                f"{among(len(loud), len(rows), 'sample', 'exceeds', 'exceed')} full scale: "
+                f"a peak of {significant(evidence['peak'], 3)}, "
+                f"written {evidence['gain_db']:.1f} dB quieter"
             )
             event = Event("samples", "drawn", "turned down", reason, evidence)
+            self.recorder.event(self.state.step, event)
+
+    def _report_alone(self, rows: Sequence[JsonRow]) -> None:
+        """An event if the recording of a prompt could not be read."""
+        reasons = [row["no_reference"] for row in rows if "no_reference" in row]
+        if reasons:
+            event = Event("samples", "drawn", "without a reference", reasons[0], {})
             self.recorder.event(self.state.step, event)
 
     def save(self) -> None:

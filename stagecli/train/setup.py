@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import parse_flag_from_env
 
 from stagecli import launcher
@@ -24,6 +26,7 @@ from stagecli.train.encoders import load_frozen
 from stagecli.train.feed import micro_batches
 from stagecli.train.finite import build_check
 from stagecli.train.graph import check_compile
+from stagecli.train.initial import Init, check_fine_tuning, fine_tune, open_init
 from stagecli.train.log_window import LogWindow
 from stagecli.train.memory import refuse_what_cannot_fit
 from stagecli.train.outputs import Outputs
@@ -34,6 +37,7 @@ from stagecli.train.recorder import Recorder
 from stagecli.train.scorer import build_scorer
 from stagecli.train.shared_memory import check_least_shared_memory, check_shared_memory
 from stagecli.train.state import RunContext, TrainingState
+from stagecli.train.trackers import Trackers
 from stagecli.train.trainer import Trainer
 
 
@@ -145,14 +149,16 @@ def build_trainer(
     """
     device = accelerator.device
 
-    # The data, the codec, and what the frozen encoders compute once.
+    # The data, the codec, and what the frozen encoders compute once; a new run may fine-tune.
     stages = Stages.of(recipe)
+    init = open_init(recipe, run_dir.parent, run) if start is None else None
     prepared = prepare_together(
-        recipe, accelerator, run_dir, run, view, start=start, accept_data=accept_data
+        recipe, accelerator, run_dir, run, view, start=start, accept_data=accept_data, init=init
     )
 
     # What is trained.
     network = build_network(recipe, prepared, device)
+    fine_tune(network, recipe, init, run)
     adamw = build_optimizer(network, recipe.train, device)
     wrapped, optimizer = accelerator.prepare(network, adamw)
     stages.attach(network, prepared.feature_width)
@@ -163,7 +169,7 @@ def build_trainer(
     if recipe.train.evaluate_every:
         scorer = build_scorer(prepared, pipeline, accelerator, view.progress)
 
-    # Where training stands.
+    # Where training stands, and what checks it.
     state = TrainingState(
         network=network,
         ema=EMA(network, recipe.train.ema),
@@ -173,7 +179,6 @@ def build_trainer(
         probes=open_probes(stages, prepared, network, accelerator, view),
         log_window=LogWindow(recipe.train.bins),
     )
-
     check = build_check(state, adamw, recipe, device)
 
     # The loop and what it writes.
@@ -183,7 +188,7 @@ def build_trainer(
         accelerator=accelerator,
         prepared=prepared,
         wrapped=wrapped,
-        recorder=Recorder(run, view),
+        recorder=Recorder(run, view, Trackers(accelerate_tracker)),
     )
     return Trainer(context, state, Outputs(context, state, pipeline, scorer), check)
 
@@ -197,10 +202,12 @@ def prepare_together(
     *,
     start: Path | None,
     accept_data: bool,
+    init: Init | None = None,
 ) -> Prepared:
     """What `prepare` makes, by the main process first; the others then find its caches.
 
-    The arguments are those of `build_trainer`. Raises StageError.
+    init: the model that a new run starts from; the other arguments are those of `build_trainer`.
+    Raises StageError.
     """
     processes = accelerator.num_processes
     order = micro_batches(recipe, rank=0, world=processes)
@@ -211,6 +218,7 @@ def prepare_together(
             recipe, frozen.codec, frozen.text_width, accelerator.device, processes
         )
         check_least_shared_memory(recipe, frozen, order)
+        statistics, notices = check_fine_tuning(recipe, frozen, init)
 
         # The data.
         prepared = prepare(
@@ -221,11 +229,22 @@ def prepare_together(
             frozen=frozen,
             start=start,
             accept_data=accept_data,
+            inherited=statistics,
         )
     check_shared_memory(prepared, order)
     if run is not None:
+        run.notices += notices
         run.notices += [Notice("made again", problem) for problem in prepared.rebuilt]
     return prepared
+
+
+def accelerate_tracker(name: str, /, *arguments: Any, **options: Any) -> Any:
+    """Accelerate's tracker `name`, not started. Raises StageError where it has none."""
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise StageError(
+            f"the installed Accelerate has no tracker {name}: pip install --upgrade accelerate"
+        )
+    return LOGGER_TYPE_TO_CLASS[name](*arguments, **options)
 
 
 def open_probes(
