@@ -15,7 +15,14 @@ from stagecli.schema import Recipe
 UNSIGNED: dict[str, set[str] | None] = {
     "about": None,
     "evaluate": None,
-    "data": {"path", "on_bad_file", "workers", "memory_mb", "cache_dir"},  # see data.json
+    "data": {  # see data.json
+        "path",
+        "on_bad_file",
+        "workers",
+        "memory_mb",
+        "remote_cache_gb",
+        "cache_dir",
+    },
     "train": {
         "steps",
         "log_every",

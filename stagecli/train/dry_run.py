@@ -118,7 +118,7 @@ def checked_data(
             train=source.clips("train"),
             valid=source.clips("valid"),
             frozen=frozen,
-            data=examine(recipe, source, frozen.text, progress),
+            data=examine(recipe, source, frozen.text, progress, Path(scratch)),
         )
 
 
