@@ -33,14 +33,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dsp",),
     ("schema",),
     ("targets",),
-    ("files", "bounds", "launcher"),
+    ("files", "bounds", "launcher", "cgroup"),
     ("errors",),
     ("__init__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT_ROOMS = (
     *("recipe", "runs", "report", "terminal", "targets", "files", "errors", "schema", "bounds"),
-    *("cli", "launcher"),
+    *("cli", "launcher", "cgroup"),
 )
 HEAVY = ("torch", "torchaudio", "transformers", "safetensors", "accelerate", "scipy", "datasets")
 WITHOUT_TORCH = [
