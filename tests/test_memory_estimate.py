@@ -64,3 +64,32 @@ def test_the_estimate_is_near_the_measured_peak(
     guess = memory.estimate_memory(recipe, frames=FRAMES, channels=CHANNELS)
     peak = peak_of_a_step(path, clips)
     assert guess.total(clips) == pytest.approx(peak, rel=0.25)
+
+
+def test_the_largest_batch_is_the_last_that_fits() -> None:
+    estimate = memory.MemoryEstimate(fixed=1000, gradients=300, copies=50, per_clip=100)
+    for there in (1399, 1400, 1500, 1999, 5000):
+        most = estimate.most_clips(there)
+        assert (most == 0) == (there < 1400)
+        assert not most or estimate.total(most) <= there < estimate.total(most + 1)
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "limit"),
+    [
+        ("0::/a/b\n", {"a/memory.max": "1000", "a/b/memory.max": "max"}, 1000),
+        ("3:memory:/x\n", {"memory/x/memory.limit_in_bytes": "700"}, 700),
+        ("3:cpu:/x\n", {"cpu/x/memory.limit_in_bytes": "700"}, None),
+    ],
+)
+def test_the_memory_of_a_cgroup(
+    group: str, files: dict[str, str], limit: int | None, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.write_text(group)
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert cgroup.memory_limit(tmp_path / "groups", own) == limit
+    assert cgroup.memory_limit(tmp_path / "groups", tmp_path / "missing") is None

@@ -18,6 +18,8 @@ UNSIGNED: dict[str, set[str] | None] = {
     "data": {"path", "on_bad_file", "workers", "memory_mb", "cache_dir"},  # see data.json
     "train": {
         "steps",
+        "accumulate",  # how a step is taken, not what it is
+        "activation_checkpointing",
         "log_every",
         "checkpoint_every",
         "keep",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -63,9 +65,7 @@ class MemoryEstimate:
 
     def sharded(self, processes: int) -> MemoryEstimate:
         """The same where processes share weights, gradients, moments and EMA weights."""
-        return replace(
-            self, fixed=self.fixed // processes, gradients=self.gradients // processes
-        )
+        return replace(self, fixed=self.fixed // processes, gradients=self.gradients // processes)
 
 
 def estimate_memory(
@@ -207,11 +207,10 @@ def refuse_what_cannot_fit(
         weights = 4 * COPIES * parameters
         owner = "the GPU" if device.type == "cuda" else "this machine"
         raise StageError(
-            f"training needs at least {gigabytes(needed)} of memory, {owner} has "
-            f"{gigabytes(there)}",
+            f"training needs at least {in_words(needed)} of memory, {owner} has {in_words(there)}",
             problems=[
-                Problem("model", f"{parameters:,} parameters take {gigabytes(weights)}"),
-                Problem("train.batch_size", f"a batch takes {gigabytes(needed - weights)}"),
+                Problem("model", f"{parameters:,} parameters take {in_words(weights)}"),
+                Problem("train.batch_size", f"a batch takes {in_words(needed - weights)}"),
             ],
             hint="choose a smaller model or batch_size, more accumulate, or fewer data.seconds",
         )
@@ -229,6 +228,16 @@ def bytes_of(device: torch.device) -> int:
     return physical if limit is None else min(physical, limit)
 
 
-def gigabytes(count: float) -> str:
-    """Bytes in words."""
+def peak_memory() -> int:
+    """Bytes that were taken at most: of the GPU's allocations, or of this process on a CPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def in_words(count: int) -> str:
+    """Bytes as `1.5 GB`, or `300 MB` of less than that."""
+    if count < 2**30:
+        return f"{count / 2**20:,.0f} MB"
     return f"{count / 2**30:,.1f} GB"

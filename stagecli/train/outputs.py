@@ -36,6 +36,7 @@ class Outputs:
         scorer: Scorer | None,
     ) -> None:
         """pipeline: generates with the network that is trained; scorer: None without evaluation."""
+        self.context = context
         self.recipe = context.recipe
         self.options = context.recipe.train
         self.run_dir = context.run_dir
