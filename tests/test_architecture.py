@@ -197,7 +197,7 @@ def test_pure_parts_import_torch_only(
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("rich", {"terminal.console"}), ("accelerate", {"train.setup"})],
+    [("rich", {"terminal.console"}), ("accelerate", {"train.processes"})],
 )
 def test_one_file_per_framework(package: str, allowed: set[str]) -> None:
     # Accelerate: doctor reads its state inside a function, and annotations name it.

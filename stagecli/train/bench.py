@@ -18,7 +18,8 @@ from stagecli.terminal.views import QuietView
 from stagecli.train.interrupt import Interrupt
 from stagecli.train.memory import peak_memory
 from stagecli.train.precision import resolve_precision
-from stagecli.train.setup import build_accelerator, build_trainer
+from stagecli.train.processes import build_accelerator
+from stagecli.train.setup import build_trainer
 
 WARM = 3  # steps that do not count
 

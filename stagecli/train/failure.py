@@ -61,7 +61,7 @@ def rescue(error: Exception, outputs: Outputs) -> StageError:
     state = outputs.state
     saved: StageError | None = None
     try:
-        outputs.rescue()
+        outputs.rescue(together=isinstance(error, StepError))
     except StageError as failed:
         saved = failed
 
