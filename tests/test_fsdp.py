@@ -18,7 +18,7 @@ from stagecli.runs import checkpoint
 from stagecli.train import trainer
 
 Cli = Callable[..., Result]
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "CUDA_VISIBLE_DEVICES": ""}
 MECHANISMS: dict[str, Any] = {
     "model__depth": 4,
     "stage__regime__every": 2,
@@ -212,3 +212,28 @@ def test_settings_that_are_not_supported_are_refused_before_work(
     result = cli("train", write_recipe(tmp_path / "r.toml"), env={**launched, **FSDP, **changes})
     assert result.code == 2 and result.stderr.count("error: ") == 1
     assert named in result.stderr and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("size", "offered"), [(10, "8 or 12"), (2, "4")])
+def test_a_batch_that_cannot_be_split_is_refused_before_work(
+    size: int, offered: str, cli: Cli, tmp_path: Path
+) -> None:
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    recipe = write_recipe(tmp_path / "r.toml", train__batch_size=size, train__accumulate=2)
+    result = cli("train", recipe, env=launched)
+    assert result.code == 2
+    assert f"{size} is not divisible by 2 processes x accumulate 2" in result.stderr
+    assert f"choose train.batch_size {offered}, or" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_counts_what_one_process_keeps(cli: Cli, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.toml", model__width=256, train__precision="fp32")
+    env = {"WORLD_SIZE": "4", "RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    memory = []
+    engines: tuple[dict[str, str], ...] = ({}, FSDP)
+    for more in engines:
+        plan = cli("train", recipe, "--dry-run", env={**env, **more}).stdout
+        line = next(line for line in plan.splitlines() if line.startswith("memory"))
+        memory.append(int(line.split()[2]))
+    assert memory[0] > 2.5 * memory[1] > 0

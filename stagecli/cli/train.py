@@ -133,7 +133,8 @@ def _dry_run(recipe: Recipe) -> None:
 
     with progress_bars() as report:
         plan = dry_run.make_plan(recipe, report)
-    dry_run.show_plan(plan, Console())
+    if launcher.is_main():
+        dry_run.show_plan(plan, Console())
 
 
 def _prepare(recipe: Recipe, view: View) -> None:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stagecli import launcher
 from stagecli.cgroup import memory_limit
 from stagecli.codec.base import Codec
 from stagecli.errors import Problem, StageError
@@ -185,6 +186,8 @@ def bare_loss(network: Network, batch: Mapping[str, Tensor], precision: str) -> 
 def least_bytes(recipe: Recipe, codec: Codec, parameters: int, processes: int = 1) -> int:
     """Bytes for the weights and what AdamW keeps, the audio of a batch, and a value per token,
     channel and block, which the backward pass needs: less than training takes in any case.
+
+    parameters: of which a process keeps copies.
     """
     options = recipe.train
     width, depth, _ = recipe.model.resolved()
@@ -201,6 +204,8 @@ def refuse_what_cannot_fit(
     """Raises StageError where training needs several times the memory of the device."""
     network = meta_network(recipe, channels=codec.channels, text_width=text_width)
     parameters = count_parameters(network)
+    if launcher.shares_weights():
+        parameters //= processes
     needed = least_bytes(recipe, codec, parameters, processes)
     there = bytes_of(device)
     if there and needed > CERTAIN * there:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stagecli.errors import EXIT_FAILED, Problem, StageError, causes, counted
+from stagecli.model.sharded import is_sharded
 from stagecli.schema import Recipe
 from stagecli.train.memory import (
     USABLE,
@@ -35,6 +36,8 @@ def not_enough_memory(error: Exception, context: RunContext) -> StageError:
         channels=channels,
         text_width=context.prepared.frozen.text_width,
     )
+    if is_sharded(context.wrapped):
+        estimate = estimate.sharded(processes)
     return StageError(
         f"there is not enough memory for {counted(clips, 'clip')} at once",
         problems=[

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from stagecli import launcher
 from stagecli.errors import counted
 from stagecli.files import JsonRow
 from stagecli.model.ema import EMA
@@ -53,6 +54,8 @@ def preflight_rows(recipe: Recipe, shape: Shape, device: torch.device, processes
     estimate = estimate_memory(
         recipe, frames=shape.frames, channels=shape.channels, text_width=shape.text_width
     )
+    if launcher.shares_weights():
+        estimate = estimate.sharded(processes)
     clips = max(1, options.batch_size // (options.accumulate * processes))
     there = bytes_of(device)
     usable = round(USABLE * there)

@@ -21,7 +21,7 @@ from stagecli import launcher
 from stagecli.errors import EXIT_FAILED, Problem, StageError, causes, counted
 from stagecli.model.dit import Block, Output
 from stagecli.model.network import Network
-from stagecli.schema import Recipe
+from stagecli.schema import Recipe, Train
 from stagecli.train.graph import check_compile
 
 pytree.register_dataclass(Output)  # FSDP looks into what a network returns
@@ -40,16 +40,25 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             problems=[Problem("train.precision", "fp16")],
             hint="use --set train.precision=bf16",
         )
+    launcher.check_environment()
+    check_split(options, launcher.processes())
     accelerator = connect(precision)
     check_compile(recipe, accelerator.device, accelerator.num_processes)
-    divisor = accelerator.num_processes * options.accumulate
-    if options.batch_size % divisor:
-        raise StageError(
-            f"train.batch_size {options.batch_size} is not divisible by "
-            f"{accelerator.num_processes} processes x accumulate {options.accumulate}",
-            hint=f"choose a multiple of {divisor}",
-        )
     return accelerator
+
+
+def check_split(options: Train, processes: int) -> None:
+    """Raises StageError where a step's batch cannot be split over the processes."""
+    parts = processes * options.accumulate
+    if options.batch_size % parts == 0:
+        return
+    below = options.batch_size // parts * parts
+    sizes = f"{below} or {below + parts}" if below else str(parts)
+    raise StageError(
+        f"train.batch_size {options.batch_size} is not divisible by "
+        f"{counted(processes, 'process', 'processes')} x accumulate {options.accumulate}",
+        hint=f"choose train.batch_size {sizes}, or another number of processes",
+    )
 
 
 def connect(precision: str) -> Accelerator:
@@ -59,7 +68,6 @@ def connect(precision: str) -> Accelerator:
     whole run.
     """
     # What can be seen before.
-    launcher.check_environment()
     asked = launcher.processes()
     gpus = torch.cuda.device_count()
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
@@ -74,7 +82,7 @@ def connect(precision: str) -> Accelerator:
         )
 
     # What came of it.
-    sharding = fsdp_plugin(precision) if asked > 1 else None
+    sharding = fsdp_plugin(precision) if launcher.shares_weights() else None
     try:
         accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, fsdp_plugin=sharding)
     except Exception as error:
@@ -100,14 +108,12 @@ def connect(precision: str) -> Accelerator:
     return accelerator
 
 
-def fsdp_plugin(precision: str) -> FullyShardedDataParallelPlugin | None:
-    """The settings of FSDP where the launcher asks for it.
+def fsdp_plugin(precision: str) -> FullyShardedDataParallelPlugin:
+    """The settings of FSDP, which the launcher asks for.
 
     Every transformer block is a unit of its own. Weights stay fp32 and are computed in `precision`
     by autocast, as in one process. Raises StageError for what is not supported.
     """
-    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        return None
     problems = []
     if os.environ.get("FSDP_VERSION", "1") != "2":
         problems.append(Problem("fsdp_version", "is 1; set it to 2"))

@@ -84,7 +84,10 @@ def build_trainer(
     )
 
     # What is trained.
-    network = build_network(recipe, prepared, device)
+    # FSDP moves part by part: the whole need not fit a device.
+    network = build_network(
+        recipe, prepared, torch.device("cpu") if accelerator.is_fsdp2 else device
+    )
     adamw = build_optimizer(network, recipe.train, device)
     wrapped, optimizer = wrap(accelerator, network, adamw)
     stages.attach(network, prepared.feature_width)
