@@ -62,6 +62,12 @@ class Range:
         check = self.whole if source is int else self.real
         return core_schema.no_info_before_validator_function(check, handler(source))
 
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], Any]) -> Any:
+        """The limits in the words of JSON Schema."""
+        low = "exclusiveMinimum" if self.open_low else "minimum"
+        high = "exclusiveMaximum" if self.open_high else "maximum"
+        return {**handler(schema), low: self.low, high: self.high}
+
 
 @dataclass(frozen=True)
 class Length:
@@ -85,6 +91,10 @@ class Length:
 
         return core_schema.no_info_before_validator_function(self.check, handler(source))
 
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], Any]) -> Any:
+        """The limits in the words of JSON Schema."""
+        return {**handler(schema), "minItems": self.least, "maxItems": self.most}
+
 
 def is_plain_text(text: str) -> bool:
     """Whether text has neither lone surrogates nor control characters but tabs and newlines."""
@@ -107,6 +117,8 @@ HERTZ = Range(1, 192_000)
 CLIP_SECONDS = Range(0.05, 3600)
 SAMPLER_STEPS = Range(1, 10_000)
 CFG_SCALE = Range(0, 1000)
+SAMPLES_PER_PROMPT = Range(1, 10_000)
+STRENGTH = Range(0, 1, open_low=True)
 CLIPS = Range(1, 1_000_000)
 SCORED_CLIPS = Range(2, 1_000_000)
 UPDATE_SECONDS = Range(0.1, 3600)

@@ -120,6 +120,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and lacks)
 
 
+def significant(value: float | None, digits: int = 4, *, signed: bool = False) -> str:
+    """`value` with so many significant digits, `-` for None; no exponent below 1e15.
+
+    signed: with its sign, also if it is positive.
+    """
+    if value is None:
+        return "-"
+    sign = "+" if signed else ""
+    if 10 ** (digits - 1) <= abs(value) < 1e15:
+        return f"{value:{sign}.0f}"
+    return f"{value:{sign}.{digits}g}"
+
+
 def causes(error: BaseException) -> list[str]:
     """An error and what led to it, the newest first, in one line each without a traceback."""
     lines: list[str] = []

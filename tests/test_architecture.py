@@ -20,11 +20,11 @@ from stagecli.stage import registry
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("study",),
+    ("study", "export"),
     ("train", "evaluate"),
     ("generate",),
     ("terminal", "runs"),
-    ("report", "recipe"),
+    ("report", "recipe", "archives"),
     ("stage", "data"),
     ("ssl", "codec", "model"),
     ("condition",),

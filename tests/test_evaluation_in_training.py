@@ -107,12 +107,13 @@ def test_the_scores_are_those_of_the_checkpoint(trained: Path) -> None:
     pipeline, _ = load_pipeline(run)
     recipe = pipeline.recipe
     prepared = prepare(recipe, run, pipeline.device, lambda *_: None)
+    names = ("lsd", "lsd_hf", "lsd_lf", "log_mel", "si_sdr")
     examples = prepared.examples(evenly(prepared.valid, 6))
     settings = PairSettings(
         sample_rate=16000,
         cutoff=4000,
         preset="nuwave",
-        names=("lsd", "lsd_hf", "lsd_lf", "si_sdr"),
+        names=names,
     )
     scores = []
     for i in range(6):
@@ -127,7 +128,7 @@ def test_the_scores_are_those_of_the_checkpoint(trained: Path) -> None:
         )
         scores.append(score_pair(target, restored, settings))
     row = evaluations(run)[-1]
-    for name in ("lsd", "lsd_hf", "lsd_lf", "si_sdr"):
+    for name in names:
         assert row[f"eval/{name}_4000"] == pytest.approx(
             np.mean([score[name] for score in scores]), rel=1e-4
         )
@@ -259,6 +260,7 @@ def test_the_preset_names_its_rows(tmp_path: Path) -> None:
         "lsd_ssr_eval",
         "lsd_ssr_eval_hf",
         "lsd_ssr_eval_lf",
+        "log_mel",
         "si_sdr",
     )
     described = in_training.described("eval/lsd_ssr_eval_hf_4000")

@@ -20,7 +20,7 @@ from helpers.clips import (
     write_manifest,
 )
 
-from stagecli.condition.text import kept_bytes
+from stagecli.condition.captions import kept_bytes
 from stagecli.data.bandwidth import file_bandwidth, widest_bandwidth
 from stagecli.data.fingerprint import fingerprint
 from stagecli.data.open import open_source
@@ -84,13 +84,18 @@ def test_plain_data_are_counted_and_raise_no_doubt(folder: Path) -> None:
         "clips": 8,
         "synthesised": 0,
         "hours": round(8 * 0.5 / 3600, 4),
+        "seconds": [0.5] * 5,
         "rates": {"16000": 8},
         "channels": {"1": 8},
+        "level_db": [-20.1, -20.1, -20.0, -20.0, -19.9],  # noise of RMS 0.1
         "peaks_over_1": 0,
+        "captions": 8,
+        "different_captions": 8,
         "captions_cut": 0,
         "captions_made_equal": 0,
         "equal_content": 0,
         "bandwidths_measured": 8,
+        "bandwidth_hz": [RATE / 2] * 5,
         "narrow": 0,
     }
     assert report_on(folder, restores=True).doubts == []

@@ -237,8 +237,8 @@ def test_a_sample_never_replaces_a_recording_unless_forced(
     assert refused.code == EXIT_USAGE and "mine.wav exists" in refused.stderr
     assert (tmp_path / "mine.wav").read_text() == "precious"
     assert not (tmp_path / "samples.jsonl").exists()
-    only_wav = cli("sample", "runs/t2a", "-p", "x", "-o", "mine.mp3")
-    assert only_wav.code == EXIT_USAGE and ".wav" in only_wav.stderr
+    not_written = cli("sample", "runs/t2a", "-p", "x", "-o", "mine.aiff")
+    assert not_written.code == EXIT_USAGE and ".wav" in not_written.stderr
     for prompt in ("x", "y"):
         assert cli("sample", "runs/t2a", "-p", prompt, "-o", "mine.wav", "--force").code == 0
     assert [row["prompt"] for row in read_rows(tmp_path, "samples")] == ["y"]
@@ -252,8 +252,8 @@ def test_every_call_without_an_output_has_a_folder_of_its_own(
         folder = f"runs/t2a/samples/step_00000010_prompts_00{number}"
         assert result.code == 0 and f"wrote 1 file to {folder}" in result.stderr
         assert sorted(p.name for p in (tmp_path / folder).iterdir()) == [
-            "0000.wav",
             "samples.jsonl",
+            f"x_seed{number}.wav",
         ]
 
 

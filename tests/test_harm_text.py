@@ -13,7 +13,7 @@ import soundfile
 from conftest import Result, losses_of, run_cli, write_recipe
 from helpers.resume import at_row, killed, same
 
-from stagecli.data.csv_rows import csv_rows
+from stagecli.data.csv_rows import Columns, csv_rows
 from stagecli.data.examples import caption_at
 from stagecli.data.manifest import manifest_entries
 from stagecli.data.rows import Clip, Entry
@@ -244,4 +244,4 @@ def test_a_run_with_several_captions_resumes_exactly_with_other_workers(tmp_path
 
 def test_the_rows_of_csv_know_their_first_line() -> None:
     text = 'path,caption\na.wav,"one\ntwo"\nb.wav,three\n'
-    assert [row.number for row in csv_rows(Path("m.csv"), text, ["path"])] == [2, 4]
+    assert [row.number for row in csv_rows(Path("m.csv"), text, Columns("path", None))] == [2, 4]

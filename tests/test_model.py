@@ -19,7 +19,7 @@ from stagecli.model.dit import Conditioning, DiT, HeadNorm, rotary_table, rotate
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters, meta_network
 from stagecli.recipe.load import load_recipe
-from stagecli.schema import SIZES
+from stagecli.schema.model import SIZES
 
 SMALL = [
     "model.width=16",

@@ -496,7 +496,10 @@ def test_reading_in_the_middle_of_a_steady_run() -> None:
         f"{100 * share:.0f} % of the semantic progress that this budget allows has been made"
         in text
     )
-    assert "Dn is 0.610 (0: the codec's own error, 1: another clip)" in text
+    assert (
+        "Dn, the distance to the targets, is 0.610 (0: the codec's own error, 1: another clip)"
+        in text
+    )
     assert "at t = 0.5 half is still to come" in text
     assert "100 more steps would buy about 0.01 of Dn (0.01 to 0.01)" in text
     assert "Dn would go from 0.610 to about 0.310 by the end of the budget, step 6,000" in text
@@ -534,7 +537,9 @@ def test_reading_says_when_the_budget_is_too_long_or_too_short() -> None:
 
 def test_reading_does_not_sell_noise_as_progress() -> None:
     text = read(follow(noisy("noise only", 2, 0.002))[2])
-    assert text.startswith("no semantic progress beyond the noise yet: Dn is 0.9")
+    assert text.startswith(
+        "no semantic progress beyond the noise yet: Dn, the distance to the targets, is 0.9"
+    )
     assert "if anything: the slope cannot be told apart from 0" in text or "buy" not in text
 
 
@@ -566,7 +571,7 @@ def test_reading_of_rows_of_an_earlier_version() -> None:
     old = {"Dn": 0.5, "slope": -2e-4, "slope_se": 1e-5, "tau": 1.0, "q": 0.3, "stage": "refinement"}
     rows = [{**old, "step": i, "r": 0.7, "failsafe": i > 30} for i in range(1, 40)]
     assert regime_sentences(rows, steps=100) == [
-        "Dn is 0.500 (0: the codec's own error, 1: another clip)",
+        "Dn, the distance to the targets, is 0.500 (0: the codec's own error, 1: another clip)",
         "r = 0.70 was computed by the rule of an earlier version",
         "from step 31 on r followed the step count (the fail-safe of that version), not the"
         " measurement",

@@ -145,7 +145,7 @@ def test_terminal_shows_the_regime(tmp_path: Path, capsys: pytest.CaptureFixture
         assert expected in facts
     levels = section(text, "\nProgress in Dn by noise level").splitlines()
     assert levels[1].split() == ["t", "Dn", "made", "to", "come", "r"]
-    assert [line.split()[0] for line in levels[3:]] == ["0.3", "0.5", "0.7"]
+    assert [line.split()[0] for line in levels[3:]] == ["0.30", "0.50", "0.70"]
     curves = section(text, "\nDiscrepancy and r over steps 100 to 20,000").splitlines()
     assert [line.split("  ")[0] for line in curves[3:]] == [
         *("Dn", "Dn at t 0.30", "Dn at t 0.50", "Dn at t 0.70", "D", "r")

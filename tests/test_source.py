@@ -8,15 +8,14 @@ import pickle
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from helpers.tables import Table, fake_datasets
 
 from stagecli.data.audio import read_mono, write_wav
 from stagecli.data.open import open_source
@@ -340,39 +339,6 @@ def test_without_datasets_the_hint_names_the_extra(
     assert caught.value.hint == "pip install 'stagecli[datasets]'"
 
 
-@dataclass
-class Audio:
-    """The feature type of `datasets`."""
-
-    decode: bool
-
-
-class Table(list[dict[str, Any]]):
-    """As much of `datasets.Dataset` as is used."""
-
-    _fingerprint = "f0"
-
-    @property
-    def column_names(self) -> list[str]:
-        return list(self[0])
-
-    @property
-    def features(self) -> dict[str, object]:
-        return dict.fromkeys(self[0])
-
-    def cast_column(self, name: str, feature: Audio) -> Table:
-        assert not feature.decode
-        return self
-
-    def select_columns(self, names: list[str]) -> Table:
-        table = Table({k: v for k, v in row.items() if k in names} for row in self)
-        table._fingerprint = self._fingerprint
-        return table
-
-    def remove_columns(self, names: list[str]) -> Table:
-        return self.select_columns([name for name in self[0] if name not in names])
-
-
 def test_huggingface_rows(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = (good / "audio/b.flac").read_bytes()
     row = {"audio": {"bytes": content, "path": "x.flac"}, "caption": "b", "label": 1}
@@ -383,7 +349,7 @@ def test_huggingface_rows(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     damaged = {"audio": {"bytes": content[:3000], "path": None}, "caption": "b", "label": 3}
     tables = {"train": Table([row, by_path]), "validation": Table([row])}
-    fake = types.SimpleNamespace(Audio=Audio, load_dataset=lambda name: tables)
+    fake = fake_datasets(tables)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     keys: dict[str, Any] = {
         "source": "huggingface",

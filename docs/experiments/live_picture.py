@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,7 @@ def main(run: str, step: int, path: str) -> None:
     console = RichConsole(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO())
     console.print(view.panel.render(WIDTH, HEIGHT, plain=False))
     svg = console.export_svg(title=f"stagecli train {report.name}")
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # fonts of another host
     Path(path).write_text(svg, encoding="utf-8")
 
 

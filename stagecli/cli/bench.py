@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from stagecli.bounds import Range
-from stagecli.cli.options import AsJson, Overrides, number_option
+from stagecli.cli.help import examples
+from stagecli.cli.options import AsJson, Overrides, RecipeName, number_option
 from stagecli.cli.progress import progress_bars
 from stagecli.terminal.console import Console
 
-EXAMPLES = "Examples:  stagecli bench quickstart   |   stagecli bench my.toml --steps 100 --json"
+EXAMPLES = examples("stagecli bench quickstart", "stagecli bench my.toml --steps 100 --json")
 STEPS = Range(1, 100_000)
 
 
 def bench(
-    recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
+    recipe: RecipeName,
     *,
     steps: Annotated[
         int, number_option("--steps", limits=STEPS, help="Steps that are measured.")

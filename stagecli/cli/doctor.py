@@ -6,10 +6,13 @@ from pathlib import Path
 
 import typer
 
+from stagecli.cli.help import examples
 from stagecli.cli.options import AsJson, RunsDir
 from stagecli.cli.threads import describe
 from stagecli.errors import EXIT_FAILED
 from stagecli.terminal.console import Console
+
+EXAMPLES = examples("stagecli doctor", "stagecli doctor --json")
 
 
 def doctor(runs_dir: RunsDir = Path("runs"), as_json: AsJson = False) -> None:

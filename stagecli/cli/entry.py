@@ -7,12 +7,28 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from stagecli import __version__, launcher
-from stagecli.cli import bench, doctor, evaluate, inspect_regime, recipes, sample, study, train
+from stagecli.cli import (
+    bench,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    inspect_regime,
+    recipes,
+    runs,
+    sample,
+    study,
+    train,
+)
+from stagecli.cli.completion import join_bash_words
+from stagecli.cli.help import FIND, RESULTS, TRAIN, GroupedCommand, GroupedCommands, examples
 from stagecli.cli.threads import prepare_threads
 from stagecli.errors import (
     EXIT_FAILED,
@@ -38,16 +54,23 @@ DEFAULT_FLAGS = {
     "install_completion": False,
     "show_completion": False,
     "recipes": {"help": False},
+    "data": {"help": False},
 }
 
 app = typer.Typer(
     name="stagecli",
+    cls=GroupedCommands,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "default_map": DEFAULT_FLAGS},
     help="Train audio diffusion models stage-aware: text-to-audio (t2a) and super-resolution (sr).",
+    epilog=examples(
+        "stagecli train quickstart",
+        'stagecli sample quickstart --prompt "a loud bell"',
+        "stagecli --install-completion",
+    ),
 )
 
 
@@ -67,14 +90,37 @@ def _root(
     pass
 
 
-app.command(epilog=train.EXAMPLES)(train.train)
-app.command(epilog=evaluate.EXAMPLES, help=evaluate.HELP)(evaluate.evaluate)
-app.command("inspect-regime", epilog=inspect_regime.EXAMPLES)(inspect_regime.inspect_regime)
-app.command(epilog=sample.EXAMPLES)(sample.sample)
-app.command(epilog=study.EXAMPLES)(study.study)
-app.command(epilog=bench.EXAMPLES)(bench.bench)
-app.command()(doctor.doctor)
-app.add_typer(recipes.app, name="recipes")
+def _add(
+    function: Callable[..., None],
+    name: str | None = None,
+    *,
+    panel: str,
+    examples: str,
+    help: str | None = None,
+) -> None:
+    """Add a command under a heading of --help."""
+    app.command(name, cls=GroupedCommand, rich_help_panel=panel, epilog=examples, help=help)(
+        function
+    )
+
+
+_add(train.train, panel=TRAIN, examples=train.EXAMPLES)
+_add(study.study, panel=TRAIN, examples=study.EXAMPLES)
+_add(bench.bench, panel=TRAIN, examples=bench.EXAMPLES)
+_add(
+    inspect_regime.inspect_regime,
+    "inspect-regime",
+    panel=RESULTS,
+    examples=inspect_regime.EXAMPLES,
+)
+_add(evaluate.evaluate, panel=RESULTS, examples=evaluate.EXAMPLES, help=evaluate.HELP)
+_add(sample.sample, panel=RESULTS, examples=sample.EXAMPLES)
+_add(demo.demo, panel=RESULTS, examples=demo.EXAMPLES)
+_add(export.export, panel=RESULTS, examples=export.EXAMPLES)
+app.add_typer(data.app, name="data", rich_help_panel=FIND)
+app.add_typer(recipes.app, name="recipes", rich_help_panel=FIND)
+_add(runs.runs, panel=FIND, examples=runs.EXAMPLES)
+_add(doctor.doctor, panel=FIND, examples=doctor.EXAMPLES)
 
 
 def _parse_and_run() -> int:
@@ -125,6 +171,7 @@ def main() -> None:
     """
     protect_streams()
     prepare_threads()
+    join_bash_words(os.environ)
     try:
         code = _run()
     except StageError as error:

@@ -8,36 +8,63 @@ from typing import Annotated, Any
 import typer
 
 from stagecli.bounds import UPDATE_SECONDS
+from stagecli.cli.completion import complete_run
+from stagecli.cli.help import OUTPUT, examples
 from stagecli.cli.options import AsJson, Force, number_option
 from stagecli.errors import EXIT_INTERRUPTED
 from stagecli.terminal.console import Console
 
-EXAMPLES = "Examples:  stagecli inspect-regime runs/quickstart   |   ... --html report.html"
+EXAMPLES = examples(
+    "stagecli inspect-regime quickstart",
+    "stagecli inspect-regime runs/a runs/b --html report.html",
+    "stagecli inspect-regime quickstart --follow",
+)
 
 
 def inspect_regime(
-    runs: Annotated[list[Path], typer.Argument(help="One or more run directories.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="One or more run directories, or names of runs.", autocompletion=complete_run
+        ),
+    ],
     *,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the curves to FILE.png or FILE.svg.")
+        Path | None,
+        typer.Option(
+            "--plot", help="Draw the curves to FILE.png or FILE.svg.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a self-contained HTML page.")
+        Path | None,
+        typer.Option("--html", help="Write a self-contained HTML page.", rich_help_panel=OUTPUT),
     ] = None,
     force: Force = False,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Print updates while a run trains.")
+        bool,
+        typer.Option(
+            "--follow",
+            "-f",
+            help="Print updates while a run trains.",
+            rich_help_panel="While it trains",
+        ),
     ] = False,
     every: Annotated[
         float,
         number_option(
-            "--every", limits=UPDATE_SECONDS, help="Seconds between updates, with --follow."
+            "--every",
+            limits=UPDATE_SECONDS,
+            help="Seconds between updates, with --follow.",
+            panel="While it trains",
         ),
     ] = 2.0,
     as_json: AsJson = False,
 ) -> None:
     """Show where training stands: regime, loss by noise bin, speed, events and what they mean."""
+    from stagecli.runs.names import find_run
+
     console = Console(as_json)
+    runs = [find_run(run) for run in runs]
     _plan_pictures(runs, plot, html, force)
     if follow:
         from stagecli.terminal.follow import follow as follow_runs
@@ -89,6 +116,7 @@ def _write_pictures(
     """Paths of the pictures that were written."""
     written: list[Path] = []
     if plot or html:
+        from stagecli.evaluate.score_html import scores_html
         from stagecli.report.html import html_page
         from stagecli.report.plot import write_plot
         from stagecli.targets import write_target
@@ -96,6 +124,7 @@ def _write_pictures(
         if plot:
             written.append(write_plot(reports, plot, force=force))
         if html:
-            write_target(html, html_page(reports), force=force)
+            scores = scores_html(entry for report in reports for entry in report.evals)
+            write_target(html, html_page(reports, scores), force=force)
             written.append(html)
     return written

@@ -11,11 +11,12 @@ import typer
 
 from stagecli import launcher
 from stagecli.bounds import Range
+from stagecli.cli.help import examples
 from stagecli.cli.options import number_option
 from stagecli.errors import EXIT_FAILED, EXIT_INTERRUPTED, Problem, StageError
 from stagecli.terminal.console import Console
 
-EXAMPLES = "Examples:  stagecli study smallest   |   stagecli study my.study.toml --workers 2"
+EXAMPLES = examples("stagecli study smallest", "stagecli study my.study.toml --workers 2")
 WORKERS = Range(1, 1024)
 
 

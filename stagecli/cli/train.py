@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stagecli import launcher
-from stagecli.cli.options import Overrides, RunsDir
+from stagecli.cli.help import OUTPUT, examples
+from stagecli.cli.options import Overrides, RecipeName, RunsDir
 from stagecli.cli.progress import progress_bars
 from stagecli.errors import EXIT_INTERRUPTED, StageError, counted
 from stagecli.terminal.console import Console
@@ -20,15 +21,18 @@ if TYPE_CHECKING:
     from stagecli.schema import Recipe
     from stagecli.terminal.views import View
 
+CHECK = "Check first"
+RESUME = "Start over or resume"
 ONCE = ("--restart", "--accept-data")  # flags that a resume does not repeat
-EXAMPLES = (
-    "Examples:  stagecli train quickstart   |   "
-    "stagecli train my.toml --set train.lr=1e-4 --name low-lr"
+EXAMPLES = examples(
+    "stagecli train quickstart",
+    "stagecli train my.toml --dry-run",
+    "stagecli train my.toml --set train.lr=1e-4 --name low-lr",
 )
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")],
+    recipe: RecipeName,
     *,
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the run; default: the recipe's.")
@@ -38,21 +42,33 @@ def train(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Validate everything and print the plan without writing anything."
+            "--dry-run",
+            help="Validate everything and print the plan without writing anything.",
+            rich_help_panel=CHECK,
         ),
     ] = False,
     prepare_only: Annotated[
         bool,
-        typer.Option("--prepare-only", help="Check the data and fill the caches, then stop."),
+        typer.Option(
+            "--prepare-only",
+            help="Check the data and fill the caches, then stop.",
+            rich_help_panel=CHECK,
+        ),
     ] = False,
     restart: Annotated[
         bool,
-        typer.Option("--restart", help="Start over; the existing run is renamed, not deleted."),
+        typer.Option(
+            "--restart",
+            help="Start over; the existing run is renamed, not deleted.",
+            rich_help_panel=RESUME,
+        ),
     ] = False,
     accept_data: Annotated[
         bool,
         typer.Option(
-            "--accept-data", help="Resume although the data have changed; an event records how."
+            "--accept-data",
+            help="Resume although the data have changed; an event records how.",
+            rich_help_panel=RESUME,
         ),
     ] = False,
     from_checkpoint: Annotated[
@@ -62,9 +78,12 @@ def train(
             min=0,
             metavar="STEP",
             help="Resume from this step; newer checkpoints are renamed, not deleted.",
+            rich_help_panel=RESUME,
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show errors only.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Train a recipe; the same command again resumes it."""
     from stagecli.recipe.load import load_recipe
@@ -75,7 +94,7 @@ def train(
     loaded = load_recipe(recipe, overrides or [])
     folder = _folder(loaded, runs_dir, name, recipe)
     if dry_run:
-        _dry_run(loaded)
+        _dry_run(loaded, folder.parent)
         return
     is_main_process = launcher.is_main()
     view = make_view(quiet or not is_main_process)
@@ -128,11 +147,11 @@ def _folder(recipe: Recipe, runs_dir: Path, name: str | None, reference: str) ->
     return run_folder(runs_dir, Path(reference).stem, reference)
 
 
-def _dry_run(recipe: Recipe) -> None:
+def _dry_run(recipe: Recipe, runs_dir: Path) -> None:
     from stagecli.train import dry_run
 
     with progress_bars() as report:
-        plan = dry_run.make_plan(recipe, report)
+        plan = dry_run.make_plan(recipe, runs_dir, report)
     if launcher.is_main():
         dry_run.show_plan(plan, Console())
 

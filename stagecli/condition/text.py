@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stagecli.condition.captions import Kept
 from stagecli.errors import StageError
 from stagecli.hub import Checkpoint, explained, open_checkpoint
 from stagecli.schema import Recipe
@@ -44,20 +45,6 @@ def byte_ids(captions: Sequence[str], max_length: int) -> Tensor:
     ]
     length = max(len(row) for row in rows)
     return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
-
-
-class Kept(NamedTuple):
-    """The part of a caption that the network reads: equal parts are one condition."""
-
-    part: Hashable
-    is_cut: bool
-
-
-def kept_bytes(captions: Sequence[str], max_length: int) -> list[Kept]:
-    """The part of each caption that `byte_ids` keeps."""
-    encoded = [caption.encode("utf-8") for caption in captions]
-    most = max_length - 1
-    return [Kept(text[:most], len(text) > most) for text in encoded]
 
 
 class PretrainedText:

@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from stagecli.data.decoding import AudioStream, UndecodableError, file_problem, open_audio
+from stagecli.data.decoding import AudioStream, file_problem, open_audio
+from stagecli.data.undecodable import UndecodableError
 from stagecli.dsp.resample import STANDARD, Quality, resample
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.files import write_atomic

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 
-from stagecli.data.decoding import AudioInfo, UndecodableError, open_audio
+from stagecli.data.decoding import AudioInfo, open_audio
+from stagecli.data.undecodable import UndecodableError
 
 # Peak of the mono mix; below the smallest 16-bit value (3e-5), above the rounding of antiphase.
 SILENCE = 2e-5
@@ -24,6 +26,7 @@ def check_content(audio: Path | bytes) -> tuple[AudioInfo | None, str | None]:
     """
     num_samples = 0
     peak = 0.0
+    energy = 0.0
     is_finite = True
     try:
         with open_audio(audio) as stream:
@@ -31,8 +34,11 @@ def check_content(audio: Path | bytes) -> tuple[AudioInfo | None, str | None]:
                 num_samples += len(block_NC)
                 is_finite = is_finite and bool(np.isfinite(block_NC).all())
                 if is_finite:
-                    peak = max(peak, float(np.abs(block_NC.mean(axis=1)).max()))
-            info = AudioInfo(stream.sample_rate, num_samples, stream.channels, peak)
+                    mono_N = block_NC.mean(axis=1)
+                    peak = max(peak, float(np.abs(mono_N).max()))
+                    energy += float(np.dot(mono_N, mono_N))
+            rms = math.sqrt(energy / max(num_samples, 1))
+            info = AudioInfo(stream.sample_rate, num_samples, stream.channels, peak, rms)
     except UndecodableError as error:
         return None, str(error)
     if num_samples == 0:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stagecli.data.decoding import UndecodableError, file_problem, open_audio
+from stagecli.data.decoding import file_problem, open_audio
+from stagecli.data.undecodable import UndecodableError
 from stagecli.dsp.blocks import overlapping
 from stagecli.errors import Problem, StageError
 

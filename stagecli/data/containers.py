@@ -1,6 +1,6 @@
 """Lengths that libsndfile believes: audio that is cut off, and audio beyond the stated end.
 
-Truncation for WAV, RF64, AIFF and Ogg; FLAC, MP3 and CAF reveal it when decoded. More than is
+Truncation for WAV, RF64, AIFF, AU and Ogg; FLAC, MP3 and CAF reveal it when decoded. More than is
 stated for WAV, AIFF and FLAC. No torch.
 """
 
@@ -15,6 +15,7 @@ from stagecli.data.flac import MAGIC, flac_problem
 # Bytes after the audio of a WAV that may be anything: writers pad, and add tags without a chunk.
 HARMLESS = 512
 TAGS = (b"ID3", b"TAG")
+UNKNOWN = 0xFFFFFFFF  # the length that AU states for a pipe
 
 
 def container_problem(raw: BinaryIO) -> str | None:
@@ -32,6 +33,10 @@ def container_problem(raw: BinaryIO) -> str | None:
         return _chunk_problem(raw, size, "<", b"data")
     if magic[:4] == b"FORM" and magic[8:11] == b"AIF":
         return _chunk_problem(raw, size, ">", b"SSND")
+    if magic[:4] == b".snd":
+        start, length = struct.unpack(">2I", magic[4:].ljust(8, b"\0"))
+        if length != UNKNOWN and start + length > size:
+            return f"is truncated: {size - start} of {length} bytes of audio are present"
     return None
 
 

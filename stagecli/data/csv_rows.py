@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stagecli.data.finding import SUFFIXES
+from stagecli.data.rows import caption_columns
 from stagecli.data.text_files import EXCERPT
 from stagecli.errors import Problem, StageError
 from stagecli.files import JsonRow
 
 LONGEST = 20  # lines that one quoted field may span
-PATH = "path"  # the column every manifest has
 DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 
 
@@ -27,22 +27,31 @@ class CsvRow(NamedTuple):
     excerpt: str | None = None
 
 
-def csv_rows(path: Path, text: str, wanted: Sequence[str]) -> Iterator[CsvRow]:
+class Columns(NamedTuple):
+    """The columns that a header must have; caption: None where captions are not needed."""
+
+    path: str
+    caption: str | None
+
+
+def csv_rows(path: Path, text: str, wanted: Columns) -> Iterator[CsvRow]:
     """The rows of a CSV file with a header; a file ending in .tsv is separated by tabs.
 
-    wanted: columns that the header must have. A quoted field may span lines, as long as they are
-    few and none of them is a row of its own; otherwise its row is a problem, and reading goes on
-    with the next line. Raises StageError where the header lacks a column, or names one twice.
+    A quoted field may span lines, as long as they are few and none of them is a row of its own;
+    otherwise its row is a problem, and reading goes on with the next line. Raises StageError where
+    the header lacks a column, or names one twice.
     """
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     lines = list(io.StringIO(text, newline=""))
     header, position, problem = _record(lines, 0, delimiter, [])
     if problem:
         raise StageError("cannot read the manifest", problems=[Problem(f"{path}:1", problem)])
-    _require_columns(path, header, wanted, delimiter)
+    first = _record(lines, position, delimiter, [])[0] if position < len(lines) else []
+    _require_columns(path, dict(zip(header, first, strict=False)), header, wanted, delimiter)
+    audio = header.index(wanted.path)
     while position < len(lines):
         number = position + 1
-        fields, position, problem = _record(lines, position, delimiter, header)
+        fields, position, problem = _record(lines, position, delimiter, header, audio)
         excerpt = lines[number - 1].strip()[:EXCERPT]
         if problem:
             yield CsvRow(number, None, problem, excerpt)
@@ -58,14 +67,17 @@ def csv_rows(path: Path, text: str, wanted: Sequence[str]) -> Iterator[CsvRow]:
 
 
 def _record(
-    lines: Sequence[str], start: int, delimiter: str, header: Sequence[str]
+    lines: Sequence[str], start: int, delimiter: str, header: Sequence[str], audio: int = 0
 ) -> tuple[list[str], int, str | None]:
-    """(fields, first line after the record, problem) of the record that starts at a line."""
+    """(fields, first line after the record, problem) of the record that starts at a line.
+
+    audio: number of the column of paths.
+    """
 
     def record_lines() -> Iterator[str]:
         yield lines[start]
         for line in lines[start + 1 : start + LONGEST]:
-            if _is_row(line, delimiter, header):
+            if _is_row(line, delimiter, len(header), audio):
                 return
             yield line
 
@@ -84,22 +96,33 @@ def _record(
     return fields, start + reader.line_num, None
 
 
-def _is_row(line: str, delimiter: str, header: Sequence[str]) -> bool:
+def _is_row(line: str, delimiter: str, count: int, audio: int) -> bool:
     """Whether a line has as many fields as the header, and an audio file where its path belongs."""
     try:
         fields = next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error:
         return False
-    if len(fields) != len(header) or PATH not in header:
-        return False
-    return Path(fields[header.index(PATH)]).suffix.lower() in SUFFIXES
+    return len(fields) == count and is_audio_name(fields[audio])
+
+
+def audio_column(columns: Mapping[str, Any]) -> str | None:
+    """The first column that names an audio file, to be suggested for `data.path_column`."""
+    return next((name for name, value in columns.items() if is_audio_name(value)), None)
+
+
+def is_audio_name(value: Any) -> bool:
+    """Whether a cell names an audio file by its ending."""
+    return isinstance(value, str) and Path(value).suffix.lower() in SUFFIXES
 
 
 def _require_columns(
-    path: Path, header: Sequence[str], wanted: Sequence[str], delimiter: str
+    path: Path, first: JsonRow, header: Sequence[str], wanted: Columns, delimiter: str
 ) -> None:
+    """Raises StageError for a header without what is wanted; first: the row below it."""
     separated = f"separated by {DELIMITER_NAMES[delimiter]}"
-    missing = [f"`{name}`" for name in wanted if name not in header]
+    missing = [] if wanted.path in header else [f"`{wanted.path}`"]
+    if wanted.caption is not None and not caption_columns(header, wanted.caption):
+        missing.append(f"`{wanted.caption}`")
     repeated = sorted({f"`{name}`" for name in header if header.count(name) > 1})
     if not missing and not repeated:
         return
@@ -108,7 +131,12 @@ def _require_columns(
     title = f"the manifest has no column{plural} {' and '.join(missing)}"
     if not missing:
         title = f"the manifest has two columns {repeated[0]}"
-    hint = f"name the columns in the first line: {', '.join(wanted)}"
+    names = [name for name in wanted if name is not None]
+    hint = f"name the columns in the first line ({', '.join(names)}), or say what they are called: "
+    hint += "--set data.path_column=NAME --set data.caption_column=NAME"
+    audio = audio_column(first)
+    if wanted.path not in header and audio:
+        hint = f"`{audio}` names audio files: --set data.path_column={audio}"
     others = [mark for mark in DELIMITER_NAMES if mark != delimiter and mark in "".join(header)]
     if len(header) == 1 and others:
         hint = (

@@ -1,6 +1,7 @@
 """Decodes audio: the check and every read go through `open_audio`, and see the same samples.
 
-What soundfile raises, and damage that libsndfile hides, is one exception here. No torch.
+What soundfile raises, and damage that libsndfile hides, is one exception here. What libsndfile does
+not read goes through the program `ffmpeg`. No torch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import numpy as np
 import soundfile
 
 from stagecli.data.containers import container_problem
+from stagecli.data.ffmpeg import decoded, foreign_format
 from stagecli.data.mp3 import count_frames
+from stagecli.data.undecodable import UndecodableError
 
 # Values decoded at once, so that hour-long files need little memory.
 BLOCK = 1 << 18
@@ -28,21 +31,18 @@ UNKNOWN_LENGTH = 1 << 62
 SAMPLE_RATES = (1_000, 384_000)
 
 
-class UndecodableError(Exception):
-    """Audio that cannot be decoded, or not to its end; the message is the problem."""
-
-
 @dataclass(frozen=True)
 class AudioInfo:
     """Format of audio that was decoded.
 
-    sample_rate: Hz; frames: samples per channel; peak: of the mono mix (full scale is 1).
+    sample_rate: Hz; frames: samples per channel; peak, rms: of the mono mix (full scale is 1).
     """
 
     sample_rate: int
     frames: int
     channels: int
     peak: float = 0.0
+    rms: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -101,19 +101,21 @@ def open_audio(audio: Path | bytes) -> Iterator[AudioStream]:
         if isinstance(audio, Path):
             _require_regular(audio)
         with open(audio, "rb") if isinstance(audio, Path) else io.BytesIO(audio) as raw:
-            problem = container_problem(raw)
+            kind = foreign_format(raw)
+            problem = None if kind else container_problem(raw)
     if problem:
         raise UndecodableError(problem)
+    if kind:
+        with decoded(audio, kind) as piped:
+            _require_rate(piped.samplerate)
+            yield AudioStream(piped, None)
+        return
 
     # The stream, and the length that it should have.
     with _one_exception():
         file = _SoundFile(str(audio) if isinstance(audio, Path) else io.BytesIO(audio))
     with file:
-        if not SAMPLE_RATES[0] <= file.samplerate <= SAMPLE_RATES[1]:
-            raise UndecodableError(
-                f"is damaged: a sample rate of {file.samplerate} Hz is outside "
-                f"{SAMPLE_RATES[0]} to {SAMPLE_RATES[1]} Hz"
-            )
+        _require_rate(file.samplerate)
         if not file.subtype.startswith("MPEG"):
             yield AudioStream(file, _stated_length(file))
             return
@@ -137,6 +139,14 @@ def _counted_mpeg(audio: Path | bytes, container: str) -> Iterator[AudioStream]:
         file = _SoundFile(io.BytesIO(mpeg.content))
     with file:
         yield AudioStream(file, mpeg.num_samples or _stated_length(file))
+
+
+def _require_rate(sample_rate: int) -> None:
+    if not SAMPLE_RATES[0] <= sample_rate <= SAMPLE_RATES[1]:
+        raise UndecodableError(
+            f"is damaged: a sample rate of {sample_rate} Hz is outside "
+            f"{SAMPLE_RATES[0]} to {SAMPLE_RATES[1]} Hz"
+        )
 
 
 def _stated_length(file: Any) -> int | None:

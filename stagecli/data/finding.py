@@ -1,7 +1,8 @@
 """Which files of a folder are audio: one answer for data sets, scored folders and inputs.
 
 Hidden files are passed over (`._a.wav` of macOS, `.ipynb_checkpoints/`), and so are formats that
-are not read; how many is reported. No torch.
+are not read; how many is reported. Formats that the program `ffmpeg` decodes belong to the files
+with and without it, so that a data set does not depend on it. No torch.
 """
 
 from __future__ import annotations
@@ -13,45 +14,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from stagecli.data import ffmpeg
 from stagecli.data.audio_checks import check_content, is_silent
 from stagecli.data.decoding import AudioInfo, file_problem
 from stagecli.data.text_files import text_problem
 from stagecli.errors import Problem, StageError, among, counted
 
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf"})
+SUFFIXES = ffmpeg.SUFFIXES | {
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".caf", ".au")
+}
+# Video, formats without a header, and rare ones.
 OTHER_AUDIO = frozenset(
     {
-        ".3gp",
-        ".aac",
-        ".ac3",
-        ".aifc",
-        ".alac",
-        ".amr",
-        ".ape",
-        ".au",
-        ".dff",
-        ".dsf",
-        ".gsm",
-        ".m4a",
-        ".m4b",
-        ".mka",
-        ".mkv",
-        ".mov",
-        ".mp2",
-        ".mp4",
-        ".oga",
-        ".pcm",
-        ".ra",
-        ".raw",
-        ".snd",
-        ".sph",
-        ".spx",
-        ".tta",
-        ".voc",
-        ".w64",
-        ".webm",
-        ".wma",
-        ".wv",
+        *(".3gp", ".alac", ".gsm", ".mkv", ".mov", ".mp2", ".mp4", ".pcm", ".ra", ".raw", ".snd"),
+        *(".sph", ".spx", ".voc", ".w64", ".webm"),
     }
 )
 
@@ -100,7 +76,7 @@ def list_audio(root: Path) -> AudioFolder:
     # What is passed over, in words.
     passed_over = [
         f"{counted(count, f'{suffix} file is', f'{suffix} files are')} passed over: that format "
-        "is not read; convert to .flac"
+        "is not read from folders; convert to .flac"
         for suffix, count in sorted(others.items())
     ]
     if hidden:
@@ -121,12 +97,14 @@ def find_audio(
     source: Path,
     warn: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
+    *,
+    skip_bad: bool = False,
 ) -> dict[Path, AudioInfo]:
     """`source` if it is a file, or every audio file under a folder, sorted, with its format.
 
     Each file is decoded once, block by block; silent files are allowed. warn: receives what is
-    passed over; progress: (files checked, files). Raises StageError listing every file that cannot
-    be used.
+    passed over; progress: (files checked, files); skip_bad: a file that cannot be used is passed
+    over too, unless it is the only one. Raises StageError listing every file that cannot be used.
     """
     files = [source]
     if folder_problem(source) is None:
@@ -144,10 +122,12 @@ def find_audio(
             headers[path] = info
         else:
             problems.append(Problem(str(path), problem or "cannot be decoded"))
-    if problems:
+    if problems and not (skip_bad and headers):
         raise StageError(
             f"{among(len(problems), len(files), 'input file')} cannot be used", problems=problems
         )
+    for bad in problems:
+        warn(f"{bad.where}: skipped: {bad.what}")
     return headers
 
 

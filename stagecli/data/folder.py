@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from stagecli.data.rows import (
     Clip,
     Entry,
     Split,
+    caption_columns,
     hash_split,
     read_captions,
     split_named,
@@ -20,15 +22,17 @@ from stagecli.files import JsonRow, read_user_text
 from stagecli.schema import Data
 
 LARGEST = 1 << 20  # bytes of a file that holds one caption
+FOLDER = "folder"  # the caption column that means the name of a file's folder
+NUMBER = re.compile(r"\d+[\s._-]+")  # before a name, as in "001 - Dog bark"
 
 
 def folder_entries(data: Data, root: Path, need_captions: bool) -> tuple[list[Entry], list[str]]:
     """Entries of the audio files in a folder and its subfolders, and what was passed over.
 
     `a.wav` has its caption in `a.txt`, or under `data.caption_column` in `a.json`, whose other keys
-    are labels. A folder in the path named like a split decides the split (then every file must be
-    in one); without such folders `hash_split` of the path decides. Raises StageError without any
-    audio file.
+    are labels. With "folder" as the caption column, it is the name of the file's folder. A folder
+    in the path named like a split decides the split (then every file must be in one); without such
+    folders `hash_split` of the path decides. Raises StageError without any audio file.
     """
     folder = list_audio(root)
     splits = [_split_of_folder(file, data) for file in folder.files]
@@ -53,23 +57,36 @@ def _clip(
     if reason:
         return None, f"its name {reason}: rename it"
     path = root / file
-    value, labels, problem = _read_beside(path, data.caption_column)
+    text, labels, problem = _read_beside(path)
     if problem:
         return None, problem
-    if need_captions and value is None:
+    words = _folder_words(data, file)
+    if data.caption_column == FOLDER and words:
+        labels.setdefault(FOLDER, words)
+    columns = {name: labels.pop(name) for name in caption_columns(labels, data.caption_column)}
+    if text is not None:
+        columns = {data.caption_column: text}
+    if need_captions and not columns:
         return None, f"no caption: neither {file.stem}.txt nor {file.stem}.json has one"
-    captions, problem = read_captions(value, data.caption_column, need_captions)
+    captions, problem = read_captions(columns, data.caption_column, need_captions)
     if problem:
         return None, problem
     clip = Clip(
         key,
         captions[0],
-        split or hash_split(key),
+        split or hash_split(key, data.valid_share),
         labels,
         path=path,
         more_captions=tuple(captions[1:]),
     )
     return clip, None
+
+
+def _folder_words(data: Data, file: Path) -> str:
+    """The name of the innermost folder that is not a split, in words; empty if there is none."""
+    names = [name for name in file.parts[:-1] if split_named(name, data) is None]
+    name = names[-1] if names else ""
+    return NUMBER.sub("", name, count=1).replace("_", " ").strip()
 
 
 def _split_of_folder(file: Path, data: Data) -> Split | None:
@@ -81,9 +98,9 @@ def _split_of_folder(file: Path, data: Data) -> Split | None:
     return None
 
 
-def _read_beside(file: Path, column: str) -> tuple[Any, JsonRow, str | None]:
-    """(caption or None, labels, problem) from the .json and .txt of an audio file; .txt wins."""
-    caption: Any = None
+def _read_beside(file: Path) -> tuple[str | None, JsonRow, str | None]:
+    """(text of the .txt or None, content of the .json, problem) of the files beside audio."""
+    caption = None
     labels: Any = {}
     beside = existing_name(file.parent, f"{file.stem}.json")
     try:
@@ -91,7 +108,6 @@ def _read_beside(file: Path, column: str) -> tuple[Any, JsonRow, str | None]:
             labels = parse_json(read_user_text(beside, LARGEST))
             if not isinstance(labels, dict):
                 return None, {}, f"{beside.name} is not a JSON object"
-            caption = labels.pop(column, None)
             if reason := text_problem(labels):
                 return None, {}, f"{beside.name} {reason}"
         beside = existing_name(file.parent, f"{file.stem}.txt")

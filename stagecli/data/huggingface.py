@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from stagecli.data.file_index import Stamp
-from stagecli.data.rows import SPLITS, Clip, Entry, Split, read_captions, split_names
+from stagecli.data.rows import (
+    SPLITS,
+    Clip,
+    Entry,
+    Split,
+    caption_columns,
+    read_captions,
+    split_names,
+)
 from stagecli.data.source import FileSource
 from stagecli.data.text_files import text_problem
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, causes
 from stagecli.schema import Data
 
 
@@ -51,13 +59,7 @@ def read_dataset(
 
     Raises StageError: `datasets` not installed, data set out of reach, a split or column missing.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise StageError(
-            'data.source = "huggingface" needs the package `datasets`',
-            hint="pip install 'stagecli[datasets]'",
-        ) from error
+    datasets = _package()
     names = dict(zip(SPLITS, split_names(data), strict=True))
     tables = {}
     entries: list[Entry] = []
@@ -70,6 +72,25 @@ def read_dataset(
     return HuggingFaceSource(data, tables, entries)
 
 
+def _package() -> Any:
+    """The package `datasets`. Raises StageError where it is not installed."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise StageError(
+            'data.source = "huggingface" needs the package `datasets`',
+            problems=[Problem("cause", text) for text in causes(error)],
+            hint="pip install 'stagecli[datasets]'",
+        ) from error
+    return datasets
+
+
+def dataset_splits(data: Data, path: Path) -> list[str]:
+    """The names of the splits of a data set. Raises StageError as `read_dataset`."""
+    with _cause_printed(data.path):
+        return list(map(str, _load_splits(_package(), data.path, path)))
+
+
 @contextmanager
 def _cause_printed(name: str) -> Iterator[None]:
     """Whatever the hub, the network, data files and decoders raise, as one StageError."""
@@ -78,12 +99,15 @@ def _cause_printed(name: str) -> Iterator[None]:
     except StageError:
         raise
     except Exception as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        problem = Problem(name, f"{type(error).__name__}: {first_line}")
+        chain = causes(error)
         hint = "check data.path"
-        if isinstance(error, ImportError):
-            hint = "install the package that it names"
-        raise StageError("cannot load the data set", problems=[problem], hint=hint) from error
+        if any(text.startswith(("ImportError", "ModuleNotFoundError")) for text in chain):
+            hint = (
+                "install the package that it names; files in a folder are read without it by "
+                'data.source = "manifest" or "folder"'
+            )
+        problems = [Problem(name, text) for text in chain]
+        raise StageError("cannot load the data set", problems=problems, hint=hint) from error
 
 
 def _load_splits(datasets: Any, name: str, path: Path) -> Any:
@@ -129,10 +153,9 @@ def _table_entries(
 ) -> Iterator[Entry]:
     for number, row in enumerate(table.remove_columns([data.audio_column])):
         where = f"{data.path}:{name}/{number}"
-        labels = {key: value for key, value in row.items() if key != data.caption_column}
-        captions, problem = read_captions(
-            row.get(data.caption_column), data.caption_column, need_captions
-        )
+        texts = caption_columns(row, data.caption_column)
+        labels = {key: value for key, value in row.items() if key not in texts}
+        captions, problem = read_captions(row, data.caption_column, need_captions)
         problem = problem or text_problem(labels)
         if problem:
             yield Entry(where, problem=problem)

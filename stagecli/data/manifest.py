@@ -8,16 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stagecli.data.csv_rows import CsvRow, csv_rows
+from stagecli.data.csv_rows import Columns, CsvRow, audio_column, csv_rows
 from stagecli.data.finding import existing_name, folder_problem
-from stagecli.data.rows import Clip, Entry, hash_split, read_captions, split_named, split_names
+from stagecli.data.rows import (
+    Clip,
+    Entry,
+    caption_columns,
+    hash_split,
+    read_captions,
+    split_named,
+    split_names,
+)
 from stagecli.data.text_files import json_lines, require_text, text_problem
 from stagecli.errors import StageError
 from stagecli.files import JsonRow
 from stagecli.schema import Data
-
-PATH = "path"
-SPLIT = "split"
 
 
 def manifest_entries(data: Data, path: Path, need_captions: bool) -> list[Entry]:
@@ -29,7 +34,7 @@ def manifest_entries(data: Data, path: Path, need_captions: bool) -> list[Entry]
     StageError when the manifest itself cannot be read.
     """
     lines = list(_lines(data, path, need_captions))
-    has_split = any(line.columns and SPLIT in line.columns for line in lines)
+    has_split = any(line.columns and data.split_column in line.columns for line in lines)
     entries: list[Entry] = []
     places: dict[str, int] = {}  # of the first entry with a path
     for number, columns, problem, excerpt in lines:
@@ -38,15 +43,23 @@ def manifest_entries(data: Data, path: Path, need_captions: bool) -> list[Entry]
             entries.append(Entry(where, problem=problem, excerpt=excerpt))
             continue
         entry = _entry(data, path, where, columns, need_captions=need_captions, has_split=has_split)
-        file = _file_of(path, columns)
+        file = _file_of(path, columns.get(data.path_column))
         place = places.setdefault(file, len(entries)) if file else len(entries)
         if place == len(entries):
             entries.append(entry)
-        elif problem := _clash(entries[place], entry, f"{columns[PATH]} is on line"):
+        elif problem := _clash(entries[place], entry, f"{columns[data.path_column]} is on line"):
             entries.append(Entry(where, problem=problem))
         else:
             entries[place] = replace(entries[place], clip=_merged(entries[place], entry))
     return entries
+
+
+def manifest_splits(data: Data, path: Path) -> list[str]:
+    """The names that the lines of a manifest give to splits. Raises StageError as before."""
+    names = (
+        line.columns.get(data.split_column) for line in _lines(data, path, False) if line.columns
+    )
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
 def _lines(data: Data, path: Path, need_captions: bool) -> Iterator[CsvRow]:
@@ -57,8 +70,8 @@ def _lines(data: Data, path: Path, need_captions: bool) -> Iterator[CsvRow]:
         )
     text = require_text(path, "cannot read the manifest", "check data.path")
     if path.suffix.lower() in (".csv", ".tsv"):
-        wanted = [PATH, data.caption_column] if need_captions else [PATH]
-        yield from csv_rows(path, text, wanted)
+        caption = data.caption_column if need_captions else None
+        yield from csv_rows(path, text, Columns(data.path_column, caption))
         return
     for number, value, problem, excerpt in json_lines(text):
         if problem is None and not isinstance(value, dict):
@@ -77,18 +90,19 @@ def _entry(
     has_split: bool,
 ) -> Entry:
     """The clip of one line, or its problem."""
-    key = columns.get(PATH)
+    key = columns.get(data.path_column)
     if not isinstance(key, str) or not key:
-        return Entry(where, problem=f'no path (key "{PATH}")')
-    reason = text_problem(columns.get(PATH)) or text_problem(_labels(data, columns))
+        audio = audio_column(columns)
+        instead = f"; `{audio}` names a file: set data.path_column" if audio else ""
+        return Entry(where, problem=f'no path (key "{data.path_column}"){instead}')
+    reason = text_problem(key) or text_problem(_labels(data, columns))
     if reason:
         return Entry(where, problem=reason)
-    split = split_named(columns.get(SPLIT), data) if has_split else hash_split(key)
+    name = columns.get(data.split_column)
+    split = split_named(name, data) if has_split else hash_split(key, data.valid_share)
     if split is None:
-        return Entry(where, problem=_unknown_split(columns.get(SPLIT), data))
-    captions, problem = read_captions(
-        columns.get(data.caption_column), data.caption_column, need_captions
-    )
+        return Entry(where, problem=_unknown_split(name, data))
+    captions, problem = read_captions(columns, data.caption_column, need_captions)
     if problem:
         return Entry(where, problem=problem)
     clip = Clip(
@@ -102,16 +116,16 @@ def _entry(
     return Entry(where, clip, drawn=not has_split)
 
 
-def _file_of(path: Path, columns: JsonRow) -> str | None:
-    """The file of a line under one spelling, whether it exists or not."""
-    key = columns.get(PATH)
+def _file_of(path: Path, key: Any) -> str | None:
+    """The file that a line names under one spelling, whether it exists or not."""
     if not isinstance(key, str) or not key or text_problem(key):
         return None
     return os.path.normpath(existing_name(path.parent, key))
 
 
 def _labels(data: Data, columns: JsonRow) -> JsonRow:
-    reserved = (PATH, SPLIT, data.caption_column)
+    captions = caption_columns(columns, data.caption_column)
+    reserved = (data.path_column, data.split_column, *captions)
     return {name: value for name, value in columns.items() if name not in reserved}
 
 

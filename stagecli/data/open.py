@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from stagecli.data.cache import Count
+from stagecli.data.finding import list_audio
 from stagecli.data.folder import folder_entries
-from stagecli.data.manifest import manifest_entries
+from stagecli.data.manifest import manifest_entries, manifest_splits
 from stagecli.data.rows import SPLITS, Entry, Split, split_names
 from stagecli.data.source import FileSource, Source
 from stagecli.errors import Problem, StageError
@@ -34,37 +35,15 @@ def open_source(
     hash; seed: of `synth`; progress: (files checked, files). Raises StageError with every problem,
     as `manifest.jsonl:LINE`, unless `data.on_bad_file` is "skip"; then they are in `skipped`.
     """
-    # What can be wrong with the section itself.
     if data.source == "synth":
         from stagecli.data.synth import SynthSource
 
         return SynthSource(data, seed)
-    if not data.path:
-        raise StageError(
-            "data.path is empty", hint=f'set data.path: source = "{data.source}" reads it'
-        )
-    if len(set(split_names(data))) < len(SPLITS):
-        raise StageError("data.train_split, data.valid_split and data.test_split must differ")
-    try:
-        path = base / Path(data.path).expanduser()
-    except RuntimeError as error:  # `~name` of nobody
-        problem = Problem(data.path, "names the home of a user that does not exist")
-        raise StageError(
-            "cannot read the data", problems=[problem], hint="check data.path"
-        ) from error
 
     # Recordings, all of them checked, and the clips beside them.
-    source: FileSource
-    if data.source == "manifest":
-        entries = manifest_entries(data, path, need_captions)
-        source = FileSource(data, str(path), _together(entries, undivided))
-    elif data.source == "folder":
-        entries, passed_over = folder_entries(data, path, need_captions)
-        source = FileSource(data, str(path), _together(entries, undivided), passed_over)
-    else:
-        from stagecli.data.huggingface import read_dataset
-
-        source = read_dataset(data, path, need_captions, splits)
+    source = read_source(
+        data, need_captions=need_captions, base=base, splits=splits, undivided=undivided
+    )
     source.check(splits, cache_dir or Path(data.cache_dir), progress)
     if data.synth_share > 0 and "train" in splits:
         from stagecli.data.mixed import MixedSource
@@ -72,6 +51,57 @@ def open_source(
 
         return MixedSource(source, SynthSource(data, seed))
     return source
+
+
+def read_source(
+    data: Data,
+    *,
+    need_captions: bool,
+    base: Path,
+    splits: Sequence[Split] = SPLITS,
+    undivided: Split | None = None,
+) -> FileSource:
+    """The recordings of `[data]`, whose audio is not checked yet; as `open_source`."""
+    path = _place(data, base)
+    if data.source == "manifest":
+        entries = manifest_entries(data, path, need_captions)
+        return FileSource(data, str(path), _together(entries, undivided))
+    if data.source == "folder":
+        entries, passed_over = folder_entries(data, path, need_captions)
+        return FileSource(data, str(path), _together(entries, undivided), passed_over)
+    from stagecli.data.huggingface import read_dataset
+
+    return read_dataset(data, path, need_captions, splits)
+
+
+def recorded_splits(data: Data, base: Path) -> list[str]:
+    """Every name that the data set may give to a split. Raises StageError as `open_source`."""
+    path = _place(data, base)
+    if data.source == "manifest":
+        return manifest_splits(data, path)
+    if data.source == "folder":
+        folders = (file.parts[:-1] for file in list_audio(path).files)
+        return list(dict.fromkeys(name for parts in folders for name in parts))
+    from stagecli.data.huggingface import dataset_splits
+
+    return dataset_splits(data, path)
+
+
+def _place(data: Data, base: Path) -> Path:
+    """Where the data are. Raises StageError for what can be wrong with the section itself."""
+    if not data.path:
+        raise StageError(
+            "data.path is empty", hint=f'set data.path: source = "{data.source}" reads it'
+        )
+    if len(set(split_names(data))) < len(SPLITS):
+        raise StageError("data.train_split, data.valid_split and data.test_split must differ")
+    try:
+        return base / Path(data.path).expanduser()
+    except RuntimeError as error:  # `~name` of nobody
+        problem = Problem(data.path, "names the home of a user that does not exist")
+        raise StageError(
+            "cannot read the data", problems=[problem], hint="check data.path"
+        ) from error
 
 
 def _together(entries: list[Entry], split: Split | None) -> list[Entry]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,9 @@ from stagecli.schema import Data
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+VALID_SHARE = 0.05  # of `hash_split`, as of `data.valid_share`
+TEST_SHARE = 0.05
+PROBED = 10  # clips to validate on: as many as the probes of `[stage.regime]` take
 
 
 @dataclass(frozen=True)
@@ -57,24 +62,66 @@ class Entry:
     drawn: bool = False
 
 
-def hash_split(key: str) -> Split:
-    """Split by the SHA-256 of a key: train (90 %), valid (5 %) or test (5 %).
+def hash_split(key: str, valid_share: float = VALID_SHARE) -> Split:
+    """Split by the SHA-256 of a key: test (5 %), valid (`valid_share`) or train (the rest).
 
     Adding files moves no file to another split.
     """
-    share = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-    if share < 0.90:
-        return "train"
-    return "valid" if share < 0.95 else "test"
+    place = _place(key)
+    if place >= 1 - TEST_SHARE:
+        return "test"
+    return "valid" if place >= 1 - (valid_share + TEST_SHARE) else "train"
 
 
-def read_captions(value: Any, column: str, needed: bool) -> tuple[list[str], str | None]:
-    """The captions in one cell, a text or a list of texts, and why they cannot be used (or None).
+def fewest_valid(count: int) -> int:
+    """How many of `count` clips should at least be validated on."""
+    return max(1, min(PROBED, count // 4))
 
-    Equal ones count once. Where captions are not needed, missing ones are no problem: [""].
+
+def valid_share_for(keys: Collection[str]) -> float:
+    """The smallest share, in hundredths, with which `hash_split` gives valid `fewest_valid`."""
+    places = sorted(place for key in keys if (place := _place(key)) < 1 - TEST_SHARE)
+    place = places[-fewest_valid(len(keys)) :][0] if places else 1 - TEST_SHARE
+    return max(1, math.ceil(100 * (1 - TEST_SHARE - place))) / 100
+
+
+def _place(key: str) -> float:
+    """Where the hash of a key lies between 0 and 1."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def caption_columns(names: Iterable[str], column: str) -> list[str]:
+    """The columns that `data.caption_column` means: of that name, or else of that pattern.
+
+    A `*` stands for any text, so that "caption_*" means "caption_1" to "caption_5".
+    """
+    known = list(names)
+    if column in known or "*" not in column:
+        return [column] if column in known else []
+    pattern = re.compile(".*".join(map(re.escape, column.split("*"))), re.DOTALL)
+    return [name for name in known if pattern.fullmatch(name)]
+
+
+def read_captions(
+    columns: Mapping[str, Any], column: str, needed: bool
+) -> tuple[list[str], str | None]:
+    """The captions of a row, and why they cannot be used (or None).
+
+    They are in the columns that `column` means; each cell is a text or a list of texts. Equal ones
+    count once. Where captions are not needed, missing ones are no problem: [""]; and where several
+    columns may hold them, one is enough.
     """
     name = f'caption (key "{column}")'
-    values = value if isinstance(value, list) and value else [value]
+    cells = [columns[key] for key in caption_columns(columns, column)]
+    if len(cells) > 1:
+        cells = [cell for cell in cells if cell not in (None, "")]
+    values = []
+    for cell in cells:
+        values += cell if isinstance(cell, list) and cell else [cell]
+    return _read_texts(values or [None], name, needed)
+
+
+def _read_texts(values: list[Any], name: str, needed: bool) -> tuple[list[str], str | None]:
     captions = []
     for text in values:
         problem = None

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,12 +24,19 @@ from stagecli.data.bandwidth import file_bandwidth
 from stagecli.data.cache import Count
 from stagecli.data.decoding import AudioInfo, file_problem
 from stagecli.data.file_index import FileIndex, Stamp, content_hash, open_index, stamp_of
-from stagecli.data.rows import SPLITS, Clip, Entry, Split, split_names
+from stagecli.data.rows import (
+    SPLITS,
+    Clip,
+    Entry,
+    Split,
+    split_names,
+    valid_share_for,
+)
 from stagecli.errors import Problem, StageError, counted
 from stagecli.schema import Data
 
 LISTED = 50  # problems printed one by one
-CHECKS = 4  # version of the checks of `check_content`; raise it when they change
+CHECKS = 5  # version of the checks of `check_content`; raise it when they change
 BANDWIDTHS = 2  # version of `file_bandwidth`, likewise
 WRITE_EVERY = 256  # results of checks that are stored with one write
 
@@ -100,8 +107,12 @@ class FileSource:
         self._hashes: FileIndex | None = None
         self._bandwidths: FileIndex | None = None
 
+    def keys(self) -> list[str]:
+        """Keys of all clips, before the check."""
+        return [entry.clip.key for entry in self._entries if entry.clip]
+
     def clips(self, split: Split) -> list[Clip]:
-        return list(self._clips[split])
+        return list(self._clips.get(split, ()))
 
     def read(self, clip: Clip) -> np.ndarray:
         return read_mono(self._audio(clip), self.sample_rate, clip.key)
@@ -145,8 +156,14 @@ class FileSource:
         """Check the audio of `splits`, whose clips can be read afterwards.
 
         cache_dir: where hashes and results of checks are stored. Raises StageError with every
-        problem, unless `data.on_bad_file` is "skip".
+        problem, unless `data.on_bad_file` is "skip", and where a split has no clips.
         """
+        self._refuse_or_skip(self.examine(splits, cache_dir, progress))
+
+    def examine(
+        self, splits: Sequence[Split], cache_dir: Path, progress: Count | None = None
+    ) -> list[Problem]:
+        """`check` that refuses nothing: every problem of the entries, which are left out."""
         self._hashes = self._open_index(cache_dir / "hashes.jsonl", 1, _is_hash)
         self._bandwidths = self._open_index(
             cache_dir / "bandwidths.jsonl", BANDWIDTHS, _is_frequency
@@ -175,7 +192,7 @@ class FileSource:
             if problem:
                 problems.append(Problem(entry.where, problem, entry.excerpt))
         self._entries = []
-        self._refuse_or_skip(problems)
+        return problems
 
     def _refuse_or_skip(self, problems: list[Problem]) -> None:
         if problems and self.data.on_bad_file == "error":
@@ -185,15 +202,30 @@ class FileSource:
                 hint="""correct them, or leave them out: --set 'data.on_bad_file="skip"'""",
             )
         names = dict(zip(SPLITS, split_names(self.data), strict=True))
-        empty = [names[split] for split, clips in self._clips.items() if not clips]
+        empty = [split for split, clips in self._clips.items() if not clips]
         if empty:
             raise StageError(
-                f"{self.name}: no usable clips in split {', '.join(empty)}",
+                f"{self.name}: no usable clips in split {', '.join(names[s] for s in empty)}",
                 problems=_listed(problems, self.name),
-                hint="give every split clips, or name the splits in data.train_split, valid_split "
-                "and test_split",
+                hint=self._division_hint(empty),
             )
         self.skipped = problems
+
+    def _division_hint(self, empty: Sequence[Split]) -> str:
+        """How every split gets clips, or how to do without."""
+        if self.divided:
+            return (
+                "give every split clips, or name the splits in data.train_split, valid_split "
+                "and test_split"
+            )
+        keys = [clip.key for clips in self._clips.values() for clip in clips]
+        if "valid" not in empty and "train" not in empty:
+            return "chance gave it none of the files: score another split with --split valid"
+        share = valid_share_for(keys)
+        return (
+            f"chance gave it none of {counted(len(keys), 'file')}: "
+            f"--set data.valid_share={share}, or divide them into folders or by a column"
+        )
 
     def _check_clips(
         self, clips: list[Clip], cache_dir: Path, progress: Count | None
@@ -268,7 +300,7 @@ class FileSource:
 
 def _as_json(check: Check) -> list[Any]:
     info, problem = check
-    numbers = [info.sample_rate, info.frames, info.channels, info.peak] if info else None
+    numbers = list(astuple(info)) if info else None
     return [numbers, problem]
 
 
@@ -279,10 +311,9 @@ def _is_check(value: Any) -> bool:
     numbers, problem = value
     good_numbers = numbers is None or (
         isinstance(numbers, list)
-        and len(numbers) == 4
+        and len(numbers) == 5
         and all(type(number) is int and number > 0 for number in numbers[:3])
-        and isinstance(numbers[3], float)
-        and 0 <= numbers[3] < math.inf
+        and all(isinstance(number, float) and 0 <= number < math.inf for number in numbers[3:])
     )
     good_problem = problem is None or isinstance(problem, str)
     return good_numbers and good_problem and not (numbers is None and problem is None)

@@ -13,4 +13,5 @@ embed, ledger              embeddings and scores that are computed once and kept
 label_network, label_training   a network that reads labels off audio; trained once per data set
 averages                   means over clips with their intervals
 titles, figures, tables, file_table, pages   what is printed: the terminal; CSV and Markdown
+score_tables, score_html   a document as one table; on the page of `inspect-regime`
 """

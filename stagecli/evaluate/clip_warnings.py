@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stagecli.errors import counted
+from stagecli.errors import counted, significant
 from stagecli.metrics.checks import shared_peak
 
 
@@ -51,7 +51,7 @@ class ClipWarnings:
         peak = shared_peak(self.peaks)
         if peak is not None and shared_peak(self.reference_peaks) is None:
             lines.append(
-                f"all {counted(self.total, 'clip')} of {self.title} peak at {peak:.3g}: "
-                "peak-normalised, so their levels mean nothing"
+                f"all {counted(self.total, 'clip')} of {self.title} peak at "
+                f"{significant(peak, 3)}: peak-normalised, so their levels mean nothing"
             )
         return lines

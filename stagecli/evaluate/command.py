@@ -17,7 +17,8 @@ from stagecli.evaluate.limits import Limit, broken_limits, parse_limits
 from stagecli.evaluate.runs import evaluate_runs
 from stagecli.files import JsonRow
 from stagecli.hub.folder import local_problem
-from stagecli.runs.directory import newest, read_info
+from stagecli.runs.directory import newest
+from stagecli.runs.exports import read_model_info
 from stagecli.ssl import name_problem
 from stagecli.targets import Target, plan_targets, write_target
 from stagecli.terminal.console import Console
@@ -95,7 +96,7 @@ def _evaluate_runs(flags: Flags, progress: Progress, console: Console) -> Evalua
     if not runs:
         runs = [newest(flags.runs_dir, flags.task)]
         console.note(f"scoring {runs[0]}")
-    tasks = {str(read_info(run).get("task")) for run in runs}
+    tasks = {str(read_model_info(run).get("task")) for run in runs}
     check_metrics(flags, sorted(tasks))
     computed = [name for task in sorted(tasks) for name in chosen_metrics(flags, task)]
     limits = parse_limits(flags.fail_if, list(dict.fromkeys(computed)))

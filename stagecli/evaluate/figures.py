@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from stagecli.errors import counted
+from stagecli.errors import counted, significant
 from stagecli.files import JsonRow
 from stagecli.metrics.registry import METRICS, Metric
 from stagecli.terminal.console import cell
@@ -62,9 +62,9 @@ def figure(name: str, metric: JsonRow | None, marks: NoteMarks) -> str:
         digits = ".2g" if name == "kad" else ".2f"
         parts.append(f"[{metric['low']:{digits}}, {metric['high']:{digits}}]")
     elif metric.get("low") is not None:
-        parts.append(f"+-{(metric['high'] - metric['low']) / 2:.2g}")
+        parts.append(f"+-{significant((metric['high'] - metric['low']) / 2, 2)}")
     elif metric.get("std") is not None:
-        parts.append(f"(std {metric['std']:.2g})")
+        parts.append(f"(std {significant(metric['std'], 2)})")
     if metric.get("left_out"):
         parts.append(
             marks.mark(f"left out, without a finite value: {counted(metric['left_out'], 'clip')}")
@@ -122,11 +122,12 @@ def memorisation_lines(document: JsonRow) -> list[str]:
     nearest = details["pairs"][0]
     return [
         f"nearest of {counted(details['training_clips'], 'training clip')}: median distance "
-        f"{details['samples']['0.5']:.3g} for samples, {details['real']['0.5']:.3g} for real clips "
+        f"{significant(details['samples']['0.5'], 3)} for samples, "
+        f"{significant(details['real']['0.5'], 3)} for real clips "
         f"not trained on; {counted(details['copies'], 'exact copy', 'exact copies')}",
         f"nearest pair, worth listening to: {nearest['sample']} and {nearest['training']} "
-        f"(distance {nearest['distance']:.3g}; {100 * nearest['rank']:.0f} % of real clips are "
-        "nearer)",
+        f"(distance {significant(nearest['distance'], 3)}; "
+        f"{100 * nearest['rank']:.0f} % of real clips are nearer)",
     ]
 
 
@@ -134,7 +135,8 @@ def signed_interval(metric: JsonRow) -> str:
     """The interval of a difference, `-` if it has none."""
     if metric.get("low") is None:
         return "-"
-    return f"{metric['low']:+.3g} to {metric['high']:+.3g}"
+    low, high = (significant(metric[end], 3, signed=True) for end in ("low", "high"))
+    return f"{low} to {high}"
 
 
 def verdict(name: str, metric: JsonRow) -> str:

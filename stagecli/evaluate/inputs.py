@@ -59,7 +59,7 @@ def score_inputs(
             Destination(output=folder, force=True, warn=warn, note=note),
             seed=settings["seed"],
             cutoff=cutoff,
-            checkpoint=checkpoint.removeprefix("step_"),
+            checkpoint=str(int(checkpoint.removeprefix("step_"))),
             progress=lambda done, total: progress("restoring", done, total),
             **{name: settings[name] for name in ("steps", "cfg_scale", "sampler")},
         )

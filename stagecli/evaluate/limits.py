@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from stagecli.errors import StageError
+from stagecli.errors import StageError, significant
 from stagecli.evaluate.titles import row_title
 from stagecli.files import JsonRow
 from stagecli.metrics.registry import METRICS
@@ -78,7 +78,7 @@ def broken_limits(limits: Sequence[Limit], documents: Sequence[JsonRow]) -> list
             if value is None:
                 lines.append(f"{limit}: {name} has no value for {title}")
             elif limit.holds(value):
-                lines.append(f"{limit}: {name} is {value:.4g} for {title}")
+                lines.append(f"{limit}: {name} is {significant(value, 4)} for {title}")
         if not matches:
             lines.append(f"{limit}: {limit.metric} was not computed")
     return lines

@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stagecli.errors import significant
 from stagecli.evaluate.figures import (
-    NoteMarks,
     base_metric,
-    figure_of_row,
     head_text,
-    legend,
-    memorisation_lines,
     metric_names,
     signed_interval,
     verdict,
 )
+from stagecli.evaluate.score_tables import score_table
 from stagecli.evaluate.titles import document_title
 from stagecli.files import JsonRow
 
@@ -124,47 +122,15 @@ def _document_lines(document: JsonRow, footnotes: Footnotes) -> list[str]:
         for key, text in conventions.items()
         if key not in names
     )
-    marks = NoteMarks()
-    if any("cutoff" in row for row in document["rows"]):
-        table = _table_by_cutoff(document, titles, marks)
-    else:
-        table = _table_by_metric(document, titles, marks)
-    explanations = [*legend(document, marks), *memorisation_lines(document)]
+    scores = score_table(document, titles)
     return [
         f"`{document_title(document)}` ({head_text(document)}).{others}",
         "",
-        *table,
+        *_markdown_table(scores.heads, scores.body),
         "",
-        *(f"{line}  " for line in explanations),
+        *(f"{line}  " for line in scores.notes),
         "",
     ]
-
-
-def _table_by_cutoff(document: JsonRow, titles: dict[str, str], marks: NoteMarks) -> list[str]:
-    """A row per cutoff, group and system."""
-    rows = document["rows"]
-    grouped = any("group" in row for row in rows)
-    heads = ["cutoff Hz", *(["clips of"] if grouped else []), "system", "n", *titles.values()]
-    body = []
-    for row in rows:
-        cells = [f"{row['cutoff']:g}"]
-        if grouped:
-            cells.append(row.get("group", "all"))
-        cells += [row["system"], str(row["n"])]
-        cells += [figure_of_row(name, row, marks) for name in titles]
-        body.append(cells)
-    return _markdown_table(heads, body)
-
-
-def _table_by_metric(document: JsonRow, titles: dict[str, str], marks: NoteMarks) -> list[str]:
-    """A row per metric: without cutoffs there are many metrics and few systems."""
-    rows = document["rows"]
-    heads = ["metric", *(f"{row['system']} (n {row['n']})" for row in rows)]
-    body = [
-        [title, *(figure_of_row(name, row, marks) for row in rows)]
-        for name, title in titles.items()
-    ]
-    return _markdown_table(heads, body)
 
 
 def _difference_lines(difference: JsonRow) -> list[str]:
@@ -173,7 +139,7 @@ def _difference_lines(difference: JsonRow) -> list[str]:
         system = f"{row['cutoff']:g} Hz" if "cutoff" in row else row["system"]
         for name, metric in row["metrics"].items():
             if metric["value"] is not None:
-                value = f"{metric['value']:+.4g}"
+                value = significant(metric["value"], signed=True)
                 interval = signed_interval(metric)
                 n = str(metric["n"])
                 body.append([system, name, n, value, interval, verdict(name, metric)])

@@ -22,10 +22,11 @@ from stagecli.evaluate.sr import score_sr
 from stagecli.evaluate.t2a import score_t2a
 from stagecli.files import JsonRow, finite, write_atomic, write_json
 from stagecli.generate.pipeline import Pipeline, SamplerSettings, load_pipeline
+from stagecli.generate.trained import Trained, find_trained
 from stagecli.recipe.load import load_from_run
 from stagecli.recipe.signature import UNSIGNED
-from stagecli.runs import checkpoint
-from stagecli.runs.directory import command_line, environment, read_info
+from stagecli.runs.directory import command_line, environment
+from stagecli.runs.exports import read_model_info
 from stagecli.schema import Recipe
 from stagecli.ssl import open_encoder, same_checkpoint
 from stagecli.ssl.base import Encoder
@@ -59,16 +60,13 @@ def _check_run(
     run: Path, checkpoints: Sequence[str], flags: Flags, *, judged: bool, warn: Say
 ) -> None:
     """Raise StageError unless run, checkpoints and flags fit; judged: check the judge too."""
-    info = read_info(run)
+    info = read_model_info(run)
     check_run_flags(flags, str(info.get("task")), run)
     if judged and info.get("task") == "t2a":
         recipe = load_from_run(run / "recipe.toml")
         _judge(recipe, flags.judge or recipe.evaluate.judge, warn)
     for which in checkpoints:
-        if which != "best":
-            checkpoint.resolve(run / "checkpoints", which)
-        elif not info.get("best"):
-            raise StageError(f"{run} has no best checkpoint yet", hint="use --checkpoint latest")
+        find_trained(run, which)
 
 
 def evaluate_run(
@@ -86,7 +84,7 @@ def evaluate_run(
         warn(line)
 
     # Refuse what does not fit before any work.
-    pipeline, checkpoint_dir = load_pipeline(run_dir, which, warn=keep_and_warn)
+    pipeline, trained = load_pipeline(run_dir, which, warn=keep_and_warn)
     recipe = pipeline.recipe
     check_run_flags(flags, recipe.task.kind, run_dir)
     judge = None
@@ -98,12 +96,12 @@ def evaluate_run(
         check_cutoffs(cutoffs, pipeline.sample_rate, flags.convention or recipe.evaluate.preset)
 
     # Score, and keep the document.
-    start = _start(run_dir, checkpoint_dir, pipeline, flags)
+    start = _start(trained, pipeline, flags)
     job = None
     if flags.input:
         scores = score_inputs(
             run_dir,
-            checkpoint_dir.name,
+            trained.name,
             flags,
             start.settings,
             preset=recipe.evaluate.preset,
@@ -116,7 +114,7 @@ def evaluate_run(
         scores = score_sr(job) if judge is None else score_t2a(job, judge)
     settings = {**(job or start).settings, **scores.settings}
     document = _document((job or start).head, scores, settings, notes)
-    stem = job.stem if job else f"{checkpoint_dir.name}_input"
+    stem = job.stem if job else f"{trained.name}_input"
     file = start.evals_dir / f"{stem}_{fingerprint(settings)}.json"
     write_json(file, document)
     return Outcome(document={**document, "file": str(file)}, scores=scores)
@@ -156,7 +154,7 @@ class Start:
     settings: JsonRow
 
 
-def _start(run_dir: Path, checkpoint_dir: Path, pipeline: Pipeline, flags: Flags) -> Start:
+def _start(trained: Trained, pipeline: Pipeline, flags: Flags) -> Start:
     """Resolve the flags. Raises StageError if the run cannot keep results."""
     # How clips are sampled.
     options = pipeline.recipe.evaluate
@@ -166,14 +164,13 @@ def _start(run_dir: Path, checkpoint_dir: Path, pipeline: Pipeline, flags: Flags
     seed = options.seed if flags.seed is None else flags.seed
 
     # What identifies the evaluation.
-    identity = sampling_identity(
-        str(read_info(run_dir).get("id")), checkpoint_dir / "ema.safetensors"
-    )
+    run_dir = trained.home
+    identity = sampling_identity(str(trained.info.get("id")), trained.path / "ema.safetensors")
     named = flags.data or flags.input
     head: JsonRow = {
         "task": pipeline.recipe.task.kind,
         "run": str(run_dir),
-        "checkpoint": checkpoint_dir.name,
+        "checkpoint": trained.name,
         **({"data": str(named)} if named else {}),
         "sample_rate": pipeline.sample_rate,
         "seed": seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stagecli.errors import counted
+from stagecli.errors import counted, significant
 from stagecli.evaluate.figures import (
     NoteMarks,
     base_metric,
@@ -125,7 +125,7 @@ def _show_difference_row(row: JsonRow, console: Console) -> None:
     marks = NoteMarks()
     body = []
     for name, metric in row["metrics"].items():
-        value = "-" if metric["value"] is None else f"{metric['value']:+.4g}"
+        value = significant(metric["value"], signed=True)
         if metric.get("note"):
             value += f" {marks.mark(metric['note'])}"
         better = base_metric(name).better

@@ -2,7 +2,7 @@
 
 A velocity is a function (x [B, T, C], t in (0, 1]) -> the predicted eps - x0, [B, T, C]. Each
 solver walks down a grid of times from `times`; `callback` is called with (step, t, x) after each
-step. `classifier_free`, `keep_band` and `windowed` turn velocities into velocities.
+step. `classifier_free`, `keep_band`, `keep_frames` and `windowed` turn velocities into velocities.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ WindowVelocity = Callable[[Tensor, float, slice], Tensor]
 """A velocity of windows, also called with the numbers of the windows."""
 
 
-def times(steps: int, shift: float = 1.0) -> list[float]:
-    """steps + 1 times from 1 down to 0: t -> shift t / (1 + (shift - 1) t) of a uniform grid.
+def times(steps: int, shift: float = 1.0, start: float = 1.0) -> list[float]:
+    """steps + 1 times from `start` down to 0: t -> shift t / (1 + (shift - 1) t) of a uniform grid.
 
     shift > 1 spends more steps near noise (Esser et al., 2024, arXiv 2403.03206, eq. 23).
     """
-    grid = [1 - i / steps for i in range(steps + 1)]
+    grid = [start * (1 - i / steps) for i in range(steps + 1)]
     return [shift * t / (1 + (shift - 1) * t) for t in grid]
 
 
@@ -111,10 +111,22 @@ def classifier_free(
 
 def keep_band(velocity: Velocity, kept_BTC: Tensor, band_BC: Tensor) -> Velocity:
     """Velocity (x - kept) / t where `band_BC` is True, which arrives at `kept_BTC` at t = 0."""
-    band = band_BC[:, None, :]
+    return _keep(velocity, kept_BTC, band_BC[:, None, :])
 
+
+def keep_frames(velocity: Velocity, kept_BTC: Tensor, known_T: Tensor) -> Velocity:
+    """`keep_band` for the frames in which `known_T` is True: inpainting of the others.
+
+    From noise eps the known frames are (1 - t) kept + t eps at every t: what is known, noised to
+    the level of what is generated. Source: RePaint (Lugmayr et al., 2022, arXiv 2201.09865), here
+    without its resampling, and with one noise for all t, so that solvers of any order may be used.
+    """
+    return _keep(velocity, kept_BTC, known_T[None, :, None])
+
+
+def _keep(velocity: Velocity, kept_BTC: Tensor, mask: Tensor) -> Velocity:
     def constrained(x_BTC: Tensor, t: float) -> Tensor:
-        return torch.where(band, (x_BTC - kept_BTC) / t, velocity(x_BTC, t))
+        return torch.where(mask, (x_BTC - kept_BTC) / t, velocity(x_BTC, t))
 
     return constrained
 

@@ -1,11 +1,11 @@
-"""A file as the model is given it: at the model's rate, in blocks, with what is known beforehand.
+"""Audio as the model is given it: at the model's rate, in blocks, with what is known beforehand.
 
 No torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +19,39 @@ PART = 1 << 15  # audio samples whose spectrum is taken at once
 
 
 @dataclass(frozen=True)
+class Recording:
+    """Audio to restore, as it is stored.
+
+    name: in messages; read: its blocks [n, channels], from the start at each call.
+    """
+
+    name: str
+    sample_rate: int
+    channels: int
+    read: Callable[[], Iterator[np.ndarray]]
+
+
+def recording_of_file(file: Path) -> Recording:
+    """A file, which is not held in memory. Raises StageError."""
+    sample_rate, channels = read_format(file)
+    return Recording(str(file), sample_rate, channels, lambda: read_blocks(file))
+
+
+def recording_of_array(audio_CN: np.ndarray, sample_rate: int) -> Recording:
+    """Audio [C, N] in memory."""
+    audio_NC = np.ascontiguousarray(audio_CN.T, dtype=np.float32)
+    return Recording("the audio", sample_rate, audio_NC.shape[1], lambda: iter([audio_NC]))
+
+
+@dataclass(frozen=True)
 class LowAudio:
-    """A file at `sample_rate` Hz.
+    """A recording at `sample_rate` Hz.
 
     length: audio samples; audible_C: channels that are not silent; power: mean square of these,
     all together; correlation_CC: of these, in the octave below the cutoff.
     """
 
-    file: Path
+    recording: Recording
     sample_rate: int
     length: int
     audible_C: np.ndarray
@@ -35,20 +60,20 @@ class LowAudio:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The audio, [n, channels], silent channels included."""
-        return resampled_blocks(self.file, self.sample_rate)
+        return resampled_blocks(self.recording, self.sample_rate)
 
 
-def resampled_blocks(file: Path, sample_rate: int) -> Iterator[np.ndarray]:
-    """A file at `sample_rate` Hz, in blocks [n, channels], of the nearest length.
+def resampled_blocks(recording: Recording, sample_rate: int) -> Iterator[np.ndarray]:
+    """A recording at `sample_rate` Hz, in blocks [n, channels], of the nearest length.
 
     Resampling alone rounds the length up. Raises StageError.
     """
-    stored_rate, _ = read_format(file)
+    stored_rate = recording.sample_rate
     stored = made = 0
 
     def counted() -> Iterator[np.ndarray]:
         nonlocal stored
-        for block_NC in read_blocks(file):
+        for block_NC in recording.read():
             stored += len(block_NC)
             yield block_NC
 
@@ -63,13 +88,13 @@ def resampled_blocks(file: Path, sample_rate: int) -> Iterator[np.ndarray]:
         yield held_NC[: len(held_NC) - surplus]
 
 
-def measure(file: Path, sample_rate: int, cutoff: float) -> LowAudio:
-    """Read a file once for what restoring it needs to know. Raises StageError."""
-    _, channels = read_format(file)
+def measure(recording: Recording, sample_rate: int, cutoff: float) -> LowAudio:
+    """Read a recording once for what restoring it needs to know. Raises StageError."""
+    channels = recording.channels
     length = 0
     squares_C = np.zeros(channels)
     covariance_CC = np.zeros((channels, channels))
-    for part_NC in overlapping(resampled_blocks(file, sample_rate), PART, PART):
+    for part_NC in overlapping(resampled_blocks(recording, sample_rate), PART, PART):
         length += len(part_NC)
         squares_C += np.sum(np.square(part_NC, dtype=np.float64), axis=0)
         covariance_CC += _octave_covariance(part_NC, sample_rate, cutoff)
@@ -79,7 +104,12 @@ def measure(file: Path, sample_rate: int, cutoff: float) -> LowAudio:
     correlation_CC = covariance_CC / np.outer(deviation_C, deviation_C)
     np.fill_diagonal(correlation_CC, 1.0)
     return LowAudio(
-        file, sample_rate, length, audible_C, power, correlation_CC[np.ix_(audible_C, audible_C)]
+        recording,
+        sample_rate,
+        length,
+        audible_C,
+        power,
+        correlation_CC[np.ix_(audible_C, audible_C)],
     )
 
 

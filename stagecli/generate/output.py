@@ -16,13 +16,16 @@ import numpy as np
 from stagecli.data.finding import SUFFIXES
 from stagecli.errors import EXIT_FAILED, Problem, StageError
 from stagecli.files import JsonRow, append_json_lines, json_line, read_json_lines
+from stagecli.generate.encoding import SUBTYPES, Encoding
 from stagecli.generate.listening import (
+    FLOAT_WAV,
     LISTING,
     loudness_note,
     write_listening,
     write_long_listening,
 )
-from stagecli.generate.pipeline import SamplerSettings
+from stagecli.generate.settings import SamplerSettings
+from stagecli.generate.trained import Trained
 from stagecli.targets import Target, plan_targets, write_target
 
 
@@ -30,23 +33,32 @@ from stagecli.targets import Target, plan_targets, write_target
 class Destination:
     """What the flags of `sample` say about its files.
 
-    output: --output, a folder or one WAV file, or None for a new folder in the run; force: replace
-    files that exist; warn, note: print a line.
+    output: --output, a folder or one file, or None for a new folder in the run; encoding: of the
+    files; force: replace files that exist; warn, note: print a line.
     """
 
     output: Path | None
+    encoding: Encoding = FLOAT_WAV
     force: bool = False
     warn: Callable[[str], None]
     note: Callable[[str], None]
 
     @property
     def is_single_file(self) -> bool:
-        """Whether one WAV file is named rather than a folder."""
-        return self.output is not None and self.output.suffix.lower() == ".wav"
+        """Whether one audio file is named rather than a folder."""
+        return self.output is not None and self.output.suffix.lower() == self.encoding.suffix
 
     def name(self, default: str) -> str:
         """The name of the only file if the flags give one, else `default`."""
         return self.output.name if self.output and self.is_single_file else default
+
+    def require_encoding(self, sample_rate: int, shape: tuple[int, int]) -> None:
+        """Raise StageError unless audio of this rate and shape can be written in the format."""
+        problem = self.encoding.problem(sample_rate, shape)
+        if problem:
+            raise StageError(
+                f"--format {self.encoding.format}: {problem}", hint="choose another --format"
+            )
 
 
 @dataclass(kw_only=True)
@@ -58,6 +70,7 @@ class Results:
     """
 
     folder: Path
+    encoding: Encoding
     force: bool
     listed: set[str]
     rows: list[JsonRow] = field(default_factory=list)
@@ -66,7 +79,8 @@ class Results:
         """Write audio [N] or [N, channels]; name: relative to the folder. Raises StageError."""
         path = self.folder / name
         write = partial(write_target, force=self.force)
-        self._list(name, row, write_listening(path, audio, sample_rate, write=write))
+        levels = write_listening(path, audio, sample_rate, write=write, encoding=self.encoding)
+        self._list(name, row, levels)
 
     def add_long(
         self,
@@ -79,10 +93,13 @@ class Results:
         """`add` for audio in blocks [n, channels], of `shape` in all."""
         path = self.folder / name
         write = partial(write_target, force=self.force)
-        self._list(name, row, write_long_listening(path, blocks, shape, sample_rate, write=write))
+        levels = write_long_listening(
+            path, blocks, shape, sample_rate, write=write, encoding=self.encoding
+        )
+        self._list(name, row, levels)
 
     def _list(self, name: str, row: JsonRow, levels: JsonRow) -> None:
-        listed = {"path": name, **row, **levels}
+        listed = {"path": name, **row, **asdict(self.encoding), **levels}
         listing = self.folder / LISTING
         if name in self.listed:
             lines = _lines_without(listing, name)
@@ -116,7 +133,10 @@ def open_results(
         listing = Target(folder / LISTING, "the list of samples")
         plan_targets([listing], inputs=inputs, force=True, make_folders=True)
         results = Results(
-            folder=folder, force=destination.force, listed=_listed_names(listing.path)
+            folder=folder,
+            encoding=destination.encoding,
+            force=destination.force,
+            listed=_listed_names(listing.path),
         )
         yield results
     except BaseException:
@@ -131,11 +151,11 @@ def open_results(
         destination.warn(line)
 
 
-def provenance(settings: SamplerSettings, seed: int, run_dir: Path, checkpoint: Path) -> JsonRow:
+def provenance(settings: SamplerSettings, trained: Trained) -> JsonRow:
     """What a row of samples.jsonl records about how its file was made."""
     options: dict[str, Any] = asdict(settings)
     options.pop("batch_size")  # has no effect on the result
-    return {"seed": seed, **options, "run": str(run_dir), "checkpoint": checkpoint.name}
+    return {**options, "run": str(trained.home), "checkpoint": trained.name}
 
 
 def _folder(destination: Destination, default: Path) -> Path:
@@ -145,8 +165,10 @@ def _folder(destination: Destination, default: Path) -> Path:
         if destination.is_single_file:
             return output.parent
         if output.suffix.lower() in SUFFIXES and not output.is_dir():
+            endings = " ".join(f".{name}" for name in SUBTYPES)
             raise StageError(
-                f"cannot write {output}: only WAV is written", hint="end the file name in .wav"
+                f"cannot write {output}: that format is not written",
+                hint=f"end the file name in one of {endings}, or name a folder",
             )
         return output
     try:

@@ -21,13 +21,14 @@ from stagecli.data.cache import Count
 from stagecli.data.examples import pad_texts, stream
 from stagecli.errors import StageError
 from stagecli.flow import sampler
+from stagecli.generate.edit import Edit
 from stagecli.generate.settings import SamplerSettings
+from stagecli.generate.trained import Trained, find_trained
+from stagecli.generate.windows import velocity_of_windows
 from stagecli.model.dit import Conditioning
 from stagecli.model.network import Network
 from stagecli.runs import checkpoint
-from stagecli.runs.directory import read_info
-from stagecli.runs.integrity import GENERATES, Warn
-from stagecli.runs.resuming import recipe_of_checkpoint
+from stagecli.runs.integrity import Warn
 from stagecli.schema import Recipe
 
 NOISE_STREAM = 100  # number of the random stream of sampling noise; training uses others
@@ -81,35 +82,71 @@ class Pipeline:
         settings: SamplerSettings,
         seconds: float | None = None,
         indices: Sequence[int] | None = None,
+        negative_prompt: str = "",
         progress: Count | None = None,
         after_step: Callable[[int], None] | None = None,
     ) -> list[np.ndarray]:
         """One clip [N] per prompt; clip i depends on (seed, i) and its prompt, not on the batch.
 
         seconds: length, default: that of training; indices: the i of each prompt, if the prompts
-        are a subset of a longer list (default: 0, 1, ...); progress: counts clips; after_step:
-        called with the number of steps that the sampler has done on a batch.
+        are a subset of a longer list (default: 0, 1, ...); progress: counts clips; negative_prompt,
+        after_step: as in `generate_from`.
         """
-        length = self.num_samples if seconds is None else round(seconds * self.sample_rate)
+        length = self.clip_length(seconds)
         shape = (self.codec.frames(length), self.codec.channels)
         indices = indices or range(len(prompts))
         clips: list[np.ndarray] = []
-        self.network.eval()
         for start in range(0, len(prompts), settings.batch_size):
-            stop = start + settings.batch_size
-            captions = prompts[start:stop]
-            velocity = sampler.classifier_free(
-                partial(self._velocity, self.conditioning(captions)),
-                partial(self._velocity, self.conditioning([""] * len(captions))),
-                settings.cfg_scale,
-                settings.cfg_interval,
+            batch = slice(start, start + settings.batch_size)
+            clips += self.generate_from(
+                torch.stack([self.noise(shape, seed, i) for i in indices[batch]]),
+                prompts[batch],
+                length,
+                settings=settings,
+                negative_prompt=negative_prompt,
+                after_step=after_step,
             )
-            noise_BTC = torch.stack([self.noise(shape, seed, i) for i in indices[start:stop]])
-            frames_BTC = self.codec.limit(self._solve(velocity, noise_BTC, settings, after_step))
-            clips += list(self.codec.decode(frames_BTC, length).float().cpu().numpy())
             if progress:
                 progress(len(clips), len(prompts))
         return clips
+
+    def clip_length(self, seconds: float | None = None) -> int:
+        """Audio samples of a generated clip; default: the length of training."""
+        return self.num_samples if seconds is None else round(seconds * self.sample_rate)
+
+    @torch.no_grad()
+    def generate_from(
+        self,
+        noise_BTC: Tensor,
+        prompts: Sequence[str],
+        length: int,
+        *,
+        settings: SamplerSettings,
+        negative_prompt: str = "",
+        edit: Edit | None = None,
+        after_step: Callable[[int], None] | None = None,
+    ) -> list[np.ndarray]:
+        """One clip [length] per prompt from given noise, all in one batch.
+
+        negative_prompt: what classifier-free guidance leads away from, in place of no prompt; edit:
+        the audio to start from; after_step: called with the number of the sampler's steps done.
+        """
+        self.network.eval()
+        velocity = sampler.classifier_free(
+            partial(self._velocity, self.conditioning(prompts)),
+            partial(self._velocity, self.conditioning([negative_prompt] * len(prompts))),
+            settings.cfg_scale,
+            settings.cfg_interval,
+        )
+        x_BTC = noise_BTC
+        start = 1.0
+        if edit is not None:
+            velocity = edit.constrained(velocity)
+            x_BTC = edit.noised(noise_BTC)
+            start = edit.strength
+        frames_BTC = _solve(velocity, x_BTC, settings, after_step, start)
+        decoded_BN = self.codec.decode(self.codec.limit(frames_BTC), length)
+        return list(decoded_BN.float().cpu().numpy())
 
     def restore(
         self,
@@ -205,60 +242,27 @@ class Pipeline:
             self.codec.channel_hz, torch.tensor([share], device=self.device), self.sample_rate
         )
         level_B = torch.tensor([math.log10(gain) for gain in gains], device=self.device)
-        velocity_of_windows = self._velocity_of_windows(
-            low_BTC, share, band_BC=band_BC, level_B=level_B, prompts=prompts, advance=advance
+        of_windows = velocity_of_windows(
+            self._velocity,
+            low_BTC,
+            share,
+            band_BC=band_BC,
+            level_B=level_B,
+            text=self.conditioning(prompts),
+            grid=(window, hop),
+            advance=advance,
         )
         self.network.eval()
-        velocity = sampler.windowed(velocity_of_windows, frames, window, hop, settings.batch_size)
+        velocity = sampler.windowed(of_windows, frames, window, hop, settings.batch_size)
         velocity = sampler.keep_band(velocity, low_BTC, band_BC)
 
         # Solve, decode, and return to the level of the input.
-        decoded_BN = self.codec.decode(self._solve(velocity, noise_BTC, settings), length)
+        decoded_BN = self.codec.decode(_solve(velocity, noise_BTC, settings), length)
         full_BN = decoded_BN.float().cpu().numpy()
         return [
             splice(low_N, full_N / gain, cutoff, self.sample_rate)
             for low_N, full_N, gain in zip(lows, full_BN, gains, strict=True)
         ]
-
-    def _velocity_of_windows(
-        self,
-        low_BTC: Tensor,
-        share: float,
-        *,
-        band_BC: Tensor,
-        level_B: Tensor,
-        prompts: Sequence[str],
-        advance: Callable[[int], None] | None,
-    ) -> Callable[[Tensor, float, slice], Tensor]:
-        """The network's velocity for a slice of all windows, as `sampler.windowed` calls it.
-
-        low_BTC: encoded inputs; share: cutoff as a fraction of the Nyquist frequency; band_BC
-        (one row): the kept channels; level_B: log10 of each clip's gain.
-        """
-        _, window, hop = self._window_grid(self.num_samples)
-        starts = sampler.window_starts(low_BTC.shape[1], window, hop)
-        low_WTC = sampler.windows(low_BTC, starts, window)
-        text = self.conditioning(prompts)
-
-        def velocity(x_BTC: Tensor, t: float, which: slice) -> Tensor:
-            count = x_BTC.shape[0]
-            # Windows are numbered clip by clip.
-            clip_B = torch.arange(which.start, which.stop, device=self.device) // len(starts)
-            condition = Conditioning(
-                low_BTC=low_WTC[which],
-                cutoff_B=torch.full((count,), share, device=self.device),
-                level_B=level_B[clip_B],
-                band_BC=band_BC.expand(count, -1),
-            )
-            if text.text_BLD is not None and text.text_mask_BL is not None:
-                condition.text_BLD = text.text_BLD[clip_B]
-                condition.text_mask_BL = text.text_mask_BL[clip_B]
-            velocity_BTC = self._velocity(condition, x_BTC, t)
-            if advance:
-                advance(count)
-            return velocity_BTC
-
-        return velocity
 
     def _window_grid(self, length: int) -> tuple[int, int, int]:
         """(frames of `length` audio samples, frames of a window, frames between windows)."""
@@ -270,19 +274,22 @@ class Pipeline:
         with self.autocast():
             return self.network(x_BTC, t_B, condition).velocity_BTC.float()
 
-    def _solve(
-        self,
-        velocity: sampler.Velocity,
-        x_BTC: Tensor,
-        settings: SamplerSettings,
-        after_step: Callable[[int], None] | None = None,
-    ) -> Tensor:
-        def callback(step: int, _t: float, _x_BTC: Tensor) -> None:
-            if after_step:
-                after_step(step + 1)
 
-        solve = sampler.SAMPLERS[settings.sampler]
-        return solve(velocity, x_BTC, sampler.times(settings.steps), callback)
+def _solve(
+    velocity: sampler.Velocity,
+    x_BTC: Tensor,
+    settings: SamplerSettings,
+    after_step: Callable[[int], None] | None = None,
+    start: float = 1.0,
+) -> Tensor:
+    """Frames at t = 0 from x at t = start; after_step: called with the number of steps done."""
+
+    def callback(step: int, _t: float, _x_BTC: Tensor) -> None:
+        if after_step:
+            after_step(step + 1)
+
+    solve = sampler.SAMPLERS[settings.sampler]
+    return solve(velocity, x_BTC, sampler.times(settings.steps, start=start), callback)
 
 
 def default_device() -> torch.device:
@@ -293,48 +300,46 @@ def default_device() -> torch.device:
 
 
 def load_pipeline(
-    run_dir: Path, which: str = "latest", *, weights: str = "ema", warn: Warn | None = None
-) -> tuple[Pipeline, Path]:
-    """Build the pipeline of a run from one of its checkpoints; also returns the checkpoint's path.
+    home: Path,
+    which: str = "latest",
+    *,
+    weights: str = "ema",
+    warn: Warn | None = None,
+    device: torch.device | None = None,
+) -> tuple[Pipeline, Trained]:
+    """Build the pipeline of a run or export; also returns the weights that it has.
 
     which: latest, best, or a step; weights: `ema` or `model`; warn: receives what is damaged and
-    what is used instead. Raises StageError.
+    what is used instead; device: default: the best there is. Raises StageError.
     """
-    # The checkpoint, and the recipe that it was trained with.
-    info = read_info(run_dir)
-    if which == "best":
-        if not info.get("best"):
-            raise StageError(
-                f"{run_dir} has no best checkpoint yet", hint="use --checkpoint latest"
-            )
-        which = str(info["best"]["step"])
-    needed = (*GENERATES, f"{weights}.safetensors")
-    path = checkpoint.resolve(run_dir / "checkpoints", which, needed=needed, warn=warn)
-    recipe, doubts = recipe_of_checkpoint(run_dir, path)
+    # The weights, and the recipe that they were trained with.
+    trained = find_trained(home, which, weights=weights, warn=warn)
+    recipe = trained.recipe
+    device = device or default_device()
 
     # The codec, and the network with its weights.
-    device = default_device()
     codec = make_codec(recipe).to(device).eval()
-    copies = [folder / "codec.safetensors" for folder in (run_dir, path)]
-    loaded, problems = load_first_codec_state(codec, copies)
+    loaded, problems = load_first_codec_state(codec, trained.codecs)
     if loaded is None:
         raise StageError(
             "the codec statistics of the run cannot be used",
             problems=problems,
             hint="the same `stagecli train` command computes them again",
         )
-    doubts += [f"{problem.where}: {problem.what}" for problem in problems]
+    doubts = [*trained.doubts, *(f"{problem.where}: {problem.what}" for problem in problems)]
     for doubt in doubts:
         if warn is not None:
-            warn(f"{doubt}; using that of {path.name}")
+            warn(f"{doubt}; using that of {trained.name}")
     text = text_encoder(recipe, device)
     network = Network(recipe, channels=codec.channels, text_width=text.width if text else None)
     network = network.to(device)
     try:
-        network.load_state_dict(checkpoint.load_weights(path, weights))
+        network.load_state_dict(checkpoint.load_weights(trained.path, weights))
     except RuntimeError as error:
-        raise checkpoint.damaged(path, f"its weights do not fit the recipe: {error}") from error
+        raise checkpoint.damaged(
+            trained.path, f"its weights do not fit the recipe: {error}"
+        ) from error
     pipeline = Pipeline(
         recipe=recipe, codec=codec, network=network.eval(), text=text, device=device
     )
-    return pipeline, path
+    return pipeline, trained

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stagecli.errors import StageError
+from stagecli.errors import Problem, StageError, causes
 
 LOCAL_HINT = (
     "name a local folder with config.json and model.safetensors (made by save_pretrained, or by "
@@ -46,7 +46,11 @@ def explained(message: str, hint: str) -> Iterator[None]:
     except StageError:
         raise
     except Exception as error:  # unknown files make them raise anything
-        raise StageError(f"{message} ({reason(error)})", hint=hint) from error
+        raise StageError(
+            f"{message} ({reason(error)})",
+            problems=[Problem("caused by", text) for text in causes(error)[1:]],
+            hint=hint,
+        ) from error
 
 
 def local_problem(source: str) -> str | None:

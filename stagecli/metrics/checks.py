@@ -82,12 +82,12 @@ class ClipStatistics:
             lines.append(f"nearly silent, {self.rms_db:.0f} dB")
         if self.over:
             lines.append(
-                f"samples beyond full scale: {self.over}, largest {self.peak:.3g}; PCM would clip "
+                f"samples beyond full scale: {self.over}, largest {self.peak:.2f}; PCM would clip "
                 "them"
             )
         if self.clipped:
             doubt = "" if self.peak >= _FULL_SCALE else "perhaps "
-            lines.append(f"samples in flat tops at {self.peak:.3g}: {self.clipped}, {doubt}clipped")
+            lines.append(f"samples in flat tops at {self.peak:.2f}: {self.clipped}, {doubt}clipped")
         if self.normalised_to is not None:
             lines.append(f"peak {self.peak:.4g}: perhaps peak-normalised")
         if abs(self.offset) > _OFFSET:

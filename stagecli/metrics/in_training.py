@@ -18,6 +18,14 @@ if TYPE_CHECKING:  # the schema needs pydantic, which `--help` must not import
 LOSS = "valid/loss"
 PREFIX = "eval/"
 T2A = ("kad", "fd_judge", "fd_log_mel")
+MEANINGS = {
+    "kad": "kernel audio distance (KAD) of samples to real clips, as the judge hears them",
+    "fd_judge": "Fréchet distance (FD) of samples to real clips, as the judge hears them",
+    "fd_log_mel": "Fréchet distance (FD) of samples to real clips, by their log-mel spectra",
+    "log_mel": "distance of log-mel spectra to the target's",
+    "si_sdr": "scale-invariant signal-to-distortion ratio (SI-SDR)",
+}
+BANDS = {"_hf": ", above the input's band", "_lf": ", within the input's band"}
 
 
 def computed(recipe: Recipe) -> tuple[str, ...]:
@@ -27,12 +35,24 @@ def computed(recipe: Recipe) -> tuple[str, ...]:
     distances = (
         m.name for m in METRICS.values() if m.family == "lsd" and m.preset == recipe.evaluate.preset
     )
-    return (*distances, "si_sdr")
+    return (*distances, "log_mel", "si_sdr")
 
 
 def at_cutoff(name: str, cutoff: float) -> str:
     """`lsd`, 4000 Hz -> `lsd_4000`."""
     return f"{name}_{cutoff:g}"
+
+
+def meaning(row: str) -> str:
+    """What a score computed in training measures, in a few words; "" for others."""
+    match = described(row)
+    if match is None:
+        return ""
+    metric = match[0]
+    if metric.family == "lsd":
+        band = next((text for end, text in BANDS.items() if metric.name.endswith(end)), "")
+        return f"log-spectral distance (LSD) to the target{band}"
+    return MEANINGS.get(metric.name, "")
 
 
 def rows(recipe: Recipe) -> list[str]:

@@ -106,6 +106,10 @@ def _training(recipe: Recipe) -> Iterator[tuple[Key, str]]:
         yield ("train", "batch_size"), f"must be a multiple of accumulate ({train.accumulate})"
     if train.compile == "step" and train.accumulate > 1:
         yield ("train", "compile"), "`step` needs accumulate = 1: its graph holds one gradient"
+    if train.prompts and recipe.task.kind != "t2a":
+        yield ("train", "prompts"), "applies to t2a only"
+    if train.freeze and not train.init:
+        yield ("train", "freeze"), "needs train.init: random parameters would stay random"
     problem = refusal(recipe)
     if problem:
         yield ("train", "best"), problem

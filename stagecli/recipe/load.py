@@ -28,6 +28,7 @@ PATH_KEYS = (
     ("codec", "vocoder"),
     ("condition", "model"),
     ("evaluate", "judge"),
+    ("train", "init"),
 )
 
 

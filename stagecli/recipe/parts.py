@@ -56,3 +56,12 @@ def find_missing_parts(recipe: Recipe) -> Iterator[tuple[Key, str]]:
             ("data", "source"),
             "needs the package `datasets`: pip install 'stagecli[datasets]'",
         )
+    for name in dict.fromkeys(recipe.train.report_to):
+        if not is_installed(name):
+            yield ("train", "report_to"), f"needs the package `{name}`: pip install {name}"
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; a folder of its name, as wandb leaves, is none."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None

@@ -25,6 +25,7 @@ UNSIGNED: dict[str, set[str] | None] = {
         "keep",
         "sample_every",
         "samples",
+        "prompts",
         "validate_every",
         "validate_clips",
         "validate_t",
@@ -32,6 +33,7 @@ UNSIGNED: dict[str, set[str] | None] = {
         "evaluate_clips",
         "evaluate_steps",
         "best",
+        "report_to",
     },
 }
 """Keys that decide how a run is watched or stored, not what is trained; None: the whole section."""
@@ -60,11 +62,11 @@ def signed_keys(recipe: Recipe) -> dict[str, Any]:
         section, _, name = key.partition(".")
         unsigned = UNSIGNED.get(section, set())
         if unsigned is not None and name not in unsigned:
-            signed[key] = _portable(value) if key in paths else value
+            signed[key] = portable_name(value) if key in paths else value
     return signed
 
 
-def _portable(value: Any) -> Any:
+def portable_name(value: Any) -> Any:
     """A path to a folder of a model as its last part, with the kind before it: folders move."""
     match = re.fullmatch(r"([\w-]+:)?([/~.].*)", value) if isinstance(value, str) else None
     return f"{match[1] or ''}{Path(match[2]).name}" if match else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stagecli.files import JsonRow
@@ -16,17 +16,27 @@ def _by_count(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{value} ({count})" for value, count in counts.items())
 
 
+def _spread(values: Sequence[float]) -> str:
+    """Minimum, median and maximum of five figures of `spread`."""
+    return " / ".join(significant(values[k]) for k in (0, 2, 4)) if values else "-"
+
+
 ROWS: tuple[tuple[str, str, Cell], ...] = (
     ("clips", "clips", str),
     ("synthesised", "of them synthesised", str),
     ("hours", "hours", significant),
+    ("seconds", "seconds: least / median / most", _spread),
     ("rates", "sample rates, Hz (clips)", _by_count),
-    ("channels", "channels (clips)", _by_count),
+    ("channels", "channels (clips), read as their mean", _by_count),
+    ("level_db", "level, dB of full scale (RMS)", _spread),
     ("peaks_over_1", "peaks above full scale", str),
     ("equal_content", "content of another clip", str),
+    ("captions", "captions", str),
+    ("different_captions", "different captions", str),
     ("captions_cut", "captions cut", str),
     ("captions_made_equal", "captions made equal by the cut", str),
     ("bandwidths_measured", "bandwidths measured", str),
+    ("bandwidth_hz", "content up to, Hz", _spread),
     ("narrow", "content ends below the band", str),
 )
 

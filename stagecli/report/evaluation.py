@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from stagecli.files import JsonRow
-from stagecli.metrics.in_training import LOSS, PREFIX, described, higher_is_better
+from stagecli.metrics.in_training import LOSS, PREFIX, described, higher_is_better, meaning
 from stagecli.metrics.theil_sen import kendall_z
 from stagecli.report.formats import significant
 from stagecli.report.losses import Columns
@@ -34,6 +34,19 @@ def evaluation_label(name: str) -> str:
         return "validation loss" if name == LOSS else name
     metric, cutoff = description
     return f"{metric.name}, {cutoff} Hz" if cutoff else metric.name
+
+
+def score_words(names: Iterable[str]) -> list[str]:
+    """`kad: kernel audio distance ...`, a line for each score among these columns."""
+    lines: dict[str, None] = {}
+    for name in names:
+        if meaning(name):
+            description = described(name)
+            assert description is not None
+            metric = description[0]
+            unit = f", {metric.unit}" if metric.unit else ""
+            lines[f"{metric.name}: {meaning(name)}{unit}; {metric.better} is better"] = None
+    return list(lines)
 
 
 def summarize_evaluations(rows: Sequence[JsonRow], columns: Columns, chosen: str) -> JsonRow | None:
@@ -131,8 +144,9 @@ def evaluation_sentences(evaluation: JsonRow | None, rates: Sequence[float]) -> 
 
 
 def _best_sentence(name: str, metric: JsonRow) -> str:
+    what = f"{meaning(name)}; " if meaning(name) else ""
     best = (
-        f"best {name} ({metric['better']} is better): {significant(metric['best'])}"
+        f"best {name} ({what}{metric['better']} is better): {significant(metric['best'])}"
         f" at step {metric['best_step']:,}"
     )
     if metric["best_step"] == metric["last_step"]:
@@ -143,7 +157,7 @@ def _best_sentence(name: str, metric: JsonRow) -> str:
 def _plateau_sentence(name: str, flat: JsonRow, rates: Sequence[float]) -> str:
     beyond = ""
     if flat["margin"]:
-        beyond = f"by more than {flat['margin']:.2g} ({SCATTERS:g} times its scatter) "
+        beyond = f"by more than {significant(flat['margin'], 2)} ({SCATTERS:g} times its scatter) "
     text = (
         f"{name} has not improved {beyond}since step {flat['since_step']:,}"
         f" ({flat['evaluations']} evaluations)"

@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from stagecli.errors import significant
 from stagecli.files import number
 
 UNICODE_LEVELS = "▁▂▃▄▅▆▇█"
 ASCII_LEVELS = "_.-~=+*#"
 
-
-def significant(value: float | None, digits: int = 4) -> str:
-    """`value` with so many significant digits, `-` for None; no exponent from 1,000 up to 1e15."""
-    if value is None:
-        return "-"
-    if 10 ** (digits - 1) <= abs(value) < 1e15:
-        return f"{value:.0f}"
-    return f"{value:.{digits}g}"
+__all__ = [
+    "ascii_text",
+    "bar",
+    "duration",
+    "percent",
+    "signed_percent",
+    "significant",
+    "sparkline",
+    "step_of",
+    "time_left",
+]
 
 
 def signed_percent(change: object) -> str:

@@ -11,12 +11,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from stagecli.errors import significant
 from stagecli.files import JsonRow, number
 from stagecli.report.curves import series, thin
 from stagecli.stage import registry
 from stagecli.stage.probe_columns import ProbeColumns
+from stagecli.stage.words import figure_meaning
 
 PREFIX = "stage/"
+FIGURE_GAP = "   "  # between the figures of a mechanism in a line
 
 
 def names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -38,6 +41,17 @@ def label(key: str) -> str:
     return " ".join(parts(key))
 
 
+def figure_words(keys: Iterable[str]) -> list[str]:
+    """`NAME lambda: weight of ...`, a line for each kind of figure among these columns."""
+    lines: dict[str, None] = {}
+    for key in keys:
+        mechanism, figure = parts(key)
+        known = figure_meaning(mechanism, figure)
+        if known is not None:
+            lines[f"{mechanism} {known[0]}: {known[1]}"] = None
+    return list(lines)
+
+
 def together(keys: Iterable[str]) -> dict[tuple[str, str], list[str]]:
     """(mechanism, first word of the figure) -> columns that share a panel, such as all blocks'
     cosines.
@@ -57,8 +71,8 @@ def figures(row: Mapping[str, Any]) -> dict[str, str]:
         mechanism, figure = parts(key)
         value = number(row[key])
         if value is not None:
-            texts.setdefault(mechanism, []).append(f"{figure} {value:.3g}")
-    return {mechanism: "   ".join(pieces) for mechanism, pieces in texts.items()}
+            texts.setdefault(mechanism, []).append(f"{figure} {significant(value, 3)}")
+    return {mechanism: FIGURE_GAP.join(pieces) for mechanism, pieces in texts.items()}
 
 
 # -- columns of the probes -------------------------------------------------------------------------

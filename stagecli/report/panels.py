@@ -24,37 +24,54 @@ from stagecli.report.panel import (
 from stagecli.report.regime_panels import regime_panels
 from stagecli.report.run_report import RunReport
 
-__all__ = ["run_panels"]
+__all__ = ["detail_panels", "main_panels", "run_panels"]
 
 
 def run_panels(reports: Sequence[RunReport]) -> list[Drawing]:
-    """Panels with all runs in each: losses, evaluations, the regime, mechanisms, pace, noise bins.
+    """All panels, with all runs in each; mechanisms and noise bins get panels per run."""
+    return [*main_panels(reports), *detail_panels(reports)]
 
-    Mechanisms and noise bins get panels per run.
-    """
+
+def main_panels(reports: Sequence[RunReport]) -> list[Drawing]:
+    """How well a run learns: losses, evaluations, the regime."""
+    marks = _marks(reports)
+    return [
+        *_metric_panels(reports, "train/loss", "Training loss", marks, log=True),
+        *_metric_panels(reports, "valid/loss", "Validation loss", marks, log=True),
+        *_evaluation_panels(reports, marks),
+        *regime_panels(reports),
+    ]
+
+
+def detail_panels(reports: Sequence[RunReport]) -> list[Drawing]:
+    """How it is trained: mechanisms, pace, noise bins."""
     several = len(reports) > 1
-    marks = [mark for report in reports for mark in event_marks(report, several)][:MARKS]
-
-    def metric(key: str, title: str, log: bool = False) -> list[Panel]:
-        panel = _metric_panel(reports, key, title, marks)
-        if panel is None:
-            return []
-        panel.log = log
-        return [panel]
-
-    panels: list[Drawing] = []
-    panels += metric("train/loss", "Training loss", log=True)
-    panels += metric("valid/loss", "Validation loss", log=True)
-    panels += _evaluation_panels(reports, marks)
-    panels += regime_panels(reports)
-    panels += probe_panels(reports)
+    marks = _marks(reports)
+    panels: list[Drawing] = [*probe_panels(reports)]
     for report in reports:
         panels += mechanism_panels(report, several)
-    panels += metric("optim/lr", "Learning rate")
-    panels += metric("speed/samples_per_s", "Throughput, samples per second")
+    panels += _metric_panels(reports, "optim/lr", "Learning rate", marks)
+    throughput = "Throughput, samples per second"
+    panels += _metric_panels(reports, "speed/samples_per_s", throughput, marks)
     for report in reports:
         panels += _bin_panels(report, several)
     return panels
+
+
+def _marks(reports: Sequence[RunReport]) -> list[Mark]:
+    several = len(reports) > 1
+    return [mark for report in reports for mark in event_marks(report, several)][:MARKS]
+
+
+def _metric_panels(
+    reports: Sequence[RunReport], key: str, title: str, marks: list[Mark], log: bool = False
+) -> list[Panel]:
+    """The panel of a metric, if any run has it."""
+    panel = _metric_panel(reports, key, title, marks)
+    if panel is None:
+        return []
+    panel.log = log
+    return [panel]
 
 
 def _metric_panel(

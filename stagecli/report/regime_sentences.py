@@ -11,6 +11,7 @@ from stagecli.errors import among
 from stagecli.files import JsonRow, number
 from stagecli.report.probe_rows import LevelProgress, is_old, progress_by_level
 from stagecli.stage.base import LEAST_PROGRESS
+from stagecli.stage.regime_alarm import NEEDED
 from stagecli.stage.regime_progress import SPOKEN
 from stagecli.stage.regime_variable import REFINEMENT
 
@@ -50,7 +51,7 @@ def regime_sentences(
         which = "the only probe" if len(rows) == 1 else f"all {len(rows):,} probes"
         return [f"{which} gave no value"]
     scale = f"(0: the codec's own error, 1: {reference})"
-    distance = f"Dn is {level_of(measured):.3f} {scale}"
+    distance = f"Dn, the distance to the targets, is {level_of(measured):.3f} {scale}"
     missing = len(rows) - len(measured)
     if is_old(rows[-1]):
         return [distance, *_old_rule(rows), *_warnings(rows, missing)]
@@ -114,9 +115,11 @@ def _stage(rows: Sequence[JsonRow]) -> list[str]:
     now = number(last.get("r_now"))
     refining = next((row for row in rows if row.get("stage") == "refinement"), None)
     if r is not None and refining is not None:
-        sentences.append(f"refinement since step {refining['step']:,} (r = {r:.2f})")
+        sentences.append(
+            f"refinement since step {refining['step']:,} (r, the share made, is {r:.2f})"
+        )
     elif r is not None and last.get("stage") != "waiting":
-        sentences.append(f"semantic acquisition (r = {r:.2f}; refinement starts at {REFINEMENT})")
+        sentences.append(_not_refining(r))
     if r is not None and now is not None and r - now > LATCHED:
         sentences.append(
             f"r stays at {r:.2f}, which an earlier estimate reached: it never falls, although the"
@@ -128,6 +131,18 @@ def _stage(rows: Sequence[JsonRow]) -> list[str]:
     elif source != "measured":
         sentences.append("r is a straight line over the steps: it was not measured here")
     return sentences
+
+
+def _not_refining(r: float) -> str:
+    if r < REFINEMENT:
+        return (
+            f"semantic acquisition: r, the share made, is {r:.2f}, and refinement starts at"
+            f" {REFINEMENT}"
+        )
+    return (
+        f"r, the share made, has reached {r:.2f}; refinement takes {NEEDED} probes in a row from"
+        f" {REFINEMENT} on"
+    )
 
 
 @dataclass(frozen=True)

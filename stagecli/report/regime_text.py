@@ -8,6 +8,9 @@ from typing import Any
 from stagecli.errors import counted
 from stagecli.files import JsonRow, number
 from stagecli.report.formats import ascii_text, bar, duration, significant
+from stagecli.stage.regime_alarm import NEEDED
+from stagecli.stage.regime_progress import SPOKEN
+from stagecli.stage.regime_variable import REFINEMENT
 
 FACTS = (
     "stage",
@@ -26,12 +29,40 @@ LEVEL_COLUMNS = ("t", "Dn", "made", "to come", "r")
 BAR_WIDTH = 12
 
 
-def legend(reference: str) -> tuple[str, str]:
-    """What r and Dn mean, one line each; reference: what Dn = 1 stands for."""
+def legend(reference: str) -> tuple[str, ...]:
+    """The words of the regime, one line each; reference: what Dn = 1 stands for."""
     return (
-        "r: share of the semantic progress within the budget that has been made",
-        f"Dn: distance to the targets (0: the codec's own error, 1: {reference})",
+        "r: share of the semantic progress within the budget that has been made; r now: the"
+        " present estimate, while r never falls",
+        f"Dn: distance of predictions to their targets (0: the codec's own error, 1: {reference});"
+        " D: the same before scaling",
+        f"stage: waiting for {SPOKEN} probes, then acquisition, and refinement once r is at least"
+        f" {REFINEMENT} for {NEEDED} probes in a row",
+        "probe: a measurement of D on the same clips and noise each time, by an encoder, the"
+        " monitor",
+        "t: noise level (1 is noise); made, to come: fall of Dn so far, and until the last step at"
+        " the present slope",
     )
+
+
+def legend_in_short(reference: str) -> tuple[str, ...]:
+    """The words of the live view, in lines that 76 columns hold."""
+    return (
+        f"r: progress made; Dn: distance, 0 the codec's own error, 1 {reference}",
+        f"acquisition: r is below {REFINEMENT}; then refinement; t: noise level, 1 is noise",
+        "to come: fall of Dn to the last step; probe: same clips and noise each time",
+    )
+
+
+def stage_text(row: Mapping[str, Any]) -> str:
+    """The stage of a probe's row or a regime document, in words that never contradict its r."""
+    stage = str(row.get("stage") or "unknown stage")
+    r = number(row.get("r"))
+    if stage == "waiting":
+        return "waiting for probes"
+    if stage == "acquisition" and r is not None and r >= REFINEMENT:
+        return f"turning to refinement ({NEEDED} probes in a row decide)"
+    return stage
 
 
 def regime_facts(regime: JsonRow | None, ascii_only: bool = False) -> dict[str, str]:
@@ -59,7 +90,7 @@ def regime_facts(regime: JsonRow | None, ascii_only: bool = False) -> dict[str, 
 
 
 def _stage(regime: JsonRow) -> str:
-    text = regime["stage"] or "unknown"
+    text = stage_text(regime) if regime["stage"] else "unknown"
     if len(regime["stages"]) > 1:
         text += f" since step {regime['stages'][-1]['from_step']:,}"
     return ", ".join([text, *state_flags(regime)])
@@ -86,7 +117,7 @@ def level_rows(regime: JsonRow | None) -> list[list[str]]:
     if regime is None:
         return []
     return [
-        [f"{float(t):g}", *(_value(level[name]) for name in ("Dn", "made", "to_come", "r"))]
+        [t, *(_value(level[name]) for name in ("Dn", "made", "to_come", "r"))]
         for t, level in regime["by_t"].items()
         if level["made"] is not None
     ]
@@ -188,6 +219,6 @@ def evidence_text(evidence: Any) -> str:
         text = f"{raw:,}" if type(raw) is int else significant(value, 3)
         error = number(evidence.get(f"{key}_se"))
         if error is not None:
-            text += f" ± {2 * error:.2g}"
+            text += f" ± {significant(2 * error, 2)}"
         texts.append(f"{key} {text}")
     return ", ".join(texts)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stagecli.errors import StageError
@@ -19,7 +21,7 @@ from stagecli.report.rows import decode_json, drop_superseded, read_rows
 from stagecli.report.run_info import SCHEMA, read_info_file
 from stagecli.stage import registry
 
-__all__ = ["RunReport", "attempts_of", "read_run"]
+__all__ = ["RunReport", "attempts_of", "read_run", "with_distinct_names"]
 
 
 @dataclass
@@ -73,6 +75,17 @@ def read_run(path: str | Path) -> RunReport:
             f"cannot read the run `{path}`: {problem}", hint="check its permissions"
         ) from None
     return report
+
+
+def with_distinct_names(reports: Sequence[RunReport]) -> list[RunReport]:
+    """Runs to be shown together: those that share a name are named by their paths."""
+    names = Counter(report.name for report in reports)
+    return [
+        report
+        if names[report.name] == 1
+        else replace(report, info={**report.info, "name": str(report.path)})
+        for report in reports
+    ]
 
 
 def attempts_of(info: JsonRow) -> list[JsonRow]:

@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -55,6 +55,7 @@ class Notice:
 
     after: str
     reason: str
+    evidence: JsonRow = field(default_factory=dict)
 
 
 class Run:

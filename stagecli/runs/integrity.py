@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ GENERATES = ("ema.safetensors", STATE)
 """Files that sampling and scoring read."""
 OPTIONAL = ("codec.safetensors", "recipe.toml")
 """Files that checkpoints have had since a later version; checked where there are sums."""
-SUM_LINE = re.compile(r"([0-9a-f]{64})  ([\w.]+)")
+SUM_LINE = re.compile(r"([0-9a-f]{64})  ([\w./-]+)")
 
 Warn = Callable[[str], object]
 """Prints or records one line."""
@@ -66,8 +66,12 @@ def folders(folder: Path) -> dict[int, Path]:
 
 def write_sums(folder: Path) -> None:
     """Write the sums of all files in `folder`. Raises OSError."""
-    lines = [f"{_sum(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
-    write_atomic(folder / SUMS, "".join(lines))
+    write_atomic(folder / SUMS, sums_text(folder, sorted(path.name for path in folder.iterdir())))
+
+
+def sums_text(folder: Path, names: Iterable[str]) -> str:
+    """The content of the file of sums for some files of a folder. Raises OSError."""
+    return "".join(f"{sum_of(folder / name)}  {name}\n" for name in names)
 
 
 def damage(folder: Path, needed: Sequence[str] = RESUMES) -> str | None:
@@ -77,17 +81,27 @@ def damage(folder: Path, needed: Sequence[str] = RESUMES) -> str | None:
             for name in needed:
                 _check_form(folder / name)
             return None
-        sums = _read_sums(folder / SUMS)
-        for name in (*needed, *OPTIONAL):
-            if name not in sums:
-                return f"{SUMS} has no line for {name}"
-            if _sum(folder / name) != sums[name]:
-                return f"{name} has changed since it was written"
-        read_state(folder)
+        problem = changed_file(folder, (*needed, *OPTIONAL))
+        if problem is None:
+            read_state(folder)
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except (OSError, ValueError) as error:
         return str(error)
+    return problem
+
+
+def changed_file(folder: Path, names: Iterable[str] | None = None) -> str | None:
+    """The first of the files that is not what its sum says; None where all are.
+
+    names: default: every file that has a sum. Raises OSError, and ValueError for damaged sums.
+    """
+    sums = _read_sums(folder / SUMS)
+    for name in sums if names is None else names:
+        if name not in sums:
+            return f"{SUMS} has no line for {name}"
+        if sum_of(folder / name) != sums[name]:
+            return f"{name} has changed since it was written"
     return None
 
 
@@ -129,7 +143,8 @@ def read_state(folder: Path) -> JsonRow:
     return state
 
 
-def _sum(path: Path) -> str:
+def sum_of(path: Path) -> str:
+    """SHA-256 of a file, in hex. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

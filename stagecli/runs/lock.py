@@ -77,6 +77,26 @@ def lock_run(folder: Path) -> RunLock:
     return RunLock(file, supported)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process is writing the run `folder`, as far as this machine can tell."""
+    try:
+        file = (folder / LOCK).open("rb")
+    except OSError:
+        return False
+    with file:
+        text = os.pread(file.fileno(), 200, 0).decode("utf-8", "replace").strip()
+        if not text or _has_ended(text):
+            return False
+        # Another process may have the number of one that was killed; it has not its lock.
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no locks here: the number is all there is
+            return True
+        return False
+
+
 def _lock(file: FileIO, folder: Path) -> bool:
     """Take the lock; False where the file system has none. Raises StageError, OSError."""
     try:

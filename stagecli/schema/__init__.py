@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from stagecli import bounds
-from stagecli.bounds import Range
+from stagecli.bounds import Length, Range
 from stagecli.files import name_problem
+from stagecli.schema.model import Model
 from stagecli.schema.section import (
     Batch,
     Bins,
@@ -36,15 +37,6 @@ from stagecli.schema.section import (
 )
 
 FilterFamily = Literal["cheby1", "butter", "bessel", "ellip"]
-
-SIZES: dict[str, tuple[int, int, int]] = {
-    "tiny": (192, 6, 3),
-    "S": (384, 12, 6),
-    "B": (768, 12, 12),
-    "L": (1024, 24, 16),
-    "XL": (1152, 28, 16),
-}
-"""Width, depth and heads of each named size; S to XL are those of the DiT paper, table 1."""
 
 
 class About(Section):
@@ -89,8 +81,15 @@ class Data(Section):
     """Padding of clips shorter than the crop: trained on as `silence`, or excluded by a `mask`."""
     on_bad_file: Literal["error", "skip"] = "error"
     """Unusable files either stop the run before it starts, or are skipped and reported."""
+    path_column: str = "path"
+    """Column of a manifest that holds the path of the audio file, relative to the manifest."""
     caption_column: str = "caption"
-    """Column (or JSON key) that holds the caption, or a list of captions to draw from."""
+    """Column (or JSON key) of the caption or a list of them; `caption_*` joins several columns.
+
+    In a folder of audio, `folder` means the name of each file's folder.
+    """
+    split_column: str = "split"
+    """Column of a manifest that holds the name of the split."""
     audio_column: str = "audio"
     """Column of a Hugging Face data set that holds the audio."""
     train_split: str = "train"
@@ -99,6 +98,8 @@ class Data(Section):
     """Name of the validation split in the data set."""
     test_split: str = "test"
     """Name of the test split in the data set."""
+    valid_share: Annotated[float, Range(0, 0.9, open_low=True)] = 0.05
+    """Share of the clips to validate on, where a folder or manifest has no splits of its own."""
     clips: Annotated[int, Range(1, 100_000)] = 2000
     """Number of training clips of `synth`; valid and test have a tenth each (at least 16)."""
     synth_share: FractionBelowOne = 0.0
@@ -185,40 +186,6 @@ class Augment(Section):
     """Share of inputs that went through MP3 or Vorbis after their filter."""
 
 
-class Model(Section):
-    """`[model]`: the diffusion transformer."""
-
-    size: Literal["tiny", "S", "B", "L", "XL"] = "tiny"
-    """Named size; `width`, `depth` and `heads` override its numbers."""
-    width: Width | None = None
-    """Width of the transformer; default: that of `size`."""
-    depth: Depth | None = None
-    """Number of transformer blocks; default: that of `size`."""
-    heads: Annotated[int, Range(1, 1024)] | None = None
-    """Attention heads per block; default: that of `size`."""
-    patch: Annotated[int, Range(1, 1024)] = 1
-    """Codec frames per token."""
-    mlp_ratio: Annotated[float, Range(0.1, 64)] = 4.0
-    """Hidden width of each MLP as a multiple of `width`."""
-    levels: bool = False
-    """Also read the levels of x_t and input in 32 bands, which a narrow trunk hardly infers."""
-    output: Literal["plain", "gated"] = "plain"
-    """`gated`: a per-channel skip of x_t around the trunk, for codecs wider than `width`."""
-
-    @model_validator(mode="after")
-    def check_heads_divide_width(self) -> Model:
-        """Rotary embeddings rotate pairs of channels, so each head needs an even width."""
-        width, _, heads = self.resolved()
-        if width % heads or (width // heads) % 2:
-            raise ValueError(f"width {width} must be an even multiple of heads {heads}")
-        return self
-
-    def resolved(self) -> tuple[int, int, int]:
-        """(width, depth, heads) with the numbers of the named size filled in."""
-        width, depth, heads = SIZES[self.size]
-        return self.width or width, self.depth or depth, self.heads or heads
-
-
 class Objective(Section):
     """`[objective]`: rectified flow, and the density of its time t (1 is noise, 0 is data)."""
 
@@ -257,6 +224,10 @@ class Train(Section):
     """Gradient norm above which gradients are clipped."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """`auto`: bf16 where the device supports it, else fp32; resolved when the run is created."""
+    init: str = ""
+    """Fine-tuning: run, export or hub id whose EMA weights training starts from."""
+    freeze: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Fine-tuning: patterns of parameters that stay as they are, such as `bytes.*`."""
     ema: FractionBelowOne = 0.999
     """Decay per step of the weight average that is sampled and evaluated."""
     compile: Literal["none", "blocks", "step"] = "none"
@@ -287,10 +258,14 @@ class Train(Section):
     """Steps between sets of samples; 0: only at the end."""
     samples: Annotated[int, Range(0, 10_000)] = 4
     """Number of clips per set of samples."""
+    prompts: Annotated[tuple[str, ...], Length(0, 1000)] = ()
+    """Prompts of every set of samples (t2a), instead of captions of the valid split."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
     keep: Positive = 2
     """Number of newest checkpoints to keep; the best one is kept as well."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    """Trackers that get a copy of the run's rows, events, audio and curves; offline by default."""
 
 
 class Evaluate(Section):

@@ -50,6 +50,7 @@ class Section(BaseModel):
     @classmethod
     def check_characters(cls, value: Any) -> Any:
         """Text that no file name, file or terminal could hold is refused where it enters."""
-        if isinstance(value, str) and not is_plain_text(value):
+        texts = value if isinstance(value, tuple) else (value,)
+        if not all(is_plain_text(text) for text in texts if isinstance(text, str)):
             raise ValueError("must be text without control characters")
         return value

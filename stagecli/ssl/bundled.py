@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stagecli.dsp.mel import mel_filters
-from stagecli.errors import StageError
+from stagecli.errors import Problem, StageError, causes
 from stagecli.ssl import WEIGHTS
 from stagecli.ssl.base import Encoder, Grid, Layer, choose_layers, mean_of_layers, recorded
 
@@ -255,6 +255,7 @@ def load_encoder(model: str, layer: Layer = -1) -> Encoder:
     except Exception as error:  # missing, cut short, of another version: a different class each
         raise StageError(
             f"the weights of the bundled encoder {model} cannot be read: {path}",
+            problems=[Problem("cause", text) for text in causes(error)],
             hint="install stagecli again; the file is part of the package",
         ) from error
     return BundledEncoder(network, model, layer)

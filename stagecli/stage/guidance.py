@@ -12,13 +12,14 @@ guidance ends, projectors, their optimiser state and the features are released.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from stagecli.errors import Problem, StageError
 from stagecli.flow.objective import Result
 from stagecli.schema import Recipe
 from stagecli.stage.base import Event, FeatureSettings, Mechanism, Plan, Signals, channels_of
@@ -150,6 +151,7 @@ class GuidanceMechanism(Mechanism):
             return None
         h_B = self.gate(result.t_B)
         hidden = [result.hidden[k] for k in self.layers]
+        refuse_out_of_reach(self.layers, hidden)
 
         # Neighbouring frames carry much the same information, so a stride loses little. Gradients
         # are compared over all frames, or most of guidance's would be 0.
@@ -265,3 +267,16 @@ class GuidanceMechanism(Mechanism):
             }
         self.means = BlockMeans()
         return values | self.conflict.values
+
+
+def refuse_out_of_reach(blocks: Sequence[int], hidden: Sequence[Tensor]) -> None:
+    """Raise StageError for hidden states of blocks that depend on nothing that is trained."""
+    numbers = [
+        str(block) for block, state in zip(blocks, hidden, strict=True) if not state.requires_grad
+    ]
+    if numbers:
+        raise StageError(
+            f"[stage.guidance] cannot change block {', '.join(numbers)}",
+            problems=[Problem("train.freeze", "keeps every parameter up to its output")],
+            hint="freeze less, or guide a later block with stage.guidance.layers",
+        )

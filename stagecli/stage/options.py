@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import PlainValidator
+from pydantic import PlainValidator, WithJsonSchema
 
 from stagecli.bounds import Range
 from stagecli.schema.section import Section
@@ -29,7 +29,19 @@ def _check_layer(value: Any) -> int | tuple[int, ...] | Literal["mean"]:
         raise ValueError(f'must be whole numbers {LAYERS}, or "mean"') from None
 
 
-Layer = Annotated[int | tuple[int, ...] | Literal["mean"], PlainValidator(_check_layer)]
+Layer = Annotated[
+    int | tuple[int, ...] | Literal["mean"],
+    PlainValidator(_check_layer),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer"},
+                {"type": "array", "items": {"type": "integer"}},
+                {"const": "mean"},
+            ]
+        }
+    ),
+]
 
 
 @dataclass(frozen=True)

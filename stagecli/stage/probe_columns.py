@@ -75,10 +75,12 @@ class ProbeColumns(ABC):
     """Reads the columns of one mechanism. A summary is a JSON object; None where a run has none of
     them.
 
-    title: heading of the section in a report; curves: columns to follow over the steps.
+    title: heading of the section in a report; words: what its facts mean, a line each; curves:
+    columns to follow over the steps.
     """
 
     title: str
+    words: tuple[str, ...] = ()
     curves: tuple[ProbeCurve, ...] = ()
 
     @abstractmethod

@@ -25,6 +25,12 @@ class StructureColumns(ProbeColumns):
     """Groups of blocks, their scores, and the state of the action."""
 
     title = "Structure"
+    words = (
+        "groups: blocks whose weights change alike, from one probe to the next",
+        "z, p: how far they stand out from what blocks at that distance in depth would show",
+        "ARI: agreement with the groups of the last probe, 1 where they are the same",
+        "change of S: relative change of the similarities since the last probe",
+    )
     curves = (
         ProbeCurve("z", f"{PREFIX}z", "z against the null", "Groups of blocks: z against the null"),
         ProbeCurve("ari", f"{PREFIX}ari", "ARI with the last partition"),

@@ -9,8 +9,7 @@ from itertools import pairwise
 
 from stagecli.files import JsonRow
 from stagecli.report.drawing import Drawing
-from stagecli.report.page import page, table
-from stagecli.report.pictures.sheet import draw_inline
+from stagecli.report.page import figures, page, table
 from stagecli.study.report_table import ReportTable
 
 FOOTER = """<footer>Curves: bold lines are means over seeds, at the points that all seeds have
@@ -56,13 +55,9 @@ def html_page(document: JsonRow, tables: Sequence[ReportTable], drawings: Sequen
     for heading, notes in gap_lists(document):
         body += [f"<h2>{heading}</h2>", _items(notes)]
     if drawings:
-        figures = "".join(
-            f'<figure aria-label="{escape(drawing.title)}">{draw_inline(drawing)}</figure>'
-            for drawing in drawings
-        )
-        body.append(f'<h2>Curves</h2><div class="panels">{figures}</div>')
+        body.append(f"<h2>Curves</h2>{figures(drawings)}")
     for one in tables:
-        body += [f"<h2>{escape(one.title)}</h2>", table(one.columns, one.rows)]
+        body += [f"<h2>{escape(one.title)}</h2>", table(one.columns, one.rows, one.title)]
         body += [f'<p class="note">{escape(note)}</p>' for note in one.notes]
     return page(title, [*body, FOOTER])
 

@@ -110,16 +110,18 @@ def _sensitivity(plan: StudyPlan, document: JsonRow) -> Iterator[str]:
     base = document["differences"][plan.primary]["baseline"]
     if base:
         yield (
-            f"The {base['n']} seeds of `{plan.baseline}` scatter by {base['sd']:.2g} in {title}:"
-            f" with as many seeds in each arm, unpaired, a true difference below"
-            f" {base['smallest_effect']:.2g} would be missed more than once in five times."
+            f"The {base['n']} seeds of `{plan.baseline}` scatter by {significant(base['sd'], 2)} in"
+            f" {title}: with as many seeds in each arm, unpaired, a true difference"
+            f" below {significant(base['smallest_effect'], 2)} would be missed more than once in"
+            " five times."
         )
     rows = document["differences"][plan.primary]["rows"]
     effects = [row["smallest_effect"] for row in rows if row["smallest_effect"]]
     if effects:
         yield (
             "Paired by seed, as compared here, the smallest effects that could have been shown are"
-            f" {min(effects):.2g} to {max(effects):.2g} (last column of the differences)."
+            f" {significant(min(effects), 2)} to {significant(max(effects), 2)}"
+            " (last column of the differences)."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stagecli.errors import significant
 from stagecli.files import JsonRow
 from stagecli.study.report_table import ReportTable
 from stagecli.study.results import StudyPlan
@@ -128,7 +129,7 @@ def difference_table(plan: StudyPlan, summary: JsonRow, name: str) -> ReportTabl
             p_text(row["p_flip"]),
             str(row["n"]),
             row["verdict"],
-            NONE if row["smallest_effect"] is None else f"{row['smallest_effect']:.2g}",
+            NONE if row["smallest_effect"] is None else significant(row["smallest_effect"], 2),
         ]
         for row in summary[name]["rows"]
     ]

@@ -15,13 +15,13 @@ def figure(summary: JsonRow | None, seeds: int) -> str:
     """`1.234 ± 0.05`: mean and standard deviation over seeds; `(n of m)` where some are missing."""
     if summary is None:
         return NONE
-    spread = "" if summary["sd"] is None else f" ± {summary['sd']:.2g}"
+    spread = "" if summary["sd"] is None else f" ± {significant(summary['sd'], 2)}"
     few = f" ({summary['n']} of {seeds})" if summary["n"] < seeds else ""
     return f"{significant(summary['mean'])}{spread}{few}"
 
 
 def signed(value: float) -> str:
-    return f"{value:+.3g}"
+    return significant(value, 3, signed=True)
 
 
 def interval(bounds: Sequence[float] | None) -> str:
@@ -45,7 +45,7 @@ def p_text(p: float | None) -> str:
     """`0.031`, `< 0.001`, `-`."""
     if p is None:
         return NONE
-    return f"< {LEAST_P:g}" if p < LEAST_P else f"{p:.2g}"
+    return f"< {LEAST_P:g}" if p < LEAST_P else significant(p, 2)
 
 
 def strength_text(strength: float | None) -> str:

@@ -7,14 +7,15 @@ import time
 from stagecli.files import JsonRow, number
 from stagecli.metrics.in_training import PREFIX
 from stagecli.report.formats import bar, duration, significant, sparkline, step_of
-from stagecli.report.mechanisms import figures
+from stagecli.report.mechanisms import FIGURE_GAP, figures
 from stagecli.report.regime_text import change_text
 from stagecli.terminal.board import Board, TrackedMetric, metric_names
 from stagecli.terminal.console import StyledLine
 
 __all__ = ["board_lines"]
 
-LEAST_BINS = 3  # lines kept for the noise bins where lines are few
+LEAST_BINS = 3  # lines kept for the noise bins where lines are few ...
+REGIME_LINES = 7  # ... and the regime, with its most important words, has so many
 LABEL = 12  # columns of a metric's label
 LONGEST_CURVE = 60
 LONGEST_BAR = 40
@@ -31,7 +32,7 @@ def board_lines(board: Board, width: int, height: int, plain: bool) -> list[Styl
 
     # The regime and the noise bins share what is left, with some lines kept for the bins.
     room = height - len(lines) - len(foot) - 1
-    for_bins = LEAST_BINS if room > 2 * LEAST_BINS else 0
+    for_bins = LEAST_BINS if room > LEAST_BINS + REGIME_LINES else 0
     regime = board.regime.lines(width, room - for_bins, plain, board.info)
     if regime:
         lines += [[], *regime]
@@ -47,7 +48,7 @@ def _head(board: Board, width: int) -> list[StyledLine]:
     facts = [str(info["task"])] if info.get("task") else []
     parameters = number(info.get("parameters"))
     if parameters:
-        facts.append(f"{parameters / 1e6:.3g} M parameters")
+        facts.append(f"{significant(parameters / 1e6, 3)} M parameters")
     if info.get("batch_size"):
         facts.append(f"batch {info['batch_size']}")
     device = " on ".join(str(info[key]) for key in ("precision", "device") if info.get(key))
@@ -129,8 +130,15 @@ def _metrics(board: Board, width: int, plain: bool) -> list[StyledLine]:
     if small:
         lines.append(small)
     for name, text in figures(board.last).items():
-        lines.append([(f"{name:<10}  ", "dim"), (text[: max(0, width - LABEL)], "")])
+        lines.append([(f"{name:<10}  ", "dim"), (_whole_figures(text, width - LABEL), "")])
     return lines
+
+
+def _whole_figures(text: str, room: int) -> str:
+    """The figures of a mechanism that fit, none of them cut."""
+    while len(text) > room and FIGURE_GAP in text:
+        text = text.rpartition(FIGURE_GAP)[0]
+    return text[: max(0, room)]
 
 
 def _curve(

@@ -28,6 +28,7 @@ PRIORITY = (
     "curves",
     "regime events",
     "events",
+    "regime words",
 )
 """Sections kept first where the terminal is too low; the report at the end has all of them."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from stagecli.files import JsonRow, number
-from stagecli.report.evaluation import evaluation_label
+from stagecli.report.evaluation import evaluation_label, score_words
 from stagecli.report.formats import (
     ascii_text,
     duration,
@@ -23,6 +23,7 @@ from stagecli.terminal.inspect_regime import (
     print_regime_curves,
     print_regime_events,
     print_regime_levels,
+    print_regime_words,
 )
 from stagecli.terminal.layout import print_curves, print_facts, sparkline_width
 
@@ -55,6 +56,7 @@ def sections(summaries: Sequence[JsonRow], out: Console) -> list[Section]:
     printers: list[tuple[str, Callable[[Sequence[JsonRow], Console], None]]] = [
         ("head", _print_head),
         ("regime", print_regime),
+        ("regime words", print_regime_words),
         ("regime levels", print_regime_levels),
         ("regime curves", print_regime_curves),
         ("regime events", print_regime_events),
@@ -88,7 +90,7 @@ def _head_facts(summary: JsonRow) -> dict[str, str]:
         "task": str(summary["task"] or "-"),
         "status": summary["status"],
         "step": step_of(summary["step"], summary["steps"]),
-        "parameters": "-" if parameters is None else f"{parameters / 1e6:.3g} M",
+        "parameters": "-" if parameters is None else f"{significant(parameters / 1e6, 3)} M",
         "trained for": trained,
         "speed": "-" if speed is None else f"{significant(speed)} samples/s",
         "checkpoints": str(len(summary["checkpoints"])),
@@ -167,7 +169,16 @@ def _print_curves(summaries: Sequence[JsonRow], out: Console) -> None:
         if key.startswith("eval/"):
             labels[key] = f"eval {evaluation_label(key)}"
     if labels:
-        print_curves(out, title="Curves", names=names, curves=curves, labels=labels, log=LOG_CURVES)
+        words = score_words(labels)
+        print_curves(
+            out,
+            title="Curves",
+            names=names,
+            curves=curves,
+            labels=labels,
+            log=LOG_CURVES,
+            words=words,
+        )
 
 
 def _print_events(summaries: Sequence[JsonRow], out: Console) -> None:

@@ -19,7 +19,8 @@ def print_probe_columns(summaries: Sequence[JsonRow], out: Console) -> None:
         if not shown:
             continue
         facts = [columns.facts(summary[mechanism]) for summary in shown]
-        print_facts(out, columns.title, [summary["name"] for summary in shown], facts)
+        names = [summary["name"] for summary in shown]
+        print_facts(out, columns.title, names, facts, notes=columns.words)
         for summary in shown:
             matrix = columns.matrix(summary[mechanism])
             for line in matrix_lines(matrix, out.width, out.ascii_only):
@@ -36,4 +37,7 @@ def print_mechanisms(summaries: Sequence[JsonRow], out: Console) -> None:
     if keys:
         labels = {key: report_mechanisms.label(key) for key in keys}
         names = [summary["name"] for summary in summaries]
-        print_curves(out, title="Mechanisms", names=names, curves=curves, labels=labels)
+        words = report_mechanisms.figure_words(keys)
+        print_curves(
+            out, title="Mechanisms", names=names, curves=curves, labels=labels, words=words
+        )

@@ -15,26 +15,34 @@ from stagecli.report.regime_text import (
     regime_timeline,
 )
 from stagecli.terminal.console import Console
-from stagecli.terminal.layout import print_curves, print_facts
+from stagecli.terminal.layout import print_curves, print_facts, print_words
 
 FIXED_SPACE = "\N{NO-BREAK SPACE}"
 EVENTS_AT_ENDS = 20  # events listed of the first and of the last ones
 
 
 def print_regime(summaries: Sequence[JsonRow], out: Console) -> None:
-    """What r and Dn are and where they stand, and how to enable the regime where there is none."""
+    """Where r and Dn stand, and how to enable the regime where there is none."""
     regimes = [summary["regime"] for summary in summaries if summary["regime"]]
     if regimes:
         names = [summary["name"] for summary in summaries]
         facts = [regime_facts(summary["regime"], out.ascii_only) for summary in summaries]
-        references = dict.fromkeys(regime["reference"] for regime in regimes)
-        print_facts(out, "Regime", names, facts, notes=legend(" or ".join(references)))
+        print_facts(out, "Regime", names, facts)
     notes = [summary for summary in summaries if summary["regime_note"]]
     for summary in notes:
         name = f"{summary['name']}: " if len(summaries) > 1 else ""
         out.text(f"{name}{summary['regime_note']}")
     if notes:
         out.text()
+
+
+def print_regime_words(summaries: Sequence[JsonRow], out: Console) -> None:
+    """What the words of the regime mean."""
+    regimes = [summary["regime"] for summary in summaries if summary["regime"]]
+    references = dict.fromkeys(regime["reference"] for regime in regimes)
+    if references:
+        out.text("Words", style="bold")
+        print_words(out, legend(" or ".join(references)))
 
 
 def print_regime_levels(summaries: Sequence[JsonRow], out: Console) -> None:

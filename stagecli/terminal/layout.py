@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 
 from stagecli.files import JsonRow
@@ -13,7 +14,7 @@ SHORTEST_SPARKLINE = 6
 # Columns beside the sparklines.
 LABEL_COLUMNS = 16
 VALUE_COLUMNS = 12
-FIVE_COLUMNS = 56  # a label with first, lowest, highest and last value
+FOUR_COLUMNS = 40  # first, lowest, highest and last value
 
 
 def print_facts(
@@ -33,8 +34,17 @@ def print_facts(
         out.text(title, style="bold")
         for label in labels:
             out.text(f"  {label:<{width}}  {facts[0][label]}")
-    for note in notes:
-        out.text(f"  {note}", style="dim")
+    if notes:
+        print_words(out, notes)
+    else:
+        out.text()
+
+
+def print_words(out: Console, lines: Sequence[str]) -> None:
+    """What the words of the section above mean, one wrapped line each; then an empty line."""
+    for line in lines:
+        for part in textwrap.wrap(line, max(40, out.width - 6), subsequent_indent="  "):
+            out.text(f"  {part}", style="dim")
     out.text()
 
 
@@ -52,19 +62,22 @@ def print_curves(
     curves: Sequence[Mapping[str, JsonRow]],
     labels: Mapping[str, str],
     log: Collection[str] = (),
+    words: Sequence[str] = (),
 ) -> None:
     """One line per curve of `labels`: of one run with its range, of several the last values.
 
-    curves: per run, key -> `curves.curve_summary`; log: keys to plot as logarithms.
+    curves: per run, key -> `curves.curve_summary`; log: keys to plot as logarithms; words: what has
+    to be explained.
     """
     # The columns, and the room that they leave for sparklines.
     several = len(names) > 1
+    label_columns = max(LABEL_COLUMNS, *(len(label) + 2 for label in labels.values()))
     if several:
-        taken = LABEL_COLUMNS + VALUE_COLUMNS * len(names)
+        taken = label_columns + VALUE_COLUMNS * len(names)
         width = sparkline_width(out, len(names), taken)
         columns = list(names)
     else:
-        width = sparkline_width(out, 1, FIVE_COLUMNS)
+        width = sparkline_width(out, 1, label_columns + FOUR_COLUMNS)
         columns = ["first", "lowest", "highest", "last", "over time"]
 
     # One row per curve, with a cell or five per run.
@@ -90,4 +103,4 @@ def print_curves(
                 row += [*(significant(curve[end]) for end in ends), line]
         rows.append(row)
     out.table(title, ["", *columns], rows)
-    out.text()
+    print_words(out, words)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from stagecli.files import JsonRow
-from stagecli.terminal.board import Board
+from stagecli.report.evaluation import score_words
+from stagecli.report.mechanisms import figure_words, names
+from stagecli.terminal.board import Board, metric_names
 from stagecli.terminal.board_lines import board_lines
 from stagecli.terminal.console import LivePanel, StyledLine, stderr_can_redraw, write_line
 from stagecli.terminal.views import PlainView, QuietView, View
@@ -37,6 +39,14 @@ class LiveView:
         self.board.work.current = None
 
     def row(self, row: JsonRow) -> None:
+        # What the first scores and figures mean, above the panel, where they stay to be read.
+        words: list[str] = []
+        if not self.board.evaluation:
+            words += score_words(metric_names(row))
+        if not names([self.board.last]):
+            words += figure_words(names([row]))
+        for line in words:
+            write_line(line)
         self.board.add_row(row)
 
     def bins(self, row: JsonRow) -> None:

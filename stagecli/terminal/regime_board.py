@@ -12,7 +12,14 @@ from stagecli.report.formats import ascii_text, bar, sparkline
 from stagecli.report.probe_rows import is_old, noise_levels, progress_by_level
 from stagecli.report.regime import dn_rate, reference_name, slope_unit
 from stagecli.report.regime_sentences import RECENT, share_of_progress
-from stagecli.report.regime_text import change_text, cost_text, rate_text, state_flags
+from stagecli.report.regime_text import (
+    change_text,
+    cost_text,
+    legend_in_short,
+    rate_text,
+    stage_text,
+    state_flags,
+)
 from stagecli.terminal.console import StyledLine
 
 __all__ = ["RegimeBoard", "probe_text", "regime_key"]
@@ -20,6 +27,7 @@ __all__ = ["RegimeBoard", "probe_text", "regime_key"]
 COLUMN = 7  # characters per noise level in the table of Dn
 LABEL = 9
 HEADING = "regime"
+WORD_RANKS = (5, 8, 9)  # of the lines of `regime_key`, among those of `RegimeBoard.lines`
 LONGEST_BAR = 40
 SHORTEST_BAR = 8
 SOURCES = {"replay": "r is replayed", "linear": "r is linear in the step"}
@@ -61,13 +69,12 @@ class RegimeBoard:
             (1, distances),
             (4, to_come),
             (2, self._progress_line(row, info.get("steps"))),
-            (6, _cost_line(row)),
+            (7, _cost_line(row)),
         ]
         if self.event:
-            ranked.append((5, _event_line(self.event)))
-        key = regime_key(info.get("task"))
-        if len(key) <= width:
-            ranked.append((7, [(key, "dim")]))
+            ranked.append((6, _event_line(self.event)))
+        words = zip(WORD_RANKS, regime_key(info.get("task")), strict=True)
+        ranked += [(rank, [(text, "dim")]) for rank, text in words if len(text) <= width]
         kept = sorted(rank for rank, _ in ranked)[:room]
         return [
             [(ascii_text(text, plain), style) for text, style in line]
@@ -115,7 +122,7 @@ class RegimeBoard:
         elif not levels or rate is None:
             text = "too few probes yet"
         else:
-            text = f"{100 * share_of_progress(levels):.0f} % made   Dn {rate_text(rate)}"
+            text = f"{100 * share_of_progress(levels):.0f} % made, Dn by {rate_text(rate)}"
         return [(f"{'progress':<{LABEL}}", "dim"), (text, "")]
 
 
@@ -127,8 +134,7 @@ def _numbers(name: str, values: list[float | None]) -> StyledLine:
 
 def _state_line(row: JsonRow, width: int, plain: bool) -> StyledLine:
     """The stage, what is unusual about r, and r with a bar."""
-    stage = str(row.get("stage") or "unknown stage")
-    words = ["waiting for probes" if stage == "waiting" else stage, *state_flags(row)]
+    words = [stage_text(row), *state_flags(row)]
     source = row.get("source")
     if source not in (None, "measured"):
         words.append(SOURCES.get(str(source), f"r is {source}"))
@@ -162,9 +168,9 @@ def _event_line(event: JsonRow) -> StyledLine:
     return [(f"{'event':<{LABEL}}", "dim"), (text, "")]
 
 
-def regime_key(task: Any) -> str:
-    """What r and Dn mean, in one line."""
-    return f"r: share of progress made   Dn: 0 codec's own error, 1 {reference_name(task)}"
+def regime_key(task: Any) -> tuple[str, ...]:
+    """What the words of the regime mean, in short lines."""
+    return legend_in_short(reference_name(task))
 
 
 def probe_text(row: JsonRow, step: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from stagecli.files import JsonRow, number
+from stagecli.report.evaluation import score_words
 from stagecli.report.formats import duration, significant
 from stagecli.report.regime_text import change_text
 from stagecli.terminal.board import Board, metric_names
@@ -98,7 +99,11 @@ class PlainView:
     def row(self, row: JsonRow) -> None:
         step = row["step"]
         self._board.step = step
+        first_scores = not self._board.evaluation and metric_names(row)
         self._board.add_row(row)
+        if first_scores:
+            for line in score_words(metric_names(row)):
+                write_line(line)
         words = [_step_text(step, self._board.info.get("steps"))]
         if "train/loss" in row:
             loss = number(row["train/loss"])
@@ -119,7 +124,8 @@ class PlainView:
         if self._probe is None:
             return []
         if not self._explained:
-            write_line(regime_key(self._board.info.get("task")))
+            for line in regime_key(self._board.info.get("task")):
+                write_line(line)
             self._explained = True
         text = probe_text(self._probe, step)
         self._probe = None

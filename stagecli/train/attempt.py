@@ -36,8 +36,10 @@ def begin_attempt(
     resumed = bool(run.info["attempts"])
     run.begin_attempt(step, command_line())
     run.save_info(parameters=parameters)
+    recorder.trackers.start(recipe, run, step)
     recorder.view.start(view_header(recipe, run, step, parameters, device))
 
+    recorder.report_problems(step)
     report_data(recorder, prepared, state, f"all in {run.path / 'events.jsonl'}")
 
     # What this attempt continues, and whether its scores compare with those before.
@@ -59,7 +61,11 @@ def begin_attempt(
         recorder.event(
             step,
             Event(
-                mechanism="trainer", before="unchanged", after=notice.after, reason=notice.reason
+                mechanism="trainer",
+                before="unchanged",
+                after=notice.after,
+                reason=notice.reason,
+                evidence=notice.evidence,
             ),
         )
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from stagecli.condition.text import PretrainedText, kept_bytes
+from stagecli.condition.captions import kept_bytes
+from stagecli.condition.text import PretrainedText
 from stagecli.data.cache import Progress
 from stagecli.data.fingerprint import Difference, Fingerprint, differences, fingerprint
 from stagecli.data.open import open_source

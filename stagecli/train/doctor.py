@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stagecli.errors import causes
 from stagecli.runs.directory import environment, free_bytes
 from stagecli.terminal.console import Console
 
@@ -106,7 +107,7 @@ def examine_machine(runs_dir: Path, threads: str) -> dict[str, Any]:
         try:
             checks.append({"name": name, "ok": True, "detail": test()})
         except Exception as error:  # any failure is a finding to report, not a crash
-            checks.append({"name": name, "ok": False, "detail": f"{type(error).__name__}: {error}"})
+            checks.append({"name": name, "ok": False, "detail": ", caused by ".join(causes(error))})
     all_ok = all(check["ok"] for check in checks)
     return {"ok": all_ok, "checks": checks, "environment": environment()}
 

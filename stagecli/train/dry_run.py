@@ -23,6 +23,7 @@ from stagecli.stage.controller import Stages
 from stagecli.terminal.console import Console
 from stagecli.train.data_check import examine, open_training_data
 from stagecli.train.encoders import load_frozen
+from stagecli.train.initial import Init, check_fine_tuning, fine_tune, open_init
 from stagecli.train.precision import resolve_precision
 from stagecli.train.preflight import Shape, preflight_rows
 from stagecli.train.prepare import Prepared
@@ -38,10 +39,11 @@ class Plan:
     data: DataReport
 
 
-def make_plan(recipe: Recipe, progress: Progress) -> Plan:
-    """The plan of a run. Raises StageError if it cannot be trained."""
-    with checked_data(resolve_precision(recipe), progress) as prepared:
-        rows = plan_rows(prepared, progress)
+def make_plan(recipe: Recipe, runs_dir: Path, progress: Progress) -> Plan:
+    """The plan of a run in `runs_dir`. Raises StageError if it cannot be trained."""
+    init = open_init(recipe, runs_dir)
+    with checked_data(resolve_precision(recipe), progress, init) as prepared:
+        rows = plan_rows(prepared, progress, init)
     return Plan(rows=rows, data=prepared.data.report)
 
 
@@ -54,9 +56,10 @@ def show_plan(plan: Plan, out: Console) -> None:
         out.warn(f"data: {doubt}")
 
 
-def plan_rows(prepared: Prepared, progress: Progress) -> JsonRow:
+def plan_rows(prepared: Prepared, progress: Progress, init: Init | None = None) -> JsonRow:
     """Data counts, shapes, parameters, memory and measurements of a run, by name.
 
+    init: the model that it starts from.
     Raises StageError for encoders that cannot be loaded.
     """
     # The model, without memory for its weights.
@@ -66,6 +69,7 @@ def plan_rows(prepared: Prepared, progress: Progress) -> JsonRow:
         recipe, channels=prepared.codec.channels, text_width=prepared.frozen.text_width
     )
     parameters = count_parameters(network)
+    tuning = {notice.after: notice.reason for notice in fine_tune(network, recipe, init)}
     width, depth, heads = recipe.model.resolved()
     frames, channels = prepared.shape
     shape = Shape(frames=frames, channels=channels, text_width=prepared.frozen.text_width)
@@ -83,6 +87,7 @@ def plan_rows(prepared: Prepared, progress: Progress) -> JsonRow:
         "frames x channels": f"{frames} x {channels}",
         "model": f"width {width}, depth {depth}, heads {heads}",
         "parameters": parameters,
+        **tuning,
         **preflight_rows(recipe, shape, training_device(), launcher.processes()),
         "precision": options.precision,
         "steps": options.steps,
@@ -100,13 +105,17 @@ def training_device() -> torch.device:
 
 
 @contextmanager
-def checked_data(recipe: Recipe, progress: Progress) -> Iterator[Prepared]:
+def checked_data(
+    recipe: Recipe, progress: Progress, init: Init | None = None
+) -> Iterator[Prepared]:
     """What training would start from, with every clip checked and nothing cached or fitted.
 
+    init: the model that it starts from.
     Raises StageError for encoders that cannot be loaded, and with every problem of the data.
     """
     # Every frozen network first: one that cannot be loaded costs no work on the data.
     frozen = load_frozen(recipe, torch.device("cpu"))
+    check_fine_tuning(recipe, frozen, init)
 
     with tempfile.TemporaryDirectory() as scratch:  # for the indices of checked files
         source = open_training_data(recipe, progress, cache_dir=Path(scratch))

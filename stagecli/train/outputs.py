@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from stagecli.errors import StageError, among
+from stagecli.errors import StageError, among, significant
 from stagecli.files import JsonRow, read_json_lines
 from stagecli.flow.schedule import learning_rate
 from stagecli.generate.pipeline import Pipeline
@@ -67,6 +67,8 @@ class Outputs:
         step = self.state.step
         self.saved_step = step
         if step == 0:
+            if self.options.init and self.options.validate_every and self.prepared.valid:
+                self.validate()  # where fine-tuning starts
             return
         missing = self.due() - self.recorded()
         self.accelerator.wait_for_everyone()  # before any process writes a record
@@ -80,6 +82,7 @@ class Outputs:
         step = self.state.step
         last = step == options.steps
         saves = last or is_due(step, options.checkpoint_every)
+        draws = options.samples > 0 or bool(options.prompts)
         # A checkpoint without a score could not be compared with the best, so it gets one too.
         needs_score = saves and options.best != in_training.LOSS
         names = {
@@ -88,7 +91,7 @@ class Outputs:
             "scores": options.evaluate_every > 0
             and (last or needs_score or is_due(step, options.evaluate_every)),
             "checkpoint": saves,
-            "samples": options.samples > 0 and (last or is_due(step, options.sample_every)),
+            "samples": draws and (last or is_due(step, options.sample_every)),
         }
         return {name for name, needed in names.items() if needed}
 
@@ -116,6 +119,9 @@ class Outputs:
             self.save()
         if "samples" in names:
             self.draw_samples()
+        if "checkpoint" in names:
+            with self.state.log_window.paused():
+                self.recorder.picture(self.state.step)
 
     def log(self, lr: float) -> None:
         """A row of metrics and one of noise bins over the steps since the last ones."""
@@ -162,12 +168,14 @@ class Outputs:
         run = self.recorder.run
         with state.log_window.paused():
             if run is not None:
-                self._report_loud(
-                    self._draw_into(run.path / "samples" / checkpoint.name_of(state.step))
-                )
+                folder = run.path / "samples" / checkpoint.name_of(state.step)
+                rows = self._draw_into(folder)
+                self._report_loud(rows)
+                self._report_alone(rows)
+                self.recorder.samples(state.step, folder, rows)
             elif state.sharded:  # the main process needs this one's part of the weights
                 with tempfile.TemporaryDirectory() as scratch:
-                    self._draw_into(Path(scratch))
+                    self._draw_into(Path(scratch) / "samples")
             self.accelerator.wait_for_everyone()
 
     def _draw_into(self, folder: Path) -> list[JsonRow]:
@@ -186,10 +194,18 @@ class Outputs:
                 "gain_db": min(row["gain_db"] for row in loud),
             }
             reason = (
-                f"{among(len(loud), len(rows), 'sample', 'exceeds', 'exceed')} full scale: a peak "
-                f"of {evidence['peak']:.3g}, written {evidence['gain_db']:.1f} dB quieter"
+                f"{among(len(loud), len(rows), 'sample', 'exceeds', 'exceed')} full scale: "
+                f"a peak of {significant(evidence['peak'], 3)}, "
+                f"written {evidence['gain_db']:.1f} dB quieter"
             )
             event = Event("samples", "drawn", "turned down", reason, evidence)
+            self.recorder.event(self.state.step, event)
+
+    def _report_alone(self, rows: Sequence[JsonRow]) -> None:
+        """An event if the recording of a prompt could not be read."""
+        reasons = [row["no_reference"] for row in rows if "no_reference" in row]
+        if reasons:
+            event = Event("samples", "drawn", "without a reference", reasons[0], {})
             self.recorder.event(self.state.step, event)
 
     def save(self) -> None:
@@ -222,12 +238,9 @@ class Outputs:
         """Write a checkpoint on the main process; keep the newest and the best by `train.best`."""
         state = self.state
         run = self.recorder.run
-        parts = {"model": state.network.state_dict(), "ema": state.ema.weights}
+        parts = state.parts()
         if state.sharded:
             parts = gathered(parts, keep=run is not None)
-        trainer = state.state_dict()
-        if state.sharded:
-            trainer = gathered(trainer, keep=run is not None)
         if run is not None:
             metric = self.options.best
             best = in_training.best(run.info["best"], metric, state.step, self.value_of(metric))
@@ -237,7 +250,6 @@ class Outputs:
                 **parts,
                 codec=self.prepared.codec.statistics(),
                 recipe=dump_recipe(self.recipe),
-                trainer=trainer,
                 state={"samples": state.step * self.options.batch_size, "best": best},
             )
             run.save_info(best=best)

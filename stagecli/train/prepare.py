@@ -102,13 +102,15 @@ def prepare(
     frozen: Frozen | None = None,
     start: Path | None = None,
     accept_data: bool = False,
+    inherited: Sequence[Path] = (),
 ) -> Prepared:
     """Check the data, fit the codec, fill the caches.
 
     run_dir: where the codec's statistics are kept, so that a resume does not fit them again;
     frozen: from `load_frozen`; loaded now where it is None; start: the checkpoint that a resume
-    continues from; accept_data: go on with other data than those of the run. Raises StageError with
-    every problem of the data.
+    continues from; accept_data: go on with other data than those of the run; inherited: copies of
+    the codec's statistics that a new run starts with. Raises StageError with every problem of the
+    data.
     """
     # The clips, all of them checked; but the networks first, as it costs no work if one is missing.
     frozen = frozen or load_frozen(recipe, device)
@@ -143,7 +145,7 @@ def prepare(
         )
         frozen.teacher = None  # frees its memory
 
-    load_or_fit_codec(prepared, run_dir, start, device, progress)
+    load_or_fit_codec(prepared, run_dir, start, device, progress, inherited=inherited)
     targets = prepared.features.cache if prepared.features is not None else None
     for cache in (prepared.frames_cache, prepared.text_cache, targets):
         if cache is not None:
@@ -157,10 +159,14 @@ def load_or_fit_codec(
     start: Path | None,
     device: torch.device,
     progress: Progress,
+    *,
+    inherited: Sequence[Path] = (),
 ) -> None:
-    """The codec's statistics: of this run, of the checkpoint it continues from, or computed now."""
+    """The codec's statistics: of this run, of the checkpoint it continues from, of the model that
+    it starts from, or computed now.
+    """
     kept = [folder / "codec.safetensors" for folder in (run_dir, start) if folder is not None]
-    kept = [path for path in kept if path.exists()]
+    kept = [path for path in (*kept, *inherited) if path.exists()]
     loaded, problems = load_first_codec_state(prepared.codec, kept)
     prepared.rebuilt += [f"{problem.where}: {problem.what}" for problem in problems]
     if loaded is None:

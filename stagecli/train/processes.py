@@ -6,9 +6,11 @@ The only file that imports Accelerate.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
@@ -139,6 +141,11 @@ def fsdp_plugin(precision: str) -> FullyShardedDataParallelPlugin:
     )
 
 
+def first_device(accelerator: Accelerator) -> torch.device:
+    """Where the network is built. FSDP moves it part by part: the whole need not fit a device."""
+    return torch.device("cpu") if accelerator.is_fsdp2 else accelerator.device
+
+
 def wrap(
     accelerator: Accelerator, network: Network, optimizer: torch.optim.Optimizer
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -149,3 +156,12 @@ def wrap(
         wrapped.set_reshard_after_forward(True)
         register_fsdp_forward_method(network, "encode_condition")
     return wrapped, prepared
+
+
+def accelerate_tracker(name: str, /, *arguments: Any, **options: Any) -> Any:
+    """Accelerate's tracker `name`, not started. Raises StageError where it has none."""
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise StageError(
+            f"the installed Accelerate has no tracker {name}: pip install --upgrade accelerate"
+        )
+    return LOGGER_TYPE_TO_CLASS[name](*arguments, **options)

@@ -21,7 +21,7 @@ from stagecli.generate.pipeline import Pipeline, SamplerSettings
 from stagecli.metrics.distance import frechet_distance
 from stagecli.metrics.in_training import PREFIX, at_cutoff, computed
 from stagecli.metrics.kernel import kernel_audio_distance
-from stagecli.metrics.mel import log_mel_statistics
+from stagecli.metrics.mel import log_mel_distance, log_mel_statistics
 from stagecli.metrics.spectral import lsd_bands, si_sdr
 from stagecli.schema import Recipe
 from stagecli.ssl import open_encoder
@@ -262,8 +262,12 @@ def pair_scores(
     finite_B = restored_BN.isfinite().all(1)
     restored_BN = restored_BN.nan_to_num(0.0, 0.0, 0.0)
     preset = pipeline.recipe.evaluate.preset
-    bands = lsd_bands(target_BN, restored_BN, pipeline.sample_rate, cutoff, preset)
-    scores = torch.stack([*bands.values(), si_sdr(target_BN, restored_BN)], dim=1)
+    rate = pipeline.sample_rate
+    distances = (
+        *lsd_bands(target_BN, restored_BN, rate, cutoff, preset).values(),
+        log_mel_distance(target_BN, restored_BN, rate),
+    )
+    scores = torch.stack([*distances, si_sdr(target_BN, restored_BN)], dim=1)
     return torch.cat([scores, torch.where(finite_B, 1.0, float("nan"))[:, None]], dim=1)
 
 

@@ -19,17 +19,19 @@ from stagecli.terminal.views import View
 from stagecli.train.encoders import load_frozen
 from stagecli.train.feed import micro_batches
 from stagecli.train.finite import build_check
+from stagecli.train.initial import Init, check_fine_tuning, fine_tune, open_init
 from stagecli.train.log_window import LogWindow
 from stagecli.train.memory import refuse_what_cannot_fit
 from stagecli.train.outputs import Outputs
 from stagecli.train.prepare import Prepared, prepare
 from stagecli.train.probe import ProbeSet
 from stagecli.train.probe_setup import build_probes
-from stagecli.train.processes import wrap
+from stagecli.train.processes import accelerate_tracker, first_device, wrap
 from stagecli.train.recorder import Recorder
 from stagecli.train.scorer import build_scorer
 from stagecli.train.shared_memory import check_least_shared_memory, check_shared_memory
 from stagecli.train.state import RunContext, TrainingState
+from stagecli.train.trackers import Trackers
 from stagecli.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -77,17 +79,16 @@ def build_trainer(
     """
     device = accelerator.device
 
-    # The data, the codec, and what the frozen encoders compute once.
+    # The data, the codec, and what the frozen encoders compute once; a new run may fine-tune.
     stages = Stages.of(recipe)
+    init = open_init(recipe, run_dir.parent, run) if start is None else None
     prepared = prepare_together(
-        recipe, accelerator, run_dir, run, view, start=start, accept_data=accept_data
+        recipe, accelerator, run_dir, run, view, start=start, accept_data=accept_data, init=init
     )
 
     # What is trained.
-    # FSDP moves part by part: the whole need not fit a device.
-    network = build_network(
-        recipe, prepared, torch.device("cpu") if accelerator.is_fsdp2 else device
-    )
+    network = build_network(recipe, prepared, first_device(accelerator))
+    fine_tune(network, recipe, init, run)
     adamw = build_optimizer(network, recipe.train, device)
     wrapped, optimizer = wrap(accelerator, network, adamw)
     stages.attach(network, prepared.feature_width)
@@ -98,7 +99,7 @@ def build_trainer(
     if recipe.train.evaluate_every:
         scorer = build_scorer(prepared, pipeline, accelerator, view.progress)
 
-    # Where training stands.
+    # Where training stands, and what checks it.
     state = TrainingState(
         network=network,
         ema=EMA(network, recipe.train.ema),
@@ -108,7 +109,6 @@ def build_trainer(
         probes=open_probes(stages, prepared, network, accelerator, view),
         log_window=LogWindow(recipe.train.bins),
     )
-
     check = build_check(state, adamw, recipe, device)
 
     # The loop and what it writes.
@@ -118,7 +118,7 @@ def build_trainer(
         accelerator=accelerator,
         prepared=prepared,
         wrapped=wrapped,
-        recorder=Recorder(run, view),
+        recorder=Recorder(run, view, Trackers(accelerate_tracker)),
     )
     return Trainer(context, state, Outputs(context, state, pipeline, scorer), check)
 
@@ -132,10 +132,12 @@ def prepare_together(
     *,
     start: Path | None,
     accept_data: bool,
+    init: Init | None = None,
 ) -> Prepared:
     """What `prepare` makes, by the main process first; the others then find its caches.
 
-    The arguments are those of `build_trainer`. Raises StageError.
+    init: the model that a new run starts from; the other arguments are those of `build_trainer`.
+    Raises StageError.
     """
     processes = accelerator.num_processes
     order = micro_batches(recipe, rank=0, world=processes)
@@ -146,6 +148,7 @@ def prepare_together(
             recipe, frozen.codec, frozen.text_width, accelerator.device, processes
         )
         check_least_shared_memory(recipe, frozen, order)
+        statistics, notices = check_fine_tuning(recipe, frozen, init)
 
         # The data.
         prepared = prepare(
@@ -156,9 +159,11 @@ def prepare_together(
             frozen=frozen,
             start=start,
             accept_data=accept_data,
+            inherited=statistics,
         )
     check_shared_memory(prepared, order)
     if run is not None:
+        run.notices += notices
         run.notices += [Notice("made again", problem) for problem in prepared.rebuilt]
     return prepared
 

@@ -83,6 +83,14 @@ class TrainingState:
             "seconds": self.seconds,
         }
 
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds of it: `model`, `ema` and `trainer`."""
+        return {
+            "model": self.network.state_dict(),
+            "ema": self.ema.weights,
+            "trainer": self.state_dict(),
+        }
+
     def restore(self, path: Path) -> JsonRow:
         """Continue from the checkpoint at `path`; returns its state.json.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +86,9 @@ class Trainer:
                 return self.outputs.finish()
         except Exception as error:
             raise rescue(self.first_failure(error), self.outputs) from error
+        finally:
+            with suppress(OSError):  # a second write error must not mask the first
+                self.recorder.close(self.state.step)
 
     def train(self, interrupt: Interrupt) -> None:
         """The loop. Raises StageError for a loss or gradient that is not finite, or lost data."""

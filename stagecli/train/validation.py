@@ -17,6 +17,7 @@ from stagecli.flow.objective import flow_loss
 from stagecli.generate.listening import LISTING, write_listening
 from stagecli.generate.pipeline import Pipeline, SamplerSettings
 from stagecli.train.prepare import Prepared
+from stagecli.train.references import with_references
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,7 +77,9 @@ def draw_samples(
 ) -> list[JsonRow]:
     """Write `count` samples as WAV files, and `samples.jsonl` with a row for each.
 
-    From validation captions (t2a) or low-passed validation clips (sr); step: of the weights.
+    From `train.prompts`, else from validation captions (t2a), each beside a recording of it where
+    there is one, or from low-passed validation clips (sr), each beside its input and target; step:
+    of the weights.
     Returns the rows. Raises OSError.
     """
     settings = SamplerSettings.of(prepared.recipe.evaluate)
@@ -86,9 +89,13 @@ def draw_samples(
         "cfg_scale": settings.cfg_scale,
         "checkpoint": step,
     }
-    draw = draw_restored if prepared.recipe.task.kind == "sr" else draw_generated
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{**row, **origin} for row in draw(pipeline, prepared, folder, count)]
+    if prepared.recipe.task.kind == "sr":
+        rows = draw_restored(pipeline, prepared, folder, count)
+    else:
+        rows = draw_generated(pipeline, prepared, folder, count)
+        rows = with_references(prepared, folder, rows)
+    rows = [{**row, **origin} for row in rows]
     write_atomic(folder / LISTING, "".join(map(json_line, rows)))
     return rows
 
@@ -96,11 +103,16 @@ def draw_samples(
 def draw_generated(
     pipeline: Pipeline, prepared: Prepared, folder: Path, count: int
 ) -> list[JsonRow]:
-    """Samples of at most `count` evenly spaced captions of the valid split."""
+    """Samples of `train.prompts`, or of at most `count` evenly spaced captions of the valid split.
+
+    Every set has the same prompts and noise, so that only the weights differ.
+    """
     options = prepared.recipe.evaluate
     captions = list(dict.fromkeys(clip.caption for clip in prepared.valid))
     number = min(count, len(captions))
-    prompts = [captions[i * len(captions) // count] for i in range(number)]
+    prompts = list(prepared.recipe.train.prompts) or [
+        captions[i * len(captions) // count] for i in range(number)
+    ]
     settings = SamplerSettings.of(options)
     rows = []
     for i, audio in enumerate(pipeline.generate(prompts, seed=options.seed, settings=settings)):
