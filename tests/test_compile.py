@@ -72,12 +72,12 @@ def test_a_machine_that_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     check_compile(load_recipe("quickstart"), CPU, 4)
     check_compile(step, CUDA, 1)
     check_compile(blocks, CPU, 4)
-    for recipe, device, processes, words in (
+    for recipe, device, count, words in (
         (step, CPU, 1, ("needs a GPU", "train.compile=blocks")),
         (step, CUDA, 2, ("is for one process, and 2 train", "train.compile=blocks")),
     ):
         with pytest.raises(StageError) as error:
-            check_compile(recipe, device, processes)
+            check_compile(recipe, device, count)
         assert words[0] in str(error.value) and words[1] in str(error.value.hint)
     monkeypatch.setenv("PATH", "")
     for device in (CPU, CUDA):
