@@ -25,6 +25,8 @@ UNSIGNED: dict[str, set[str] | None] = {
     },
     "train": {
         "steps",
+        "accumulate",  # how a step is taken, not what it is
+        "activation_checkpointing",
         "log_every",
         "checkpoint_every",
         "keep",
