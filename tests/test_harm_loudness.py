@@ -55,12 +55,12 @@ def test_files_to_compare_by_ear_share_one_gain(tmp_path: Path) -> None:
 @pytest.fixture
 def deafening(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose clips are 2000 times too loud."""
-    generate = Pipeline.generate
+    generate = Pipeline.generate_from
 
     def loud(self: Pipeline, *args: Any, **keys: Any) -> list[np.ndarray]:
         return [clip * np.float32(2000) for clip in generate(self, *args, **keys)]
 
-    monkeypatch.setattr(Pipeline, "generate", loud)
+    monkeypatch.setattr(Pipeline, "generate_from", loud)
 
 
 @pytest.mark.usefixtures("deafening")
