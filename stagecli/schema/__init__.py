@@ -25,6 +25,7 @@ from stagecli.schema.section import (
     Hertz,
     Natural,
     NoiseLevel,
+    Paths,
     Positive,
     PositiveFraction,
     Real,
@@ -37,6 +38,7 @@ from stagecli.schema.section import (
 )
 
 FilterFamily = Literal["cheby1", "butter", "bessel", "ellip"]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 class About(Section):
@@ -69,10 +71,10 @@ class Task(Section):
 class Data(Section):
     """`[data]`: where clips come from and how they are cut."""
 
-    source: Literal["synth", "manifest", "folder", "huggingface"] = "synth"
-    """Kind of data set; `synth` generates clips and needs no download."""
-    path: str = ""
-    """Manifest file, folder or data set id; `${VAR}` is replaced from the environment."""
+    source: Literal["synth", "manifest", "folder", "huggingface", "shards"] = "synth"
+    """Kind of data set; `synth` generates clips and needs no download, `shards` are tar files."""
+    path: Paths = ""
+    """Manifest, folder, data set id, shards (`{000..099}`), or a URL; `${VAR}` is replaced."""
     sample_rate: Annotated[int, Range(1000, 384_000)]
     """Sample rate in Hz. Files with a higher rate are resampled; a lower rate is an error."""
     seconds: Annotated[float, bounds.CLIP_SECONDS]
@@ -112,6 +114,8 @@ class Data(Section):
     """MB of decoded audio each loader process may cache, and as much again of teacher features."""
     crops: Annotated[int, Range(1, 1000)] = 4
     """Crops per clip in the feature cache (neural codecs only)."""
+    remote_cache_gb: Annotated[float, Range(0, 1e6)] = 20.0
+    """GB of remote audio (`s3://`, `hf://`, ...) that are kept in `cache_dir`."""
     cache_dir: str = "runs/.cache"
     """Directory of the feature cache, which holds the outputs of frozen networks."""
 
@@ -226,7 +230,7 @@ class Train(Section):
     """`auto`: bf16 where the device supports it, else fp32; resolved when the run is created."""
     init: str = ""
     """Fine-tuning: run, export or hub id whose EMA weights training starts from."""
-    freeze: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    freeze: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Length(0, 100)] = ()
     """Fine-tuning: patterns of parameters that stay as they are, such as `bytes.*`."""
     ema: FractionBelowOne = 0.999
     """Decay per step of the weight average that is sampled and evaluated."""
@@ -264,7 +268,7 @@ class Train(Section):
     """Steps between checkpoints."""
     keep: Positive = 2
     """Number of newest checkpoints to keep; the best one is kept as well."""
-    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    report_to: Annotated[tuple[TrackerName, ...], Length(0, 4)] = ()
     """Trackers that get a copy of the run's rows, events, audio and curves; offline by default."""
 
 
