@@ -47,6 +47,12 @@ def processes() -> int:
     return _number(SIZES) or 1
 
 
+def shares_weights() -> bool:
+    """Whether the launcher asks for FSDP: several processes, each with a part of the weights."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower()
+    return processes() > 1 and asked in ("1", "true", "yes", "on", "y", "t")
+
+
 def is_launched() -> bool:
     """Whether a launcher started this process, which reports the ends of its processes itself."""
     by_mpi = _number(SIZES[1:]) is not None

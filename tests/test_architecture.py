@@ -33,14 +33,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dsp",),
     ("schema",),
     ("targets",),
-    ("files", "bounds", "launcher"),
+    ("files", "bounds", "launcher", "cgroup"),
     ("errors",),
     ("__init__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT_ROOMS = (
     *("recipe", "runs", "report", "terminal", "targets", "files", "errors", "schema", "bounds"),
-    *("cli", "launcher"),
+    *("cli", "launcher", "cgroup"),
 )
 HEAVY = ("torch", "torchaudio", "transformers", "safetensors", "accelerate", "scipy", "datasets")
 WITHOUT_TORCH = [
@@ -197,7 +197,7 @@ def test_pure_parts_import_torch_only(
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("rich", {"terminal.console"}), ("accelerate", {"train.setup"})],
+    [("rich", {"terminal.console"}), ("accelerate", {"train.processes"})],
 )
 def test_one_file_per_framework(package: str, allowed: set[str]) -> None:
     # Accelerate: doctor reads its state inside a function, and annotations name it.

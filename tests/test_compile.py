@@ -19,7 +19,7 @@ from stagecli.errors import StageError
 from stagecli.model.dit import DiT
 from stagecli.recipe.history import update_old_keys
 from stagecli.recipe.load import load_recipe
-from stagecli.train import graph, setup
+from stagecli.train import graph, processes
 from stagecli.train.graph import GraphedLoss, check_compile, pad_text
 
 Cli = Callable[..., Result]
@@ -37,7 +37,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return loss
 
     monkeypatch.setattr(graph, "record", record)
-    monkeypatch.setattr(setup, "check_compile", lambda *_: None)
+    monkeypatch.setattr(processes, "check_compile", lambda *_: None)
     monkeypatch.setattr(DiT, "compile_blocks", lambda _: None)
     return recordings
 
@@ -72,12 +72,12 @@ def test_a_machine_that_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     check_compile(load_recipe("quickstart"), CPU, 4)
     check_compile(step, CUDA, 1)
     check_compile(blocks, CPU, 4)
-    for recipe, device, processes, words in (
+    for recipe, device, count, words in (
         (step, CPU, 1, ("needs a GPU", "train.compile=blocks")),
         (step, CUDA, 2, ("is for one process, and 2 train", "train.compile=blocks")),
     ):
         with pytest.raises(StageError) as error:
-            check_compile(recipe, device, processes)
+            check_compile(recipe, device, count)
         assert words[0] in str(error.value) and words[1] in str(error.value.hint)
     monkeypatch.setenv("PATH", "")
     for device in (CPU, CUDA):

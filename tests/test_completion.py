@@ -111,8 +111,10 @@ def test_help_stands_in_groups_with_examples(cli: Cli) -> None:
         "Listen and measure:",
         "Data, recipes, runs and this machine:",
     ]
-    for command in ("train", "sample", "evaluate", "inspect-regime", "runs", "doctor", "bench"):
-        lines = cli(command, "--help").stdout.splitlines()
+    commands = ("train", "study", "bench", "sample", "evaluate", "inspect-regime", "demo")
+    commands += ("export", "runs", "doctor", "data check", "recipes new", "recipes show")
+    for command in commands:
+        lines = cli(*command.split(), "--help").stdout.splitlines()
         examples = lines[lines.index("  Examples:") + 1 :]
         assert examples and all(line.startswith("    stagecli ") for line in examples)
     assert "From files (sr):" in cli("sample", "--help").stdout

@@ -227,15 +227,15 @@ def test_equal_content_is_counted_within_and_across_splits(folder: Path) -> None
 
 def test_the_second_start_reads_no_audio(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stagecli.data import bandwidth as module
-    from stagecli.data import source
+    from stagecli.data import checking, file_source
 
     first = report_on(folder, restores=True)
 
     def refuse(*_: object) -> None:
         raise AssertionError("audio is read again")
 
-    monkeypatch.setattr(source, "check_content", refuse)
-    monkeypatch.setattr(source, "file_bandwidth", refuse)
+    monkeypatch.setattr(checking, "check_content", refuse)
+    monkeypatch.setattr(file_source, "file_bandwidth", refuse)
     monkeypatch.setattr(module, "open_audio", refuse)
     monkeypatch.setattr("stagecli.data.cache.hashlib.file_digest", refuse)
     assert report_on(folder, restores=True) == first

@@ -15,7 +15,7 @@ from conftest import Result, forked, losses_of, run_cli, two_processes, write_re
 
 from stagecli import launcher
 from stagecli.cli import main
-from stagecli.train import setup, trainer
+from stagecli.train import processes, trainer
 
 Cli = Callable[..., Result]
 
@@ -73,8 +73,8 @@ def test_accelerate_launch_that_starts_fewer_than_asked_for_is_refused(
 def test_fewer_processes_than_asked_for_are_refused(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = setup.Accelerator
-    monkeypatch.setattr(setup, "Accelerator", lambda cpu, **keys: whole(cpu=False, **keys))
+    whole = processes.Accelerator
+    monkeypatch.setattr(processes, "Accelerator", lambda cpu, **keys: whole(cpu=False, **keys))
     env = {"WORLD_SIZE": "2", "RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
     result = cli("train", write_recipe(tmp_path / "r.toml"), env=env)
     assert result.code == 2 and "2 processes were asked for, and 1 would train" in result.stderr

@@ -12,9 +12,9 @@ from conftest import Result
 from helpers.clips import noise, write_clips
 
 from stagecli.data.examples import caption_at
+from stagecli.data.file_source import FileSource
 from stagecli.data.open import open_source
 from stagecli.data.rows import Split, hash_split, read_captions, valid_share_for
-from stagecli.data.source import FileSource
 from stagecli.errors import StageError
 from stagecli.schema import Data
 

@@ -174,4 +174,9 @@ def test_files_are_loud_at_most_and_never_replaced_unasked(tmp_path: Path) -> No
     assert loud.save(path, force=True) == [path]
     pair = stagecli.Audio(np.zeros((2, 1, 100), np.float32), 8000)
     assert "do not fit one file" in refused(pair.save, tmp_path / "a.wav")
-    assert "only WAV" in refused(loud.save, tmp_path / "a.mp3")
+    assert "unknown format" in refused(loud.save, tmp_path / "a.aac")
+    (flac,) = loud.save(tmp_path / "loud.flac")
+    assert soundfile.info(flac).format == "FLAC"
+    assert "mp3 has no rate" in refused(
+        stagecli.Audio(np.zeros((1, 1, 100), np.float32), 9000).save, tmp_path / "a.mp3"
+    )

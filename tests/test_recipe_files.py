@@ -93,6 +93,8 @@ def test_unsigned_keys_do_not_change_the_signature(tmp_path: Path) -> None:
         "train.steps=99",
         "train.log_every=3",
         "train.keep=9",
+        "train.accumulate=2",
+        "train.activation_checkpointing=true",
         "train.checkpoint_every=5",
         "train.sample_every=0",
         "train.samples=1",

@@ -93,9 +93,11 @@ def test_it_holds_only_what_differs_and_says_why(cli: Cli, tmp_path: Path, task:
     ]
     assert same == []
     assert len(text.splitlines()) < 90
-    assert text.splitlines()[1] == "#   stagecli train my.toml"
+    schema, _, command, *_ = text.splitlines()
+    assert schema.startswith("#:schema file:///")
+    assert command == "#   stagecli train my.toml"
     assert sum(line.startswith("# ") for line in text.splitlines()) > 15
-    assert max(len(line) for line in text.splitlines()) <= 100
+    assert max(len(line) for line in text.splitlines()[1:]) <= 100
 
 
 # --- what the data decide -------------------------------------------------------------------------

@@ -235,7 +235,8 @@ def test_checks_are_remembered_until_the_file_changes(
 ) -> None:
     opened(good)
     monkeypatch.setattr(
-        "stagecli.data.source.check_content", lambda path: pytest.fail(f"{path} was checked again")
+        "stagecli.data.checking.check_content",
+        lambda path: pytest.fail(f"{path} was checked again"),
     )
     opened(good)
     monkeypatch.undo()

@@ -14,9 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stagecli.flow.objective import flow_loss
 from stagecli.model.ema import EMA
-from stagecli.model.network import Network, count_parameters
+from stagecli.model.network import Network
 from stagecli.recipe.load import load_recipe
-from stagecli.schema import SIZES
+from stagecli.schema import Recipe
+from stagecli.schema.model import SIZES
+from stagecli.train.memory import estimate_memory
 
 Check = tuple[str, str, str, bool | None]
 FRAMES = 862  # of 10 s at 44.1 kHz, hop 512
@@ -52,6 +54,7 @@ def ceilings(device: torch.device) -> tuple[float, float]:
 class Bare:
     """A training loop over the network, as the trainer's, on one batch."""
 
+    recipe: Recipe
     network: Network
     optimizer: torch.optim.Optimizer
     ema: EMA
@@ -66,11 +69,14 @@ class Bare:
         frames, channels, batch = (64, 32, 2) if small else (FRAMES, CHANNELS, BATCH)
         width, depth, heads = (128, 2, 2) if small else SIZES["L"]
         sizes = [f"model.width={width}", f"model.depth={depth}", f"model.heads={heads}"]
+        sizes += ["train.precision=bf16", f"condition.max_length={TEXT}"]
+        recipe = load_recipe("quickstart", sizes).model_copy(update={"stage": {}})
         torch.manual_seed(0)
         with device:
-            network = Network(load_recipe("quickstart", sizes), channels=channels).train()
+            network = Network(recipe, channels=channels).train()
         shape = (batch, frames, channels)
         return cls(
+            recipe=recipe,
             network=network,
             optimizer=torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True),
             ema=EMA(network, 0.999),
@@ -106,30 +112,6 @@ def flops_of_step(bare: Bare) -> float:
     return counter.get_total_flops() * len(bare.t_B)
 
 
-def estimate(bare: Bare) -> float:
-    """Peak bytes of a step: what is kept for every parameter, and what one example saves.
-
-    Weights, gradients, two moments and the EMA in fp32, the weights once more in bf16; the tensors
-    that the backward pass of one example needs, times the batch.
-    """
-    own = {p.untyped_storage().data_ptr() for p in bare.network.parameters()}
-    saved: dict[int, int] = {}
-
-    def note(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        loss = bare.loss(1)
-    parameters = count_parameters(bare.network)
-    weights = 2 * parameters  # saved by every linear layer, whatever the batch
-    activations = max(0, sum(saved.values()) - weights)
-    del loss
-    return 20 * parameters + weights + activations * len(bare.t_B)
-
-
 def large_checks(device: torch.device, *, compile_blocks: bool) -> Iterator[Check]:
     """(check, value, aim, ok) of a step of L: speed, memory, and where the time goes."""
     # What a step computes and needs, counted before anything is compiled.
@@ -137,7 +119,8 @@ def large_checks(device: torch.device, *, compile_blocks: bool) -> Iterator[Chec
     label = "L, blocks" if compile_blocks else "L, none"
     bare = Bare.build(device)
     flops = flops_of_step(bare)
-    guess = estimate(bare)
+    shape = bare.batch["x0"].shape
+    guess = estimate_memory(bare.recipe, frames=shape[1], channels=shape[2]).total(shape[0])
     if compile_blocks:
         bare.network.dit.compile_blocks()
 

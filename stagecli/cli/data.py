@@ -11,7 +11,7 @@ import typer
 from stagecli.bounds import Range
 from stagecli.cli import prepare
 from stagecli.cli.help import GroupedCommand, examples
-from stagecli.cli.options import AsJson, Overrides, number_option, one_of
+from stagecli.cli.options import AsJson, Force, Overrides, number_option, one_of
 from stagecli.cli.progress import progress_bars
 from stagecli.errors import EXIT_FAILED
 from stagecli.terminal.console import Console
@@ -78,6 +78,49 @@ def check_data(
     console.result(check.as_json(), lambda: show_data_check(check, console))
     if check.problems:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(
+    "pack",
+    cls=GroupedCommand,
+    epilog=examples("stagecli data pack clips.jsonl shards/ --shard-size 1GB"),
+)
+def pack_data(
+    path: Annotated[
+        str, typer.Argument(metavar="MANIFEST", help="A manifest, or a folder of audio.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the shards are written.")],
+    *,
+    shard_size: Annotated[
+        str, typer.Option("--shard-size", help="Largest size of a shard, such as 500MB or 1GB.")
+    ] = "1GB",
+    overrides: Overrides = None,
+    force: Force = False,
+) -> None:
+    """Write tar shards that data.source = "shards" reads, with an index and checksums."""
+    from stagecli.data.check import LOWEST_RATE, locate
+    from stagecli.data.pack import pack, parse_size
+    from stagecli.recipe.data_keys import data_keys
+    from stagecli.schema import Data
+
+    shard_bytes = parse_size(shard_size)
+    keys = {"sample_rate": LOWEST_RATE, "seconds": 1.0, **locate(path)}
+    data = Data(**{**keys, **data_keys(overrides or [])})
+    with tempfile.TemporaryDirectory() as scratch, progress_bars() as report:
+        shards = pack(
+            data,
+            folder,
+            shard_bytes=shard_bytes,
+            force=force,
+            cache_dir=Path(scratch),
+            progress=report,
+        )
+    clips = sum(shard.last - shard.first for shard in shards)
+    size = sum(shard.size for shard in shards)
+    shown = f"{clips:,} clips in {len(shards):,} shards, {size:,} bytes"
+    Console().note(
+        f'wrote {shown}; read them with:  data.source = "shards", data.path = "{folder}"'
+    )
 
 
 app.command(cls=GroupedCommand, epilog=prepare.EXAMPLES, help=prepare.HELP)(prepare.prepare)

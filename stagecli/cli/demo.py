@@ -8,15 +8,19 @@ from typing import Annotated
 import typer
 
 from stagecli.bounds import Range
+from stagecli.cli.completion import complete_run
+from stagecli.cli.help import examples
 from stagecli.cli.options import number_option
 from stagecli.terminal.console import Console
 
-EXAMPLES = "Examples:  stagecli demo runs/quickstart   |   stagecli demo runs/sr --port 8000"
+EXAMPLES = examples("stagecli demo quickstart", "stagecli demo runs/sr --port 8000")
 PORTS = Range(1, 65_535)
 
 
 def demo(
-    run: Annotated[str, typer.Argument(help="Run directory.")],
+    run: Annotated[
+        str, typer.Argument(help="Folder or name of a run.", autocompletion=complete_run)
+    ],
     *,
     port: Annotated[
         int | None,

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from stagecli import cgroup
+
 SPINS = "1000"  # rounds; docs/performance.md
 CPUS = Path("/sys/devices/system/cpu")
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUP = Path("/proc/self/cgroup")
 SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
@@ -61,26 +61,10 @@ def _siblings(cpus: Path, number: int) -> str:
         return str(number)
 
 
-def cgroup_quota(groups: Path = CGROUPS, own: Path = OWN_CGROUP) -> float | None:
+def cgroup_quota(groups: Path = cgroup.CGROUPS, own: Path = cgroup.OWN_CGROUP) -> float | None:
     """CPUs' worth of time that the cgroup, and those it is in, allow; None without a limit."""
-    quotas = []
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, name = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = groups / "cpu" if controllers else groups
-        folder = root / name.lstrip("/")
-        for place in (folder, *folder.parents):
-            if place == root.parent:
-                break
-            quotas.append(_quota(place))
-    limits = [quota for quota in quotas if quota is not None]
-    return min(limits, default=None)
+    quotas = [_quota(folder) for folder in cgroup.folders("cpu", groups, own)]
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota(folder: Path) -> float | None:

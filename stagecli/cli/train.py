@@ -152,7 +152,8 @@ def _dry_run(recipe: Recipe, runs_dir: Path) -> None:
 
     with progress_bars() as report:
         plan = dry_run.make_plan(recipe, runs_dir, report)
-    dry_run.show_plan(plan, Console())
+    if launcher.is_main():
+        dry_run.show_plan(plan, Console())
 
 
 def _prepare(recipe: Recipe, view: View) -> None:

@@ -23,11 +23,12 @@ from stagecli.data.advice import (
     valid_share_advice,
 )
 from stagecli.data.cache import Progress
+from stagecli.data.file_source import FileSource
 from stagecli.data.fingerprint import fingerprint
 from stagecli.data.open import read_source, recorded_splits
 from stagecli.data.report import MEASURED, DataReport, Expectations, evenly, measure
 from stagecli.data.rows import SPLITS, Clip, split_names
-from stagecli.data.source import FileSource
+from stagecli.data.shard_names import holds_shards
 from stagecli.errors import Problem, StageError, counted
 from stagecli.files import JsonRow
 from stagecli.schema import Data
@@ -87,7 +88,7 @@ class Question:
 
 
 def locate(path: str) -> dict[str, str]:
-    """`data.source` and `data.path` for a folder, a manifest or `hf:NAME`.
+    """`data.source` and `data.path` for a folder, a manifest, shards or `hf:NAME`.
 
     Raises StageError for anything else.
     """
@@ -96,7 +97,10 @@ def locate(path: str) -> dict[str, str]:
     place = Path(path).expanduser()
     if place.is_dir():
         saved = any((place / name).is_file() for name in ("dataset_dict.json", "state.json"))
-        return {"source": "huggingface" if saved else "folder", "path": path}
+        kind = "shards" if holds_shards(place) else "folder"
+        return {"source": "huggingface" if saved else kind, "path": path}
+    if path.endswith(".tar"):
+        return {"source": "shards", "path": path}
     if place.is_file() and place.suffix.lower() in MANIFESTS:
         return {"source": "manifest", "path": path}
     problem = "is a file of another kind" if place.exists() else "no such file or folder"
@@ -113,7 +117,7 @@ def check_data_set(
 ) -> DataSetCheck:
     """Everything about a data set. Raises StageError where it cannot be read at all."""
     # The entries, with the names and the division that the data ask for.
-    keys = {**question.keys, "on_bad_file": "skip"}
+    keys = {**question.keys, "on_bad_file": "skip", "cache_dir": str(cache_dir)}
     data = Data(**{"sample_rate": LOWEST_RATE, "seconds": 1.0, **keys})
     names = recorded_splits(data, base)
     advice = _new(split_name_advice(data, names), question)

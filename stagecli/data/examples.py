@@ -140,7 +140,7 @@ class Examples(Dataset):
     ) -> None:
         self.recipe = recipe
         self.source = source
-        self.clips = list(clips)
+        self.clips = clips
         self.shape = shape
         self.crop_samples = crop_samples
         self.hop = hop
@@ -149,8 +149,11 @@ class Examples(Dataset):
         self.text_cache = text_cache
         self.features = features
         self.memory = Memory(source.read, recipe.data.memory_mb)
-        self.recordings = [clip for clip in self.clips if not is_synthesised(clip)]
-        self.synthesised = [clip for clip in self.clips if is_synthesised(clip)]
+        self.recordings: Sequence[Clip] = clips
+        self.synthesised: Sequence[Clip] = []
+        if recipe.data.synth_share > 0:
+            self.recordings = [clip for clip in clips if not is_synthesised(clip)]
+            self.synthesised = [clip for clip in clips if is_synthesised(clip)]
         self.content_ends: dict[str, float] = {}
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,11 @@ def content_hash(path: Path, index: FileIndex | None = None) -> str:
     if index:
         index.put(name, stamp, digest)
     return digest
+
+
+def is_hash(value: Any) -> bool:
+    """Whether a stored value is what `content_hash` returns."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def unusable(path: Path, error: OSError) -> StageError:

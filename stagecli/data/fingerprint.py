@@ -6,16 +6,18 @@ No torch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, overload
+
+import numpy as np
 
 from stagecli.data.cache import Count
-from stagecli.data.rows import Clip, Split
+from stagecli.data.clip_table import ClipView
+from stagecli.data.rows import DIGITS, Split, caption_hash, text_hash
 from stagecli.data.source import Source
 from stagecli.errors import Problem, counted
 from stagecli.files import JsonRow
 
-DIGITS = 16  # hexadecimal digits of a hash: 64 bits, so that millions of clips stay apart
 SHOWN = 5  # clips named per kind of difference
 
 
@@ -29,6 +31,49 @@ class ClipPrint(NamedTuple):
 
 Fingerprint = Mapping[Split, Sequence[ClipPrint]]
 """The clips of each split in their order, on which the order of training depends."""
+
+
+class TablePrints(Sequence[ClipPrint]):
+    """The prints of clips of a table, made where one is taken out."""
+
+    def __init__(self, clips: ClipView, *, with_captions: bool) -> None:
+        self.clips = clips
+        self.with_captions = with_captions
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @overload
+    def __getitem__(self, index: int) -> ClipPrint: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> TablePrints: ...
+
+    def __getitem__(self, index: int | slice) -> ClipPrint | TablePrints:
+        if isinstance(index, slice):
+            return TablePrints(self.clips[index], with_captions=self.with_captions)
+        clip = self.clips[index]
+        columns = self.clips.table.columns
+        caption = columns["caption"][clip.row].tobytes().decode() if self.with_captions else ""
+        digest = columns["digest"][clip.row, : DIGITS // 2].tobytes().hex()
+        return ClipPrint(clip.key, caption, digest)
+
+    def __iter__(self) -> Iterator[ClipPrint]:
+        return map(self.__getitem__, range(len(self)))
+
+    def text(self) -> bytes:
+        """What `split_hash` hashes."""
+        columns = self.clips.table.columns
+        rows = self.clips.rows
+        digits = np.frombuffer(b"0123456789abcdef", np.uint8)
+        content = columns["digest"][rows, : DIGITS // 2]
+        parts = [
+            columns["caption"][rows, : DIGITS if self.with_captions else 0],
+            np.full((len(rows), 1), ord(" "), np.uint8),
+            digits[np.stack([content >> 4, content & 15], axis=-1)].reshape(len(rows), DIGITS),
+            np.full((len(rows), 1), ord("\n"), np.uint8),
+        ]
+        return np.concatenate(parts, axis=1).tobytes()[:-1]
 
 
 class Difference(NamedTuple):
@@ -62,11 +107,21 @@ def fingerprint(
     Reads every file once; a later call reads only those that changed. Raises StageError where a
     file cannot be read. progress: (clips done, clips).
     """
-    clips = [clip for split in splits for clip in source.clips(split)]
+    by_split = {split: source.clips(split) for split in splits}
+    views = [clips for clips in by_split.values() if isinstance(clips, ClipView)]
+    if views and len(views) == len(by_split):
+        together = ClipView(views[0].table, np.concatenate([view.rows for view in views]))
+        if not together.table.knows_digests(together.rows):
+            source.content_hashes(together, progress)
+        return {
+            split: TablePrints(view, with_captions=with_captions)
+            for split, view in zip(by_split, views, strict=True)
+        }
+    clips = [clip for of_split in by_split.values() for clip in of_split]
     hashes = source.content_hashes(clips, progress)
     prints: dict[Split, list[ClipPrint]] = {split: [] for split in splits}
     for clip, digest in zip(clips, hashes, strict=True):
-        caption = _hash(_text_of(clip)) if with_captions else ""
+        caption = caption_hash(clip) if with_captions else ""
         prints[clip.split].append(ClipPrint(clip.key, caption, digest[:DIGITS]))
     return prints
 
@@ -84,7 +139,9 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[Difference]:
 
 def split_hash(prints: Sequence[ClipPrint]) -> str:
     """One hash of captions and content in their order."""
-    return _hash("\n".join(f"{clip.caption} {clip.content}" for clip in prints))
+    if isinstance(prints, TablePrints):
+        return hashlib.sha256(prints.text()).hexdigest()[:DIGITS]
+    return text_hash("\n".join(f"{clip.caption} {clip.content}" for clip in prints))
 
 
 def as_json(prints: Fingerprint) -> JsonRow:
@@ -115,7 +172,7 @@ def from_json(stored: object) -> Fingerprint:
 def _split_differences(
     split: Split, old: Sequence[ClipPrint], new: Sequence[ClipPrint]
 ) -> list[Difference]:
-    if [clip[1:] for clip in old] == [clip[1:] for clip in new]:
+    if len(old) == len(new) and split_hash(old) == split_hash(new):
         return []
 
     # Clips of one key are one clip; of the others, equal ones have been renamed.
@@ -138,12 +195,3 @@ def _split_differences(
 
 def _is_print(row: object) -> bool:
     return isinstance(row, list) and len(row) == 3 and all(isinstance(part, str) for part in row)
-
-
-def _text_of(clip: Clip) -> str:
-    """Everything that training may read as the caption of a clip."""
-    return "\n".join(clip.captions)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecli.data.file_index import Stamp
+from stagecli.data.file_source import FileSource
 from stagecli.data.rows import (
     SPLITS,
     Clip,
@@ -17,7 +18,6 @@ from stagecli.data.rows import (
     read_captions,
     split_names,
 )
-from stagecli.data.source import FileSource
 from stagecli.data.text_files import text_problem
 from stagecli.errors import Problem, StageError, causes
 from stagecli.schema import Data

@@ -28,7 +28,7 @@ class MixedSource:
         self.passed_over = recordings.passed_over
         self.notices = recordings.notices
 
-    def clips(self, split: Split) -> list[Clip]:
+    def clips(self, split: Split) -> Sequence[Clip]:
         recordings = self.recordings.clips(split)
         return [*recordings, *self.synth.clips(split)] if split == "train" else recordings
 

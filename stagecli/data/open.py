@@ -7,13 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from stagecli.data.cache import Count
+from stagecli.data.checking import CHECKS
+from stagecli.data.file_source import FileSource
 from stagecli.data.finding import list_audio
 from stagecli.data.folder import folder_entries
+from stagecli.data.locations import absolute
 from stagecli.data.manifest import manifest_entries, manifest_splits
+from stagecli.data.remote import is_remote
 from stagecli.data.rows import SPLITS, Entry, Split, split_names
-from stagecli.data.source import FileSource, Source
+from stagecli.data.snapshot import Snapshot, stamp_or_missing
+from stagecli.data.source import Source
 from stagecli.errors import Problem, StageError
+from stagecli.files import JsonRow
 from stagecli.schema import Data
+
+# Keys of `[data]` that do not decide which entries there are.
+NO_ENTRIES = {"cache_dir", "clips", "crops", "memory_mb", "narrow", "padding", "seconds"}
+NO_ENTRIES |= {"remote_cache_gb", "synth_share", "workers"}
 
 
 def open_source(
@@ -41,10 +51,22 @@ def open_source(
         return SynthSource(data, seed)
 
     # Recordings, all of them checked, and the clips beside them.
-    source = read_source(
-        data, need_captions=need_captions, base=base, splits=splits, undivided=undivided
-    )
-    source.check(splits, cache_dir or Path(data.cache_dir), progress)
+    cache = cache_dir or Path(data.cache_dir)
+    meaning = {"captions": need_captions, "splits": list(splits), "undivided": undivided}
+    snapshot = _snapshot(data, base, cache, meaning)
+    source = _restored(data, base, cache, snapshot) if snapshot is not None else None
+    if source is None:
+        source = read_source(
+            data,
+            need_captions=need_captions,
+            base=base,
+            splits=splits,
+            undivided=undivided,
+            cache_dir=cache,
+        )
+        source.snapshot = snapshot
+        source.notices += snapshot.notices if snapshot is not None else []
+        source.check(splits, cache, progress)
     if data.synth_share > 0 and "train" in splits:
         from stagecli.data.mixed import MixedSource
         from stagecli.data.synth import SynthSource
@@ -60,28 +82,87 @@ def read_source(
     base: Path,
     splits: Sequence[Split] = SPLITS,
     undivided: Split | None = None,
+    cache_dir: Path | None = None,
 ) -> FileSource:
     """The recordings of `[data]`, whose audio is not checked yet; as `open_source`."""
     path = _place(data, base)
+    if data.source == "shards":
+        from stagecli.data.shards import ShardSource, read_shards
+
+        cache = cache_dir or Path(data.cache_dir)
+        shards, entries, passed_over = read_shards(data, base, need_captions, cache)
+        files = [(shard.location, shard.stamp) for shard in shards]
+        entries = _together(entries, undivided)
+        return ShardSource(data, files, entries, passed_over, shards)
+    if data.source == "manifest" and is_remote(data.path):
+        from stagecli.data.remote_manifest import RemoteSource, read_manifest
+
+        entries = read_manifest(data, cache_dir or Path(data.cache_dir), need_captions)
+        return RemoteSource(data, _together(entries, undivided))
     if data.source == "manifest":
         entries = manifest_entries(data, path, need_captions)
-        return FileSource(data, str(path), _together(entries, undivided))
+        return FileSource(data, str(path), _together(entries, undivided), (), path.parent)
     if data.source == "folder":
         entries, passed_over = folder_entries(data, path, need_captions)
-        return FileSource(data, str(path), _together(entries, undivided), passed_over)
+        return FileSource(data, str(path), _together(entries, undivided), passed_over, path)
     from stagecli.data.huggingface import read_dataset
 
     return read_dataset(data, path, need_captions, splits)
 
 
+def _snapshot(data: Data, base: Path, cache: Path, meaning: JsonRow) -> Snapshot | None:
+    """Where a data set of this kind would be kept; None for kinds that are read anew each time.
+
+    meaning: what besides `[data]` decides which entries there are.
+    """
+    if data.source == "manifest" and not is_remote(data.path):
+        files = [str(_place(data, base))]
+    elif data.source == "shards":
+        from stagecli.data.shard_index import sidecar_of
+        from stagecli.data.shard_names import shard_paths
+
+        _place(data, base)
+        shards = shard_paths(data.path, base)
+        files = [name for shard in shards for name in (shard, sidecar_of(shard))]
+    else:
+        return None
+    keys = data.model_dump(mode="json", exclude=NO_ENTRIES)
+    identity = {"files": [absolute(file) for file in files], "keys": keys, **meaning}
+    watched = {absolute(file): stamp_or_missing(file) for file in files}
+    return Snapshot(cache, {**identity, "checks": CHECKS}, watched)
+
+
+def _restored(data: Data, base: Path, cache: Path, snapshot: Snapshot) -> FileSource | None:
+    """The source as a snapshot holds it, None where that is not possible."""
+    path = _place(data, base)
+    source = FileSource(data, str(path), (), (), path.parent)
+    if data.source == "shards":
+        from stagecli.data.shard_names import shard_paths
+        from stagecli.data.shards import ShardSource
+
+        shards = shard_paths(data.path, base)
+        files = [(location, snapshot.watched[absolute(location)]) for location in shards]
+        source = ShardSource(data, files, (), ())
+    source.snapshot = snapshot
+    return source if source.restore(cache) else None
+
+
 def recorded_splits(data: Data, base: Path) -> list[str]:
     """Every name that the data set may give to a split. Raises StageError as `open_source`."""
     path = _place(data, base)
+    if data.source == "manifest" and is_remote(data.path):
+        from stagecli.data.remote_manifest import fetched
+
+        path = fetched(data, Path(data.cache_dir))
     if data.source == "manifest":
         return manifest_splits(data, path)
     if data.source == "folder":
         folders = (file.parts[:-1] for file in list_audio(path).files)
         return list(dict.fromkeys(name for parts in folders for name in parts))
+    if data.source == "shards":
+        from stagecli.data.shards import shard_splits
+
+        return shard_splits(data, base, Path(data.cache_dir))
     from stagecli.data.huggingface import dataset_splits
 
     return dataset_splits(data, path)

@@ -86,7 +86,8 @@ def measure(
     progress: (clips measured, clips to measure). Refused are captions that all become one by being
     cut, and data to restore that holds nothing to restore.
     """
-    clips: dict[Split, list[Clip]] = {split: source.clips(split) for split in prints}
+    # Made once, as each measurement goes over all of them.
+    clips = {split: list(source.clips(split)) for split in prints}
     facts = {split: _split_facts(source, of_split) for split, of_split in clips.items()}
     report = DataReport(doubts=list(source.passed_over))
     report.facts = {

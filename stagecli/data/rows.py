@@ -8,16 +8,25 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from stagecli.data.text_files import text_problem
 from stagecli.schema import Data
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+DIGITS = 16  # hexadecimal digits of a hash: 64 bits, so that millions of clips stay apart
 VALID_SHARE = 0.05  # of `hash_split`, as of `data.valid_share`
 TEST_SHARE = 0.05
 PROBED = 10  # clips to validate on: as many as the probes of `[stage.regime]` take
+
+
+class Place(NamedTuple):
+    """Where the bytes of a clip's audio lie: in which shard, from which byte, how many."""
+
+    shard: int
+    start: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,8 @@ class Clip:
     """One piece of audio with its caption.
 
     key: stable identity within its source; seconds: length of the whole file; more_captions:
-    further captions of the same audio, of which training draws one at each visit.
+    further captions of the same audio, of which training draws one at each visit; place: within the
+    shards of its source, if it has any; row: in the table of its source, if it is from one.
     """
 
     key: str
@@ -35,6 +45,8 @@ class Clip:
     seconds: float = 0.0
     path: Path | None = None
     more_captions: tuple[str, ...] = ()
+    place: Place | None = field(default=None, compare=False)
+    row: int = field(default=-1, compare=False, repr=False)
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -44,7 +56,17 @@ class Clip:
 
 def is_synthesised(clip: Clip) -> bool:
     """Whether a clip is one of `SynthSource`, and not of recordings beside it."""
-    return clip.path is None and clip.key.startswith("synth/")
+    return clip.path is None and clip.place is None and clip.key.startswith("synth/")
+
+
+def caption_hash(clip: Clip) -> str:
+    """Hash of everything that training may read as the caption of a clip."""
+    return text_hash("\n".join(clip.captions))
+
+
+def text_hash(text: str) -> str:
+    """The first `DIGITS` digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]
 
 
 @dataclass(frozen=True)

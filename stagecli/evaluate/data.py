@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import cast
 
 from stagecli.data.cache import Progress
+from stagecli.data.file_source import FileSource
 from stagecli.data.finding import SUFFIXES
 from stagecli.data.fingerprint import DIGITS, Fingerprint, differences, fingerprint
 from stagecli.data.open import open_source
+from stagecli.data.remote import is_remote
 from stagecli.data.rows import Clip, Split
-from stagecli.data.source import FileSource, Source
+from stagecli.data.shard_names import holds_shards
+from stagecli.data.source import Source
 from stagecli.errors import Problem, StageError, among, counted
 from stagecli.evaluate.chosen import needs_training_split
 from stagecli.evaluate.flags import Flags
@@ -76,11 +79,11 @@ def open_data(
     # Its clips; data without splits in which the run was trained on some are divided as it does.
     source = opened(split if any_audio else None)
     whole = any_audio and isinstance(source, FileSource) and not source.divided
-    clips = source.clips(split)
+    clips = list(source.clips(split))
     if whole and _known(source, clips, trained_on):
         source = opened(None)
         whole = False
-        clips = source.clips(split)
+        clips = list(source.clips(split))
     _warn_about_source(source, data, warn)
 
     # Whether they are what the run knows.
@@ -161,7 +164,8 @@ def _placed(data: Data, path: Path | None, run_dir: Path) -> Data:
             raise StageError("--data: nothing to score", problems=[problem], hint="name its folder")
         kind = _kind(path.expanduser(), data.source)
         data = data.model_copy(update={"path": str(path), "source": kind})
-    if data.source in ("manifest", "folder") and not Path(data.path).expanduser().exists():
+    is_local = data.source in ("manifest", "folder") and not is_remote(data.path)
+    if is_local and not Path(data.path).expanduser().exists():
         if path is not None:
             raise StageError(
                 "--data: nothing to score", problems=[Problem(str(path), "is missing")]
@@ -177,8 +181,10 @@ def _placed(data: Data, path: Path | None, run_dir: Path) -> Data:
 def _kind(path: Path, kind_of_recipe: str) -> str:
     """Which kind of data set lies at a path; one that is nowhere may be the name of one."""
     if path.is_file():
-        return "manifest"
+        return "shards" if path.suffix == ".tar" else "manifest"
     if path.is_dir():
+        if holds_shards(path):
+            return "shards"
         tables = any(next(path.rglob(pattern), None) for pattern in TABLES)
         return "huggingface" if tables else "folder"
     return "huggingface" if kind_of_recipe == "huggingface" else "folder"

@@ -20,6 +20,7 @@ from stagecli.bounds import CFG_SCALE, CLIP_SECONDS, HERTZ, SAMPLER_STEPS, SEED,
 from stagecli.data.text_files import text_problem
 from stagecli.errors import Problem, StageError
 from stagecli.flow.sampler import SAMPLERS
+from stagecli.generate.encoding import SUBTYPES, choose_encoding
 from stagecli.generate.listening import write_listening
 from stagecli.generate.low_audio import recording_of_array, recording_of_file
 from stagecli.generate.pipeline import Pipeline, default_device, load_pipeline
@@ -57,26 +58,37 @@ class Audio:
         return len(self.audio)
 
     def save(self, path: str | Path, *, force: bool = False) -> list[Path]:
-        """Write float WAV, turned down where a peak is above -1 dBFS, and return the paths.
+        """Write files, turned down where a peak is above -1 dBFS, and return the paths.
 
-        path: `FILE.wav` for one clip, else a folder, for 0000.wav, 0001.wav, ...; force: replace
-        files that exist. Raises StageError, before anything is written where it shows by then.
+        path: `FILE.wav`, `.flac`, `.mp3` or `.ogg` for one clip, else a folder, for float WAV files
+        0000.wav, 0001.wav, ...; force: replace files that exist. Raises StageError, before anything
+        is written where it shows by then.
         """
+        # What to write.
         path = Path(path).expanduser()
-        is_file = path.suffix.lower() == ".wav"
+        ending = path.suffix.lower().removeprefix(".")
+        is_file = ending in SUBTYPES
         if is_file and len(self) > 1:
             raise StageError(
-                f"{len(self)} clips do not fit one file", hint="name a folder, without .wav"
+                f"{len(self)} clips do not fit one file", hint="name a folder, without an ending"
             )
-        if not is_file and path.suffix and not path.is_dir():
-            raise StageError(f"cannot write {path}: only WAV is written", hint="end it in .wav")
+        if not is_file and ending and not path.is_dir():
+            raise StageError(
+                f"cannot write {path}: unknown format", hint=f"end it in {', '.join(SUBTYPES)}"
+            )
+        encoding = choose_encoding(path if is_file else None)
+        problem = encoding.problem(self.sample_rate, (self.audio.shape[2], self.audio.shape[1]))
+        if problem:
+            raise StageError(f"cannot write {path}: {problem}", hint="choose another format")
         paths = [path] if is_file else [path / f"{i:04d}.wav" for i in range(len(self))]
         plan_targets(
             [Target(target, str(path)) for target in paths], force=force, make_folders=True
         )
+
+        # Write it.
         write = partial(write_target, force=force)
         for target, audio_CN in zip(paths, self.audio, strict=True):
-            write_listening(target, audio_CN.T, self.sample_rate, write=write)
+            write_listening(target, audio_CN.T, self.sample_rate, write=write, encoding=encoding)
         return paths
 
 

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from stagecli.model.sharded import copy_whole, own_part
+
 
 class EMA:
     """avg <- d avg + (1 - d) w after each step, d = min(decay, (1 + n) / (10 + n)).
 
-    n: updates so far; the short average at the start forgets the random initialisation.
+    n: updates so far; the short average at the start forgets the random initialisation. Where
+    processes share out the weights, each of them averages its own part.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -28,8 +31,8 @@ class EMA:
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        average = list(self.weights.values())
-        current = [p.detach().float() for p in network.parameters()]
+        average = [own_part(value) for value in self.weights.values()]
+        current = [own_part(p.detach()).float() for p in network.parameters()]
         if skip is None:
             torch._foreach_lerp_(average, current, 1 - decay)
             return
@@ -62,10 +65,10 @@ class EMA:
     @torch.no_grad()
     def _copy(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in network.named_parameters():
-            parameter.copy_(weights[name])
+            own_part(parameter.detach()).copy_(own_part(weights[name]))
 
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
-        """Continue from stored weights and update count. Raises KeyError if any is missing."""
+        """Continue from whole weights and an update count. Raises KeyError if any is missing."""
         self.updates = updates
         for name, value in self.weights.items():
-            value.copy_(weights[name])
+            copy_whole(value, weights[name])

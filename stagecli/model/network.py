@@ -59,7 +59,13 @@ class Network(nn.Module):
         return self.dit.channels
 
     def encode_condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
-        """The encoded condition of a batch, which a sampler encodes once and uses in every step."""
+        """The encoded condition of a batch, which a sampler encodes once and uses in every step.
+
+        FSDP puts the weights together around this call; within `forward` they already are.
+        """
+        return self._encode(batch)
+
+    def _encode(self, batch: Mapping[str, Tensor]) -> Conditioning:
         condition = Conditioning(
             low_BTC=batch.get("low"),
             cutoff_B=batch.get("cutoff"),
@@ -83,7 +89,7 @@ class Network(nn.Module):
         return_hidden: Collection[int] = (),
     ) -> Output:
         """Velocity of x_t [B, T, C] at t [B]; return_hidden: keys of `Output.hidden`."""
-        condition = batch if isinstance(batch, Conditioning) else self.encode_condition(batch)
+        condition = batch if isinstance(batch, Conditioning) else self._encode(batch)
         return self.dit(x_BTC, t_B, condition, return_hidden)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:

@@ -12,6 +12,7 @@ from stagecli.errors import counted, printable
 from stagecli.recipe.check import check_recipe
 from stagecli.recipe.dump import toml_literal
 from stagecli.recipe.fit import Part
+from stagecli.recipe.keys import with_schema_line
 from stagecli.recipe.source import RecipeSource
 from stagecli.recipe.toml_text import parse_toml
 from stagecli.schema import Recipe
@@ -60,7 +61,7 @@ def recipe_text(parts: Sequence[Part], *, check: DataSetCheck, name: str, path: 
     if task == "t2a":
         text += FOLLOW
     check_recipe(RecipeSource(path=path, tree=parse_toml(text), places={}), to_train=True)
-    return text
+    return with_schema_line(text)
 
 
 def _part_lines(part: Part) -> Iterator[str]:

@@ -20,6 +20,7 @@ from stagecli.recipe.source import RecipeSource, find_recipe, read_recipe
 from stagecli.recipe.toml_positions import Key
 from stagecli.recipe.toml_text import parse_toml, read_toml_text
 from stagecli.schema import Recipe
+from stagecli.schema.section import joined_paths
 
 PATH_KEYS = (
     ("data", "path"),
@@ -66,7 +67,7 @@ def _expand_paths(tree: dict[str, Any]) -> Iterator[tuple[Key, str]]:
         node: Any = tree
         for table in tables:
             node = node.get(table) if isinstance(node, dict) else None
-        value = node.get(name) if isinstance(node, dict) else None
+        value = joined_paths(node.get(name)) if isinstance(node, dict) else None
         if not isinstance(value, str):
             continue
         variables = re.findall(r"\$\{(\w+)\}", value)

@@ -51,6 +51,8 @@ def find_missing_parts(recipe: Recipe) -> Iterator[tuple[Key, str]]:
         )
 
     # Packages of an extra.
+    if "://" in recipe.data.path and find_spec("fsspec") is None:
+        yield ("data", "path"), "needs the package `fsspec`: pip install 'stagecli[remote]'"
     if recipe.data.source == "huggingface" and find_spec("datasets") is None:
         yield (
             ("data", "source"),

@@ -15,9 +15,18 @@ from stagecli.schema import Recipe
 UNSIGNED: dict[str, set[str] | None] = {
     "about": None,
     "evaluate": None,
-    "data": {"path", "on_bad_file", "workers", "memory_mb", "cache_dir"},  # see data.json
+    "data": {  # see data.json
+        "path",
+        "on_bad_file",
+        "workers",
+        "memory_mb",
+        "remote_cache_gb",
+        "cache_dir",
+    },
     "train": {
         "steps",
+        "accumulate",  # how a step is taken, not what it is
+        "activation_checkpointing",
         "log_every",
         "checkpoint_every",
         "keep",

@@ -25,6 +25,7 @@ from stagecli.schema.section import (
     Hertz,
     Natural,
     NoiseLevel,
+    Paths,
     Positive,
     PositiveFraction,
     Real,
@@ -70,10 +71,10 @@ class Task(Section):
 class Data(Section):
     """`[data]`: where clips come from and how they are cut."""
 
-    source: Literal["synth", "manifest", "folder", "huggingface"] = "synth"
-    """Kind of data set; `synth` generates clips and needs no download."""
-    path: str = ""
-    """Manifest file, folder or data set id; `${VAR}` is replaced from the environment."""
+    source: Literal["synth", "manifest", "folder", "huggingface", "shards"] = "synth"
+    """Kind of data set; `synth` generates clips and needs no download, `shards` are tar files."""
+    path: Paths = ""
+    """Manifest, folder, data set id, shards (`{000..099}`), or a URL; `${VAR}` is replaced."""
     sample_rate: Annotated[int, Range(1000, 384_000)]
     """Sample rate in Hz. Files with a higher rate are resampled; a lower rate is an error."""
     seconds: Annotated[float, bounds.CLIP_SECONDS]
@@ -113,6 +114,8 @@ class Data(Section):
     """MB of decoded audio each loader process may cache, and as much again of teacher features."""
     crops: Annotated[int, Range(1, 1000)] = 4
     """Crops per clip in the feature cache (neural codecs only)."""
+    remote_cache_gb: Annotated[float, Range(0, 1e6)] = 20.0
+    """GB of remote audio (`s3://`, `hf://`, ...) that are kept in `cache_dir`."""
     cache_dir: str = "runs/.cache"
     """Directory of the feature cache, which holds the outputs of frozen networks."""
 

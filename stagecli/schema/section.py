@@ -7,10 +7,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
 from stagecli import bounds
 from stagecli.bounds import Length, Range, is_plain_text
+
+
+def joined_paths(value: Any) -> Any:
+    """A list of paths as one text, with `::` between them."""
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return "::".join(value)
+    return value
+
 
 # Every number of a recipe has one of these types, or a range of its own: finite, and no larger than
 # anybody can mean.
@@ -31,6 +39,7 @@ PositiveFraction = Annotated[float, Range(0, 1, open_low=True)]
 FractionBelowOne = Annotated[float, Range(0, 1, open_high=True)]
 NoiseLevel = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Hertz = Annotated[float, bounds.HERTZ]
+Paths = Annotated[str, BeforeValidator(joined_paths)]
 Some = Length(1, 100)
 Two = Length(2, 2)
 

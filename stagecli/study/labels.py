@@ -81,8 +81,8 @@ def _probe(
     column: str, source: Source, embedder: Embedder, read: ReadClips, progress: Progress
 ) -> Classifier:
     """A classifier of a label column on the judge's features, trained on real clips."""
-    train = source.clips("train")
-    valid = source.clips("valid")
+    train = list(source.clips("train"))
+    valid = list(source.clips("valid"))
     return fit_classifier(
         embedder.embed(read(train, "training clips"), progress).mean_and_deviation(),
         [label_text(clip, column) for clip in train],

@@ -11,7 +11,12 @@ from stagecli.terminal.console import Console
 if TYPE_CHECKING:
     from stagecli.data.check import DataSetCheck
 
-KINDS = {"folder": "a folder", "manifest": "a manifest", "huggingface": "a Hugging Face data set"}
+KINDS = {
+    "folder": "a folder",
+    "manifest": "a manifest",
+    "shards": "tar shards",
+    "huggingface": "a Hugging Face data set",
+}
 TASKS = {
     "t2a": "text-to-audio (t2a)",
     "sr": "super-resolution (sr), which needs no captions",

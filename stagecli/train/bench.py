@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,8 +16,10 @@ from stagecli.schema import Recipe
 from stagecli.terminal.console import Console
 from stagecli.terminal.views import QuietView
 from stagecli.train.interrupt import Interrupt
+from stagecli.train.memory import peak_memory
 from stagecli.train.precision import resolve_precision
-from stagecli.train.setup import build_accelerator, build_trainer
+from stagecli.train.processes import build_accelerator
+from stagecli.train.setup import build_trainer
 
 WARM = 3  # steps that do not count
 
@@ -131,14 +131,6 @@ def quiet(recipe: Recipe, steps: int) -> Recipe:
         last["validate_every"] = options.steps
     train = options.model_copy(update={**last, "evaluate_every": 0, "samples": 0})
     return recipe.model_copy(update={"train": train})
-
-
-def peak_memory() -> int:
-    """Bytes: of the GPU's allocations, or of this process on a CPU."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def show_bench(document: dict[str, Any], console: Console) -> None:

@@ -12,6 +12,7 @@ from stagecli.data.cache import Progress
 from stagecli.data.fingerprint import Difference, Fingerprint, differences, fingerprint
 from stagecli.data.open import open_source
 from stagecli.data.report import CutCaptions, DataReport, Expectations, data_report
+from stagecli.data.report_cache import report_once
 from stagecli.data.rows import Split
 from stagecli.data.source import Source
 from stagecli.errors import Problem, StageError
@@ -49,9 +50,13 @@ def open_training_data(recipe: Recipe, progress: Progress, cache_dir: Path | Non
 
 
 def examine(
-    recipe: Recipe, source: Source, text: PretrainedText | None, progress: Progress
+    recipe: Recipe,
+    source: Source,
+    text: PretrainedText | None,
+    progress: Progress,
+    cache_dir: Path | None = None,
 ) -> DataCheck:
-    """Report on the data. Raises StageError for what cannot be meant."""
+    """Report on the data. cache_dir: as above. Raises StageError for what cannot be meant."""
     _check_evaluation(recipe, len(source.clips("valid")))
     prints = fingerprint(
         source,
@@ -66,11 +71,18 @@ def examine(
         cut=_cut(recipe, text),
         max_length=recipe.condition.max_length,
     )
-    report = data_report(
+    report = report_once(
         source,
-        prints,
+        SPLITS,
         expected,
-        progress=lambda done, total: progress("measuring bandwidth", done, total),
+        cut=text.tokenizer_hash() if text is not None else recipe.condition.text,
+        cache_dir=cache_dir or Path(recipe.data.cache_dir),
+        compute=lambda: data_report(
+            source,
+            prints,
+            expected,
+            progress=lambda done, total: progress("measuring bandwidth", done, total),
+        ),
     )
     return DataCheck(report=report, prints=prints)
 

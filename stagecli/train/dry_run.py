@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from stagecli import launcher
 from stagecli.data.cache import Progress
 from stagecli.data.report import DataReport
 from stagecli.errors import counted
@@ -23,8 +24,8 @@ from stagecli.terminal.console import Console
 from stagecli.train.data_check import examine, open_training_data
 from stagecli.train.encoders import load_frozen
 from stagecli.train.initial import Init, check_fine_tuning, fine_tune, open_init
-from stagecli.train.memory import least_bytes
 from stagecli.train.precision import resolve_precision
+from stagecli.train.preflight import Shape, preflight_rows
 from stagecli.train.prepare import Prepared
 from stagecli.train.probe import shortage
 from stagecli.train.probe_setup import count_probe_clips
@@ -71,6 +72,7 @@ def plan_rows(prepared: Prepared, progress: Progress, init: Init | None = None) 
     tuning = {notice.after: notice.reason for notice in fine_tune(network, recipe, init)}
     width, depth, heads = recipe.model.resolved()
     frames, channels = prepared.shape
+    shape = Shape(frames=frames, channels=channels, text_width=prepared.frozen.text_width)
 
     # The figures.
     stages = Stages.of(recipe)
@@ -86,7 +88,7 @@ def plan_rows(prepared: Prepared, progress: Progress, init: Init | None = None) 
         "model": f"width {width}, depth {depth}, heads {heads}",
         "parameters": parameters,
         **tuning,
-        "memory at least, MB": round(least_bytes(recipe, prepared.codec, parameters) / 2**20),
+        **preflight_rows(recipe, shape, training_device(), launcher.processes()),
         "precision": options.precision,
         "steps": options.steps,
         "passes over the data": round(options.steps * options.batch_size / max(1, len(train)), 2),
@@ -95,6 +97,11 @@ def plan_rows(prepared: Prepared, progress: Progress, init: Init | None = None) 
         "evaluation while training": evaluation_plan(recipe),
         "signature": signature(recipe),
     }
+
+
+def training_device() -> torch.device:
+    """Where this recipe would train."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
@@ -118,7 +125,7 @@ def checked_data(
             train=source.clips("train"),
             valid=source.clips("valid"),
             frozen=frozen,
-            data=examine(recipe, source, frozen.text, progress),
+            data=examine(recipe, source, frozen.text, progress, Path(scratch)),
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stagecli.errors import EXIT_FAILED, Problem, StageError, causes, is_out_of_memory
 from stagecli.stage.base import Event
+from stagecli.train.out_of_memory import not_enough_memory
 from stagecli.train.outputs import Outputs
 from stagecli.train.prepare import Prepared
 
@@ -60,12 +61,14 @@ def rescue(error: Exception, outputs: Outputs) -> StageError:
     state = outputs.state
     saved: StageError | None = None
     try:
-        outputs.rescue()
+        outputs.rescue(together=isinstance(error, StepError))
     except StageError as failed:
         saved = failed
 
     # The event, and the error that ends the run.
     failure = as_stage_error(error, outputs.run_dir, f"training failed at step {state.step + 1}")
+    if is_out_of_memory(error):
+        failure = not_enough_memory(error, outputs.context)
     evidence = error.evidence if isinstance(error, StepError) else {"causes": causes(error)}
     event = Event(
         mechanism="trainer",
@@ -117,8 +120,8 @@ def as_stage_error(error: Exception, run_dir: Path, message: str) -> StageError:
         hint = "its own error is printed above, unless it was killed, for example for lack of "
         hint += "memory; run the same command again to resume"
     elif is_out_of_memory(error):
-        hint = "train under another name with a smaller train.batch_size or a larger "
-        hint += "train.accumulate, which needs less memory at once"
+        hint = "run the same command again with a larger train.accumulate, which needs less memory "
+        hint += "at once"
     problems = [Problem("cause", text) for text in causes(error)]
     return StageError(message, problems=problems, hint=hint, exit_code=EXIT_FAILED)
 

@@ -141,7 +141,8 @@ def build_check(
     state: TrainingState, optimizer: torch.optim.Optimizer, recipe: Recipe, device: torch.device
 ) -> FiniteCheck:
     """The check of a run. optimizer: the network's, not wrapped; it skips steps where asked to."""
-    each_step = reads_each_step(recipe, state.stages, device)
+    # Weights that are shared out cannot be skipped by a number that is not.
+    each_step = state.sharded or reads_each_step(recipe, state.stages, device)
     check = FiniteCheck(state, each_step=each_step, device=device)
     if check.skip is not None:
         optimizer.found_inf = check.skip  # type: ignore[attr-defined]  # fused: reads it

@@ -19,7 +19,8 @@ from stagecli.train.failure import as_stage_error, is_lost_connection
 from stagecli.train.interrupt import Interrupt
 from stagecli.train.precision import resolve_precision
 from stagecli.train.prepare import Prepared, prepare
-from stagecli.train.setup import build_accelerator, starting_point, trainer_at
+from stagecli.train.processes import build_accelerator
+from stagecli.train.setup import starting_point, trainer_at
 
 
 def train(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from stagecli.errors import among, significant
+from stagecli.errors import StageError, among, significant
 from stagecli.files import JsonRow, read_json_lines
 from stagecli.flow.schedule import learning_rate
 from stagecli.generate.pipeline import Pipeline
 from stagecli.metrics import in_training
+from stagecli.model.sharded import gathered
 from stagecli.recipe.dump import dump_recipe
 from stagecli.runs import checkpoint
 from stagecli.stage.base import Event
@@ -36,6 +39,7 @@ class Outputs:
         scorer: Scorer | None,
     ) -> None:
         """pipeline: generates with the network that is trained; scorer: None without evaluation."""
+        self.context = context
         self.recipe = context.recipe
         self.options = context.recipe.train
         self.run_dir = context.run_dir
@@ -165,14 +169,21 @@ class Outputs:
         with state.log_window.paused():
             if run is not None:
                 folder = run.path / "samples" / checkpoint.name_of(state.step)
-                with state.ema.applied(state.network):
-                    rows = draw_samples(
-                        self.pipeline, self.prepared, folder, self.options.samples, state.step
-                    )
+                rows = self._draw_into(folder)
                 self._report_loud(rows)
                 self._report_alone(rows)
                 self.recorder.samples(state.step, folder, rows)
+            elif state.sharded:  # the main process needs this one's part of the weights
+                with tempfile.TemporaryDirectory() as scratch:
+                    self._draw_into(Path(scratch) / "samples")
             self.accelerator.wait_for_everyone()
+
+    def _draw_into(self, folder: Path) -> list[JsonRow]:
+        state = self.state
+        with state.ema.applied(state.network):
+            return draw_samples(
+                self.pipeline, self.prepared, folder, self.options.samples, state.step
+            )
 
     def _report_loud(self, rows: Sequence[JsonRow]) -> None:
         """An event if any sample exceeds full scale."""
@@ -210,30 +221,35 @@ class Outputs:
             self.write_checkpoint()
             self.accelerator.wait_for_everyone()
 
-    def rescue(self) -> None:
+    def rescue(self, *, together: bool) -> None:
         """Save the last whole step after an error, if it is not saved yet.
 
         Without the other processes, which may be gone, and without a validation, which may be the
-        error. Raises StageError where it cannot be written.
+        error. together: whether all processes have this error and come here. Raises StageError
+        where it cannot be written.
         """
-        if self.state.whole and self.state.step != self.saved_step:
-            self.write_checkpoint()
+        if not self.state.whole or self.state.step == self.saved_step:
+            return
+        if self.state.sharded and not together:
+            raise StageError("its weights are shared out, and not all processes are here")
+        self.write_checkpoint()
 
     def write_checkpoint(self) -> None:
         """Write a checkpoint on the main process; keep the newest and the best by `train.best`."""
         state = self.state
         run = self.recorder.run
+        parts = state.parts()
+        if state.sharded:
+            parts = gathered(parts, keep=run is not None)
         if run is not None:
             metric = self.options.best
             best = in_training.best(run.info["best"], metric, state.step, self.value_of(metric))
             checkpoint.save(
                 run.checkpoints,
                 state.step,
-                model=state.network.state_dict(),
-                ema=state.ema.weights,
+                **parts,
                 codec=self.prepared.codec.statistics(),
                 recipe=dump_recipe(self.recipe),
-                trainer=state.state_dict(),
                 state={"samples": state.step * self.options.batch_size, "best": best},
             )
             run.save_info(best=best)

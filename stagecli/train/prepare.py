@@ -39,8 +39,8 @@ class Prepared:
 
     recipe: Recipe
     source: Source
-    train: list[Clip]
-    valid: list[Clip]
+    train: Sequence[Clip]
+    valid: Sequence[Clip]
     frozen: Frozen
     data: DataCheck
     frames_cache: FeatureCache | None = None

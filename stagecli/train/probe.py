@@ -172,22 +172,29 @@ class ProbeSet:
         network: lends its modules and gets its own weights back; noise: which of the fixed draws of
         eps to use (training uses 0).
         """
-        rank = self.accelerator.process_index
-        mine = range(rank, len(self.clips), self.accelerator.num_processes)
-        pairs = [(row, k) for row in mine for k in self.levels_of(row)]
+        shares = [self.pairs_of(rank) for rank in range(self.accelerator.num_processes)]
+        pairs = shares[self.accelerator.process_index]
         shape = (len(self.settings.t), len(self.clips))
         d_TB = torch.zeros(shape, dtype=torch.float64, device=self.accelerator.device)
         training = network.training
         with self.ema.applied(network):
             network.eval()
-            for first in range(0, len(pairs), AT_ONCE):
+            # A process without a pair left keeps step with the others, as in validation.
+            for first in range(0, max(map(len, shares)), AT_ONCE):
                 part = pairs[first : first + AT_ONCE]
                 rows = [row for row, _ in part]
-                audio_BN = self.predictions(network, part, noise)
+                audio_BN = self.predictions(network, part or shares[0][:1], noise)
+                if not part:
+                    continue
                 d_B = self.distance.to_targets(audio_BN, self.targets.rows(rows)).double()
                 d_TB[[k for _, k in part], rows] = d_B
         network.train(training)
         return self.measured(self.accelerator.reduce(d_TB, "sum"))
+
+    def pairs_of(self, rank: int) -> list[tuple[int, int]]:
+        """(number of a clip, number of a noise level) that a process measures."""
+        mine = range(rank, len(self.clips), self.accelerator.num_processes)
+        return [(row, k) for row in mine for k in self.levels_of(row)]
 
     def levels_of(self, row: int) -> range:
         """Numbers of the noise levels at which a clip is measured: two of six, in turn, or more

@@ -57,6 +57,14 @@ class Scorer:
         return own_indices(len(self.captions), self.accelerator)
 
     @property
+    def generated(self) -> list[int]:
+        """Indices of the clips that this process generates: its own, and perhaps one for nothing.
+
+        All processes generate equally many: others may need its part of the weights.
+        """
+        return equal_indices(len(self.captions), self.accelerator)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the metrics."""
         return computed(self.pipeline.recipe)
@@ -87,7 +95,7 @@ class Scorer:
 class PairScorer(Scorer):
     """Super-resolution: metrics of each restored clip against its target, at each cutoff.
 
-    target_BN: this process's clips; low: the same clips low-passed, by cutoff in Hz.
+    target_BN: this process's clips; low: those it generates, low-passed, by cutoff in Hz.
     """
 
     target_BN: Tensor
@@ -99,8 +107,8 @@ class PairScorer(Scorer):
         scores: dict[str, float] = {}
         for cutoff, low_BN in self.low.items():
             own = torch.zeros(0, len(self.names) + 1)
+            restored_BN = torch.from_numpy(self.restore(low_BN, cutoff))[: len(self.mine)]
             if self.mine:
-                restored_BN = torch.from_numpy(self.restore(low_BN, cutoff))
                 own = pair_scores(self.target_BN, restored_BN, self.pipeline, cutoff)
             rows = self.gather(own)
             defined = bool(rows[:, -1].isfinite().all())
@@ -112,11 +120,11 @@ class PairScorer(Scorer):
         return {**means, **scores}
 
     def restore(self, low_BN: np.ndarray, cutoff: float) -> np.ndarray:
-        """This process's clips [B, N], restored from `low_BN`."""
+        """The clips [B, N] that this process generates, restored from `low_BN`."""
         restored: list[np.ndarray] = []
         size = self.settings.batch_size
         for first in range(0, len(low_BN), size):
-            indices = self.mine[first : first + size]
+            indices = self.generated[first : first + size]
             restored += self.pipeline.restore_many(
                 list(low_BN[first : first + size]),
                 cutoff,
@@ -141,16 +149,17 @@ class SetScorer(Scorer):
 
     def scores(self) -> dict[str, float]:
         """Distances between the generated clips of all processes and the real ones."""
+        audio = self.pipeline.generate(
+            [self.captions[index] for index in self.generated],
+            seed=self.seed,
+            settings=self.settings,
+            indices=self.generated,
+            progress=partial(self.progress, "evaluating"),
+        )
         own = [embedding[:0] for embedding in self.real]
         if self.mine:
-            audio = self.pipeline.generate(
-                [self.captions[index] for index in self.mine],
-                seed=self.seed,
-                settings=self.settings,
-                indices=self.mine,
-                progress=partial(self.progress, "evaluating"),
-            )
-            own = list(embed(torch.from_numpy(np.stack(audio)), self.judge, self.pipeline))
+            audio_BN = torch.from_numpy(np.stack(audio[: len(self.mine)]))
+            own = list(embed(audio_BN, self.judge, self.pipeline))
         by_judge, by_log_mel = (self.gather(embedding) for embedding in own)
         if not bool(by_judge.isfinite().all() and by_log_mel.isfinite().all()):
             return dict.fromkeys(self.names, float("nan"))
@@ -187,9 +196,11 @@ def build_scorer(
     try:
         if recipe.task.kind == "sr":
             mine = own_indices(len(examples), accelerator)
-            target_BN = real_BN[mine]
+            generated = equal_indices(len(examples), accelerator)
             scorer = PairScorer(
-                target_BN=torch.from_numpy(target_BN), low=low_passed(target_BN, recipe), **common
+                target_BN=torch.from_numpy(real_BN[mine]),
+                low=low_passed(real_BN[generated], recipe),
+                **common,
             )
             try_pairs(torch.from_numpy(real_BN[:1]), pipeline)
         else:
@@ -213,6 +224,13 @@ def build_scorer(
 def own_indices(clips: int, accelerator: Accelerator) -> list[int]:
     """Indices of the clips that this process scores."""
     return list(range(accelerator.process_index, clips, accelerator.num_processes))
+
+
+def equal_indices(clips: int, accelerator: Accelerator) -> list[int]:
+    """The own ones, and the first clip once more where others have one more."""
+    own = own_indices(clips, accelerator)
+    most = -(-clips // accelerator.num_processes)
+    return own + [0] * (most - len(own))
 
 
 def low_passed(audio_BN: np.ndarray, recipe: Recipe) -> dict[float, np.ndarray]:

@@ -1,18 +1,12 @@
-"""Builds a trainer from a recipe, part by part; the only file that imports Accelerate."""
+"""Builds a trainer from a recipe, part by part."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-from accelerate.utils import parse_flag_from_env
 
-from stagecli import launcher
-from stagecli.errors import EXIT_FAILED, Problem, StageError, causes, counted
 from stagecli.generate.pipeline import Pipeline
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network
@@ -25,7 +19,6 @@ from stagecli.terminal.views import View
 from stagecli.train.encoders import load_frozen
 from stagecli.train.feed import micro_batches
 from stagecli.train.finite import build_check
-from stagecli.train.graph import check_compile
 from stagecli.train.initial import Init, check_fine_tuning, fine_tune, open_init
 from stagecli.train.log_window import LogWindow
 from stagecli.train.memory import refuse_what_cannot_fit
@@ -33,6 +26,7 @@ from stagecli.train.outputs import Outputs
 from stagecli.train.prepare import Prepared, prepare
 from stagecli.train.probe import ProbeSet
 from stagecli.train.probe_setup import build_probes
+from stagecli.train.processes import accelerate_tracker, first_device, wrap
 from stagecli.train.recorder import Recorder
 from stagecli.train.scorer import build_scorer
 from stagecli.train.shared_memory import check_least_shared_memory, check_shared_memory
@@ -40,72 +34,8 @@ from stagecli.train.state import RunContext, TrainingState
 from stagecli.train.trackers import Trackers
 from stagecli.train.trainer import Trainer
 
-
-def build_accelerator(recipe: Recipe) -> Accelerator:
-    """The processes of this run, which work together on the CPU where there is no GPU.
-
-    Raises StageError where the precision, the batch size or the processes do not fit the machine.
-    """
-    options = recipe.train
-    precision = "no" if options.precision == "fp32" else options.precision
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise StageError(
-            "fp16 needs a GPU",
-            problems=[Problem("train.precision", "fp16")],
-            hint="use --set train.precision=bf16",
-        )
-    accelerator = connect(precision)
-    check_compile(recipe, accelerator.device, accelerator.num_processes)
-    divisor = accelerator.num_processes * options.accumulate
-    if options.batch_size % divisor:
-        raise StageError(
-            f"train.batch_size {options.batch_size} is not divisible by "
-            f"{accelerator.num_processes} processes x accumulate {options.accumulate}",
-            hint=f"choose a multiple of {divisor}",
-        )
-    return accelerator
-
-
-def connect(precision: str) -> Accelerator:
-    """Join the processes that a launcher started.
-
-    Raises StageError where there are not as many as it was asked for: each of them would train the
-    whole run.
-    """
-    # What can be seen before.
-    launcher.check_environment()
-    asked = launcher.processes()
-    gpus = torch.cuda.device_count()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    on_cpu = asked > 1 and not torch.accelerator.is_available()
-    if gpus and local > gpus and not parse_flag_from_env("ACCELERATE_USE_CPU"):
-        raise StageError(
-            f"{local} processes on this machine, which has {counted(gpus, 'GPU')}",
-            hint=(
-                f"start {counted(gpus, 'process', 'processes')}; train.accumulate makes their "
-                "batches smaller"
-            ),
-        )
-
-    # What came of it.
-    try:
-        accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
-    except Exception as error:
-        raise StageError(
-            "the processes of this run cannot be connected",
-            problems=[Problem("cause", text) for text in causes(error)],
-            hint="start them with torchrun or accelerate launch; or unset RANK, WORLD_SIZE and "
-            "LOCAL_RANK to train in one process",
-            exit_code=EXIT_FAILED,
-        ) from error
-    if accelerator.num_processes != asked:
-        raise StageError(
-            f"{counted(asked, 'process was', 'processes were')} asked for, and "
-            f"{accelerator.num_processes} would train",
-            problems=[Problem("WORLD_SIZE", f"is {asked}; the device is {accelerator.device}")],
-            hint="start them with torchrun --nproc_per_node N -m stagecli train ...",
-        )
-    return accelerator
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def trainer_at(
@@ -157,10 +87,10 @@ def build_trainer(
     )
 
     # What is trained.
-    network = build_network(recipe, prepared, device)
+    network = build_network(recipe, prepared, first_device(accelerator))
     fine_tune(network, recipe, init, run)
     adamw = build_optimizer(network, recipe.train, device)
-    wrapped, optimizer = accelerator.prepare(network, adamw)
+    wrapped, optimizer = wrap(accelerator, network, adamw)
     stages.attach(network, prepared.feature_width)
 
     # What measures it.
@@ -236,15 +166,6 @@ def prepare_together(
         run.notices += notices
         run.notices += [Notice("made again", problem) for problem in prepared.rebuilt]
     return prepared
-
-
-def accelerate_tracker(name: str, /, *arguments: Any, **options: Any) -> Any:
-    """Accelerate's tracker `name`, not started. Raises StageError where it has none."""
-    if name not in LOGGER_TYPE_TO_CLASS:
-        raise StageError(
-            f"the installed Accelerate has no tracker {name}: pip install --upgrade accelerate"
-        )
-    return LOGGER_TYPE_TO_CLASS[name](*arguments, **options)
 
 
 def open_probes(

@@ -13,6 +13,7 @@ from stagecli.errors import StageError
 from stagecli.files import JsonRow
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network
+from stagecli.model.sharded import is_sharded, share_out_state, shared_like
 from stagecli.runs import checkpoint
 from stagecli.schema import Recipe
 from stagecli.stage.controller import Stages
@@ -63,6 +64,11 @@ class TrainingState:
     newest_valid: tuple[int, float] | None = None
     whole: bool = True
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weights, so that saving takes all of them."""
+        return is_sharded(self.network)
+
     def state_dict(self) -> dict[str, Any]:
         """All but the weights of the network and of its EMA, which have files of their own."""
         return {
@@ -75,6 +81,14 @@ class TrainingState:
             "newest_valid": list(self.newest_valid) if self.newest_valid else None,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "seconds": self.seconds,
+        }
+
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds of it: `model`, `ema` and `trainer`."""
+        return {
+            "model": self.network.state_dict(),
+            "ema": self.ema.weights,
+            "trainer": self.state_dict(),
         }
 
     def restore(self, path: Path) -> JsonRow:
@@ -105,9 +119,13 @@ class TrainingState:
 
     def _restore_parts(self, path: Path, trainer: dict[str, Any]) -> None:
         # Weights and optimiser.
-        self.network.load_state_dict(checkpoint.load_weights(path, "model"))
+        own = self.network.state_dict()
+        weights = checkpoint.load_weights(path, "model")
+        self.network.load_state_dict(
+            {name: shared_like(value, own.get(name, value)) for name, value in weights.items()}
+        )
         self.ema.load(checkpoint.load_weights(path, "ema"), int(trainer["ema_updates"]))
-        self.optimizer.load_state_dict(trainer["optimizer"])
+        self.optimizer.load_state_dict(share_out_state(trainer["optimizer"], self.optimizer))
         if self.scaler is not None and trainer["scaler"] is not None:
             self.scaler.load_state_dict(trainer["scaler"])
 

@@ -7,6 +7,7 @@ on what the step showed.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from stagecli.data.examples import stratified
 from stagecli.data.frames import to_device, to_frames
 from stagecli.flow.objective import Result, flow_loss, weighted_mean
 from stagecli.flow.schedule import learning_rate
+from stagecli.model.sharded import WholeTensors, whole
 from stagecli.stage.base import Plan, Probe, Signals
 from stagecli.stage.controller import Stages
 from stagecli.train.attempt import begin_attempt
@@ -150,14 +152,16 @@ class Trainer:
     def forward_backward(self, plan: Plan, batch: Batch, times: Times, number: int) -> MicroStep:
         """Accumulate the gradient of a micro-batch.
 
-        number: of the micro-batch in its step. Processes exchange gradients in the last one only.
+        number: of the micro-batch in its step. Processes exchange gradients in the last one only,
+        or in each where they share out the weights.
         """
         batch = to_frames(to_device(batch, self.device), self.prepared.codec)
         own = self.feed.order.rows(number)
         t_B = times.t_B[own].to(self.device, non_blocking=True)
         weight_B = times.weight_B[own].to(self.device, non_blocking=True)
-        last = number == self.options.accumulate - 1
-        with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+        # Gradients that are shared out would be whole in every process until they are exchanged.
+        exchanged = number == self.options.accumulate - 1 or self.state.sharded
+        with nullcontext() if exchanged else self.accelerator.no_sync(self.wrapped):
             result = self.flow_loss(plan, batch, t_B)
             loss = total_loss(self.stages, plan, result, weight_B) / self.options.accumulate
             self.accelerator.backward(loss)
@@ -189,7 +193,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.options.clip)
         numbers = StepNumbers(
             loss=self.all_reduce_mean(loss),
-            grad_norm=torch.as_tensor(norm, device=self.device),
+            grad_norm=whole(torch.as_tensor(norm, device=self.device)),
             t_B=times.t_B,
             loss_B=self.gather([micro.loss_B for micro in micro_steps]),
         )
@@ -238,7 +242,10 @@ class Trainer:
 
     def signals(self, numbers: StepNumbers, lr: float, probe: Probe | None) -> Signals:
         """What the mechanisms get to see of a step."""
+        ema_weights: Mapping[str, Tensor] | None = None
         probes = self.state.probes
+        if probes is not None and probe is not None:
+            ema_weights = WholeTensors(probes.ema.weights)
         return Signals(
             step=self.state.step,
             t_B=numbers.t_B,
@@ -246,7 +253,7 @@ class Trainer:
             grad_norm=numbers.grad_norm,
             lr=lr,
             probe=probe,
-            ema_weights=probes.ema.weights if probes is not None and probe is not None else None,
+            ema_weights=ema_weights,
             valid=self.state.newest_valid,
         )
 

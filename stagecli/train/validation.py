@@ -35,14 +35,17 @@ def validate(prepared: Prepared, network: nn.Module, accelerator: Accelerator) -
     world = accelerator.num_processes
     examples = prepared.examples(evenly(prepared.valid, options.validate_clips))
     mine = range(accelerator.process_index, len(examples), world)
+    most = -(-len(examples) // world)
     collate = Collate(prepared.recipe.condition.max_length)
     size = max(1, options.batch_size // (options.accumulate * world))
     total_T = torch.zeros(len(options.validate_t), device=accelerator.device)
     network.eval()
 
-    # Every batch at every t, with noise that depends on clip and t alone.
-    for first in range(0, len(mine), size):
-        indices = mine[first : first + size]
+    # Every batch at every t, with noise that depends on clip and t alone. A process without a clip
+    # left keeps step with the others, which may need its part of the weights.
+    for first in range(0, most, size):
+        own = mine[first : first + size]
+        indices = own or range(1)
         batch = collate([examples.valid_item(index) for index in indices])
         batch = to_frames(to_device(batch, accelerator.device), prepared.codec)
         for k, t in enumerate(options.validate_t):
@@ -58,7 +61,8 @@ def validate(prepared: Prepared, network: nn.Module, accelerator: Accelerator) -
                 result = flow_loss(
                     network, batch["x0"], noise_BTC, t_B, batch, weight_BTC=batch.get("weight")
                 )
-            total_T[k] += result.loss_B.sum()
+            if own:
+                total_T[k] += result.loss_B.sum()
 
     # Means over all clips.
     losses = (accelerator.reduce(total_T, "sum") / len(examples)).tolist()
