@@ -11,7 +11,7 @@ import torch
 
 from stagecli.bounds import CLIP_SECONDS
 from stagecli.data.audio import read_mono
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, significant
 from stagecli.files import JsonRow
 from stagecli.generate.edit import Edit
 from stagecli.generate.listening import CEILING
@@ -87,7 +87,7 @@ def load_init_audio(init: InitAudio, pipeline: Pipeline) -> LoadedAudio:
 
 def _problem(init: InitAudio, seconds: float) -> str | None:
     if seconds not in CLIP_SECONDS:
-        return f"has {seconds:.3g} s; the length must be {CLIP_SECONDS} s"
+        return f"has {significant(seconds, 3)} s; the length must be {CLIP_SECONDS} s"
     if init.span and init.span[1] > seconds:
         return f"ends at {seconds:.3f} s, before the end of --inpaint, {init.span[1]:g} s"
     return None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stagecli import launcher
-from stagecli.errors import counted
+from stagecli.errors import counted, significant
 from stagecli.files import JsonRow
 from stagecli.model.ema import EMA
 from stagecli.model.network import Network, count_parameters, meta_network
@@ -73,7 +73,7 @@ def preflight_rows(recipe: Recipe, shape: Shape, device: torch.device, processes
     except TooLargeError as error:
         return rows | {"hours": f"not measured: {error}"}
     seconds = pace.seconds * options.accumulate
-    text = f"{duration(seconds * options.steps)} at {seconds:.3g} s a step"
+    text = f"{duration(seconds * options.steps)} at {significant(seconds, 3)} s a step"
     if pace.clips < clips:
         text += f", from steps of {pace.clips} of {clips} clips"
     return rows | {"hours": f"at least {text}, without data, probes and mechanisms"}
