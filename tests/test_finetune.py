@@ -153,6 +153,20 @@ def test_frozen_parameters_stay(train: Callable[..., Any], tmp_path: Path) -> No
     assert "parameters stay as they are (bytes.*, dit.blocks.0.*)" in done.stderr
 
 
+def test_frozen_parameters_take_less_memory(tmp_path: Path) -> None:
+    from stagecli.recipe.load import load_recipe
+    from stagecli.train.memory import estimate_memory
+
+    whole, part = (
+        estimate_memory(
+            load_recipe(tuned(tmp_path, "m", train__freeze=patterns)), frames=40, channels=16
+        )
+        for patterns in ([], ["dit.blocks.*"])
+    )
+    assert 0 < part.gradients < whole.gradients / 1.5
+    assert whole.fixed - part.fixed == 2 * (whole.gradients - part.gradients)
+
+
 def test_mechanisms_and_frozen_parameters(train: Callable[..., Any], tmp_path: Path) -> None:
     done = train("late", train__freeze=["dit.blocks.0.*", "dit.blocks.3.*"], **MECHANISMS)
     assert done.code == 0, done.stderr

@@ -24,8 +24,10 @@ from stagecli.flow.objective import flow_loss
 from stagecli.model.network import Network, count_parameters, meta_network
 from stagecli.schema import Recipe
 from stagecli.stage import registry
+from stagecli.train.initial import freeze
 
 COPIES = 5  # of the parameters, in fp32: weights, gradients, two AdamW moments, the EMA
+FROZEN_COPIES = 2  # of parameters that are not trained: weights and EMA
 CERTAIN = 2.0  # a need of so many times the memory there is cannot be met by luck or swapping
 USABLE = 0.9  # of a device's memory; the rest is for its runtime and what lies between tensors
 
@@ -81,18 +83,21 @@ def estimate_memory(
     # The weights of the levels of bands are real: they are computed.
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         network = Network(recipe, channels=channels, text_width=text_width).train()
+        freeze(network, recipe.train.freeze)
         weights = live.now
-        for parameter in network.parameters():
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        for parameter in trained:
             # What is left of the gradients is known, and would hide what the clips take.
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
         batch = noise_batch(recipe, clips, frames=frames, channels=channels, text_width=text_width)
         bare_loss(network, batch, recipe.train.precision).backward()
     parameters = count_parameters(network)
+    moved = sum(parameter.numel() for parameter in trained)
     copies = 0 if recipe.train.precision == "fp32" else 2 * parameters
     averages = 2 if registry.REGIME in recipe.stage else 1
     return MemoryEstimate(
-        fixed=weights + 4 * (2 + averages) * parameters,
-        gradients=4 * parameters,
+        fixed=weights + 4 * (averages * parameters + 2 * moved),
+        gradients=4 * moved,
         copies=copies,
         per_clip=max(1, (live.peak - weights - copies) // clips),
     )
@@ -204,7 +209,11 @@ def refuse_what_cannot_fit(
 ) -> None:
     """Raises StageError where training needs several times the memory of the device."""
     network = meta_network(recipe, channels=codec.channels, text_width=text_width)
-    parameters = count_parameters(network)
+    freeze(network, recipe.train.freeze)
+    moved = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    count = count_parameters(network)
+    # Frozen ones have neither gradients nor moments, and count for less.
+    parameters = moved + (count - moved) * FROZEN_COPIES // COPIES
     if launcher.shares_weights():
         parameters //= processes
     needed = least_bytes(recipe, codec, parameters, processes)
@@ -215,7 +224,7 @@ def refuse_what_cannot_fit(
         raise StageError(
             f"training needs at least {in_words(needed)} of memory, {owner} has {in_words(there)}",
             problems=[
-                Problem("model", f"{parameters:,} parameters take {in_words(weights)}"),
+                Problem("model", f"{count:,} parameters take {in_words(weights)}"),
                 Problem("train.batch_size", f"a batch takes {in_words(needed - weights)}"),
             ],
             hint="choose a smaller model or batch_size, more accumulate, or fewer data.seconds",
