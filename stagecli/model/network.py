@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from stagecli.dsp.channels import level_bands, mdct_hz, stft_hz
 from stagecli.model.byte_encoder import ByteEncoder
@@ -112,7 +113,8 @@ def _level_bands(recipe: Recipe) -> Tensor:
     """Weights [C, K] of the bands whose levels the transformer reads."""
     codec = recipe.codec
     rate = recipe.data.sample_rate
-    with torch.device("cpu"):  # values are needed, also for a network on the meta device
+    # Values are needed, also for a network on the meta device or of fake tensors.
+    with _disable_current_modes(), torch.device("cpu"):
         hz_C = mdct_hz(codec.hop, rate) if codec.kind == "mdct" else stft_hz(codec.n_fft, rate)
         return level_bands(hz_C, BANDS)
 

@@ -80,7 +80,8 @@ def estimate_memory(
     text_width: D of the embeddings of a frozen text encoder. It takes about a second.
     """
     clips = 4  # any number: what is kept grows in proportion
-    with FakeTensorMode(), LiveBytes() as live:
+    # The weights of the levels of bands are real: they are computed.
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         network = Network(recipe, channels=channels, text_width=text_width).train()
         freeze(network, recipe.train.freeze)
         weights = live.now
