@@ -19,7 +19,7 @@ from stagecli.errors import StageError
 from stagecli.model.dit import DiT
 from stagecli.recipe.history import update_old_keys
 from stagecli.recipe.load import load_recipe
-from stagecli.train import graph, processes
+from stagecli.train import graph
 from stagecli.train.graph import GraphedLoss, check_compile, pad_text
 
 Cli = Callable[..., Result]
@@ -37,7 +37,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return loss
 
     monkeypatch.setattr(graph, "record", record)
-    monkeypatch.setattr(processes, "check_compile", lambda *_: None)
+    monkeypatch.setattr("stagecli.train.processes.check_compile", lambda *_: None)
     monkeypatch.setattr(DiT, "compile_blocks", lambda _: None)
     return recordings
 

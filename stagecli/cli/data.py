@@ -42,7 +42,7 @@ def check_data(
         str,
         typer.Argument(
             metavar="PATH",
-            help="A folder of audio, a manifest (.jsonl, .csv, .tsv), or hf:NAME, hf:FOLDER.",
+            help="A folder, a manifest (.jsonl, .csv, .tsv), tar shards, or hf:NAME, hf:FOLDER.",
         ),
     ],
     *,

@@ -169,7 +169,7 @@ class TableBuilder:
             is_below = self.folder is not None and clip.path == self.folder / clip.key
             path = True if is_below else str(clip.path)
         labels: Any = dict(clip.labels)
-        if not _survives_json(labels):
+        if labels and not _survives_json(labels):
             self._labels[row] = labels
             labels = None
         content = [clip.key, clip.captions, labels, path, clip.place]

@@ -33,6 +33,10 @@ def _step(value: object) -> bool:
     return type(value) is int and 0 <= value <= LARGEST_STEP
 
 
+def _texts_by_name(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_text, value.values()))
+
+
 def _number(value: object) -> bool:
     return type(value) in (int, float)
 
@@ -76,6 +80,7 @@ ATTEMPT: Mapping[str, Test] = {
     "status": _text,
     "argv": _texts,
     "pid": _step,
+    "trackers": _texts_by_name,
 }
 
 

@@ -38,6 +38,7 @@ from stagecli.schema.section import (
 )
 
 FilterFamily = Literal["cheby1", "butter", "bessel", "ellip"]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 class About(Section):
@@ -229,7 +230,7 @@ class Train(Section):
     """`auto`: bf16 where the device supports it, else fp32; resolved when the run is created."""
     init: str = ""
     """Fine-tuning: run, export or hub id whose EMA weights training starts from."""
-    freeze: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    freeze: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Length(0, 100)] = ()
     """Fine-tuning: patterns of parameters that stay as they are, such as `bytes.*`."""
     ema: FractionBelowOne = 0.999
     """Decay per step of the weight average that is sampled and evaluated."""
@@ -267,7 +268,7 @@ class Train(Section):
     """Steps between checkpoints."""
     keep: Positive = 2
     """Number of newest checkpoints to keep; the best one is kept as well."""
-    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    report_to: Annotated[tuple[TrackerName, ...], Length(0, 4)] = ()
     """Trackers that get a copy of the run's rows, events, audio and curves; offline by default."""
 
 

@@ -39,7 +39,7 @@ PositiveFraction = Annotated[float, Range(0, 1, open_low=True)]
 FractionBelowOne = Annotated[float, Range(0, 1, open_high=True)]
 NoiseLevel = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Hertz = Annotated[float, bounds.HERTZ]
-Paths = Annotated[str, BeforeValidator(joined_paths)]
+Paths = Annotated[str, BeforeValidator(joined_paths, json_schema_input_type=str | list[str])]
 Some = Length(1, 100)
 Two = Length(2, 2)
 

@@ -63,9 +63,9 @@ def already_sent(run_dir: Path, attempts: Collection[int], start: int) -> set[tu
             if row["step"] >= start and row["attempt"] in attempts:
                 sent.add((row["step"], row_key(stream, row)))
     for listing in (run_dir / SAMPLES).glob("step_*/samples.jsonl"):
-        step = int(listing.parent.name.removeprefix("step_"))
-        if step >= start:
-            sent.add((step, SAMPLES))
+        digits = listing.parent.name.removeprefix("step_")
+        if digits.isdecimal() and int(digits) >= start:
+            sent.add((int(digits), SAMPLES))
     return sent
 
 

@@ -61,7 +61,7 @@ class Trackers:
             earlier = [entry for entry in before if name in entry.get(KEYS, {})]
             tracked = TrackedRun(
                 name=run.path.name,
-                id=run.info["id"],
+                id=run.info.get("id", run.path.name),
                 folder=run.path / FOLDER,
                 config=plain_config(recipe),
                 recipe=dump_recipe(recipe),
