@@ -80,6 +80,9 @@ def estimate_memory(
     text_width: D of the embeddings of a frozen text encoder. It takes about a second.
     """
     clips = 4  # any number: what is kept grows in proportion
+    # The first backward pass decides for the whole process whether autograd has threads, which no
+    # fork survives; a first one in there would count a GPU that is not.
+    torch.zeros((), requires_grad=True).backward()
     # The weights of the levels of bands are real: they are computed.
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         network = Network(recipe, channels=channels, text_width=text_width).train()
