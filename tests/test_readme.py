@@ -28,7 +28,7 @@ def test_quick_start_is_two_lines() -> None:
     lines = blocks("Quick start")[0]
     assert len(lines) == 2
     assert "stagecli train quickstart" in lines[0]
-    assert " -m pytest" in lines[1]
+    assert ".venv/bin/python -m pytest" in lines[1]
 
 
 def test_module_map_matches_the_disk() -> None:
