@@ -255,8 +255,8 @@ MUTATIONS = (
     Mutation(
         name="text-cache-ignores-the-tokenizer",
         room="train",
-        pattern=r"text\.tokenizer_hash\(\)",
-        replacement='"same"',
+        pattern=r'"tokenizer": text\.tokenizer_hash\(\)',
+        replacement='"tokenizer": "same"',
         tests=("test_text_cache.py",),
     ),
     Mutation(
@@ -284,7 +284,7 @@ MUTATIONS = (
     Mutation(
         name="sampler-does-not-keep-the-band",
         room="flow",
-        pattern=r"torch\.where\(band, \(x_BTC - kept_BTC\) / t, velocity\(x_BTC, t\)\)",
+        pattern=r"torch\.where\(mask, \(x_BTC - kept_BTC\) / t, velocity\(x_BTC, t\)\)",
         replacement="velocity(x_BTC, t)",
         tests=("test_objective_sampler.py",),
     ),

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+DOCKERFILE = (ROOT / ".ci" / "Dockerfile").read_text(encoding="utf-8")
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -52,7 +52,9 @@ def test_every_extra_is_documented(page: str) -> None:
 
 
 def test_every_page_is_in_the_menu_of_the_site() -> None:
-    menu = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    menu = re.findall(
+        r"^ +- .+: (\S+\.md)$", (ROOT / ".ci" / "mkdocs.yml").read_text(), re.MULTILINE
+    )
     pages = {path.name for path in (ROOT / "docs").glob("*.md")}
     assert set(menu) == pages | {"index.md", "CONTRIBUTING.md", "CHANGELOG.md"}
     assert len(menu) == len(set(menu))

@@ -18,7 +18,7 @@ import torch
 
 from stagecli.bounds import CFG_SCALE, CLIP_SECONDS, HERTZ, SAMPLER_STEPS, SEED, Range
 from stagecli.data.text_files import text_problem
-from stagecli.errors import Problem, StageError
+from stagecli.errors import Problem, StageError, counted
 from stagecli.flow.sampler import SAMPLERS
 from stagecli.generate.encoding import SUBTYPES, choose_encoding
 from stagecli.generate.listening import write_listening
@@ -70,7 +70,8 @@ class Audio:
         is_file = ending in SUBTYPES
         if is_file and len(self) > 1:
             raise StageError(
-                f"{len(self)} clips do not fit one file", hint="name a folder, without an ending"
+                f"{counted(len(self), 'clip')} do not fit one file",
+                hint="name a folder, without an ending",
             )
         if not is_file and ending and not path.is_dir():
             raise StageError(

@@ -30,5 +30,5 @@ def cutoff_problem(cutoff: float, sample_rate: int, preset: LSDPreset) -> str | 
     n_fft, _ = preset.sizes(sample_rate)
     lowest = max(LOWEST_HZ, nyquist / (n_fft // 2 + 1))
     if cutoff <= lowest:
-        return f"{cutoff:g} Hz is too low to be scored: it must be above {lowest:.1f} Hz"
+        return f"{cutoff:g} Hz is too low to be scored: it must be above {lowest:.3g} Hz"
     return None
