@@ -17,7 +17,7 @@ from stagecli.data.rows import (
     split_names,
     valid_share_for,
 )
-from stagecli.errors import among, counted
+from stagecli.errors import among, counted, significant
 from stagecli.schema import Data
 
 CLIP_SECONDS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)  # of text-to-audio
@@ -107,8 +107,8 @@ def seconds_advice(seconds: Sequence[float], task: str) -> list[Advice]:
     lengths = (length for length in CLIP_SECONDS if TOLERANCE * length >= long)
     length = next(lengths, CLIP_SECONDS[-1])
     why = (
-        f"90 % of the clips last {long:.3g} s or less; longer ones are cropped, shorter ones end "
-        "in silence, which is learned too"
+        f"90 % of the clips last {significant(long, 3)} s or less; longer ones are cropped, "
+        "shorter ones end in silence, which is learned too"
     )
     if long > TOLERANCE * length:
         why = f"longer than is trained easily: of longer clips (up to {long:.0f} s), crops are used"

@@ -9,6 +9,7 @@ import numpy as np
 
 from stagecli.data.decoding import AudioInfo, open_audio
 from stagecli.data.undecodable import UndecodableError
+from stagecli.errors import significant
 
 # Peak of the mono mix; below the smallest 16-bit value (3e-5), above the rounding of antiphase.
 SILENCE = 2e-5
@@ -66,4 +67,5 @@ def wrong_scale(info: AudioInfo | None) -> str | None:
     """The problem if samples are far above full scale, as in a float file of 16-bit integers."""
     if info is None or info.peak <= LARGEST_PEAK:
         return None
-    return f"peaks at {info.peak:.6g} times full scale: its samples must lie between -1 and 1"
+    peak = significant(info.peak, 6)
+    return f"peaks at {peak} times full scale: its samples must lie between -1 and 1"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
+from stagecli.errors import significant
 from stagecli.metrics.cutoffs import cutoff_problem
 from stagecli.metrics.in_training import refusal
 from stagecli.metrics.lsd_presets import LSD_PRESETS
@@ -134,7 +135,7 @@ def find_unscorable(recipe: Recipe) -> Iterator[tuple[Key, str]]:
         yield (
             ("data", "seconds"),
             f"is too short for LSD {preset.name} while training, which needs more than "
-            f"{half_window / rate:.3g} s; or set train.evaluate_every = 0",
+            f"{significant(half_window / rate, 3)} s; or set train.evaluate_every = 0",
         )
 
 

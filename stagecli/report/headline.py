@@ -40,7 +40,7 @@ def headline(summary: JsonRow) -> list[tuple[str, str]]:
 def _what(summary: JsonRow) -> str:
     task = TASKS.get(str(summary["task"]), "a model of an unknown task")
     parameters = number(summary["parameters"])
-    size = "" if parameters is None else f", {parameters / 1e6:.3g} million parameters"
+    size = "" if parameters is None else f", {significant(parameters / 1e6, 3)} million parameters"
     return f"{task}{size}"
 
 

@@ -159,14 +159,14 @@ def rate_text(rate: JsonRow | None) -> str:
     """`-0.0042 ± 0.0008 per 1,000 steps`, from `regime.dn_rate`; `-` for None."""
     if rate is None:
         return "-"
-    return f"{rate['change']:+.2g} ± {rate['error']:.1g} per {rate['per_steps']:,} steps"
+    return f"{rate['change']:+.2g} ± {rate['error']:.1g} per {counted(rate['per_steps'], 'step')}"
 
 
 def cost_text(seconds: float | None, share: float | None) -> str:
     """`3m 10s, 2.1 % of training`."""
     if share is None:
         return duration(seconds)
-    return f"{duration(seconds)}, {100 * share:.2g} % of training"
+    return f"{duration(seconds)}, {significant(100 * share, 2)} % of training"
 
 
 def regime_timeline(events: Sequence[JsonRow]) -> list[JsonRow]:

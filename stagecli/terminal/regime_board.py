@@ -8,7 +8,7 @@ from typing import Any
 
 from stagecli.files import JsonRow, number
 from stagecli.report.curves import GrowingCurve
-from stagecli.report.formats import ascii_text, bar, sparkline
+from stagecli.report.formats import ascii_text, bar, significant, sparkline
 from stagecli.report.probe_rows import is_old, noise_levels, progress_by_level
 from stagecli.report.regime import dn_rate, reference_name, slope_unit
 from stagecli.report.regime_sentences import RECENT, share_of_progress
@@ -155,7 +155,7 @@ def _cost_line(row: JsonRow) -> StyledLine:
     seconds = number(row.get("seconds"))
     total = number(row.get("seconds_total"))
     if seconds is not None:
-        text += f", {seconds:.2g} s"
+        text += f", {significant(seconds, 2)} s"
     if total is not None:
         text += f"; all probes {cost_text(total, number(row.get('share')))}"
     return [(f"{'probe':<{LABEL}}", "dim"), (text, "")]
