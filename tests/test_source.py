@@ -386,17 +386,16 @@ def test_huggingface_for_real(good: Path) -> None:
     assert "save_to_disk" in refused(good, source="huggingface", path="table")["table"]
 
 
-def test_three_thousand_files_are_checked_in_seconds(tmp_path: Path) -> None:
+def test_a_second_start_takes_a_fraction_of_the_first(tmp_path: Path) -> None:
     write_wav(tmp_path / "0.wav", tone(0.5), RATE)
     for number in range(1, 3000):
         os.link(tmp_path / "0.wav", tmp_path / f"{number}.wav")
-    start = time.perf_counter()
+    start = time.process_time()
     opened(tmp_path, source="folder", path=".", need_captions=False)
-    first = time.perf_counter() - start
+    first = time.process_time() - start
     opened(tmp_path, source="folder", path=".", need_captions=False)
-    second = time.perf_counter() - start - first
-    assert first < 10  # 2 s on two idle cores
-    assert second < 3
+    second = time.process_time() - start - first
+    assert second < first / 2  # CPU seconds: 2 and 0.3
 
 
 @pytest.mark.parametrize(("name", "count"), [("esc10", 160), ("fsdd", 480)])
