@@ -56,6 +56,7 @@ def test_a_run_by_path_text_or_name(
         model = stagecli.load(source)
         assert (model.task, model.step, model.sample_rate) == ("t2a", 10, 8000)
         assert model.recipe == t2a.recipe
+    assert "no run or export 'runs/typo'" in refused(stagecli.load, "runs/typo")  # not of the hub
     assert stagecli.load("t2a", checkpoint=8).step == 8
     assert stagecli.load("t2a", checkpoint="step_00000008").step == 8
     assert "t2a, step 10, on cpu" in repr(t2a)

@@ -55,7 +55,8 @@ def locate(source: str | Path, runs_dir: Path = RUNS) -> Path:
             f"{source} is neither a run nor an export",
             hint="name a folder made by `stagecli train` or `stagecli export`",
         )
-    if is_hub_id(str(source)):
+    # `runs/typo` has the form of an id, and its folder shows that it is a path.
+    if is_hub_id(str(source)) and not path.parent.is_dir():
         return download_export(str(source))
     raise unknown_run(path, runs_dir, "run or export")
 
